@@ -1,0 +1,27 @@
+"""Fixtures every test may use: where real data and reference files lie, and skips that say what is missing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def _folder(variable: str, default: str) -> Path:
+    path = Path(os.environ.get(variable) or REPO.parent / "shared" / default)
+    if not path.is_dir():
+        pytest.skip(f"{variable} is not set to a folder (looked at {path})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with real data sets (text shards, ScienceQA ...); the test is skipped where there is none."""
+    return _folder("NANOCHAT_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def reference_root() -> Path:
+    """Folder with recorded inputs and outputs of the original nanochat; skipped where there is none."""
+    return _folder("NANOCHAT_REFERENCE", "reference")
