@@ -1,0 +1,45 @@
+"""How large and how costly a model is: parameters by role, FLOPs, bytes; pure functions of the config, without torch."""
+
+from nanochat_pl.model.config import GPTConfig
+
+__all__ = ["flops_per_token", "memory_bytes", "num_parameters", "parameters_by_role"]
+
+FP32_BYTES = 4
+
+
+def parameters_by_role(config: GPTConfig) -> dict[str, int]:
+    """Count parameters under the names of `GPT.param_roles`, vocabulary padding included."""
+    width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
+    attention = 2 * width * width + 2 * width * kv_width
+    mlp = 2 * width * 4 * width
+    vocabulary = config.padded_vocab_size * width
+    return {"matrix": config.n_layer * (attention + mlp), "embedding": vocabulary, "unembedding": vocabulary}
+
+
+def num_parameters(config: GPTConfig) -> int:
+    """Count all parameters, both vocabulary matrices included, as nanochat does for its tokens-per-parameter ratio."""
+    return sum(parameters_by_role(config).values())
+
+
+def flops_per_token(config: GPTConfig) -> int:
+    """FLOPs of forward and backward for one token in a row of `sequence_len`.
+
+    Six a parameter (the embedding is a lookup and costs none), plus 12 * L * C * T for attention scores and values, not
+    halved for causality (PaLM, Chowdhery et al. 2022, appendix B).
+    """
+    roles = parameters_by_role(config)
+    attention = 12 * config.n_layer * config.n_embd * config.sequence_len
+    return 6 * (roles["matrix"] + roles["unembedding"]) + attention
+
+
+def memory_bytes(config: GPTConfig) -> dict[str, int]:
+    """Bytes of what training keeps in fp32 between steps, one rank, nothing sharded.
+
+    Returns:
+        `weights`, `gradients`, and `optimizer`: one momentum a matrix parameter (Muon), two moments for each of the
+        others (AdamW). Activations are not counted: they depend on the micro-batch.
+    """
+    roles = parameters_by_role(config)
+    weights = FP32_BYTES * num_parameters(config)
+    optimizer = FP32_BYTES * (roles["matrix"] + 2 * (roles["embedding"] + roles["unembedding"]))
+    return {"weights": weights, "gradients": weights, "optimizer": optimizer}

@@ -1,0 +1,106 @@
+"""Causal self-attention with rotary positions, QK-norm and grouped key/value heads.
+
+The one place that decides who sees whom: `document_mask` for packed rows, `cache_mask` for decoding; without a mask
+attention is causal over the whole row, on the fast path of `scaled_dot_product_attention`. A mask is built once per
+forward and shared by all layers. Also here: the two building blocks every part of the model uses, `Linear` and `norm`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.kv_cache import KVCache
+
+__all__ = ["CausalSelfAttention", "Linear", "Rotary", "cache_mask", "document_mask", "norm", "rotary_tables"]
+
+NORM_EPS = torch.finfo(torch.float32).eps
+"""Of fp32 whatever the input's dtype, because the statistics are computed in fp32."""
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin, each broadcastable to (B, T, H, D/2)."""
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, kept in fp32 and cast to its input's dtype at use.
+
+    Construction draws no random numbers: the weight is NaN until `GPT.init_weights` or `load_state_dict`.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, torch.nan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def norm(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last dimension; no parameters (RMSNorm, Zhang & Sennrich 2019)."""
+    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
+
+
+def rotary_tables(config: GPTConfig, device: torch.device | None = None) -> Rotary:
+    """Return cos and sin of every position's angles, each (1, 10 * sequence_len, 1, D/2) in `rope_table_dtype`."""
+    channel = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    position = torch.arange(config.rotary_rows, dtype=torch.float32, device=device)
+    angle = torch.outer(position, 1.0 / config.rope_base ** (channel / config.head_dim))[None, :, None, :]
+    dtype = getattr(torch, config.rope_table_dtype)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the channel pairs (i, i + D/2) of x (B, T, H, D) by minus their angle.
+
+    The textbook turns by plus the angle; scores are the same either way, and weights trained by nanochat expect this.
+    """
+    cos, sin = rotary
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1).to(x.dtype)
+
+
+def document_mask(positions: Tensor) -> Tensor:
+    """Let each token see itself and what precedes it in its own document.
+
+    Args:
+        positions: (B, T) position of each token inside its document; 0 starts a new one.
+
+    Returns:
+        (B, 1, T, T) bool, True = query (row) sees key (column).
+    """
+    document = (positions == 0).cumsum(dim=1)
+    t = torch.arange(positions.size(1), device=positions.device)
+    return ((document[:, :, None] == document[:, None, :]) & (t[:, None] >= t))[:, None]
+
+
+def cache_mask(positions: Tensor, num_keys: int) -> Tensor:
+    """Let a query at position p (B, T) see the cached keys 0..p: (B, 1, T, num_keys) bool."""
+    return (torch.arange(num_keys, device=positions.device) <= positions[..., None])[:, None]
+
+
+class CausalSelfAttention(nn.Module):
+    """Attention of one block; `layer` is its row in the key/value cache."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.c_q = Linear(config.n_embd, self.n_head * self.head_dim)
+        self.c_k = Linear(config.n_embd, self.n_kv_head * self.head_dim)
+        self.c_v = Linear(config.n_embd, self.n_kv_head * self.head_dim)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
+        """Mix x (B, T, C) over time. Without `mask`, query t sees the keys 0..t."""
+        B, T, C = x.shape
+        q = norm(_rotate(self.c_q(x).view(B, T, self.n_head, self.head_dim), rotary)).transpose(1, 2)
+        k = norm(_rotate(self.c_k(x).view(B, T, self.n_kv_head, self.head_dim), rotary)).transpose(1, 2)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
+        if kv_cache is not None:
+            k, v = kv_cache.insert(self.layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.n_kv_head != self.n_head
+        )
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))

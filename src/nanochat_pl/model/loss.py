@@ -1,0 +1,176 @@
+"""Softcapped cross-entropy that never holds the logits of the whole batch.
+
+At a vocabulary of 65,536 the fp32 logits of a micro-batch, their softmax and their gradients outweigh the model. Here
+tokens are taken in chunks: each chunk's logits are made, give their loss and at once their gradients with respect to
+the hidden states and the unembedding, and are dropped (Liger Kernel, Hsu et al. 2024). Losses and the unembedding's
+gradient are accumulated in fp32 whatever dtype the matrix products run in.
+
+Because logits are capped to [-softcap, softcap], the softmax subtracts the constant `softcap` in place of a maximum.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Reduction", "chunk_tokens_for", "chunked_cross_entropy", "softcapped"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
+"""Logits of one chunk; measured by benchmarks/bench_loss.py. Small enough for caches on a CPU, large enough to amortise
+the pass over the unembedding's gradient."""
+
+
+def chunk_tokens_for(vocab_size: int, device_type: str) -> int:
+    """Return how many tokens go into one chunk: a power of two of at least 128."""
+    elements = CHUNK_ELEMENTS["cuda" if device_type == "cuda" else "cpu"]
+    return max(128, 1 << (elements // vocab_size).bit_length() - 1)
+
+
+def softcapped(logits: Tensor, softcap: float) -> Tensor:
+    """Squash logits smoothly into (-softcap, softcap)."""
+    return softcap * torch.tanh(logits / softcap)
+
+
+def _walk(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None,
+    vocab_size: int,
+    softcap: float,
+    chunk_tokens: int,
+    need_hidden_grad: bool = False,
+    need_weight_grad: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return each token's loss (N,) fp32 and the gradients of sum(token_weights * losses).
+
+    Args:
+        hidden: (N, C). weight: (V, C) fp32, rows from `vocab_size` on are padding. targets: (N,), -1 = not supervised.
+        token_weights: (N,) fp32, 0 where not supervised; needed for gradients only.
+    """
+    matrix = weight.to(hidden.dtype)
+    losses, hidden_grads = [], []
+    weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight_grad else None
+    offset = torch.tensor(-softcap, device=hidden.device)
+    for start in range(0, hidden.size(0), chunk_tokens):
+        h = hidden[start : start + chunk_tokens]
+        target = targets[start : start + chunk_tokens, None]
+        supervised = target >= 0
+        target = target.clamp(min=0)
+        # The capped logits are softcap * t.
+        t = (h @ matrix.T).float().div_(softcap).tanh_()
+        p = torch.add(offset, t, alpha=softcap).exp_()
+        p[:, vocab_size:].zero_()
+        total = p.sum(dim=1, keepdim=True)
+        loss = total.log() + softcap * (1 - t.gather(1, target))
+        losses.append(torch.where(supervised, loss, 0.0).squeeze(1))
+        if token_weights is None:
+            continue
+        # d loss / d capped = softmax - onehot; d capped / d raw = 1 - t^2.
+        w = token_weights[start : start + chunk_tokens, None]
+        p.mul_(w / total).scatter_add_(1, target, -w)
+        p.addcmul_(p, t.square_(), value=-1)
+        g = p.to(hidden.dtype)
+        if need_hidden_grad:
+            hidden_grads.append(g @ matrix)
+        if weight_grad is not None:
+            if g.dtype == torch.float32:
+                weight_grad.addmm_(g.T, h)
+            else:
+                weight_grad += g.T @ h
+    return torch.cat(losses), torch.cat(hidden_grads) if need_hidden_grad else None, weight_grad
+
+
+class _WeightedSum(torch.autograd.Function):
+    """sum(token_weights * losses), its gradients made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weights: Tensor,
+        vocab_size: int,
+        softcap: float,
+        chunk_tokens: int,
+    ) -> Tensor:
+        losses, hidden_grad, weight_grad = _walk(
+            hidden, weight, targets, token_weights, vocab_size, softcap, chunk_tokens, *ctx.needs_input_grad[:2]
+        )
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return (losses * token_weights).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        hidden_grad = None if hidden_grad is None else hidden_grad * grad.to(hidden_grad.dtype)
+        weight_grad = None if weight_grad is None else weight_grad * grad
+        return hidden_grad, weight_grad, None, None, None, None, None
+
+
+class _PerToken(torch.autograd.Function):
+    """Each token's loss; the gradients wait for what the backward pass gives each token, so logits are made twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, chunk_tokens: int
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.settings = vocab_size, softcap, chunk_tokens
+        return _walk(hidden, weight, targets, None, vocab_size, softcap, chunk_tokens)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        hidden, weight, targets = ctx.saved_tensors
+        token_weights = torch.where(targets >= 0, grad, 0.0)
+        _, hidden_grad, weight_grad = _walk(
+            hidden, weight, targets, token_weights, *ctx.settings, *ctx.needs_input_grad[:2]
+        )
+        return hidden_grad, weight_grad, None, None, None, None
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab_size: int,
+    softcap: float,
+    reduction: Reduction = "mean",
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Cross-entropy in nats of softcap * tanh(hidden @ weight.T / softcap) against targets.
+
+    Args:
+        hidden: (..., C) in the compute dtype.
+        weight: (V, C) fp32; rows from `vocab_size` on are padding and take no part.
+        targets: (...) int64; -1 = not supervised.
+        reduction: `mean` over supervised tokens, `sum`, or `none` for losses shaped like `targets` with 0 where not
+            supervised. With no supervised token `mean` is 0 and gives no gradient, so that an empty micro-batch does no
+            harm.
+        chunk_tokens: tokens whose logits exist at once; default `chunk_tokens_for`.
+
+    Returns:
+        fp32. Differentiable once.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction={reduction!r} is unknown; use mean, sum or none")
+    flat, target = hidden.flatten(0, -2), targets.flatten()
+    chunk = chunk_tokens or chunk_tokens_for(weight.size(0), hidden.device.type)
+    differentiable = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if reduction == "none":
+        if differentiable:
+            return _PerToken.apply(flat, weight, target, vocab_size, softcap, chunk).view_as(targets)
+        return _walk(flat, weight, target, None, vocab_size, softcap, chunk)[0].view_as(targets)
+    token_weights = (target >= 0).float()
+    if reduction == "mean":
+        token_weights = token_weights / token_weights.sum().clamp(min=1)
+    if differentiable:
+        return _WeightedSum.apply(flat, weight, target, token_weights, vocab_size, softcap, chunk)
+    return (_walk(flat, weight, target, None, vocab_size, softcap, chunk)[0] * token_weights).sum()
