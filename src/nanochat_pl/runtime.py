@@ -51,21 +51,17 @@ def pick_device(accelerator: str = "auto") -> torch.device:
     Raises:
         ValueError: when the accelerator is unknown or not on this machine.
     """
-    available = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [name for name, is_present in available.items() if is_present]
     if accelerator == "auto":
-        return torch.device(next(name for name, present in available.items() if present()))
+        return torch.device(present[0])
     name = "cuda" if accelerator == "gpu" else accelerator
     if name not in available:
         raise ValueError(f"trainer.accelerator={accelerator!r} is unknown; set it to auto, cpu, cuda, gpu or mps")
-    if not available[name]():
-        present_names = [other for other, present in available.items() if present()]
+    if name not in present:
         raise ValueError(
             f"trainer.accelerator={accelerator!r} was asked for, but this machine and torch {torch.__version__} offer "
-            f"only {', '.join(present_names)}; set trainer.accelerator=auto"
+            f"only {', '.join(present)}; set trainer.accelerator=auto"
         )
     return torch.device(name)
 

@@ -57,8 +57,8 @@ def test_losses_equal_the_recorded(reference_root, recorded, name, reduction):
 def test_gradients_equal_the_recorded(reference_root, recorded):
     model = load(reference_root, "main")
     model(ids(recorded, "main_ids"), ids(recorded, "main_targets")).backward()
-    close(model.transformer["h"][0].attn.c_q.weight.grad, recorded["grad_c_q_0"], atol=1e-6)
-    close(model.transformer["h"][3].mlp.c_proj.weight.grad, recorded["grad_mlp_c_proj_3"], atol=1e-6)
+    close(model.transformer.h[0].attn.c_q.weight.grad, recorded["grad_c_q_0"], atol=1e-6)
+    close(model.transformer.h[3].mlp.c_proj.weight.grad, recorded["grad_mlp_c_proj_3"], atol=1e-6)
     norms = json.loads((reference_root / "grad_norms.json").read_text())
     ours = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
     assert ours == pytest.approx(norms, rel=1e-5)

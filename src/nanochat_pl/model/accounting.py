@@ -1,4 +1,4 @@
-"""How large and how costly a model is: parameters by role, FLOPs, bytes; pure functions of the config, without torch."""
+"""How large and how costly a model is: parameters by role, FLOPs, bytes; pure functions of its config."""
 
 from nanochat_pl.model.config import GPTConfig
 

@@ -27,7 +27,7 @@ class Architecture:
     """Base of the geometric series of rotary wavelengths (RoFormer, Su et al. 2021)."""
 
     rope_table_dtype: str = "bfloat16"
-    """`bfloat16` or `float32`: the precision cos and sin are rounded to. nanochat rounds to bfloat16 on every device."""
+    """What cos and sin are rounded to, `bfloat16` or `float32`; nanochat rounds to bfloat16 on every device."""
 
     softcap: float = 15.0
     """Logits become softcap * tanh(logits / softcap) (Gemma 2, 2024)."""

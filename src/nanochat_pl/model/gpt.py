@@ -1,8 +1,8 @@
 """The model: one GPT class for every recipe.
 
-The default is nanochat's classic decoder (2025-11): rotary positions, QK-norm, parameter-free RMSNorm, squared-ReLU MLP,
-untied embeddings, softcapped logits, no biases. Weights are fp32; the computation runs in `compute_dtype`, the loss in
-fp32 and in chunks over tokens (`loss.py`). Names of parameters are nanochat's, so that its checkpoints load as they are.
+The default is nanochat's classic decoder (2025-11): rotary positions, QK-norm, parameter-free RMSNorm, squared-ReLU
+MLP, untied embeddings, softcapped logits, no biases. Weights are fp32; the computation runs in `compute_dtype`, the
+loss in fp32 and in chunks over tokens (`loss.py`). Parameters bear nanochat's names, so that its checkpoints load.
 """
 
 import math
@@ -53,6 +53,16 @@ class Block(nn.Module):
         return x + self.mlp(norm(x))
 
 
+class Trunk(nn.Module):
+    """Embedding and blocks; a module of its own only because nanochat's keys begin with `transformer.`."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        nan = torch.full((config.padded_vocab_size, config.n_embd), torch.nan)
+        self.wte = nn.Embedding.from_pretrained(nan, freeze=False)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+
+
 class GPT(nn.Module):
     """A decoder-only transformer.
 
@@ -70,13 +80,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
-        wte = torch.full((config.padded_vocab_size, config.n_embd), torch.nan)
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd, _weight=wte),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-            }
-        )
+        self.transformer = Trunk(config)
         self.lm_head = Linear(config.n_embd, config.padded_vocab_size)
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
@@ -98,26 +102,26 @@ class GPT(nn.Module):
         Also refills the rotary tables, so that a model made on the meta device works after `to_empty`.
         """
         vocab_size = self.config.vocab_size
-        wte = self.transformer["wte"].weight
+        wte = self.transformer.wte.weight
         wte[:vocab_size].normal_(generator=generator)
         wte[vocab_size:].zero_()
-        for module in self.transformer["h"].modules():
+        for module in self.transformer.h.modules():
             if isinstance(module, Linear):
                 fan_out, fan_in = module.weight.shape
                 std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
                 module.weight.normal_(std=std, generator=generator)
         self.lm_head.weight[:vocab_size].normal_(generator=generator)
         self.lm_head.weight.zero_()
-        for block in self.transformer["h"]:
-            block.attn.c_proj.weight.zero_()
-            block.mlp.c_proj.weight.zero_()
+        for module in self.transformer.h.modules():
+            if isinstance(module, CausalSelfAttention | MLP):
+                module.c_proj.weight.zero_()
         self.cos, self.sin = rotary_tables(self.config, self.device)
 
     def param_roles(self) -> dict[str, list[nn.Parameter]]:
         """Partition `parameters()` by what they are to the optimizer: matrix, embedding, unembedding."""
         return {
-            "matrix": list(self.transformer["h"].parameters()),
-            "embedding": [self.transformer["wte"].weight],
+            "matrix": list(self.transformer.h.parameters()),
+            "embedding": [self.transformer.wte.weight],
             "unembedding": [self.lm_head.weight],
         }
 
@@ -148,8 +152,8 @@ class GPT(nn.Module):
             rotary = self.cos[:, : idx.size(1)], self.sin[:, : idx.size(1)]
         else:
             rotary = self.cos[0, positions], self.sin[0, positions]
-        x = norm(self.transformer["wte"](idx).to(self.compute_dtype))
-        for block in self.transformer["h"]:
+        x = norm(self.transformer.wte(idx).to(self.compute_dtype))
+        for block in self.transformer.h:
             x = block(x, rotary, mask, kv_cache)
         return norm(x)
 

@@ -1,8 +1,8 @@
 """Keys and values of what a batch of rows has read so far, so that decoding reads each token once.
 
 Every row has its own length: prompts of different lengths are prefilled together, padded on the right; a row's next
-token is written at its own length, over the padding, and a query at position p sees the keys 0..p only. The model writes
-(`insert`), the caller says how many of the written tokens were real (`advance`).
+token is written at its own length, over the padding, and a query at position p sees the keys 0..p only. The model
+writes (`insert`), the caller says how many of the written tokens were real (`advance`).
 """
 
 import torch
@@ -46,8 +46,8 @@ class KVCache:
         """
         if self.longest + num_tokens > self.capacity:
             raise ValueError(
-                f"the key/value cache holds {self.capacity} tokens a row; {self.longest} are taken and {num_tokens} more "
-                f"were given; make it with capacity={self.longest + num_tokens} or give less"
+                f"the key/value cache holds {self.capacity} tokens a row; {self.longest} are taken and {num_tokens} "
+                f"more were given; make it with capacity={self.longest + num_tokens} or give less"
             )
         return self.lengths[:, None] + torch.arange(num_tokens, device=self.lengths.device)
 
