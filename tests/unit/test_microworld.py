@@ -1,0 +1,150 @@
+"""Laws of the generated world: its facts are well formed, its splits are apart, its files read like real ones."""
+
+import re
+from collections import Counter, defaultdict
+from multiprocessing.pool import ThreadPool
+
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat_pl.data import microworld
+from nanochat_pl.data.microworld import questions, reading_rows, recall_rows, scienceqa_rows, write_microworld
+from nanochat_pl.data.microworld_facts import RELATIONS
+from nanochat_pl.data.microworld_text import documents
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return write_microworld(tmp_path_factory.mktemp("microworld") / "world", seed=0)
+
+
+def test_there_are_enough_facts_and_templates():
+    assert sum(len(relation.facts) for relation in RELATIONS) >= 400
+    assert sum(len(relation.forms) for relation in RELATIONS) >= 20
+
+
+@pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.name)
+def test_every_relation_is_well_formed(relation):
+    assert set(relation.also_true) <= set(relation.facts)
+    for template in (*relation.statements, *relation.forms, relation.phrase):
+        assert template.count("{s}") == 1
+        assert ("{o}" in template) == (template in relation.statements)
+    assert len(set(relation.forms)) == len(relation.forms) >= 4
+    for fact, value in relation.facts.items():
+        assert fact and value and fact == fact.strip() and value == value.strip()
+        wrong = relation.distractors(fact)
+        assert wrong and value not in wrong
+        # An answer that is a choice letter would say two things after "The correct answer is".
+        assert not re.fullmatch("[A-E]", value)
+
+
+def test_no_pair_and_no_question_string_is_in_two_splits():
+    pairs, strings = defaultdict(set), defaultdict(set)
+    for question in questions(0):
+        pairs[question.relation.name, question.fact, question.form].add(question.split)
+        strings[question.text].add(question.split)
+    assert all(len(splits) == 1 for splits in pairs.values())
+    assert all(len(splits) == 1 for splits in strings.values())
+    for rows in (scienceqa_rows, recall_rows):
+        asked = {split: {row["question"] for row in rows(split)} for split in microworld.SPLITS}
+        for left, right in (("train", "test"), ("train", "validation"), ("validation", "test")):
+            assert not asked[left] & asked[right]
+
+
+def test_every_held_out_fact_is_trained_under_other_forms_and_stated_in_the_documents():
+    text = "\n".join(documents(0))
+    trained = {(q.relation.name, q.fact) for q in questions(0) if q.split == "train"}
+    held_out = [q for q in questions(0) if q.split == "test"]
+    assert len(held_out) >= 500
+    for question in held_out:
+        assert (question.relation.name, question.fact) in trained
+        stated = (t.format(s=question.fact, o=question.answer) for t in question.relation.statements)
+        assert any(sentence in text for sentence in stated)
+
+
+def test_documents_ask_no_question():
+    forms = {q.text for q in questions(0)}
+    for text in documents(0):
+        assert "?" not in text
+        assert not forms & set(text.split("\n"))
+
+
+@pytest.mark.parametrize("split", microworld.SPLITS)
+def test_multiple_choice_rows_have_one_right_choice_and_balanced_letters(split):
+    answers = {(q.text): (q.answer, q.relation, q.fact) for q in questions(0)}
+    letters: dict[int, Counter] = defaultdict(Counter)
+    for row in scienceqa_rows(split):
+        value, relation, fact = answers[row["question"]]
+        assert 2 <= len(row["choices"]) <= 5 and len(set(row["choices"])) == len(row["choices"])
+        assert row["choices"][row["answer"]] == value
+        assert not set(row["choices"]) & set(relation.also_true.get(fact, ()))
+        letters[len(row["choices"])][row["answer"]] += 1
+    for count, dealt in letters.items():
+        assert len(dealt) == count and max(dealt.values()) - min(dealt.values()) <= 1
+
+
+def test_reading_rows_are_answered_by_their_own_text():
+    for row in reading_rows("validation"):
+        right = row["choices"][row["answer"]]
+        assert right in row["hint"] + row["question"]
+        assert 2 <= len(row["choices"]) <= 5 and len(set(row["choices"])) == len(row["choices"])
+
+
+def test_files_have_the_columns_and_row_groups_of_the_real_sets(world):
+    shards = sorted((world / "text").glob("shard_*.parquet"))
+    assert len(shards) >= 3
+    for shard in shards:
+        file = pq.ParquetFile(shard)
+        assert file.schema_arrow.names == ["text"] and file.num_row_groups > 2
+    names = pq.read_schema(world / "scienceqa" / "test.parquet").names
+    assert names == [
+        "image", "question", "choices", "answer", "hint", "task", "grade", "subject", "topic", "category", "skill",
+        "lecture", "solution",
+    ]  # fmt: skip
+    for split in ("scienceqa/test", "recall/test"):
+        assert pq.read_metadata(world / f"{split}.parquet").num_rows >= 500
+
+
+def test_word_problems_are_true_and_in_the_gsm8k_form(world):
+    for row in pq.read_table(world / "gsm8k" / "test.parquet").to_pylist():
+        notes = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)", row["answer"])
+        assert notes
+        for a, sign, b, result, said in notes:
+            value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign]
+            assert value == int(result) == int(said)
+        assert row["answer"].endswith(f"\n#### {notes[-1][3]}")
+
+
+def test_same_seed_same_bytes_other_seed_other_content(world, tmp_path):
+    again = write_microworld(tmp_path / "again", seed=0)
+    other = write_microworld(tmp_path / "other", seed=1)
+    files = sorted(path.relative_to(world) for path in world.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((world / path).read_bytes() == (again / path).read_bytes() for path in files)
+    assert (world / "microworld.json").read_text() != (other / "microworld.json").read_text()
+
+
+def test_writers_that_start_together_leave_one_complete_world(tmp_path, monkeypatch):
+    written = []
+    write_files = microworld._write_files
+    monkeypatch.setattr(
+        microworld, "_write_files", lambda folder, seed: (written.append(seed), write_files(folder, seed))
+    )
+    with ThreadPool(3) as pool:
+        pool.map(write_microworld, [tmp_path / "world"] * 3)
+    assert written == [0]
+    assert (tmp_path / "world" / "microworld.json").is_file()
+
+
+def test_an_interrupted_write_is_made_good(tmp_path):
+    (tmp_path / "world.part" / "text").mkdir(parents=True)
+    (tmp_path / "world.part" / "text" / "shard_00000.parquet").write_bytes(b"half")
+    assert (write_microworld(tmp_path / "world") / "microworld.json").is_file()
+    assert not (tmp_path / "world.part").exists()
+
+
+def test_a_folder_of_someone_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not a generated world"):
+        write_microworld(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
