@@ -1,0 +1,491 @@
+"""Text to token ids and back: the one vocabulary that every stage, checkpoint and chat of a run shares.
+
+A byte-level BPE in nanochat's form: rustbpe (or, as a cross-check, Hugging Face tokenizers) learns the merges, tiktoken
+applies them, and nine special tokens follow the learned ones. Conversations are rendered here too, since which ids a
+model is trained on is a matter of the vocabulary's special tokens. Files are JSON: nothing that is loaded can run code,
+and nanochat's own ``tokenizer.pkl`` is read by an unpickler that knows a single harmless class.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import pickle
+import pickletools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import tiktoken
+
+__all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
+
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""Where text may be cut before merging: GPT-4's rule, with digits in pairs (nanochat, 2025-11)."""
+
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+"""Control tokens in the order of their ids, which are the last ones of every vocabulary."""
+
+_PARTS = {  # type of an assistant's part -> the tokens around it, and whether the model is to learn to write it
+    "text": (None, None, 1),
+    "python": ("<|python_start|>", "<|python_end|>", 1),
+    "python_output": ("<|output_start|>", "<|output_end|>", 0),  # the tool writes this, never the model
+}
+
+_FORMAT = "nanochat_pl.tokenizer/1"
+
+
+class Tokenizer:
+    """A vocabulary with its encoder; immutable, picklable, and equal to another iff the fingerprints are.
+
+    Args:
+        tokens: Byte string of every learned token, index = id; the first 256 are the single bytes in order.
+        pattern: Regular expression that cuts text into the chunks within which bytes are merged.
+        origin: Who made the vocabulary, for people to read.
+
+    Raises:
+        ValueError: If ``tokens`` cannot encode every text, or ``pattern`` is no valid expression.
+    """
+
+    def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN, origin: str = "unknown"):
+        self._tokens = [bytes(token) for token in tokens]
+        self.pattern = pattern
+        self.origin = origin
+        ranks = {token: rank for rank, token in enumerate(self._tokens)}
+        if self._tokens[:256] != [bytes([byte]) for byte in range(256)]:
+            raise ValueError("the first 256 tokens of a vocabulary must be the single bytes 00 to ff, in order")
+        if len(ranks) != len(self._tokens) or b"" in ranks:
+            raise ValueError("the vocabulary has an empty token or the same token twice; the file is damaged")
+        self._special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        try:
+            self._encoding = tiktoken.Encoding(
+                "nanochat_pl", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self._special
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"the split pattern {pattern!r} is no regular expression tiktoken knows: {error}"
+            ) from None
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, backend: Literal["rustbpe", "huggingface"] = "rustbpe"
+    ) -> "Tokenizer":
+        """Learn a vocabulary; both backends give the same one to the last id.
+
+        The most frequent pair of neighbours is merged first, ties go to the smaller (left id, right id).
+
+        Args:
+            texts: Training text, read once; see `training_texts`.
+            vocab_size: All ids: 256 bytes, merges, 9 special tokens.
+            backend: ``rustbpe`` is about three times faster.
+
+        Raises:
+            ValueError: If ``vocab_size`` leaves no room for bytes and special tokens, or the text yields fewer merges.
+        """
+        smallest = 256 + len(SPECIAL_TOKENS)
+        if vocab_size < smallest:
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
+                f"already need {smallest}; set tokenizer.vocab_size={smallest} or more"
+            )
+        if isinstance(texts, str):
+            raise ValueError("Tokenizer.train takes an iterable of texts, not one text; pass [text]")
+        if backend not in _TRAINERS:
+            raise ValueError(f"tokenizer.backend={backend!r} is unknown; choose one of {', '.join(_TRAINERS)}")
+        package, learn = _TRAINERS[backend]
+        tokens = learn(texts, vocab_size - len(SPECIAL_TOKENS))
+        reached = len(tokens) + len(SPECIAL_TOKENS)
+        if reached < vocab_size:
+            raise ValueError(
+                f"the training text is too small for tokenizer.vocab_size={vocab_size}: every word of it became one "
+                f"token at {reached}; give it more text (data.root, tokenizer.max_chars, tokenizer.doc_cap_chars) or "
+                f"set tokenizer.vocab_size={reached} or less"
+            )
+        return cls(tokens, origin=f"{package} {version(package)}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a folder (``tokenizer.json``, else nanochat's ``tokenizer.pkl``) or one such file.
+
+        Raises:
+            FileNotFoundError: If neither is there; says what is.
+            ValueError: If the file is damaged, of another program, or a pickle of anything but a vocabulary.
+        """
+        path = Path(path)
+        file = path
+        if path.is_dir():
+            file = next((path / name for name in ("tokenizer.json", "tokenizer.pkl") if (path / name).is_file()), path)
+        if not file.is_file():
+            there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) if path.is_dir() else "no such path"
+            raise FileNotFoundError(
+                f"no tokenizer at {path} (there: {there or 'nothing'}); expected tokenizer.json or nanochat's "
+                "tokenizer.pkl. Train one with: python train.py stage=tokenizer"
+            )
+        data = file.read_bytes()
+        try:
+            return _read_nanochat_pickle(data) if file.suffix == ".pkl" else cls.from_state(json.loads(data))
+        except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+            raise ValueError(f"{file} is not a usable tokenizer: {error}") from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``tokenizer.json`` whole or not at all, and return its path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "tokenizer.json"
+        temporary = folder / f".tokenizer.json.{os.getpid()}.tmp"
+        try:
+            with temporary.open("w", encoding="ascii") as out:
+                json.dump(self.state(), out, indent=1)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return file
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as JSON types; a checkpoint carries its tokenizer this way."""
+        return {
+            "format": _FORMAT,
+            "origin": self.origin,
+            "vocab_size": self.vocab_size,
+            "fingerprint": self.fingerprint(),
+            "pattern": self.pattern,
+            "special_tokens": dict(self._special),
+            "tokens_base64": [base64.b64encode(token).decode() for token in self._tokens],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Tokenizer":
+        """Invert `state`.
+
+        Raises:
+            ValueError: If ``state`` is not one of ours or its fingerprint does not fit its content.
+        """
+        found = state.get("format") if isinstance(state, Mapping) else type(state).__name__
+        if found != _FORMAT:
+            raise ValueError(f"expected the format {_FORMAT!r}, found {found!r}")
+        try:
+            tokens = [base64.b64decode(token, validate=True) for token in state["tokens_base64"]]
+            tokenizer = cls(tokens, pattern=str(state["pattern"]), origin=str(state["origin"]))
+            special, fingerprint = state["special_tokens"], state["fingerprint"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a field is missing or of the wrong type: {error}") from None
+        if special != tokenizer._special:
+            raise ValueError(f"expected the special tokens {tokenizer._special}, found {special}")
+        if fingerprint != tokenizer.fingerprint():
+            raise ValueError(
+                "its fingerprint does not fit its content; it was edited or damaged, train or copy it anew"
+            )
+        return tokenizer
+
+    def __reduce__(self):
+        return Tokenizer, (self._tokens, self.pattern, self.origin)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, origin={self.origin!r}, fingerprint={self.fingerprint()[:12]})"
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over pattern, learned tokens and special tokens: equal iff all ids mean the same."""
+        content = [self.pattern, [token.hex() for token in self._tokens], list(SPECIAL_TOKENS)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._tokens) + len(SPECIAL_TOKENS)
+
+    @property
+    def bos_id(self) -> int:
+        """Id of ``<|bos|>``, which begins every document and conversation."""
+        return self._special["<|bos|>"]
+
+    def special_id(self, name: str) -> int:
+        """Return the id of a special token, e.g. ``<|assistant_end|>``; ValueError for any other name."""
+        if name not in self._special:
+            raise ValueError(f"{name!r} is no special token; there are {', '.join(SPECIAL_TOKENS)}")
+        return self._special[name]
+
+    def token_bytes(self) -> np.ndarray:
+        """Return the length of each id in raw bytes, int32 ``(V,)``, 0 for special tokens.
+
+        Differs: nanochat (until 2026-07) measured the decoded string, where bytes that are no UTF-8 alone count 3.
+        """
+        return np.array([len(token) for token in self._tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int32)
+
+    @overload
+    def encode(
+        self, text: str, prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
+    ) -> list[int]: ...
+    @overload
+    def encode(
+        self, text: list[str], prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
+    ) -> list[list[int]]: ...
+    def encode(self, text, prepend=None, append=None, num_threads=8):
+        """Turn text into ids; special tokens spelt out in it stay plain text, so no user can forge a turn.
+
+        Args:
+            text: One text, or a list of them (encoded on ``num_threads`` threads).
+            prepend: Id or special token's name set before every text.
+            append: Id or special token's name set after every text.
+        """
+        head, tail = self._as_ids(prepend), self._as_ids(append)
+        if isinstance(text, str):
+            return [*head, *self._encoding.encode_ordinary(text), *tail]
+        rows = self._encoding.encode_ordinary_batch(text, num_threads=num_threads)
+        return [[*head, *row, *tail] for row in rows] if head or tail else rows
+
+    def _as_ids(self, token: int | str | None) -> list[int]:
+        if token is None:
+            return []
+        return [self.special_id(token) if isinstance(token, str) else int(token)]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Return the raw bytes of ``ids``; ValueError for an id outside the vocabulary."""
+        try:
+            return self._encoding.decode_bytes(ids)
+        except (KeyError, OverflowError):
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise ValueError(f"token id {wrong} is outside this vocabulary of {self.vocab_size} ids") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``, with U+FFFD for bytes that are no UTF-8 and special tokens by name."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def render_conversation(
+        self, conversation: Mapping[str, Any], max_tokens: int = 2048
+    ) -> tuple[list[int], list[int]]:
+        """Lay a conversation out as ids, with the mask of those a model is to learn to produce.
+
+        A leading system message joins the first user message. An assistant's content is a string or a list of parts
+        ``{"type": "text" | "python" | "python_output", "text": ...}``. (nanochat, 2025-11)
+
+        Args:
+            conversation: ``{"messages": [{"role": ..., "content": ...}, ...]}``, user and assistant by turns.
+            max_tokens: What is beyond this many ids is cut off.
+
+        Returns:
+            Ids and mask of equal length; mask 1 = supervised (the assistant's words, tool calls and end token).
+
+        Raises:
+            ValueError: If roles or contents are not as above; names the message.
+        """
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens={max_tokens} is negative")
+        ids, mask = [self.bos_id], [0]
+
+        def add(tokens: list[int], supervised: int) -> None:
+            ids.extend(tokens)
+            mask.extend([supervised] * len(tokens))
+
+        for i, (role, content) in enumerate(_turns(conversation)):
+            if role == "user":
+                text = _text(content, f"message {i} (user): content")
+                add(self.encode(text, prepend="<|user_start|>", append="<|user_end|>"), 0)
+                continue
+            add([self._special["<|assistant_start|>"]], 0)
+            for kind, text in _assistant_parts(content, f"message {i} (assistant)"):
+                before, after, supervised = _PARTS[kind]
+                add(self.encode(text, prepend=before, append=after), supervised)
+            add([self._special["<|assistant_end|>"]], 1)
+        return ids[:max_tokens], mask[:max_tokens]
+
+    def render_for_completion(self, conversation: Mapping[str, Any], max_tokens: int = 2048) -> list[int]:
+        """Lay out all but the last message, which must be the assistant's, and open the assistant's turn.
+
+        Returns:
+            At most ``max_tokens + 1`` ids: the opening token comes after the cut, as in nanochat.
+        """
+        messages = _messages(conversation)
+        if messages[-1].get("role") != "assistant":
+            raise ValueError(f"the last message must be the assistant's, found role {messages[-1].get('role')!r}")
+        ids, _ = self.render_conversation({"messages": messages[:-1]}, max_tokens)
+        return [*ids, self._special["<|assistant_start|>"]]
+
+
+def training_texts(documents: Iterable[str], max_chars: int | None, doc_cap_chars: int | None) -> Iterator[str]:
+    """Choose the text a tokenizer learns from: each document's beginning, until there is enough.
+
+    Args:
+        documents: Training documents in their order.
+        max_chars: Stop after the document that brings the sum above this many characters; None = all of them.
+        doc_cap_chars: Characters kept of a document; None = all.
+    """
+    total = 0
+    for document in documents:
+        text = document[:doc_cap_chars]
+        yield text
+        total += len(text)
+        if max_chars is not None and total > max_chars:
+            return
+
+
+def compression(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Return UTF-8 bytes per token over ``texts`` (special tokens not counted); ValueError if they are all empty."""
+    tokens = sum(len(row) for row in tokenizer.encode(list(texts)))
+    if tokens == 0:
+        raise ValueError("no text to measure compression on: every text is empty")
+    return sum(len(text.encode("utf-8", errors="replace")) for text in texts) / tokens
+
+
+def _messages(conversation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
+    if not isinstance(messages, Sequence) or not messages or not all(isinstance(m, Mapping) for m in messages):
+        raise ValueError(
+            "a conversation is {'messages': [{'role': ..., 'content': ...}, ...]} with one message or more"
+        )
+    return list(messages)
+
+
+def _turns(conversation: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return (role, content) by turns, the system message merged into the user's first."""
+    messages = _messages(conversation)
+    if messages[0].get("role") == "system":
+        if len(messages) < 2 or messages[1].get("role") != "user":
+            raise ValueError("a system message must be followed by a user message")
+        system = _text(messages[0].get("content"), "message 0 (system): content")
+        user = _text(messages[1].get("content"), "message 1 (user): content")
+        messages = [{"role": "user", "content": f"{system}\n\n{user}"}, *messages[2:]]
+    for i, message in enumerate(messages):
+        expected = ("user", "assistant")[i % 2]
+        if message.get("role") != expected:
+            raise ValueError(
+                f"message {i} (a leading system message not counted) has role {message.get('role')!r}, expected "
+                f"{expected!r}: user and assistant must take turns, the user first"
+            )
+    return [(message["role"], message.get("content")) for message in messages]
+
+
+def _assistant_parts(content: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield (type, text) of an assistant's content."""
+    if isinstance(content, str):
+        yield "text", content
+        return
+    if not isinstance(content, Sequence):
+        raise ValueError(f"{where}: content must be a string or a list of parts, found {type(content).__name__}")
+    for j, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind not in _PARTS:
+            raise ValueError(f"{where}, part {j} has type {kind!r}, expected one of {', '.join(_PARTS)}")
+        yield kind, _text(part.get("text"), f"{where}, part {j}: text")
+
+
+def _text(content: Any, where: str) -> str:
+    if not isinstance(content, str):
+        raise ValueError(f"{where} must be a string, found {type(content).__name__}")
+    return content
+
+
+def _learn_with_rustbpe(texts: Iterable[str], size: int) -> list[bytes]:
+    import rustbpe
+
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), size, pattern=SPLIT_PATTERN)
+    return [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]
+
+
+def _learn_with_huggingface(texts: Iterable[str], size: int) -> list[bytes]:
+    import tokenizers
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    # That library writes each byte as one printable character and numbers these by code point, which would break ties
+    # between equally frequent pairs another way than by bytes. Special tokens are numbered first, in the order given:
+    # as such, the characters get their bytes' ids, and every later tie falls as in rustbpe.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    alphabet = sorted(byte_of, key=byte_of.__getitem__)
+
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = Sequence(
+        [
+            Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=alphabet, show_progress=False)
+    model.train_from_iterator(texts, trainer)
+    vocabulary = model.get_vocab()
+    return [bytes(byte_of[c] for c in token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
+
+
+_TRAINERS = {"rustbpe": ("rustbpe", _learn_with_rustbpe), "huggingface": ("tokenizers", _learn_with_huggingface)}
+
+
+# What a pickled tiktoken.Encoding consists of: data, one class by name, an object of it without arguments, its state.
+# No instruction that calls anything, none that can reserve more memory than the file has bytes.
+# fmt: off
+_PICKLE_OPCODES = frozenset({
+    "PROTO", "FRAME", "STOP", "MEMOIZE", "BINGET", "LONG_BINGET", "MARK", "EMPTY_TUPLE", "EMPTY_DICT", "SETITEM",
+    "SETITEMS", "BININT", "BININT1", "BININT2", "SHORT_BINBYTES", "BINBYTES", "SHORT_BINUNICODE", "BINUNICODE",
+    "STACK_GLOBAL", "NEWOBJ", "BUILD",
+})
+# fmt: on
+_PICKLE_FIELDS = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}
+
+
+class _PickledEncoding:
+    """Stand-in for `tiktoken.Encoding`: keeps the state it is handed and does nothing with it."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _VocabularyUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) != ("tiktoken.core", "Encoding"):
+            raise ValueError(
+                f"it asks for {module}.{name} where only tiktoken.core.Encoding may stand; nothing was run"
+            )
+        return _PickledEncoding
+
+
+def _read_nanochat_pickle(data: bytes) -> Tokenizer:
+    """Read nanochat's ``tokenizer.pkl`` without running anything it holds."""
+    try:
+        words: deque[str] = deque(maxlen=3)
+        for opcode, argument, position in pickletools.genops(data):
+            if isinstance(argument, str):
+                words.append(argument)
+            if opcode.name not in _PICKLE_OPCODES:
+                raise ValueError(
+                    f"its byte {position} is the instruction {opcode.name}, which may run code and which no saved "
+                    f"vocabulary needs (the words before it: {' '.join(words)!r}); nothing was run"
+                )
+        encoding = _VocabularyUnpickler(io.BytesIO(data)).load()
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged pickle fails in a dozen ways
+        raise ValueError(f"it is no complete pickle ({type(error).__name__}: {error})") from None
+
+    state = encoding.state if isinstance(encoding, _PickledEncoding) else encoding
+    kinds = {key: type(value) for key, value in state.items()} if isinstance(state, dict) else type(state).__name__
+    if kinds != _PICKLE_FIELDS:
+        raise ValueError(f"expected a tiktoken.Encoding with the fields {', '.join(_PICKLE_FIELDS)}, found {kinds}")
+    ranks, special = state["mergeable_ranks"], state["special_tokens"]
+    if not all(type(token) is bytes and type(rank) is int for token, rank in ranks.items()):
+        raise ValueError("mergeable_ranks must map bytes to whole numbers")
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"its {len(ranks)} ranks are not 0, 1, 2 ... without a gap")
+    tokenizer = Tokenizer(sorted(ranks, key=ranks.__getitem__), pattern=state["pat_str"], origin="nanochat pickle")
+    if special != tokenizer._special:
+        raise ValueError(f"expected the special tokens {tokenizer._special}, found {special}")
+    return tokenizer
