@@ -1,0 +1,124 @@
+"""What a generated text says: its letter, its explanation, and whether the two agree.
+
+Small models answer in prose of every kind, so how a letter is read decides the score. Two readers are kept:
+`strict_letter`, the default, which would rather read nothing than something not said; and `regex_letter`, the rule of
+the student project whose figures we reproduce, which takes the article "a" for an answer. All functions are pure.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+
+from torchmetrics.functional.text import rouge_score
+
+__all__ = [
+    "explanation_agrees",
+    "explanation_of",
+    "names_own_choice",
+    "normalize",
+    "recalled_answer",
+    "regex_letter",
+    "rouge_l",
+    "strict_letter",
+]
+
+# In the order tried. Their fourth pattern ("correct answer is") finds nothing that "answer is" does not.
+_REGEX_LETTERS = [
+    re.compile(pattern, re.IGNORECASE) for pattern in (r"\b([A-F])\.", r"answer is ([A-F])\b", r"\b([A-F])\b")
+]
+
+
+def regex_letter(text: str) -> str | None:
+    """Read a letter A-F as the student project's `letter_regex` did: `X.` anywhere, else `answer is X`, else a lone X.
+
+    Case does not matter and the question's own choices are not looked at: "a lion" reads as A.
+    """
+    for pattern in _REGEX_LETTERS:
+        if match := pattern.search(text):
+            return match.group(1).upper()
+    return None
+
+
+# Where a letter ends: punctuation (but not in "D.C." or "C-14"), a dash or bracket after a space, the end of the line.
+_LETTER_ENDS = r"""[)\]*"”,:;!]|\.(?!\w)|\s+[-–—(]|[ \t]*(?:\n|$)"""
+_LETTER_OPENS = r"""[\s(\[*"“]*"""
+
+
+@cache
+def _strict_patterns(letters: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    letter = f"{_LETTER_OPENS}({'|'.join(map(re.escape, letters))})"
+    phrase = r"\b(?i:(?:answer|choice|option)(?:\s+is\b|\s*:)(?:\s+(?:option|choice)\b)?)"
+    return (
+        re.compile(rf"{phrase}{letter}(?={_LETTER_ENDS}|\s+(?i:because|since|as)\b)"),
+        re.compile(rf"{letter}(?={_LETTER_ENDS})"),
+    )
+
+
+def strict_letter(text: str, letters: Sequence[str]) -> str | None:
+    """Read the letter that a response commits to, or None.
+
+    First an anchored phrase anywhere (`answer is B`, `Answer: (B)`, `choice is B because`), then a response that
+    begins with a letter (`B`, `B. lion`, `(B) lion`). Only upper case and only the question's own letters; a letter
+    followed by a further word ("A lion", "either A or B") is prose.
+
+    Args:
+        text: The response.
+        letters: The letters of this question's choices.
+    """
+    anchored, leading = _strict_patterns(tuple(letters))
+    match = anchored.search(text) or leading.match(text)
+    return match.group(1) if match else None
+
+
+def explanation_of(text: str) -> str | None:
+    """Return what follows `Explanation:` up to `Background:` or the end; None where there is nothing."""
+    match = re.search(r"\bExplanation:\s*(.*?)\s*(?:\n\s*Background:|$)", text, re.DOTALL)
+    return match.group(1) or None if match else None
+
+
+def normalize(text: str) -> str:
+    """Return `text` with compatibility forms and case folded, spaces joined, outer punctuation dropped."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.strip(" .,:;!?\"'“”‘’*")
+
+
+def recalled_answer(text: str) -> str:
+    """Return the normalised short answer of a response asked without choices.
+
+    It is the first line that is not empty, without a leading `The (correct) answer is` or `Answer:`, without a
+    leading article.
+    """
+    line = normalize(text.strip().split("\n", 1)[0])
+    line = re.sub(r"^(?:(?:the )?(?:correct )?answer(?: is\b|:)\s*)", "", line)
+    return normalize(re.sub(r"^(?:the|an?) ", "", line))
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """Return the F1 of the longest common subsequence of words (Lin, 2004), in 0..1; lower-cased, not stemmed."""
+    return float(rouge_score(prediction, reference, rouge_keys="rougeL")["rougeL_fmeasure"])
+
+
+def names_own_choice(text: str, letter: str, choice: str) -> bool | None:
+    """Tell whether `X. ...` in a response goes on with the text of choice X; None where nothing follows the letter."""
+    match = re.search(rf"\b{re.escape(letter)}[.):]+\s+(\S.*)", text, re.DOTALL)
+    if match is None:
+        return None
+    return re.match(rf"{re.escape(normalize(choice))}(?!\w)", normalize(match.group(1))) is not None
+
+
+def explanation_agrees(explanation: str, chosen: str, others: Sequence[str]) -> bool | None:
+    """Tell whether an explanation speaks of the chosen answer.
+
+    True where it names the chosen choice's text as whole words, False where it names only other choices, None where
+    it names none. A choice within a longer one ("salt" in "rock salt") counts only where it stands alone. A rough
+    measure: it sees names, not reasons.
+    """
+    rest = normalize(explanation)
+    named = set()
+    for choice in sorted({normalize(chosen), *map(normalize, others)}, key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(choice)}(?!\w)"
+        if choice and re.search(pattern, rest):
+            named.add(choice)
+            rest = re.sub(pattern, " ", rest)
+    return normalize(chosen) in named if named else None

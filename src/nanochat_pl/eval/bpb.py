@@ -1,0 +1,88 @@
+"""Bits per byte: how many bits the model needs for each byte of unseen text.
+
+Cross-entropy per token cannot be compared between tokenizers, since a larger vocabulary has fewer and harder tokens.
+Dividing the total surprise by the bytes that the target tokens spell makes it comparable. Tokens that spell no text
+(the special tokens) count neither above nor below the line, nor do targets of -1.
+"""
+
+from collections.abc import Iterable
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["BitsPerByte", "evaluate_bpb"]
+
+
+class BitsPerByte(Metric):
+    """Accumulate surprise and bytes over batches and, on `compute`, over ranks (nanochat, 2025-11).
+
+    Nats are summed in float32, as MPS has no float64; bytes are counted in int64.
+
+    Args:
+        token_bytes: (V,) integers: UTF-8 bytes that each token spells, 0 for special tokens.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    nats: Tensor
+    num_bytes: Tensor
+    token_bytes: Tensor
+
+    def __init__(self, token_bytes: Tensor | np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("token_bytes", torch.as_tensor(token_bytes).to(torch.int64), persistent=False)
+        self.add_state("nats", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("num_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, targets: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            losses: Cross-entropy of each target in nats; any shape with as many elements as `targets`.
+            targets: Token ids; negative ids are not counted.
+        """
+        losses, targets = losses.reshape(-1).float(), targets.reshape(-1)
+        spelled = torch.where(targets >= 0, self.token_bytes[targets.clamp(min=0)], 0)
+        # where, not a product: a loss that is not finite at an uncounted position must not reach the sum
+        self.nats += torch.where(spelled > 0, losses, 0.0).sum()
+        self.num_bytes += spelled.sum()
+
+    def compute(self) -> Tensor:
+        """Return bits per byte as a scalar; infinite where no byte was counted."""
+        if self.num_bytes == 0:
+            return torch.full_like(self.nats, float("inf"))
+        return self.nats / (log(2) * self.num_bytes)
+
+
+@torch.no_grad()
+def evaluate_bpb(model: Any, batches: Iterable[Any], token_bytes: Tensor | np.ndarray) -> float:
+    """Return bits per byte of `model` over `batches`; the same number on every rank.
+
+    Args:
+        model: A GPT; called as `model(inputs, targets, positions, reduction="none")` on each micro-batch of (B, T).
+        batches: `Batch` objects with inputs, targets (A, B, T) and positions (A, B, T) or None. This rank's share,
+            finite (`itertools.islice` an endless loader). In a process group every rank must call, also one that has
+            no batch left.
+        token_bytes: (V,) bytes of each token (`Tokenizer.token_bytes()`).
+
+    Raises:
+        ValueError: `token_bytes` does not belong to the model's vocabulary.
+    """
+    vocab_size: int = model.config.vocab_size
+    if len(token_bytes) != vocab_size:
+        raise ValueError(
+            f"token_bytes has {len(token_bytes)} entries, the model's vocabulary {vocab_size}: "
+            "they come from two tokenizers; use the tokenizer saved with this checkpoint"
+        )
+    bpb = BitsPerByte(token_bytes).to(model.device)
+    for batch in batches:
+        batch = batch.to(model.device)
+        for micro, targets in enumerate(batch.targets):
+            positions = None if batch.positions is None else batch.positions[micro]
+            bpb.update(model(batch.inputs[micro], targets, positions, reduction="none"), targets)
+    return float(bpb.compute())

@@ -1,0 +1,294 @@
+"""One form for the outcome of every evaluation, and a log of examples that an interrupted evaluation goes on from.
+
+An evaluation answers questions (`records`, one JSON line each in `examples.jsonl`) and draws figures from them
+(`MetricRow`s in `results.json`), beneath `eval/<name>/<checkpoint>/`. Reports, comparisons and
+`evaluation_summary.json` are views of these two. Documents are returned as data or text, for the caller to write
+atomically; only `ExampleLog` touches the disk, because it must grow while the evaluation runs.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.eval.stats import Interval, bootstrap_interval, wilson_interval
+
+__all__ = [
+    "Evaluation",
+    "ExampleLog",
+    "MetricRow",
+    "config_hash",
+    "evaluation_summary",
+    "examples_page",
+    "find_row",
+    "mean_row",
+    "proportion_row",
+    "results_document",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """One figure of an evaluation."""
+
+    task: str
+    metric: str
+    """Name such as `strict/accuracy_over_asked`; the part before the slash says how the answer was read."""
+    value: float | None
+    """None where nothing could be measured (`n` is 0)."""
+    n: int
+    """Questions the value is taken over."""
+    count: int | None = None
+    """For a proportion: on how many of the n it holds."""
+    interval: Interval | None = None
+    """Wilson's for a proportion, the percentile bootstrap's for a mean."""
+    bootstrap: Interval | None = None
+    """A proportion's bootstrap interval, beside Wilson's."""
+    baseline: Mapping[str, float | str] | None = None
+    """What needs no model: `chance` (mean of 1/choices), `majority` (always the `majority_letter` of these rows)."""
+    group: Mapping[str, str] | None = None
+    """One part of the questions, as `{"subject": "natural science"}`; None = all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation returns: the answered questions, the figures, and the cost."""
+
+    records: list[dict[str, Any]]
+    rows: list[MetricRow]
+    seconds: float
+    """Spent in this session, of several if it was interrupted."""
+    num_answered: int
+    """Questions answered in this session; the others came from the log."""
+
+
+def proportion_row(
+    task: str,
+    metric: str,
+    holds: Sequence[bool],
+    *,
+    baseline: Mapping[str, float | str] | None = None,
+    group: Mapping[str, str] | None = None,
+    bootstrap_seed: int | None = None,
+) -> MetricRow:
+    """Make the row of a share of questions; `bootstrap_seed` asks for the bootstrap interval beside Wilson's."""
+    count, n = sum(map(bool, holds)), len(holds)
+    return MetricRow(
+        task=task,
+        metric=metric,
+        value=count / n if n else None,
+        n=n,
+        count=count,
+        interval=wilson_interval(count, n) if n else None,
+        bootstrap=bootstrap_interval(holds, seed=bootstrap_seed) if n and bootstrap_seed is not None else None,
+        baseline=baseline,
+        group=group,
+    )
+
+
+def mean_row(task: str, metric: str, values: Sequence[float], *, seed: int = 0) -> MetricRow:
+    """Make the row of a mean, with its bootstrap interval."""
+    n = len(values)
+    interval = bootstrap_interval(values, seed=seed) if n else None
+    return MetricRow(task=task, metric=metric, value=sum(values) / n if n else None, n=n, interval=interval)
+
+
+def find_row(rows: Sequence[MetricRow], metric: str) -> MetricRow:
+    """Return the ungrouped row of `metric`.
+
+    Raises:
+        KeyError: There is none; the message lists what exists.
+    """
+    overall = {row.metric: row for row in rows if row.group is None}
+    if metric not in overall:
+        raise KeyError(f"no metric {metric!r} among {', '.join(sorted(overall))}")
+    return overall[metric]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that change with anything in `config` that changes the answers.
+
+    The caller puts in: checkpoint hash, tokenizer fingerprint, task and its options, prompt form, decoding settings.
+    """
+    text = json.dumps(config, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def results_document(
+    evaluation: Evaluation, *, name: str, checkpoint: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of `results.json`.
+
+    Args:
+        evaluation: What was measured.
+        name: Name of the evaluation, such as `scienceqa`.
+        checkpoint: Identity of the evaluated weights: at least `path` and `hash`.
+        config: Settings that the answers depend on.
+    """
+    answered, seconds = evaluation.num_answered, evaluation.seconds
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "checkpoint": dict(checkpoint),
+        "config": dict(config),
+        "config_hash": config_hash(config),
+        "seconds": seconds,
+        "examples_answered": answered,
+        "examples_per_s": answered / seconds if answered and seconds > 0 else None,
+        "metrics": [asdict(row) for row in evaluation.rows],
+    }
+
+
+def evaluation_summary(
+    evaluations: Mapping[str, Evaluation], comparisons: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return the content of `evaluation_summary.json`: correct, scored and asked of each checkpoint, side by side.
+
+    Args:
+        evaluations: ScienceQA evaluations by the name of their checkpoint, over the same questions.
+        comparisons: `Comparison`s of pairs of them (`dataclasses.asdict`).
+    """
+    models = {}
+    for name, evaluation in evaluations.items():
+        asked = find_row(evaluation.rows, "strict/accuracy_over_asked")
+        scored = find_row(evaluation.rows, "strict/accuracy_over_scored")
+        models[name] = {
+            "correct": asked.count,
+            "scored": scored.n,
+            "total": asked.n,
+            "accuracy": asked.value,
+            "accuracy_over_scored": scored.value,
+            "interval": asdict(asked.interval) if asked.interval else None,
+            "parse_rate": find_row(evaluation.rows, "strict/parse_rate").value,
+            "loglikelihood_accuracy": find_row(evaluation.rows, "loglikelihood/accuracy").value,
+            "letter_regex_accuracy": find_row(evaluation.rows, "letter_regex/accuracy_over_asked").value,
+            "baseline": dict(asked.baseline or {}),
+        }
+    samples = max((len(e.records) for e in evaluations.values()), default=0)
+    return {"schema": SCHEMA, "samples": samples, "models": models, "comparisons": [dict(c) for c in comparisons]}
+
+
+def examples_page(records: Mapping[str, Sequence[Mapping[str, Any]]], limit: int = 30) -> str:
+    """Return a Markdown page with the answers of several checkpoints to the same questions beneath each other.
+
+    Questions on which the checkpoints differ come first, then the others, each in the order asked.
+
+    Args:
+        records: Records by the name of their checkpoint.
+        limit: Questions shown.
+    """
+    by_id = {name: {record["id"]: record for record in answered} for name, answered in records.items()}
+    shared = [key for key in next(iter(by_id.values()), {}) if all(key in answers for answers in by_id.values())]
+    shared.sort(key=lambda key: len({answers[key]["correct"] for answers in by_id.values()}) == 1)
+    lines = [
+        "# Examples",
+        "",
+        f"{min(limit, len(shared))} of {len(shared)} questions; where the checkpoints differ first.",
+    ]
+    for key in shared[:limit]:
+        first = next(iter(by_id.values()))[key]
+        lines += ["", f"## {key}", "", *_fenced(first["prompt"]), "", f"Expected: **{first['expected']}**"]
+        for name, answers in by_id.items():
+            verdict = "right" if answers[key]["correct"] else "wrong"
+            lines += ["", f"### {name}: {verdict}", "", *_fenced(answers[key]["output"])]
+    return "\n".join(lines) + "\n"
+
+
+class ExampleLog:
+    """Answered questions, kept in `examples.jsonl` as they come, so that an interrupted evaluation goes on.
+
+    A record belongs to a question (`id`) and to a configuration (`config`, a hash). A last line torn by a crash is
+    cut off; a log of another configuration is set aside as `examples.<its hash>.jsonl`, and fetched back when that
+    one is asked again.
+
+    Args:
+        path: The file; None keeps the records in memory only.
+        config: `config_hash` of this evaluation.
+
+    Raises:
+        ValueError: A line before the last is not a record.
+    """
+
+    def __init__(self, path: Path | None = None, config: str = "") -> None:
+        self.path, self.config = path, config
+        self.records: dict[str, dict[str, Any]] = {}
+        self.num_appended = 0
+        if path is not None:
+            self._open(path)
+
+    def pending(self, questions: Sequence[Mapping[str, Any]], chunk_rows: int) -> list[list[Mapping[str, Any]]]:
+        """Return the questions that have no record yet, in order, in chunks of at most `chunk_rows`.
+
+        Raises:
+            ValueError: No questions, one without an `id`, or two of the same `id`.
+        """
+        if not questions:
+            raise ValueError("there is nothing to evaluate: the task is empty; check its split, filters and row limit")
+        seen: set[str] = set()
+        for index, question in enumerate(questions):
+            key = str(question.get("id", ""))
+            if not key or key in seen:
+                raise ValueError(
+                    f"question {index} has {f'the id {key} of an earlier one' if key else 'no id'}; evaluation resumes "
+                    "and compares by `id`: the task must give each conversation one of its own"
+                )
+            seen.add(key)
+        todo = [question for question in questions if str(question["id"]) not in self.records]
+        return [todo[start : start + chunk_rows] for start in range(0, len(todo), chunk_rows)]
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add records and, where there is a file, have them on disk before returning."""
+        stamped = [{**record, "config": self.config} for record in records]
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in stamped).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        self.records.update((record["id"], record) for record in stamped)
+        self.num_appended += len(stamped)
+
+    def in_order(self, questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the record of each question, in their order."""
+        return [self.records[str(question["id"])] for question in questions]
+
+    def _open(self, path: Path) -> None:
+        """Leave at `path` only whole records of this configuration, and read them."""
+        own = path.with_name(f"{path.stem}.{self.config}{path.suffix}")
+        if path.exists():
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            records = [_parsed(line, path, number) for number, line in enumerate(whole.split(b"\n")[:-1], start=1)]
+            foreign = next((record["config"] for record in records if record["config"] != self.config), None)
+            if foreign is None:
+                if len(whole) < len(content):
+                    os.truncate(path, len(whole))
+                self.records = {record["id"]: record for record in records}
+                return
+            path.rename(path.with_name(f"{path.stem}.{foreign}{path.suffix}"))
+        if own.exists():
+            own.rename(path)
+            self._open(path)
+
+
+def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    keyed = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("id", "config"))
+    if not keyed:
+        raise ValueError(f"{path}: line {number} is no record of an evaluation; move the file away to start afresh")
+    return record
+
+
+def _fenced(text: str) -> list[str]:
+    """Return `text` as a code block whose fence is longer than any run of backticks inside."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return [fence + "text", text, fence]

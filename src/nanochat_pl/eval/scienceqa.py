@@ -1,0 +1,286 @@
+"""Ask a model multiple-choice questions, by likelihood and in its own words, and say how far to trust the answers.
+
+Each question is asked twice: which of its letters the model finds most likely (`letters.py`; no parsing), and what it
+writes, greedily, read by two extractors (`answers.py`). A response from which no letter can be read is wrong, not
+left out: accuracy over *asked* is the figure, accuracy over *scored* stands beside it. So do chance, the majority
+letter, and the interval. The rows may be ScienceQA's or any task's whose conversations carry the same extras.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from nanochat_pl.eval.answers import (
+    explanation_agrees,
+    explanation_of,
+    names_own_choice,
+    regex_letter,
+    rouge_l,
+    strict_letter,
+)
+from nanochat_pl.eval.letters import letter_tokens, score_letters
+from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
+
+__all__ = ["Record", "evaluate_scienceqa", "summarize"]
+
+_CHUNK_ROWS = 256
+"""Questions answered between two writes of the log."""
+
+
+class Record(TypedDict):
+    """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
+
+    id: str
+    prompt: str
+    choices: list[str]
+    letters: list[str]
+    expected: str
+    """The right letter."""
+    reference: str
+    """The explanation that comes with the question; empty where there is none."""
+    subject: str
+    topic: str
+    grade: str
+    has_image: bool
+    letter_logprobs: dict[str, float]
+    """Log-probability of each letter as the next token, nats."""
+    likely_letter: str
+    """The first of the highest."""
+    output: str
+    strict_letter: str | None
+    regex_letter: str | None
+    correct: bool
+    """`strict_letter` is the expected one."""
+    likely_correct: bool
+    prompt_tokens: int
+    prompt_cut: bool
+    """The prompt was longer than `max_prompt_tokens` and lost its end."""
+    output_tokens: int
+    truncated: bool
+    """Generation ended at `max_new_tokens`, not at a stop token."""
+    rouge_l: float | None
+    """Of the explanation written; 0 where none was written, None where there is no reference."""
+    explanation_agrees: bool | None
+    names_own_choice: bool | None
+
+
+def evaluate_scienceqa(
+    model: Any,
+    tokenizer: Any,
+    engine: Any,
+    conversations: Sequence[Mapping[str, Any]],
+    *,
+    task: str = "scienceqa",
+    max_new_tokens: int = 128,
+    max_prompt_tokens: int = 2048,
+    batch_size: int = 32,
+    max_batch_tokens: int = 16_384,
+    seed: int = 0,
+    log: ExampleLog | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Answer every question by likelihood and by greedy generation; return records (`Record`) and figures.
+
+    Args:
+        model: A GPT, for the likelihood of letters.
+        tokenizer: The tokenizer saved with the model.
+        engine: An `Engine` of the same model, whose stop ids hold `<|assistant_end|>`.
+        conversations: Each with `messages` (the last one the assistant's, which is not shown to the model), `id`,
+            `letters`, `answer` (a letter), `choices`; optional `subject`, `topic`, `grade`, `has_image`, `solution`.
+        task: Name of the task in the figures.
+        max_new_tokens: Most tokens of a response.
+        max_prompt_tokens: A longer prompt is cut at its end (and counted).
+        batch_size: Responses generated at once.
+        max_batch_tokens: Most tokens of a batch while letters are scored.
+        seed: For the bootstrap; greedy answers do not depend on it.
+        log: Answers already given, and where to put new ones; None = memory only.
+        progress: Called with (answered, asked) after each chunk.
+
+    Raises:
+        ValueError: No questions; a question without id, letters or choices; a letter that is not one token.
+    """
+    started = time.perf_counter()
+    log = log or ExampleLog()
+    questions = list(conversations)
+    chunks = log.pending(questions, _CHUNK_ROWS)
+    _check_questions(questions)
+    tokens = letter_tokens(tokenizer, {letter for question in questions for letter in question["letters"]})
+    user_end = tokenizer.special_id("<|user_end|>")
+    for chunk in chunks:
+        prompts = [list(tokenizer.render_for_completion(question, max_tokens=max_prompt_tokens)) for question in chunk]
+        scores = score_letters(model, prompts, [question["letters"] for question in chunk], tokens, max_batch_tokens)
+        outputs = engine.generate(prompts, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
+        log.append(
+            [
+                _judge(
+                    question,
+                    letter_logprobs=logprobs,
+                    output=tokenizer.decode(output),
+                    prompt_tokens=len(prompt),
+                    # render_for_completion ends ..., <|user_end|>, <|assistant_start|> unless it had to cut
+                    prompt_cut=prompt[-2] != user_end,
+                    output_tokens=len(output),
+                    truncated=len(output) >= max_new_tokens,
+                )
+                for question, prompt, logprobs, output in zip(chunk, prompts, scores, outputs, strict=True)
+            ]
+        )
+        if progress is not None:
+            progress(len(log.records), len(questions))
+    records = log.in_order(questions)
+    return Evaluation(
+        records=records,
+        rows=summarize(records, task=task, seed=seed),
+        seconds=time.perf_counter() - started,
+        num_answered=log.num_appended,
+    )
+
+
+def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", seed: int = 0) -> list[MetricRow]:
+    """Draw all figures from the records.
+
+    `loglikelihood/accuracy`; for each extractor E in strict, letter_regex: `E/accuracy_over_asked`,
+    `E/accuracy_over_scored`, `E/parse_rate`; `explanation/rouge_l` (over questions with a reference),
+    `explanation/agrees_with_answer` and `explanation/names_own_choice` (over responses that can be judged);
+    `truncation_rate`, `prompt_cut_rate`, `output_tokens`, `prompt_tokens`. The first two accuracies also by subject,
+    grade, topic, number of choices and image. The majority letter is that of all these rows, the smaller one of
+    equals, also within a group.
+
+    Raises:
+        ValueError: No records.
+    """
+    if not records:
+        raise ValueError("there are no records to summarize")
+    majority = min(Counter(r["expected"] for r in records).items(), key=lambda item: (-item[1], item[0]))[0]
+    overall = _baseline(records, majority)
+    rows = [
+        proportion_row(
+            task,
+            "loglikelihood/accuracy",
+            [r["likely_correct"] for r in records],
+            baseline=overall,
+            bootstrap_seed=seed,
+        )
+    ]
+    for name, key in (("strict", "strict_letter"), ("letter_regex", "regex_letter")):
+        correct = [r[key] == r["expected"] for r in records]
+        scored = [right for right, r in zip(correct, records) if r[key] is not None]
+        rows += [
+            proportion_row(task, f"{name}/accuracy_over_asked", correct, baseline=overall, bootstrap_seed=seed),
+            proportion_row(task, f"{name}/accuracy_over_scored", scored, baseline=overall, bootstrap_seed=seed),
+            proportion_row(task, f"{name}/parse_rate", [r[key] is not None for r in records], bootstrap_seed=seed),
+        ]
+    rows += [
+        mean_row(task, "explanation/rouge_l", [r["rouge_l"] for r in records if r["rouge_l"] is not None], seed=seed),
+        *(
+            proportion_row(task, f"explanation/{metric}", [r[key] for r in records if r[key] is not None])
+            for metric, key in (("agrees_with_answer", "explanation_agrees"), ("names_own_choice", "names_own_choice"))
+        ),
+        proportion_row(task, "truncation_rate", [r["truncated"] for r in records]),
+        proportion_row(task, "prompt_cut_rate", [r["prompt_cut"] for r in records]),
+        mean_row(task, "output_tokens", [r["output_tokens"] for r in records], seed=seed),
+        mean_row(task, "prompt_tokens", [r["prompt_tokens"] for r in records], seed=seed),
+    ]
+    for by, part_of in _BREAKDOWNS.items():
+        parts: dict[str, list[Mapping[str, Any]]] = {}
+        for record in records:
+            parts.setdefault(part_of(record), []).append(record)
+        for part in sorted(parts, key=_natural):
+            baseline, group = _baseline(parts[part], majority), {by: part}
+            for metric, key in (
+                ("loglikelihood/accuracy", "likely_correct"),
+                ("strict/accuracy_over_asked", "correct"),
+            ):
+                holds = [r[key] for r in parts[part]]
+                rows.append(proportion_row(task, metric, holds, baseline=baseline, group=group))
+    return rows
+
+
+_NOT_GIVEN = "not given"
+_BREAKDOWNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "subject": lambda r: r["subject"] or _NOT_GIVEN,
+    "grade": lambda r: r["grade"] or _NOT_GIVEN,
+    "topic": lambda r: r["topic"] or _NOT_GIVEN,
+    "num_choices": lambda r: str(len(r["letters"])),
+    "image": lambda r: "with image" if r["has_image"] else "without image",
+}
+
+
+def _natural(name: str) -> tuple[bool, list[str | int]]:
+    """Sort `grade2` before `grade10`, and what is not given last."""
+    pieces = re.split(r"(\d+)", name)
+    return name == _NOT_GIVEN, [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
+
+
+def _baseline(records: Sequence[Mapping[str, Any]], majority: str) -> dict[str, float | str]:
+    n = len(records)
+    return {
+        "chance": sum(1 / len(r["letters"]) for r in records) / n,
+        "majority": sum(r["expected"] == majority for r in records) / n,
+        "majority_letter": majority,
+    }
+
+
+def _check_questions(questions: Sequence[Mapping[str, Any]]) -> None:
+    for index, question in enumerate(questions):
+        missing = [key for key in ("messages", "letters", "answer", "choices") if not question.get(key)]
+        if missing:
+            raise ValueError(
+                f"question {index} has no {', '.join(missing)}: this evaluation is for multiple-choice tasks "
+                "such as tasks.scienceqa"
+            )
+        if question["answer"] not in question["letters"] or len(question["letters"]) != len(question["choices"]):
+            raise ValueError(
+                f"question {index} has the answer {question['answer']!r}, the letters {question['letters']} and "
+                f"{len(question['choices'])} choices: a letter for each choice is needed, the answer among them"
+            )
+
+
+def _judge(
+    question: Mapping[str, Any],
+    *,
+    letter_logprobs: dict[str, float],
+    output: str,
+    prompt_tokens: int,
+    prompt_cut: bool,
+    output_tokens: int,
+    truncated: bool,
+) -> Record:
+    letters, choices, expected = list(question["letters"]), list(question["choices"]), question["answer"]
+    likely = max(letters, key=letter_logprobs.__getitem__)
+    letter = strict_letter(output, letters)
+    reference, explanation = question.get("solution") or "", explanation_of(output)
+    agrees = own = None
+    if letter is not None:
+        chosen = choices[letters.index(letter)]
+        own = names_own_choice(output, letter, chosen)
+        if explanation is not None:
+            agrees = explanation_agrees(explanation, chosen, [choice for choice in choices if choice != chosen])
+    return Record(
+        id=str(question["id"]),
+        prompt=next(m["content"] for m in question["messages"] if m["role"] == "user"),
+        choices=choices,
+        letters=letters,
+        expected=expected,
+        reference=reference,
+        subject=question.get("subject") or "",
+        topic=question.get("topic") or "",
+        grade=question.get("grade") or "",
+        has_image=bool(question.get("has_image")),
+        letter_logprobs=letter_logprobs,
+        likely_letter=likely,
+        output=output,
+        strict_letter=letter,
+        regex_letter=regex_letter(output),
+        correct=letter == expected,
+        likely_correct=likely == expected,
+        prompt_tokens=prompt_tokens,
+        prompt_cut=prompt_cut,
+        output_tokens=output_tokens,
+        truncated=truncated,
+        rouge_l=(rouge_l(explanation, reference) if explanation else 0.0) if reference else None,
+        explanation_agrees=agrees,
+        names_own_choice=own,
+    )

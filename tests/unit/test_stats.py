@@ -1,0 +1,74 @@
+"""Intervals and tests against scipy's."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from nanochat_pl.eval.stats import bootstrap_interval, mcnemar_exact, paired_bootstrap, wilson_interval
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(21, 50), (0, 7), (7, 7), (1, 1), (903, 2050), (4240, 4241)])
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_wilson_equals_scipy(successes, trials, level):
+    interval = wilson_interval(successes, trials, level)
+    expected = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= interval.low <= successes / trials <= interval.high <= 1
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (3, 9), (9, 3), (1, 0), (5, 5), (40, 70), (1200, 1310)])
+def test_mcnemar_equals_the_binomial_test(a, b):
+    expected = scipy.stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
+    assert mcnemar_exact(a, b) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar_exact(a, b) == mcnemar_exact(b, a)
+
+
+def test_bootstrap_agrees_with_scipy_within_resampling_noise():
+    values = np.random.default_rng(1).gamma(2.0, size=300)
+    ours = bootstrap_interval(values)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_chunks(monkeypatch):
+    values = np.random.default_rng(0).random(55)
+    whole = bootstrap_interval(values, seed=3)
+    assert whole == bootstrap_interval(values, seed=3)
+    assert whole != bootstrap_interval(values, seed=4)
+    monkeypatch.setattr("nanochat_pl.eval.stats._DRAWS_PER_CHUNK", 1000)
+    assert whole == bootstrap_interval(values, seed=3)
+
+
+def test_bootstrap_of_equal_values_has_no_width():
+    interval = bootstrap_interval([0.25] * 9)
+    assert interval.low == interval.high == 0.25
+
+
+def test_pairing_narrows_the_interval_where_both_find_the_same_questions_easy():
+    draw = np.random.default_rng(0)
+    easy = draw.random(400) < 0.5
+    first, second = easy ^ (draw.random(400) < 0.05), easy ^ (draw.random(400) < 0.05)
+    paired = paired_bootstrap(first, second)
+    alone = bootstrap_interval(first)
+    assert paired.high - paired.low < alone.high - alone.low
+    assert paired.low < np.mean(second) - np.mean(first) < paired.high
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson_interval(0, 0),
+        lambda: wilson_interval(3, 2),
+        lambda: wilson_interval(1, 2, level=95),
+        lambda: bootstrap_interval([]),
+        lambda: bootstrap_interval([1.0, float("nan")]),
+        lambda: bootstrap_interval([1.0], level=0.0),
+        lambda: paired_bootstrap([1, 0], [1]),
+        lambda: mcnemar_exact(-1, 2),
+    ],
+)
+def test_impossible_arguments_are_refused(call):
+    with pytest.raises(ValueError):
+        call()
