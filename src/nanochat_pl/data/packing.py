@@ -1,0 +1,312 @@
+"""Documents -> rows of tokens for pretraining, with a cursor that is exact to the token.
+
+The files' row groups are dealt to a fixed number of logical shards. Micro-batch m of the whole run, counted over
+all ranks, comes from logical shard m mod L and belongs to rank m mod W: the order of the data is a property of
+L alone. Ranks and threads only decide who does the work, so W and `num_workers` may change at every resume.
+`stream` cuts one endless token stream (nanochat, 2025-11); `bestfit` begins every row with a document and crops
+what does not fit (nanochat, 2026-01).
+"""
+
+import bisect
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from nanochat_pl.data.background import compute_ahead
+from nanochat_pl.data.batch import Batch, Cursor, merge_cursors
+from nanochat_pl.data.parquet import Address, DocumentStream, read_footer
+
+__all__ = ["Batch", "Cursor", "TokenBatches", "merge_cursors"]
+
+BATCHES_AHEAD = 2
+"""Batches that lie ready beside the one in training."""
+
+
+class Encoder(Protocol):
+    """What packing asks of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    def encode(self, text: list[str], *, num_threads: int) -> list[list[int]]: ...
+
+
+Tokens = np.ndarray
+"""(n,) int32, one document, BOS first."""
+Encode = Callable[[list[str]], list[Tokens]]
+Place = dict[str, Any]
+"""A logical shard's entry in the cursor."""
+
+
+class _Documents:
+    """Encoded documents of one logical shard, a few blocks ahead in the pool's threads."""
+
+    def __init__(self, stream: DocumentStream, encode: Encode, pool: Executor | None, blocks_ahead: int) -> None:
+        self.stream = stream
+        self.encode = encode
+        self._encoded = self._encode_ahead(pool, blocks_ahead) if pool else self._encode_inline()
+
+    def __iter__(self) -> Iterator[tuple[Address, Tokens]]:
+        for (epoch, file, row_group, first), documents in self._encoded:
+            for doc, tokens in enumerate(documents, first):
+                yield Address(epoch, file, row_group, doc), tokens
+
+    def _encode_inline(self) -> Iterator[tuple[Address, list[Tokens]]]:
+        return ((address, self.encode(texts)) for address, texts in self.stream.blocks())
+
+    def _encode_ahead(self, pool: Executor, blocks_ahead: int) -> Iterator[tuple[Address, list[Tokens]]]:
+        pending: deque[tuple[Address, Future[list[Tokens]]]] = deque()
+        for address, texts in self.stream.blocks():
+            pending.append((address, pool.submit(self.encode, texts)))
+            if len(pending) > blocks_ahead:
+                address, documents = pending.popleft()
+                yield address, documents.result()
+
+
+class _Stream:
+    """One endless token stream; its place is the first token that no micro-batch has taken."""
+
+    def __init__(self, documents: _Documents, place: Place | None) -> None:
+        self._documents = documents
+        self._iterator = iter(documents)
+        self._address = documents.stream.start
+        self._tokens: Tokens = np.empty(0, np.int32)
+        self._used = 0
+        if place is not None and place["token"]:
+            self._address, self._tokens = next(self._iterator)
+            self._used = place["token"]
+            if self._used >= len(self._tokens):
+                raise ValueError(
+                    f"the cursor points at token {self._used} of a document that has {len(self._tokens)} tokens "
+                    f"({self._address}); it was written with another tokenizer: resume with that one"
+                )
+
+    def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
+        """Write the next B·T tokens and their successors; the one token more is used up too, as in the original."""
+        needed = inputs.size + 1
+        pieces = []
+        while needed:
+            if self._used == len(self._tokens):
+                self._address, self._tokens = next(self._iterator)
+                self._used = 0
+            piece = self._tokens[self._used : self._used + needed]
+            pieces.append(piece)
+            self._used += len(piece)
+            needed -= len(piece)
+        tokens = np.concatenate(pieces)
+        inputs[:] = tokens[:-1].reshape(inputs.shape)
+        targets[:] = tokens[1:].reshape(inputs.shape)
+
+    def place(self) -> Place:
+        at_end = self._used == len(self._tokens) and len(self._tokens) > 0
+        address = self._documents.stream.following(self._address) if at_end else self._address
+        return {**address._asdict(), "token": 0 if at_end else self._used}
+
+
+class _BestFit:
+    """Rows of whole documents, chosen from a buffer; its place is the next unread document and the buffer's.
+
+    A row takes the largest document that fits into what is left of it, the first to come among equals; when none
+    fits, the shortest is cropped to fill the row and its tail is dropped.
+    """
+
+    def __init__(self, documents: _Documents, place: Place | None, buffer_documents: int) -> None:
+        self._documents = documents
+        self._iterator = iter(documents)
+        self._next = documents.stream.start
+        self._buffer_documents = buffer_documents
+        self._held: dict[int, tuple[Address, Tokens]] = {}
+        # sorted by (length, -arrival): the right-most of those that fit is the largest and, among equals, the oldest
+        self._by_length: list[tuple[int, int]] = []
+        self._arrivals = itertools.count()
+        if place is not None:
+            groups = place["buffer"]
+            addresses = [Address(epoch, file, group, doc) for epoch, file, group, docs in groups for doc in docs]
+            for address, tokens in zip(addresses, documents.encode(documents.stream.read(addresses))):
+                self._put(address, tokens)
+
+    def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
+        """Write B rows; each is T+1 tokens long, begins with BOS and holds no padding."""
+        row = np.empty(inputs.shape[1] + 1, np.int64)
+        for inputs_row, targets_row in zip(inputs, targets):
+            filled = 0
+            while filled < len(row):
+                while len(self._held) < self._buffer_documents:
+                    address, tokens = next(self._iterator)
+                    self._put(address, tokens)
+                    self._next = self._documents.stream.following(address)
+                tokens = self._take(len(row) - filled)
+                row[filled : filled + len(tokens)] = tokens
+                filled += len(tokens)
+            inputs_row[:], targets_row[:] = row[:-1], row[1:]
+
+    def place(self) -> Place:
+        addresses = [address for address, _ in self._held.values()]  # in the order they came
+        grouped = itertools.groupby(addresses, key=lambda address: address[:3])
+        return {**self._next._asdict(), "buffer": [[*group, [a.doc for a in same]] for group, same in grouped]}
+
+    def _put(self, address: Address, tokens: Tokens) -> None:
+        arrival = next(self._arrivals)
+        self._held[arrival] = (address, tokens)
+        bisect.insort(self._by_length, (len(tokens), -arrival))
+
+    def _take(self, space: int) -> Tokens:
+        fits = bisect.bisect_left(self._by_length, (space + 1,)) - 1
+        if fits < 0:
+            shortest = self._by_length[0][0]
+            fits = bisect.bisect_left(self._by_length, (shortest + 1,)) - 1
+        _, tokens = self._held.pop(-self._by_length.pop(fits)[1])
+        return tokens[:space]
+
+
+class TokenBatches:
+    """Batches of pretraining tokens, forever; every `iter()` begins again at the cursor given here.
+
+    Args:
+        files: parquet files of documents, in order.
+        tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
+        batch_rows: B, rows of a micro-batch.
+        sequence_len: T, tokens of a row.
+        micro_batches: G, micro-batches of one optimizer step over all ranks.
+        logical_shards: L, fixed for the whole run.
+        num_workers: threads that encode, beside one that packs; 0 = everything in the consumer's thread.
+        cursor: of a batch trained on, or several ranks' merged; None = the beginning.
+        packing: "stream" or "bestfit".
+        buffer_documents: documents per logical shard that `bestfit` chooses from.
+
+    Raises:
+        ValueError: if the numbers do not divide, a logical shard gets no documents, or the cursor was written for
+            other files, logical shards or packing.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        tokenizer: Encoder,
+        *,
+        batch_rows: int,
+        sequence_len: int,
+        micro_batches: int,
+        logical_shards: int,
+        rank: int,
+        world_size: int,
+        num_workers: int = 1,
+        cursor: Cursor | None = None,
+        packing: str = "stream",
+        buffer_documents: int = 1000,
+    ) -> None:
+        _check_divides("data.logical_shards", logical_shards, world_size)
+        _check_divides("micro-batches of a step (stage.total_batch_tokens / tokens of one)", micro_batches, world_size)
+        if packing not in ("stream", "bestfit"):
+            raise ValueError(f"data.packing={packing} is not one of stream, bestfit")
+        self._files = [read_footer(path) for path in files]
+        self._tokenizer = tokenizer
+        self._shape = (micro_batches // world_size, batch_rows, sequence_len)
+        self._micro_batches = micro_batches
+        self._rank, self._world_size = rank, world_size
+        self._num_workers = num_workers
+        self._buffer_documents = buffer_documents
+        self._bos_id = tokenizer.bos_id
+        self._source: Cursor = {
+            "packing": str(packing),
+            "logical_shards": logical_shards,
+            "files": [[file.path.name, file.rows, len(file.group_rows)] for file in self._files],
+        }
+        own = range(rank, logical_shards, world_size)
+        if cursor is not None:
+            _check_cursor(cursor, self._source, own)
+        self._start: Cursor = cursor or {"step": 0, "micro_batch": 0, "shards": {}}
+        self._streams = {
+            shard: DocumentStream(self._files, logical_shards, shard, self._start["shards"].get(str(shard)))
+            for shard in own
+        }
+
+    def __iter__(self) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="encode") if self._num_workers else None
+        try:
+            yield from compute_ahead(_Assembly(self, pool).next_batch, BATCHES_AHEAD if pool else 0, "pack")
+        finally:
+            if pool:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(self, texts: list[str]) -> list[Tokens]:
+        documents = []
+        for ids in self._tokenizer.encode(texts, num_threads=1):
+            tokens = np.empty(len(ids) + 1, np.int32)
+            tokens[0], tokens[1:] = self._bos_id, ids
+            documents.append(tokens)
+        return documents
+
+
+class _Assembly:
+    """One pass over the data: the state of every logical shard of this rank, and how far the run has come."""
+
+    def __init__(self, batches: TokenBatches, pool: Executor | None) -> None:
+        self._batches = batches
+        self._pool = pool
+        self._step = batches._start["step"]
+        self._micro_batch = batches._start["micro_batch"]
+        self._packers: dict[int, _Stream | _BestFit] | None = None
+
+    def next_batch(self) -> Batch:
+        batches = self._batches
+        if self._packers is None:  # here, not in __init__: a buffer to fill again is work for the thread
+            self._packers = {shard: self._packer(shard, stream) for shard, stream in batches._streams.items()}
+        inputs, targets = (torch.empty(batches._shape, dtype=torch.int64) for _ in range(2))
+        ours = (
+            index
+            for index in range(self._micro_batch, self._micro_batch + batches._micro_batches)
+            if index % batches._world_size == batches._rank
+        )
+        for index, rows, next_rows in zip(ours, inputs.numpy(), targets.numpy(), strict=True):
+            self._packers[index % batches._source["logical_shards"]].fill(rows, next_rows)
+        self._step += 1
+        self._micro_batch += batches._micro_batches
+        places = {str(shard): packer.place() for shard, packer in self._packers.items()}
+        cursor = {"step": self._step, "micro_batch": self._micro_batch, **batches._source, "shards": places}
+        return Batch(inputs, targets, cursor=cursor, rows=int((inputs == batches._bos_id).sum()))
+
+    def _packer(self, shard: int, stream: DocumentStream) -> _Stream | _BestFit:
+        batches = self._batches
+        place = batches._start["shards"].get(str(shard))
+        documents = _Documents(stream, batches._encode, self._pool, batches._num_workers + 1)
+        if batches._source["packing"] == "stream":
+            return _Stream(documents, place)
+        return _BestFit(documents, place, batches._buffer_documents)
+
+
+def _check_divides(name: str, count: int, world_size: int) -> None:
+    if count < 1 or count % world_size:
+        below = count // world_size * world_size
+        remedy = f"{below} or {below + world_size}" if below else str(world_size)
+        raise ValueError(
+            f"{name} = {count} cannot be shared equally by {world_size} ranks ({count} / {world_size} = "
+            f"{count / world_size:g}); make it {remedy}, or change trainer.devices"
+        )
+
+
+def _check_cursor(cursor: Cursor, source: Cursor, own: range) -> None:
+    for key, remedy in (("packing", "data.packing"), ("logical_shards", "data.logical_shards")):
+        if cursor[key] != source[key]:
+            raise ValueError(f"the run to resume was made with {remedy}={cursor[key]}, not {source[key]}; set it back")
+    then, now = cursor["files"], source["files"]
+    if then != now:
+        pairs = itertools.zip_longest(then, now)
+        number, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        old, new = ("no file" if f is None else f"{f[0]} ({f[1]:,} rows in {f[2]} row groups)" for f in (old, new))
+        raise ValueError(
+            f"the training files changed since the run to resume: file {number} was {old}, now it is {new} "
+            f"({len(then)} files then, {len(now)} now); put the same files back, or start a new run with resume=null"
+        )
+    missing = [str(shard) for shard in own if str(shard) not in cursor["shards"]]
+    if missing:
+        raise ValueError(
+            f"the cursor has no place for logical shards {', '.join(missing)} (it has "
+            f"{', '.join(cursor['shards'])}); merge the cursors of all ranks with merge_cursors first"
+        )

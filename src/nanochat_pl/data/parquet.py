@@ -1,0 +1,282 @@
+"""Text shards on disk: which files there are, and their documents in one fixed order.
+
+Everything a wrong folder can do to a run is found here from the files' footers, in seconds, before the first
+token is read. Documents then have an address (epoch, file, row group, document) and an order that depends on
+nothing but the files and the number of logical shards, so a reader can be stopped and set down anywhere.
+Order: files by name; within each file, row groups `shard, shard + logical_shards, …` (nanochat, 2025-11).
+Differs: after the last file the next epoch begins, where the original looped forever on nothing.
+"""
+
+import bisect
+import filecmp
+import functools
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["Address", "DocumentStream", "Shards", "TextFile", "list_shards", "read_documents", "read_footer"]
+
+logger = logging.getLogger(__name__)
+
+BLOCK_DOCUMENTS = 64
+"""Documents read and encoded as one piece of work: about 50,000 tokens of web text, 10 ms."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A parquet file of documents, as its footer describes it."""
+
+    path: Path
+    group_rows: tuple[int, ...]
+    """Documents in each row group."""
+
+    @property
+    def rows(self) -> int:
+        """Documents in the file."""
+        return sum(self.group_rows)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of a text data set; the validation file is never one of the training files."""
+
+    train: list[Path]
+    val: Path
+
+
+class Address(NamedTuple):
+    """Where a document stands: `file` counts in the reader's list, `doc` in the row group, all from 0."""
+
+    epoch: int
+    file: int
+    row_group: int
+    doc: int
+
+
+def read_footer(path: str | Path) -> TextFile:
+    """Read and check a parquet footer; a footer that was read before and has not changed is not read again.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is empty, damaged, without documents or without a text column named `text`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no text file {path}; check data.root and data.text")
+    stat = path.stat()
+    return _read_footer(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8192)
+def _read_footer(path: Path, size_bytes: int, mtime_ns: int) -> TextFile:
+    if size_bytes == 0:
+        raise ValueError(f"{path} is empty (0 bytes); delete it or fetch it again")
+    try:
+        with pq.ParquetFile(path) as parquet:
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} ({size_bytes:,} bytes) is truncated or not a parquet file; delete it or fetch it again ({error})"
+        ) from error
+    if "text" not in schema.names:
+        raise ValueError(
+            f"{path} has no column 'text' (it has: {', '.join(schema.names)}); rename the documents' column"
+        )
+    kind = schema.field("text").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise ValueError(f"{path}: column 'text' holds {kind}, not strings; write the documents as strings")
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if sum(groups) == 0:
+        raise ValueError(f"{path} holds no documents (0 rows); delete it or fetch it again")
+    return TextFile(path, groups)
+
+
+def list_shards(folder: str | Path, val_shard: str | Path | None = None) -> Shards:
+    """List the parquet files of `folder` by name, check their footers and set one apart for validation.
+
+    Files whose name begins with `.` or `_`, or does not end in `.parquet` (half-written downloads), are not seen.
+
+    Args:
+        val_shard: name of a file in `folder`, or path of a file elsewhere; None = the last by name, which is logged.
+
+    Raises:
+        FileNotFoundError: if the folder, a parquet file in it, or the named validation shard does not exist.
+        ValueError: if a file cannot be used, if no file would be left for training, or if the validation shard
+            has the same content as a training file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; set data.root (and data.text) to where the shards lie")
+    files = sorted(path for path in folder.glob("*.parquet") if path.name[0] not in "._" and path.is_file())
+    if not files:
+        held = sorted(path.name for path in folder.iterdir())[:8]
+        raise FileNotFoundError(
+            f"{folder} holds no *.parquet file (it holds: {', '.join(held) or 'nothing'}); set data.root and data.text"
+        )
+    val = files[-1] if val_shard is None else _find_val_shard(folder, files, Path(val_shard))
+    train = [path for path in files if path != val]
+    if not train:
+        raise ValueError(
+            f"{folder} holds one shard only, {val.name}: training on the validation shard would make every validation "
+            "figure worthless; add a second shard, or split this one into two files"
+        )
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_footer, [*train, val]))
+    for path in train:
+        if path.stat().st_size == val.stat().st_size and filecmp.cmp(path, val, shallow=False):
+            raise ValueError(
+                f"the validation shard {val} and the training shard {path} are the same text; delete one of them, "
+                "or name another file as data.val_shard"
+            )
+    if val_shard is None:
+        logger.info("validation shard: %s, the last of %d by name (data.val_shard=null)", val.name, len(files))
+    return Shards(train, val)
+
+
+def _find_val_shard(folder: Path, files: list[Path], named: Path) -> Path:
+    for candidate in (folder / named, named):
+        if candidate.is_file():
+            same = [path for path in files if path.name == candidate.name and path.samefile(candidate)]
+            return same[0] if same else candidate
+    names = [path.name for path in files]
+    shown = ", ".join(names if len(names) <= 6 else [*names[:3], "…", *names[-2:]])
+    raise FileNotFoundError(f"data.val_shard={named} does not exist; {folder} holds {shown}")
+
+
+class DocumentStream:
+    """The documents of one logical shard, epoch after epoch, from any address on.
+
+    Iterating gives `(text, position)` forever; `position` is a plain dict with the document's own epoch, file,
+    row_group and doc, and a stream made with it begins with that document. A null counts as an empty document.
+
+    Args:
+        files: paths or footers, in order.
+        logical_shards: into how many streams the row groups of each file are dealt.
+        shard: which of them this one is, from 0.
+        position: document to begin with; None = the first.
+
+    Raises:
+        ValueError: if this shard gets no document at all, or `position` is not one of its documents.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[TextFile | str | Path],
+        logical_shards: int,
+        shard: int,
+        position: Mapping[str, int] | None = None,
+    ) -> None:
+        self.files = [file if isinstance(file, TextFile) else read_footer(file) for file in files]
+        if not 0 <= shard < logical_shards:
+            raise ValueError(f"shard={shard} is not one of {logical_shards} logical shards (0 … {logical_shards - 1})")
+        self._groups = [
+            (index, group)
+            for index, file in enumerate(self.files)
+            for group in range(shard, len(file.group_rows), logical_shards)
+            if file.group_rows[group]
+        ]
+        if not self._groups:
+            most = max((len(file.group_rows) for file in self.files), default=0)
+            raise ValueError(
+                f"logical shard {shard} of {logical_shards} gets no row group: no file of {len(self.files)} has more "
+                f"than {most}; set data.logical_shards (and the number of devices) to {max(most, 1)} or lower, or "
+                "write the files with smaller row groups"
+            )
+        self.start = Address(0, *self._groups[0], 0)
+        if position is not None:
+            self.start = Address(*(position[name] for name in Address._fields))
+            self._check(self.start)
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, int]]]:
+        for address, texts in self.blocks():
+            for doc, text in enumerate(texts, address.doc):
+                yield text, address._replace(doc=doc)._asdict()
+
+    def blocks(self, size: int = BLOCK_DOCUMENTS) -> Iterator[tuple[Address, list[str]]]:
+        """Yield runs of at most `size` consecutive documents of one row group, each with its first address."""
+        epoch, file, row_group, skip = self.start
+        index = self._group_index(file, row_group)
+        while True:
+            for file, row_group in self._groups[index:]:
+                doc = 0
+                for column in self._columns(file, row_group, size):
+                    first = max(skip - doc, 0)
+                    if first < len(column):
+                        texts = self._strings(column.slice(first), file, row_group)
+                        yield Address(epoch, file, row_group, doc + first), texts
+                    doc += len(column)
+                skip = 0
+            epoch, index = epoch + 1, 0
+
+    def read(self, addresses: Sequence[Address]) -> list[str]:
+        """Fetch single documents; a row group that consecutive addresses share is read once."""
+        texts: list[str] = []
+        for (file, row_group), group in itertools.groupby(addresses, key=lambda a: (a.file, a.row_group)):
+            wanted = [address.doc for address in group if self._check(address)]
+            found: dict[int, str] = {}
+            doc = 0
+            for column in self._columns(file, row_group, BLOCK_DOCUMENTS):
+                here = [i for i in wanted if doc <= i < doc + len(column)]
+                found |= zip(here, self._strings(column.take([i - doc for i in here]), file, row_group))
+                doc += len(column)
+            texts += [found[i] for i in wanted]
+        return texts
+
+    def following(self, address: Address) -> Address:
+        """Return the address of the next document of this shard, from the footers alone."""
+        if address.doc + 1 < self.files[address.file].group_rows[address.row_group]:
+            return address._replace(doc=address.doc + 1)
+        index = self._group_index(address.file, address.row_group) + 1
+        epoch, index = (address.epoch, index) if index < len(self._groups) else (address.epoch + 1, 0)
+        return Address(epoch, *self._groups[index], 0)
+
+    def _group_index(self, file: int, row_group: int) -> int:
+        return bisect.bisect_left(self._groups, (file, row_group))
+
+    def _check(self, address: Address) -> bool:
+        group = (address.file, address.row_group)
+        index = self._group_index(*group)
+        if address.epoch >= 0 and self._groups[index : index + 1] == [group]:
+            rows = self.files[address.file].group_rows[address.row_group]
+            if 0 <= address.doc < rows:
+                return True
+        raise ValueError(
+            f"position {address._asdict()} is no document of this logical shard; it was written for other files or "
+            "another data.logical_shards"
+        )
+
+    def _strings(self, column: pa.Array, file: int, row_group: int) -> list[str]:
+        try:
+            return [text or "" for text in column.to_pylist()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.files[file].path}: row group {row_group} holds text that is not UTF-8") from error
+
+    def _columns(self, file: int, row_group: int, size: int) -> Iterator[pa.Array]:
+        """Yield the documents of a row group as string arrays of at most `size`."""
+        path, rows = self.files[file].path, self.files[file].group_rows[row_group]
+        seen = 0
+        try:
+            with pq.ParquetFile(path) as parquet:
+                for batch in parquet.iter_batches(size, row_groups=[row_group], columns=["text"], use_threads=False):
+                    seen += len(batch)
+                    yield batch.column(0)
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise ValueError(f"{path}: row group {row_group} cannot be read; fetch the file again ({error})") from error
+        if seen != rows:
+            raise ValueError(f"{path} changed while it was read: row group {row_group} had {rows} rows, now {seen}")
+
+
+def read_documents(files: Sequence[TextFile | str | Path]) -> Iterator[str]:
+    """Yield every document of `files` once, in order."""
+    for text, position in DocumentStream(files, logical_shards=1, shard=0):
+        if position["epoch"]:
+            return
+        yield text
