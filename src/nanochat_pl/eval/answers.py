@@ -73,8 +73,8 @@ def strict_letter(text: str, letters: Sequence[str]) -> str | None:
 
 def explanation_of(text: str) -> str | None:
     """Return what follows `Explanation:` up to `Background:` or the end; None where there is nothing."""
-    match = re.search(r"\bExplanation:\s*(.*?)\s*(?:\n\s*Background:|$)", text, re.DOTALL)
-    return match.group(1) or None if match else None
+    _, _, told = text.partition("Explanation:")
+    return re.split(r"^\s*Background:", told, maxsplit=1, flags=re.MULTILINE)[0].strip() or None
 
 
 def normalize(text: str) -> str:

@@ -6,6 +6,7 @@ expected text goes through the same.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,11 +64,20 @@ def evaluate_recall(
             progress(len(log.records), len(questions))
     records = log.in_order(questions)
     rows = [
-        proportion_row(task, "exact_match", [r["correct"] for r in records], bootstrap_seed=seed),
+        proportion_row(
+            task, "exact_match", [r["correct"] for r in records], baseline=_baseline(questions), bootstrap_seed=seed
+        ),
         proportion_row(task, "truncation_rate", [r["truncated"] for r in records]),
         mean_row(task, "output_tokens", [r["output_tokens"] for r in records], seed=seed),
     ]
     return Evaluation(records=records, rows=rows, seconds=time.perf_counter() - started, num_answered=log.num_appended)
+
+
+def _baseline(questions: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
+    """Tell what always giving the most frequent expected answer would score."""
+    answers = Counter(recalled_answer(question["answer"]) for question in questions)
+    answer, count = min(answers.items(), key=lambda item: (-item[1], item[0]))
+    return {"majority": count / len(questions), "majority_answer": answer}
 
 
 def _judge(
@@ -77,6 +87,9 @@ def _judge(
         "id": str(question["id"]),
         "prompt": next(m["content"] for m in question["messages"] if m["role"] == "user"),
         "expected": question["answer"],
+        "subject": question.get("subject") or "",
+        "topic": question.get("topic") or "",
+        "grade": question.get("grade") or "",
         "output": output,
         "correct": recalled_answer(output) == recalled_answer(question["answer"]),
         "prompt_tokens": prompt_tokens,

@@ -51,7 +51,7 @@ class MetricRow:
     bootstrap: Interval | None = None
     """A proportion's bootstrap interval, beside Wilson's."""
     baseline: Mapping[str, float | str] | None = None
-    """What needs no model: `chance` (mean of 1/choices), `majority` (always the `majority_letter` of these rows)."""
+    """What needs no model: `chance` (mean of 1/choices), `majority` (always the commonest answer, which is named)."""
     group: Mapping[str, str] | None = None
     """One part of the questions, as `{"subject": "natural science"}`; None = all."""
 

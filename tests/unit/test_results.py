@@ -1,0 +1,143 @@
+"""The written form of evaluations, and the log that survives a crash."""
+
+import json
+
+import pytest
+
+from nanochat_pl.eval.results import (
+    Evaluation,
+    ExampleLog,
+    config_hash,
+    evaluation_summary,
+    examples_page,
+    find_row,
+    mean_row,
+    proportion_row,
+    results_document,
+)
+
+QUESTIONS = [{"id": str(number)} for number in range(5)]
+
+
+def record(number, **fields):
+    return {
+        "id": str(number),
+        "prompt": f"Question {number}?",
+        "output": "x",
+        "correct": False,
+        "expected": "B",
+        **fields,
+    }
+
+
+def test_appended_records_are_read_again(tmp_path):
+    path = tmp_path / "deep" / "examples.jsonl"
+    log = ExampleLog(path, "c")
+    log.append([record(0, output="line\nline\u2028Ł"), record(3)])
+    again = ExampleLog(path, "c")
+    assert again.records == log.records
+    assert again.num_appended == 0
+    assert again.pending(QUESTIONS, 2) == [[{"id": "1"}, {"id": "2"}], [{"id": "4"}]]
+    assert [r["id"] for r in again.in_order([{"id": 3}, {"id": 0}])] == ["3", "0"]
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_torn_last_line_is_cut_off_and_asked_again(tmp_path, kept):
+    path = tmp_path / "examples.jsonl"
+    ExampleLog(path, "c").append([record(0)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:kept])
+    log = ExampleLog(path, "c")
+    assert list(log.records) == ["0"]
+    assert path.read_bytes() == whole
+    log.append([record(1)])
+    assert list(ExampleLog(path, "c").records) == ["0", "1"]
+
+
+def test_a_log_of_another_configuration_is_set_aside_and_fetched_back(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    for config, number in (("a", 0), ("b", 1), ("a", 2), ("b", 3)):
+        ExampleLog(path, config).append([record(number)])
+    assert list(ExampleLog(path, "a").records) == ["0", "2"]
+    assert list(ExampleLog(path, "b").records) == ["1", "3"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["examples.a.jsonl", "examples.jsonl"]
+
+
+@pytest.mark.parametrize("line", ["{broken", "[]", '{"id": 7, "config": "c"}', '{"id": "7"}', ""])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
+    path = tmp_path / "examples.jsonl"
+    log = ExampleLog(path, "c")
+    log.append([record(0)])
+    path.write_text(f"{path.read_text()}{line}\n{path.read_text()}")
+    with pytest.raises(ValueError, match="line 2 is no record"):
+        ExampleLog(path, "c")
+
+
+def test_the_hash_follows_the_settings_not_their_order():
+    assert config_hash({"a": 1, "b": [2, "Ł"]}) == config_hash({"b": [2, "Ł"], "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+    assert len(config_hash({})) == 16
+
+
+def evaluation(right, parsed):
+    scored = [flag for flag, said in zip(right, parsed) if said]
+    baseline = {"chance": 0.5, "majority": 0.6, "majority_letter": "A"}
+    rows = [
+        proportion_row("scienceqa", "strict/accuracy_over_asked", right, baseline=baseline, bootstrap_seed=0),
+        proportion_row("scienceqa", "strict/accuracy_over_scored", scored),
+        proportion_row("scienceqa", "strict/parse_rate", parsed),
+        proportion_row("scienceqa", "strict/accuracy_over_asked", right[:1], group={"grade": "grade2"}),
+        proportion_row("scienceqa", "loglikelihood/accuracy", right),
+        proportion_row("scienceqa", "letter_regex/accuracy_over_asked", right),
+        mean_row("scienceqa", "explanation/rouge_l", []),
+    ]
+    records = [record(number, correct=flag) for number, flag in enumerate(right)]
+    return Evaluation(records=records, rows=rows, seconds=2.0, num_answered=len(right))
+
+
+def test_results_are_json_and_carry_identity_cost_and_every_row():
+    outcome = evaluation([True, False, True, False], [True, False, True, True])
+    document = results_document(
+        outcome, name="scienceqa", checkpoint={"path": "last.ckpt", "hash": "ab"}, config={"max_new_tokens": 128}
+    )
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["config_hash"] == config_hash({"max_new_tokens": 128})
+    assert document["examples_per_s"] == 2.0
+    row = document["metrics"][0]
+    assert (row["value"], row["n"], row["count"], row["baseline"]["chance"]) == (0.5, 4, 2, 0.5)
+    assert row["interval"]["low"] < 0.5 < row["interval"]["high"]
+    assert document["metrics"][-1]["value"] is None
+
+
+def test_a_row_is_found_by_name_and_a_group_is_not_mistaken_for_the_whole():
+    rows = evaluation([True, False], [True, True]).rows
+    assert find_row(rows, "strict/accuracy_over_asked").n == 2
+    with pytest.raises(KeyError, match=r"no metric 'accuracy' among .*strict/parse_rate"):
+        find_row(rows, "accuracy")
+
+
+def test_the_summary_is_a_view_of_the_rows():
+    summary = evaluation_summary(
+        {"base": evaluation([False] * 4, [True, False, False, False]), "tuned": evaluation([True] * 4, [True] * 4)},
+        [{"verdict": "not distinguishable (p = 0.125, n = 4)"}],
+    )
+    assert summary["samples"] == 4
+    assert summary["models"]["base"]["correct"] == 0
+    assert summary["models"]["base"]["scored"] == 1
+    assert summary["models"]["tuned"]["accuracy"] == 1.0
+    assert summary["models"]["tuned"]["baseline"]["majority_letter"] == "A"
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_page_shows_shared_questions_disagreements_first_and_nothing_breaks_its_fences():
+    base = [record(0), record(1, output="```\n# no heading\n```"), record(9)]
+    tuned = [record(0), record(1, correct=True), record(2)]
+    page = examples_page({"base": base, "tuned": tuned})
+    assert page.index("## 1") < page.index("## 0")
+    assert "## 9" not in page
+    assert "## 2" not in page
+    assert "````text\n```\n# no heading\n```\n````" in page
+    assert "### base: wrong" in page
+    assert "### tuned: right" in page
+    assert "## 0" not in examples_page({"base": base, "tuned": tuned}, limit=1)
+    assert examples_page({}).startswith("# Examples")
