@@ -1,0 +1,150 @@
+"""From parameter roles to the two optimizers, and what a training step does with them.
+
+A model says which role each parameter plays, the config which hyper-parameters a role gets; neither knows the other.
+Muon takes the matrices, AdamW the two ends of the vocabulary.  Schedule and clipping look at all of it at once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.optim.muon import Muon
+from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
+
+__all__ = ["build_optimizers", "check_roles", "clip_gradients", "set_schedule"]
+
+MUON_ROLES = ("matrix",)
+# In this order: nanochat's saved AdamW states count the output layer first.
+ADAMW_ROLES = ("unembedding", "embedding")
+
+
+def check_roles(
+    roles: Mapping[str, Sequence[Parameter]], named_parameters: Iterable[tuple[str, Parameter]] | None = None
+) -> None:
+    """Make sure that roles are known and divide the parameters among them, none twice and none left out.
+
+    Args:
+        roles: Parameters by role, as `GPT.param_roles()` returns them.
+        named_parameters: `model.named_parameters()`; with it, a parameter without a role is found too.
+
+    Raises:
+        ValueError: A role is unknown, empty or missing; a parameter is in two roles, in none, or not the model's.
+    """
+    known = (*MUON_ROLES, *ADAMW_ROLES)
+    for role in roles:
+        if role not in known:
+            raise ValueError(
+                f"parameter role {role!r} has no optimizer; known roles are {', '.join(known)}: "
+                f"add it to MUON_ROLES or ADAMW_ROLES in optim/groups.py"
+            )
+    for role in known:
+        if not roles.get(role):
+            raise ValueError(f"no parameter has the role {role!r}; param_roles() should name some for each role")
+    names = {id(p): name for name, p in named_parameters or ()}
+    role_of: dict[int, str] = {}
+    for role, params in roles.items():
+        for p in params:
+            name = names.get(id(p), f"a parameter of shape {tuple(p.shape)}")
+            if id(p) in role_of:
+                raise ValueError(
+                    f"{name} is in two roles, {role_of[id(p)]!r} and {role!r}; it would be updated twice a step: "
+                    f"leave one in param_roles()"
+                )
+            if names and id(p) not in names:
+                raise ValueError(f"role {role!r} holds {name} that the model does not list in its parameters()")
+            role_of[id(p)] = role
+    orphans = [name for key, name in names.items() if key not in role_of]
+    if orphans:
+        raise ValueError(f"{', '.join(orphans)}: no role, so no optimizer would train them; add them to param_roles()")
+
+
+def build_optimizers(
+    roles: Mapping[str, Sequence[Parameter]], width: int, cfg: OptimConfig
+) -> tuple[Muon, torch.optim.AdamW]:
+    """Build the two optimizers of a model, one named group a role, each group with its `initial_lr`.
+
+    Args:
+        roles: Parameters by role, as `GPT.param_roles()` returns them, on their device already.
+        width: Channels of the model; AdamW's learning rates are scaled by (width / reference_width)^-0.5.
+        cfg: Hyper-parameters.
+
+    Raises:
+        ValueError: As `check_roles`, or Muon on a parameter that is not a matrix.
+    """
+    check_roles(roles)
+    adamw_scale = (width / cfg.reference_width) ** -0.5
+    initial_lr = {
+        "matrix": cfg.matrix_lr * cfg.init_lr_frac,
+        "embedding": cfg.embedding_lr * adamw_scale * cfg.init_lr_frac,
+        "unembedding": cfg.unembedding_lr * adamw_scale * cfg.init_lr_frac,
+    }
+
+    def groups(names: Sequence[str]) -> list[dict]:
+        return [
+            {"params": list(roles[name]), "name": name, "lr": initial_lr[name], "initial_lr": initial_lr[name]}
+            for name in names
+        ]
+
+    muon = Muon(
+        groups(MUON_ROLES),
+        momentum=muon_momentum(0, cfg),
+        nesterov=cfg.nesterov,
+        ns_steps=cfg.ns_steps,
+        ns_dtype=cfg.ns_dtype,
+    )
+    adamw = torch.optim.AdamW(
+        groups(ADAMW_ROLES),
+        betas=(cfg.adam_beta1, cfg.adam_beta2),
+        eps=cfg.adam_eps,
+        weight_decay=cfg.weight_decay,
+        fused=all(p.device.type in ("cpu", "cuda") for name in ADAMW_ROLES for p in roles[name]),
+    )
+    return muon, adamw
+
+
+def set_schedule(optimizers: Iterable[torch.optim.Optimizer], step: int, num_steps: int, cfg: OptimConfig) -> float:
+    """Set learning rates and Muon's momentum for the update after `step` updates.
+
+    Args:
+        optimizers: As `build_optimizers` returns them.
+        step: Updates already done.
+        num_steps: Updates of the whole run.
+        cfg: Shape of the schedules.
+
+    Returns:
+        The multiplier now on every learning rate, for the log.
+    """
+    multiplier = lr_multiplier(step, num_steps, cfg)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * multiplier
+            if isinstance(optimizer, Muon):
+                group["momentum"] = muon_momentum(step, cfg)
+    return multiplier
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> Tensor:
+    """Scale all gradients so that their global L2 norm is at most `max_norm`; one norm over all parameters.
+
+    Call it on averaged gradients: each rank then finds the same norm, and a step's length does not depend on how the
+    batch was shared out (nanochat, 2025-11, clipped each rank's own part before averaging).
+
+    Args:
+        parameters: All trained parameters; those without a gradient are passed over.
+        max_norm: None only measures.
+
+    Returns:
+        The norm before clipping, 0-dim, on the gradients' device (no wait for a GPU).
+    """
+    params = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    if max_norm is None:
+        return norm
+    if norm.device.type == "cpu" and norm + 1e-6 <= max_norm:  # multiplying by 1 would only cost a pass over memory
+        return norm
+    torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+    return norm

@@ -1,0 +1,246 @@
+"""Muon: momentum, then the nearest orthogonal matrix as the update; one class for one process and for many.
+
+A matrix's update costs about thirty matrix products, so ranks share the work: gradients arrive averaged on every rank
+(as DistributedDataParallel leaves them), each rank owns a fair part of the matrices, keeps momentum for these alone,
+updates them, and the updated matrices are exchanged while the next shape is computed.  Every rank then holds the same
+parameters to the bit, and they are those that one process would have computed.  Matrices of one shape are updated as
+one batch: far fewer kernels on a GPU, fewer thread barriers on a CPU (`benchmarks/bench_muon.py`).
+
+Rule of nanochat, 2025-11 (after Keller Jordan, https://kellerjordan.github.io/posts/muon/).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat_pl import runtime
+from nanochat_pl.optim.orthogonalize import choose_ns_dtype, newton_schulz
+
+__all__ = ["Muon", "assign_owners"]
+
+# A batch of same-shape matrices holds at most this many elements (256 MiB of float32), which bounds the temporaries;
+# a depth-20 model's largest matrices still go ten at a time.
+MAX_BATCH_ELEMENTS = 2**26
+
+Bucket = list[Tensor]
+
+
+class Muon(torch.optim.Optimizer):
+    """Move weight matrices by orthogonalized momentum.
+
+    For each matrix W with gradient G: `buf += (1 - momentum) (G - buf)`; the direction is `buf`, with Nesterov
+    `G + momentum (buf - G)`; `W -= lr * sqrt(max(1, rows / cols)) * orthogonalize(direction)`.
+
+    With a process group every rank must call `step`, `consolidate_state_dict` and `load_state_dict` alike.  A matrix
+    without a gradient on its owner stays as it is.  Per parameter the state is one `momentum_buffer`, on the owner
+    only, as `torch.optim.Muon` names it; `ns_dtype` is `auto`, `float32` or `bfloat16`.
+
+    Raises:
+        ValueError: A parameter is not a matrix or is sharded itself (a DTensor).
+    """
+
+    # What consolidate_state_dict() gathered, by parameter number; None when stale.  A class attribute, because
+    # copying an Optimizer leaves its other attributes behind.
+    _consolidated: dict[int, dict[str, Tensor]] | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        ns_dtype: str = "auto",
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "ns_dtype": ns_dtype}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as `torch.optim.Optimizer` does, after a look at its parameters."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for param in group["params"]:
+            if param.ndim != 2:
+                raise ValueError(
+                    f"Muon was given a parameter of shape {tuple(param.shape)}; it takes matrices only: give this "
+                    f"parameter a role that AdamW updates"
+                )
+            if hasattr(param, "device_mesh"):
+                raise ValueError(
+                    "Muon was given a DTensor; it needs whole matrices and shares the work over ranks by itself: "
+                    "leave matrices unsharded (trainer=ddp)"
+                )
+            choose_ns_dtype(group["ns_dtype"], param.device)  # an unknown name fails now, not at the first step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # states written by nanochat lack our settings
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every matrix once; returns what `closure`, if given, returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._consolidated = None
+        rank, owners = runtime.rank(), self._owners()
+        in_flight: _Exchange | None = None
+        for group, bucket in self._buckets():
+            own = [p for p in bucket if owners[p] == rank]
+            self._update(own, group)
+            if runtime.world_size() > 1:
+                exchange = _Exchange(bucket, owners, own)
+                if in_flight is not None:
+                    in_flight.write_back()
+                in_flight = exchange
+        if in_flight is not None:
+            in_flight.write_back()
+        return loss
+
+    def consolidate_state_dict(self) -> None:
+        """Gather all ranks' momentum on every rank: `state_dict()` holds the whole of it until the next step.
+
+        A collective: all ranks call it.  Lightning does before it saves.  The copies lie in host memory; a matrix never
+        updated is gathered as zeros, which is where its momentum begins.  Nothing to do in one process.
+        """
+        if runtime.world_size() == 1:
+            return
+        rank, owners = runtime.rank(), self._owners()
+        gathered: dict[Tensor, Tensor] = {}
+        for _, bucket in self._buckets():
+            own = [self._momentum(p) for p in bucket if owners[p] == rank]
+            for param, _, momentum in _Exchange(bucket, owners, own).wait():
+                gathered[param] = momentum.to("cpu", copy=True)
+        self._consolidated = {i: {"momentum_buffer": gathered[p]} for i, p in enumerate(self._parameters())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in the standard layout, whole and alike on every rank.
+
+        Raises:
+            RuntimeError: With several ranks, when `consolidate_state_dict()` was not called since the last step.
+        """
+        packed = super().state_dict()
+        if runtime.world_size() > 1:
+            if self._consolidated is None:
+                raise RuntimeError(
+                    "each rank holds only its own part of Muon's momentum; call consolidate_state_dict() on all ranks, "
+                    "after the last step, before state_dict()"
+                )
+            packed["state"] = dict(self._consolidated)
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a whole state, from any number of ranks; momentum that this rank does not own is left out."""
+        rank, owners = runtime.rank(), self._owners()
+        owned = {i for i, p in enumerate(self._parameters()) if owners[p] == rank}
+        # The state counts parameters in the order of *its* groups: what number a parameter has there, its group says.
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        kept = {numbers[i] for i in owned if i < len(numbers)}
+        part = {number: value for number, value in state_dict["state"].items() if number in kept}
+        super().load_state_dict({**state_dict, "state": part})
+        self._consolidated = None
+
+    def _update(self, bucket: Bucket, group: dict[str, Any]) -> None:
+        """Update the matrices of a bucket that have a gradient, as one batch."""
+        pairs = [(p, p.grad) for p in bucket if p.grad is not None]
+        if not pairs:
+            return
+        params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
+        momenta = [self._momentum(p) for p in params]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        directions = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
+        dtype = choose_ns_dtype(group["ns_dtype"], params[0].device)
+        updates = newton_schulz(torch.stack(list(directions)), group["ns_steps"], dtype).to(params[0].dtype)
+        rows, cols = params[0].shape
+        torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
+
+    def _momentum(self, param: Tensor) -> Tensor:
+        """Return the momentum of a parameter that this rank owns; it begins at zero."""
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+        return state["momentum_buffer"]
+
+    def _parameters(self) -> Iterator[Tensor]:
+        """Yield all parameters in the order in which a state dict numbers them."""
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def _owners(self) -> dict[Tensor, int]:
+        """Map each parameter to the rank that updates it."""
+        params = list(self._parameters())
+        return dict(zip(params, assign_owners(tuple(tuple(p.shape) for p in params), runtime.world_size())))
+
+    def _buckets(self) -> Iterator[tuple[dict[str, Any], Bucket]]:
+        """Yield (group, same-shape parameters of it), in an order and a cut that are equal on every rank."""
+        for group in self.param_groups:
+            by_shape: dict[Any, Bucket] = {}
+            for p in group["params"]:
+                by_shape.setdefault((p.shape, p.dtype, p.device), []).append(p)
+            for bucket in by_shape.values():
+                size = max(1, MAX_BATCH_ELEMENTS // max(1, bucket[0].numel())) * runtime.world_size()
+                yield from ((group, bucket[i : i + size]) for i in range(0, len(bucket), size))
+
+
+@functools.cache
+def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple[int, ...]:
+    """Share matrices out to ranks: the costliest first, each to the rank with the least to do.
+
+    A function of its arguments alone, so ranks agree without a word.  Equal shapes follow each other, which spreads
+    each of them evenly too.
+
+    Args:
+        shapes: `(rows, cols)` of each matrix.
+        world_size: Number of ranks.
+
+    Returns:
+        The owner of each matrix, in 0 ... world_size - 1.
+    """
+
+    def multiplications(i: int) -> int:  # of one Newton-Schulz iteration: X X^T, A A, B X
+        short, long = sorted(shapes[i])
+        return short * short * (2 * long + short)
+
+    load = [0] * world_size
+    owners = [0] * len(shapes)
+    for i in sorted(range(len(shapes)), key=lambda i: (-multiplications(i), shapes[i], i)):
+        owners[i] = min(range(world_size), key=lambda rank: (load[rank], rank))
+        load[owners[i]] += multiplications(i)
+    return tuple(owners)
+
+
+class _Exchange:
+    """One all-gather of a bucket: what each rank has for the parameters it owns, to every rank; begins at once."""
+
+    def __init__(self, bucket: Bucket, owners: dict[Tensor, int], own: list[Tensor]) -> None:
+        world_size = runtime.world_size()
+        counts = [0] * world_size
+        self._places: list[tuple[Tensor, int, int]] = []  # parameter, its owner, which of the owner's it is
+        for param in bucket:
+            owner = owners[param]
+            self._places.append((param, owner, counts[owner]))
+            counts[owner] += 1
+        shape, self._slots = bucket[0].shape, max(counts)  # all ranks send equally much; what is over is never read
+        self._sent = bucket[0].new_empty((self._slots, *shape))
+        if own:
+            torch._foreach_copy_(list(self._sent[: len(own)].unbind()), own)
+        self._received = bucket[0].new_empty((world_size * self._slots, *shape))
+        self._work = dist.all_gather_into_tensor(self._received, self._sent, async_op=True)
+
+    def wait(self) -> list[tuple[Tensor, int, Tensor]]:
+        """Wait for the others; return (parameter, its owner, what the owner sent for it)."""
+        self._work.wait()
+        return [(param, owner, self._received[owner * self._slots + i]) for param, owner, i in self._places]
+
+    def write_back(self) -> None:
+        """Wait for the others, then take over the parameters that they own."""
+        theirs = [(param, value) for param, owner, value in self.wait() if owner != runtime.rank()]
+        if theirs:
+            torch._foreach_copy_([param for param, _ in theirs], [value for _, value in theirs])
