@@ -1,0 +1,286 @@
+"""Where artefacts lie, and how files get there whole.
+
+Run folders and the checkpoint a path stands for are decided here once, for every stage and command. A file under its
+final name is always complete: it is written beside its place, flushed to the disk and renamed; a download continues
+where an earlier one broke off, checked against the hub's size and hash. No torch here: messages about a wrong path
+must come within a second.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+__all__ = ["atomic_file", "checkpoint_file", "fetch_hub_file", "fetch_hub_files", "run_dir", "write_atomically"]
+
+log = logging.getLogger(__name__)
+
+RepoType = Literal["dataset", "model"]
+
+_ATTEMPTS = 5
+_WAIT = wait_exponential_jitter(initial=1, max=30)  # seconds; about twenty in all
+_TIMEOUT_S = 30.0  # without a byte from the hub
+
+
+def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
+    """Return the folder of a run, ``<root>/<stage>/<run_name>``; nothing is created.
+
+    Raises:
+        ValueError: If a name is empty or would lead out of its folder.
+    """
+    for key, name in (("stage", stage), ("run_name", run_name)):
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise ValueError(f"{key}={name!r} must be a plain folder name, without / or \\; set another {key}")
+    return Path(root) / stage / run_name
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the checkpoint a path stands for: a file itself, a run folder's ``best.ckpt``, else its ``last.ckpt``.
+
+    Args:
+        path: A file, a run folder, or the ``checkpoints`` folder inside one.
+
+    Raises:
+        FileNotFoundError: If there is none of these; lists what there is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        parent = next(folder for folder in (*path.parents, Path("/")) if folder.is_dir())
+        raise FileNotFoundError(f"no checkpoint at {path}: no such path; {parent} holds {_listing(parent)}")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"neither best.ckpt nor last.ckpt in {folder}, which holds {_listing(folder)}; name one file, or train first"
+    )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + more if names else "nothing"
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; what was written there becomes ``path`` if the block ends well.
+
+    After an error, also a full disk or Ctrl-C, ``path`` is as it was and the temporary file is gone. Parent folders are
+    made. Afterwards file and rename are on the disk (fsync), so that not even a power cut leaves half a file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _move_into_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    """Write ``data`` (text as UTF-8, line ends as they are) to ``path`` whole or not at all; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    with temporary.open("r+b") as written:
+        os.fsync(written.fileno())
+    temporary.replace(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable by itself
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def fetch_hub_file(
+    repo: str,
+    filename: str,
+    dest: str | Path,
+    *,
+    repo_type: RepoType = "dataset",
+    revision: str = "main",
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> Path:
+    """Return ``dest``, downloaded from a Hugging Face repository unless it is there already.
+
+    Several processes may ask for one file: the first downloads, the others wait. Errors that pass (no connection,
+    server errors, broken bodies) are tried again; an interrupted download leaves ``.<name>.<etag>.partial`` beside
+    ``dest`` and the next call continues it.
+
+    Args:
+        repo: ``owner/name``.
+        filename: Path inside the repository.
+        dest: Final path of the file.
+        repo_type: Kind of repository.
+        revision: Branch, tag or commit.
+        offline: Open no socket; a file that is not there is an error. So does the variable ``HF_HUB_OFFLINE=1``.
+        endpoint: Address of the hub; None = the variable ``HF_ENDPOINT``, else huggingface.co.
+
+    Raises:
+        FileNotFoundError: If the file is not here and cannot be had: offline, unknown to the hub, no access, or the hub
+            could not be reached in several attempts.
+        OSError: If it cannot be written (no space left).
+    """
+    dest = Path(dest)
+    if dest.is_file():
+        return dest
+    what = f"{filename} of the {repo_type} {repo}"
+    if offline:
+        raise FileNotFoundError(
+            f"{dest} is not here and offline=true forbids fetching {what}; put the file there or set offline=false"
+        )
+    import huggingface_hub
+    from filelock import FileLock
+
+    if huggingface_hub.is_offline_mode():
+        raise FileNotFoundError(f"{dest} is not here and HF_HUB_OFFLINE forbids fetching {what}; unset that variable")
+    url = huggingface_hub.hf_hub_url(repo, filename, repo_type=repo_type, revision=revision, endpoint=endpoint)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(dest.with_name(f".{dest.name}.lock")):
+        if dest.is_file():  # another process was faster
+            return dest
+        log.info("fetching %s from %s", what, url)
+        try:
+            Retrying(
+                stop=stop_after_attempt(_ATTEMPTS),
+                wait=_WAIT,
+                retry=retry_if_exception(_may_pass),
+                before_sleep=_say_retry,
+                reraise=True,
+            )(_download, url, dest)
+        except Exception as error:
+            hint = _remedy(error, dest)
+            if hint is None:
+                raise
+            raise FileNotFoundError(f"could not fetch {what} from {url} ({_first_line(error)}): {hint}") from error
+    return dest
+
+
+def fetch_hub_files(
+    repo: str,
+    filenames: Sequence[str],
+    folder: str | Path,
+    *,
+    repo_type: RepoType = "dataset",
+    revision: str = "main",
+    offline: bool = False,
+    endpoint: str | None = None,
+    num_threads: int = 4,
+) -> list[Path]:
+    """Fetch several files of one repository into ``folder`` under their own names; see `fetch_hub_file`.
+
+    After an error the files that arrived stay, and the next call fetches the rest.
+    """
+
+    def fetch(filename: str) -> Path:
+        dest = Path(folder) / filename
+        return fetch_hub_file(
+            repo, filename, dest, repo_type=repo_type, revision=revision, offline=offline, endpoint=endpoint
+        )
+
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        return list(pool.map(fetch, filenames))
+
+
+class _BrokenDownloadError(OSError):
+    """The body is not what the hub announced."""
+
+
+def _download(url: str, dest: Path) -> None:
+    """Fetch ``url`` to ``dest`` in one attempt, continuing what earlier attempts left."""
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    file = huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+    # Named by content: a file that changed on the hub never continues the old one's beginning.
+    partial = dest.with_name(f".{dest.name}.{hashlib.sha256(str(file.etag).encode()).hexdigest()[:12]}.partial")
+    have_bytes = partial.stat().st_size if partial.is_file() else 0
+    if not partial.is_file() or have_bytes != file.size:
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # sizes and ranges count the file's own bytes
+        if have_bytes:
+            headers["Range"] = f"bytes={have_bytes}-"
+        client = get_session()
+        with client.stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True) as response:
+            if response.status_code == 416:  # the partial file is longer than the real one
+                partial.unlink(missing_ok=True)
+                raise _BrokenDownloadError(f"the hub has nothing after byte {have_bytes}")
+            hf_raise_for_status(response)
+            continues = response.status_code == 206  # else the server ignored the range and sends all of it
+            with partial.open("ab" if continues else "wb") as out:
+                for chunk in response.iter_bytes():  # as they come: gathering larger ones would lose them on a break
+                    out.write(chunk)
+    _check(partial, file.size, file.etag)
+    _move_into_place(partial, dest)
+
+
+def _check(partial: Path, size: int | None, etag: str | None) -> None:
+    """Compare with what the hub announced; remove what can never become right."""
+    found = partial.stat().st_size
+    if size is not None and found < size:
+        raise _BrokenDownloadError(f"the body ended after {found} of {size} bytes")
+    wrong = None
+    if size is not None and found > size:
+        wrong = f"{found} bytes came where {size} were announced"
+    elif etag is not None and len(etag) == 64:  # a large file's etag is its SHA-256
+        with partial.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != etag:
+            wrong = f"SHA-256 is {digest}, announced was {etag}"
+    if wrong is not None:
+        partial.unlink()
+        raise _BrokenDownloadError(wrong)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tell errors worth another attempt from final ones.
+
+    By exclusion, since the transport's exceptions are another class in each major version of huggingface_hub.
+    """
+    status = _status(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    if isinstance(error, OSError):  # of these a full disk, a missing right or a bad name stay; connections come back
+        return isinstance(error, (ConnectionError, TimeoutError, _BrokenDownloadError))
+    return isinstance(error, Exception) and not isinstance(error, (ValueError, TypeError, AttributeError))
+
+
+def _say_retry(state: RetryCallState) -> None:
+    error: Any = state.outcome.exception() if state.outcome else None
+    wait_s = state.next_action.sleep if state.next_action else 0.0
+    log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, _first_line(error), wait_s)
+
+
+def _remedy(error: Exception, dest: Path) -> str | None:
+    """Return what a person can do about ``error``; None where the error says so itself."""
+    status = _status(error)
+    if status in (401, 403):
+        return "the repository is private or gated, or its name is wrong: check the name, then `hf auth login`"
+    if status == 404:
+        return "the hub knows no such repository, revision or file; check the names"
+    if _may_pass(error):
+        return f"gave up after {_ATTEMPTS} attempts; run again to continue, or put the file at {dest}"
+    return None
+
+
+def _first_line(error: BaseException | None) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
