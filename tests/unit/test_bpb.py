@@ -1,14 +1,14 @@
 """Bits per byte: what counts, and that it is the same number however it is cut."""
 
 from dataclasses import replace
-from math import inf, log
+from math import inf, isnan, log
 
 import numpy as np
 import pytest
 import torch
 
 from nanochat_pl.data.batch import Batch
-from nanochat_pl.eval.bpb import BitsPerByte, evaluate_bpb
+from nanochat_pl.eval.bpb import BitsPerByte, evaluate_bpb, evaluate_loss
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 
@@ -75,6 +75,29 @@ def test_tokens_without_text_and_ignored_targets_count_on_neither_side():
 def test_nothing_counted_is_infinite(model, token_bytes):
     one = batch(4)
     assert evaluate_bpb(model, [replace(one, targets=torch.full_like(one.targets, -1))], token_bytes) == inf
+
+
+def test_mean_loss_weighs_every_supervised_token_the_same(model, token_bytes):
+    one = batch(5)
+    one.targets[0, :, 3:] = -1  # the first micro-batch has fewer
+    flat = [tensor.reshape(-1, 8) for tensor in (one.inputs, one.targets)]
+    with torch.no_grad():
+        expected = model(*flat).item()
+    loss, bpb = evaluate_loss(model, [one], token_bytes, "cpu")
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert bpb == evaluate_bpb(model, [one], token_bytes)
+    assert evaluate_loss(model.forward, [one], None, "cpu") == (loss, None)
+
+
+def test_a_broken_model_has_no_mean_loss(token_bytes):
+    nan = GPT(GPTConfig(sequence_len=16, vocab_size=VOCAB, n_layer=1, n_head=1, n_kv_head=1, n_embd=8))
+    loss, bpb = evaluate_loss(nan, [batch(6)], token_bytes, "cpu")
+    assert isnan(loss) and isnan(bpb)
+
+
+def test_no_supervised_token_is_infinite(model):
+    one = batch(7)
+    assert evaluate_loss(model, [replace(one, targets=torch.full_like(one.targets, -1))], None, "cpu") == (inf, None)
 
 
 def test_a_foreign_tokenizer_is_refused(model):

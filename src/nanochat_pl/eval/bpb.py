@@ -5,7 +5,7 @@ Dividing the total surprise by the bytes that the target tokens spell makes it c
 (the special tokens) count neither above nor below the line, nor do targets of -1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import log
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["BitsPerByte", "evaluate_bpb"]
+__all__ = ["BitsPerByte", "MeanLoss", "evaluate_bpb", "evaluate_loss"]
 
 
 class BitsPerByte(Metric):
@@ -59,16 +59,69 @@ class BitsPerByte(Metric):
         return self.nats / (log(2) * self.num_bytes)
 
 
+class MeanLoss(Metric):
+    """Mean cross-entropy in nats per supervised token, over batches and ranks; every token weighs the same.
+
+    Not torchmetrics' MeanMetric, which drops NaN: a model that broke would be scored on what is left.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    nats: Tensor
+    num_tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("num_tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, targets: Tensor) -> None:
+        """Add one batch; arguments as `BitsPerByte.update`."""
+        supervised = targets.reshape(-1) >= 0
+        self.nats += torch.where(supervised, losses.reshape(-1).float(), 0.0).sum()
+        self.num_tokens += supervised.sum()
+
+    def compute(self) -> Tensor:
+        """Return nats per token as a scalar; infinite where no token was supervised, so that it is never the best."""
+        if self.num_tokens == 0:
+            return torch.full_like(self.nats, float("inf"))
+        return self.nats / self.num_tokens
+
+
 @torch.no_grad()
-def evaluate_bpb(model: Any, batches: Iterable[Any], token_bytes: Tensor | np.ndarray) -> float:
-    """Return bits per byte of `model` over `batches`; the same number on every rank.
+def evaluate_loss(
+    forward: Callable[..., Tensor],
+    batches: Iterable[Any],
+    token_bytes: Tensor | np.ndarray | None,
+    device: torch.device | str,
+) -> tuple[float, float | None]:
+    """Return mean cross-entropy (nats per supervised token) and bits per byte over `batches`; the same on every rank.
 
     Args:
-        model: A GPT; called as `model(inputs, targets, positions, reduction="none")` on each micro-batch of (B, T).
+        forward: A GPT or its bare `forward`, called as `forward(inputs, targets, positions, reduction="none")` on each
+            micro-batch of (B, T).
         batches: `Batch` objects with inputs, targets (A, B, T) and positions (A, B, T) or None. This rank's share,
             finite (`itertools.islice` an endless loader). In a process group every rank must call, also one that has
             no batch left.
-        token_bytes: (V,) bytes of each token (`Tokenizer.token_bytes()`).
+        token_bytes: (V,) bytes of each token (`Tokenizer.token_bytes()`); None = no bits per byte.
+        device: Where the model is.
+    """
+    mean = MeanLoss().to(device)
+    bpb = None if token_bytes is None else BitsPerByte(token_bytes).to(device)
+    for batch in batches:
+        batch = batch.to(device)
+        for micro, targets in enumerate(batch.targets):
+            positions = None if batch.positions is None else batch.positions[micro]
+            losses = forward(batch.inputs[micro], targets, positions, reduction="none")
+            mean.update(losses, targets)
+            if bpb is not None:
+                bpb.update(losses, targets)
+    return float(mean.compute()), None if bpb is None else float(bpb.compute())
+
+
+def evaluate_bpb(model: Any, batches: Iterable[Any], token_bytes: Tensor | np.ndarray) -> float:
+    """Return bits per byte of `model` over `batches` (see `evaluate_loss`).
 
     Raises:
         ValueError: `token_bytes` does not belong to the model's vocabulary.
@@ -79,10 +132,6 @@ def evaluate_bpb(model: Any, batches: Iterable[Any], token_bytes: Tensor | np.nd
             f"token_bytes has {len(token_bytes)} entries, the model's vocabulary {vocab_size}: "
             "they come from two tokenizers; use the tokenizer saved with this checkpoint"
         )
-    bpb = BitsPerByte(token_bytes).to(model.device)
-    for batch in batches:
-        batch = batch.to(model.device)
-        for micro, targets in enumerate(batch.targets):
-            positions = None if batch.positions is None else batch.positions[micro]
-            bpb.update(model(batch.inputs[micro], targets, positions, reduction="none"), targets)
-    return float(bpb.compute())
+    _, bpb = evaluate_loss(model, batches, token_bytes, model.device)
+    assert bpb is not None
+    return bpb
