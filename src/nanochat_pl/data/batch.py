@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["IGNORE", "Batch", "Cursor", "merge_cursors"]
@@ -38,7 +39,9 @@ class Batch:
     @cached_property
     def supervised_tokens(self) -> int:
         """Number of targets that count in the loss."""
-        return int((self.targets != IGNORE).sum())
+        # numpy: torch would start its threads for this, beside those that train
+        targets = self.targets.cpu().numpy()
+        return int(np.count_nonzero(targets != IGNORE))
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`; towards CUDA through pinned memory, without waiting for the copy."""

@@ -34,7 +34,7 @@ class Encoder(Protocol):
     @property
     def bos_id(self) -> int: ...
 
-    def encode(self, text: list[str], *, num_threads: int) -> list[list[int]]: ...
+    def encode(self, text: str) -> list[int]: ...
 
 
 Tokens = np.ndarray
@@ -237,7 +237,8 @@ class TokenBatches:
 
     def _encode(self, texts: list[str]) -> list[Tokens]:
         documents = []
-        for ids in self._tokenizer.encode(texts, num_threads=1):
+        for text in texts:  # one by one: a list would be encoded by threads of the tokenizer's own
+            ids = self._tokenizer.encode(text)
             tokens = np.empty(len(ids) + 1, np.int32)
             tokens[0], tokens[1:] = self._bos_id, ids
             documents.append(tokens)
@@ -269,8 +270,9 @@ class _Assembly:
         self._step += 1
         self._micro_batch += batches._micro_batches
         places = {str(shard): packer.place() for shard, packer in self._packers.items()}
+        begun = int(np.count_nonzero(inputs.numpy() == batches._bos_id))
         cursor = {"step": self._step, "micro_batch": self._micro_batch, **batches._source, "shards": places}
-        return Batch(inputs, targets, cursor=cursor, rows=int((inputs == batches._bos_id).sum()))
+        return Batch(inputs, targets, cursor=cursor, rows=begun)
 
     def _packer(self, shard: int, stream: DocumentStream) -> _Stream | _BestFit:
         batches = self._batches

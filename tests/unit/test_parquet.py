@@ -1,0 +1,199 @@
+"""Text shards: what is refused, and the one order documents come in."""
+
+import itertools
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat_pl.data.parquet import DocumentStream, list_shards, read_documents, read_footer
+
+
+def write(path, texts, group_rows=2):
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=group_rows)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three shards of 5, 3 and 4 documents, two to a row group."""
+    for name, rows in (("b", 3), ("a", 5), ("c", 4)):
+        write(tmp_path / f"shard_{name}.parquet", [f"{name}{i}" for i in range(rows)])
+    return tmp_path
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_the_last_shard_by_name_validates_and_this_is_said(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        shards = list_shards(folder)
+    assert names(shards.train) == ["shard_a.parquet", "shard_b.parquet"]
+    assert shards.val.name == "shard_c.parquet"
+    assert "shard_c.parquet" in caplog.text
+
+
+def test_a_named_validation_shard_is_taken_out_of_training(folder, tmp_path_factory):
+    for val_shard in ("shard_a.parquet", folder / "shard_a.parquet"):
+        shards = list_shards(folder, val_shard)
+        assert names(shards.train) == ["shard_b.parquet", "shard_c.parquet"]
+        assert shards.val == folder / "shard_a.parquet"
+    elsewhere = write(tmp_path_factory.mktemp("val") / "shard_a.parquet", ["other"])
+    assert len(list_shards(folder, elsewhere).train) == 3
+
+
+def test_half_written_and_hidden_files_are_not_seen(folder):
+    for name in ("shard_d.parquet.tmp", ".shard_e.parquet", "_shard_f.parquet", "notes.txt"):
+        (folder / name).write_text("no parquet")
+    assert len(list_shards(folder).train) == 2
+
+
+def test_a_missing_folder_or_shard_names_what_exists(folder, tmp_path_factory):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.*data\.root"):
+        list_shards(folder / "nowhere")
+    empty = tmp_path_factory.mktemp("empty")
+    (empty / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no \*\.parquet file \(it holds: notes\.txt\)"):
+        list_shards(empty)
+    with pytest.raises(FileNotFoundError, match=r"data\.val_shard=shard_x\.parquet .* shard_a\.parquet, shard_b"):
+        list_shards(folder, "shard_x.parquet")
+
+
+def test_one_shard_only_is_refused(tmp_path):
+    write(tmp_path / "only.parquet", ["a"])
+    with pytest.raises(ValueError, match=r"one shard only, only\.parquet.*add a second shard"):
+        list_shards(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["copy", "symlink"])
+def test_a_validation_shard_with_the_content_of_a_training_shard_is_refused(folder, kind):
+    twin = folder / "shard_z.parquet"
+    if kind == "copy":
+        twin.write_bytes((folder / "shard_a.parquet").read_bytes())
+    else:
+        twin.symlink_to(folder / "shard_a.parquet")
+    with pytest.raises(ValueError, match=r"shard_z\.parquet and the training shard .*shard_a\.parquet are the same"):
+        list_shards(folder)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
+        (truncate, "truncated or not a parquet file; delete it or fetch it again"),
+        (lambda path: path.write_text("a text file"), "not a parquet file"),
+        (
+            lambda path: pq.write_table(pa.table({"body": ["a"], "id": [1]}), path),
+            r"no column 'text' \(it has: body, id",
+        ),
+        (lambda path: pq.write_table(pa.table({"text": [1, 2]}), path), "holds int64, not strings"),
+        (lambda path: pq.write_table(pa.table({"text": pa.array([], pa.string())}), path), "no documents"),
+    ],
+)
+def test_an_unusable_file_is_named_with_its_remedy(folder, spoil, message):
+    spoil(folder / "shard_b.parquet")
+    with pytest.raises(ValueError, match=rf"shard_b\.parquet.*{message}"):
+        list_shards(folder)
+
+
+def test_a_file_damaged_between_its_ends_is_named_when_it_is_read(tmp_path):
+    path = write(tmp_path / "a.parquet", ["x" * 1000 + str(i) for i in range(50)], group_rows=50)
+    data = bytearray(path.read_bytes())
+    data[4:200] = bytes(196)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.parquet: row group 0 cannot be read; fetch the file again"):
+        next(iter(DocumentStream([path], 1, 0)))
+
+
+@pytest.mark.parametrize("logical_shards", [1, 2])
+def test_row_groups_are_dealt_in_turn_within_each_file_epoch_after_epoch(folder, logical_shards):
+    files = list_shards(folder).train  # row groups: a0 a1 | a2 a3 | a4, b0 b1 | b2
+    expected = {
+        (1, 0): "a0 a1 a2 a3 a4 b0 b1 b2",
+        (2, 0): "a0 a1 a4 b0 b1",
+        (2, 1): "a2 a3 b2",
+    }
+    for shard in range(logical_shards):
+        texts = expected[logical_shards, shard].split()
+        stream = DocumentStream(files, logical_shards, shard)
+        read = list(itertools.islice(stream, 2 * len(texts) + 1))
+        assert [text for text, _ in read] == [*texts, *texts, texts[0]]
+        assert [position["epoch"] for _, position in read] == [*[0] * len(texts), *[1] * len(texts), 2]
+
+
+@pytest.mark.parametrize(("logical_shards", "shard"), [(1, 0), (2, 0), (2, 1)])
+def test_a_stream_set_down_at_any_document_goes_on_as_if_never_stopped(folder, logical_shards, shard):
+    files = list_shards(folder).train
+    straight = list(itertools.islice(DocumentStream(files, logical_shards, shard), 20))
+    for start, (_, position) in enumerate(straight):
+        position = json.loads(json.dumps(position))
+        resumed = itertools.islice(DocumentStream(files, logical_shards, shard, position), 20 - start)
+        assert list(resumed) == straight[start:]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_block_size_does_not_change_order_or_addresses(tmp_path, size):
+    files = [write(tmp_path / f"{name}.parquet", [f"{name}{i}" for i in range(7)], group_rows=5) for name in "ab"]
+    stream = DocumentStream(files, 1, 0, {"epoch": 0, "file": 0, "row_group": 0, "doc": 2})
+    read = []
+    for address, texts in itertools.islice(stream.blocks(size), 40):
+        assert len(texts) <= size
+        read += [(address._replace(doc=address.doc + i), text) for i, text in enumerate(texts)]
+    assert [text for _, text in read[:12]] == [*(f"a{i}" for i in range(2, 7)), *(f"b{i}" for i in range(7))]
+    for (address, text), (following, _) in itertools.pairwise(read):
+        assert stream.following(address) == following
+        assert stream.read([address]) == [text]
+
+
+def test_single_documents_are_read_in_the_order_asked_for(folder):
+    stream = DocumentStream(list_shards(folder).train, 1, 0)
+    addresses = dict(itertools.islice(stream, 8))
+    wanted = ["a1", "a3", "a4", "b0", "b2", "a1"]
+    wanted_addresses = [stream.start._replace(**addresses[text]) for text in wanted]
+    assert stream.read(wanted_addresses) == wanted
+
+
+def test_a_null_is_an_empty_document_and_empty_row_groups_do_no_harm(tmp_path):
+    path = tmp_path / "a.parquet"
+    schema = pa.schema({"text": pa.string()})
+    with pq.ParquetWriter(path, schema) as writer:
+        for texts in (["a", None], [], ["b"]):
+            writer.write_table(pa.table({"text": pa.array(texts, pa.string())}), row_group_size=8)
+    assert list(read_documents([path])) == ["a", "", "b"]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_every_arrow_string_type_is_read(tmp_path, kind):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array(["x", "y", "x"]).cast(kind)}), path)
+    assert list(read_documents([path])) == ["x", "y", "x"]
+
+
+def test_a_logical_shard_without_documents_is_refused(folder):
+    with pytest.raises(
+        ValueError, match=r"logical shard 3 of 4 gets no row group.*more than 3; set data\.logical_shards"
+    ):
+        DocumentStream(list_shards(folder).train, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"file": 2}, {"row_group": 1}, {"row_group": 9}, {"doc": 2}, {"doc": -1}, {"epoch": -1}]
+)
+def test_a_position_that_is_no_document_of_the_shard_is_refused(folder, change):
+    position = {"epoch": 0, "file": 0, "row_group": 0, "doc": 0} | change
+    with pytest.raises(ValueError, match="is no document of this logical shard"):
+        DocumentStream(list_shards(folder).train, 2, 0, position)
+
+
+def test_a_footer_is_read_again_when_the_file_changed(tmp_path):
+    path = write(tmp_path / "a.parquet", ["a"])
+    assert read_footer(path).rows == 1
+    write(path, ["a", "b", "c"])
+    assert read_footer(path).group_rows == (2, 1)
