@@ -146,8 +146,9 @@ def fetch_hub_file(
         )
     import huggingface_hub
     from filelock import FileLock
+    from huggingface_hub import constants
 
-    if huggingface_hub.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{dest} is not here and HF_HUB_OFFLINE forbids fetching {what}; unset that variable")
     url = huggingface_hub.hf_hub_url(repo, filename, repo_type=repo_type, revision=revision, endpoint=endpoint)
     dest.parent.mkdir(parents=True, exist_ok=True)
