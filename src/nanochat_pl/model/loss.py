@@ -51,18 +51,28 @@ def _walk(
         hidden: (N, C). weight: (V, C) fp32, rows from `vocab_size` on are padding. targets: (N,), -1 = not supervised.
         token_weights: (N,) fp32, 0 where not supervised; needed for gradients only.
     """
-    matrix = weight.to(hidden.dtype)
+    N, V, dtype = hidden.size(0), weight.size(0), hidden.dtype
+    matrix = weight.to(dtype)
+    rows = min(chunk_tokens, N)
+    # Every chunk uses the same memory: fresh pages for so large buffers would cost more than the arithmetic on them.
+    product = hidden.new_empty(rows, V)
+    capped = product if dtype == torch.float32 else hidden.new_empty(rows, V, dtype=torch.float32)
+    softmax = torch.empty_like(capped)
     losses, hidden_grads = [], []
     weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight_grad else None
+    summand, summand32 = (torch.empty_like(matrix), torch.empty_like(weight)) if need_weight_grad else (None, None)
     offset = torch.tensor(-softcap, device=hidden.device)
-    for start in range(0, hidden.size(0), chunk_tokens):
-        h = hidden[start : start + chunk_tokens]
-        target = targets[start : start + chunk_tokens, None]
+    for start in range(0, N, rows):
+        h = hidden[start : start + rows]
+        n = h.size(0)
+        target = targets[start : start + rows, None]
         supervised = target >= 0
         target = target.clamp(min=0)
-        # The capped logits are softcap * t.
-        t = (h @ matrix.T).float().div_(softcap).tanh_()
-        p = torch.add(offset, t, alpha=softcap).exp_()
+        t = torch.mm(h, matrix.T, out=product[:n])
+        if dtype != torch.float32:
+            t = capped[:n].copy_(t)
+        t.div_(softcap).tanh_()  # the capped logits are softcap * t
+        p = torch.add(offset, t, alpha=softcap, out=softmax[:n]).exp_()
         p[:, vocab_size:].zero_()
         total = p.sum(dim=1, keepdim=True)
         loss = total.log() + softcap * (1 - t.gather(1, target))
@@ -70,17 +80,17 @@ def _walk(
         if token_weights is None:
             continue
         # d loss / d capped = softmax - onehot; d capped / d raw = 1 - t^2.
-        w = token_weights[start : start + chunk_tokens, None]
+        w = token_weights[start : start + rows, None]
         p.mul_(w / total).scatter_add_(1, target, -w)
         p.addcmul_(p, t.square_(), value=-1)
-        g = p.to(hidden.dtype)
+        g = p if dtype == torch.float32 else product[:n].copy_(p)
         if need_hidden_grad:
-            hidden_grads.append(g @ matrix)
+            hidden_grads.append(torch.mm(g, matrix))
         if weight_grad is not None:
-            if g.dtype == torch.float32:
+            if dtype == torch.float32:
                 weight_grad.addmm_(g.T, h)
             else:
-                weight_grad += g.T @ h
+                weight_grad.add_(summand32.copy_(torch.mm(g.T, h, out=summand)))
     return torch.cat(losses), torch.cat(hidden_grads) if need_hidden_grad else None, weight_grad
 
 
