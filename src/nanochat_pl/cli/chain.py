@@ -1,0 +1,204 @@
+"""Run stages one after another: `chain: [tokenizer, base, sft_scienceqa, evaluate]` in an experiment.
+
+Each stage is composed as its own config and runs in its own process and folder, `outputs/<stage>/<run_name>`, so that a
+chain does exactly what the single commands would, which it prints. Overrides on the command line go to every stage,
+`chain_overrides.<stage>.<key>=…` to one. A stage that finished before from the same config is skipped, a failed one
+stops the chain.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from nanochat_pl.cli.compose import ConfigError, compose_checked, config_dir, CommandLine, leaves
+from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.paths import run_dir
+
+EVALUATE = "evaluate"
+
+
+def run_chain(cfg: TrainConfig, overrides: Sequence[str]) -> int:
+    """Run every stage of `cfg.chain` and print the closing table; return the exit code of the first that failed.
+
+    Args:
+        cfg: the experiment's config.
+        overrides: the command line, `experiment=…` included.
+
+    Raises:
+        ConfigError: a stage's own config is wrong; all are checked before the first begins.
+    """
+    commands = plan_chain(cfg, overrides)
+    begin = time.perf_counter()
+    for number, (stage, arguments) in enumerate(commands, 1):
+        print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments)}", flush=True)
+        if stage != EVALUATE and not cfg.force and finished(stage, cfg, arguments):
+            print(f"      finished before from the same config; skipped (force=true does it again)", flush=True)
+            continue
+        started = time.perf_counter()
+        code = subprocess.run(command_line(stage, arguments), env=environment()).returncode
+        if code:
+            print(f"error: stage {stage} failed with exit code {code}; the chain stops here", file=sys.stderr)
+            return code
+        print(f"      {stage} took {time.perf_counter() - started:.0f} s", flush=True)
+    print(closing_table(cfg, time.perf_counter() - begin))
+    return 0
+
+
+def plan_chain(cfg: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Give the arguments of each stage's command, all checked.
+
+    Raises:
+        ConfigError: an unknown stage, overrides for a stage that is not in the chain, or a wrong setting.
+    """
+    known = [*(str(name) for name in StageName), EVALUATE]
+    for stage in cfg.chain:
+        if stage not in known:
+            raise ConfigError(f"chain names {stage}, which is none of {', '.join(known)}")
+    for stage in cfg.chain_overrides:
+        if stage not in cfg.chain:
+            raise ConfigError(f"chain_overrides.{stage} is for no stage of the chain ({', '.join(cfg.chain)})")
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    common = [o.input_line or "" for o in parsed if not o.key_or_group.startswith(("chain", "stage"))]
+    bad = next((o for o in parsed if o.key_or_group == "stage" or o.key_or_group.startswith("stage.")), None)
+    if bad is not None:
+        raise ConfigError(
+            f"{bad.input_line}: a chain has several stages; write chain_overrides.<stage>.{bad.key_or_group}=…"
+        )
+    commands = []
+    for stage in cfg.chain:
+        own = [f"{key}={value}" for key, value in flat(cfg.chain_overrides.get(stage, {}))]
+        if stage == EVALUATE:
+            continue
+        arguments = [f"stage={stage}", *common, "chain=[]", *own]
+        compose_checked("train", CommandLine(arguments, False, config_dir()))
+        commands.append((stage, arguments))
+    if EVALUATE in cfg.chain:
+        own = [f"{key}={value}" for key, value in flat(cfg.chain_overrides.get(EVALUATE, {}))]
+        trained = [run_dir(s, cfg.run_name, cfg.outputs) for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
+        paths = ",".join(str(path) for path in trained)
+        for name in ("scienceqa", "recall"):
+            commands.append(
+                (EVALUATE, [f"ckpt=[{paths}]", f"eval={name}", f"trainer.accelerator={cfg.trainer.accelerator}", *own])
+            )
+    return commands
+
+
+def flat(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Give the leaves of nested overrides as dotted keys with values in Hydra's notation."""
+    pairs = []
+    for key in leaves(tree):
+        value: Any = tree
+        for part in key.split("."):
+            value = value[part]
+        pairs.append((key, "null" if value is None else str(value).lower() if isinstance(value, bool) else value))
+    return pairs
+
+
+def command_line(stage: str, arguments: Sequence[str]) -> list[str]:
+    """Give the command that runs one stage with this Python and this package."""
+    module = "nanochat_pl.cli.evaluate" if stage == EVALUATE else "nanochat_pl.cli.train"
+    return [sys.executable, "-m", module, *arguments]
+
+
+def shown(stage: str, arguments: Sequence[str]) -> str:
+    """Give the command as a person would type it."""
+    script = "evaluate.py" if stage == EVALUATE else "train.py"
+    quoted = [f"'{a}'" if any(c in a for c in "[]{} ") else a for a in arguments if a != "chain=[]"]
+    return " ".join(["python", script, *quoted])
+
+
+def environment() -> dict[str, str]:
+    """Let the stages run this checkout's package."""
+    source = str(Path(__file__).resolve().parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def finished(stage: str, cfg: TrainConfig, arguments: Sequence[str]) -> bool:
+    """Say whether this stage's run folder holds a finished run of the same resolved config."""
+    from omegaconf import OmegaConf
+
+    folder = run_dir(stage, cfg.run_name, cfg.outputs)
+    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
+        return False
+    if json.loads((folder / "summary.json").read_text()).get("status") != "finished":
+        return False
+    composed = compose_checked("train", CommandLine(list(arguments), False, config_dir()))[0]
+    now = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    then = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    return now == then
+
+
+def closing_table(cfg: TrainConfig, seconds: float) -> str:
+    """Summarise the chain: steps, losses, and the evaluations of every trained stage side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    stages = [s for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
+    table = Table(title=f"{cfg.run_name}: {' -> '.join(cfg.chain)} in {seconds:.0f} s", title_justify="left")
+    table.add_column("")
+    for stage in stages:
+        table.add_column(stage, justify="right")
+    folders = {stage: run_dir(stage, cfg.run_name, cfg.outputs) for stage in stages}
+    summaries = {s: json.loads((f / "summary.json").read_text()) for s, f in folders.items()}
+    for label, key, form in (
+        ("steps", "step", "{:,}"),
+        ("train loss", "train/loss", "{:.3f}"),
+        ("validation loss", "val/loss", "{:.3f}"),
+        ("validation bpb", "val/bpb", "{:.3f}"),
+        ("tokens/s (median)", "median_tok_per_sec", "{:,.0f}"),
+        ("training time, s", "total_training_time", "{:.0f}"),
+    ):
+        values = [summaries[s].get(key) for s in stages]
+        table.add_row(label, *("" if v is None else form.format(v) for v in values))
+    for label, name, metric in (
+        ("free recall", "recall", "exact_match"),
+        ("answers parsed", "scienceqa", "strict/parse_rate"),
+        ("accuracy by likelihood", "scienceqa", "loglikelihood/accuracy"),
+        ("accuracy as written", "scienceqa", "strict/accuracy_over_asked"),
+    ):
+        table.add_row(label, *(figure(folders[s], name, metric) for s in stages))
+    baseline = baselines(folders[stages[-1]])
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [capture.get().rstrip()]
+    if baseline:
+        lines.append(f"without a model: {baseline}")
+    lines.append("files: " + ", ".join(str(folder) for folder in folders.values()))
+    last = folders[stages[-1]]
+    lines.append(f"next:  python evaluate.py ckpt={last}   |   python train.py stage=base depth=6 run_name=mine")
+    return "\n".join(lines)
+
+
+def metric_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read the metrics of an evaluation of a run's newest evaluated checkpoint."""
+    files = sorted((folder / "eval" / name).glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(files[-1].read_text())["metrics"] if files else []
+
+
+def figure(folder: Path, name: str, metric: str) -> str:
+    """Format a proportion with its 95% interval."""
+    for row in metric_rows(folder, name):
+        if row["metric"] == metric and row["group"] is None and row["value"] is not None:
+            low, high = row["interval"]["low"], row["interval"]["high"]
+            return f"{row['value']:.1%} [{low:.1%}, {high:.1%}]"
+    return "-"
+
+
+def baselines(folder: Path) -> str:
+    """Name what answers the multiple-choice questions without a model."""
+    for row in metric_rows(folder, "scienceqa"):
+        if row["metric"] == "loglikelihood/accuracy" and row["group"] is None and row["baseline"]:
+            base = row["baseline"]
+            text = f"chance {base['chance']:.1%}"
+            if "majority" in base:
+                text += f", always the commonest letter {base['majority']:.1%}"
+            return text + f" (n = {row['n']})"
+    return ""

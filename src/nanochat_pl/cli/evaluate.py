@@ -1,0 +1,68 @@
+"""`python evaluate.py ckpt=…`: measure one checkpoint or several on the same questions, and say what was measured.
+
+Data, task options and tokenizer come from the checkpoint's own config unless the command line gives others. Results go
+to `eval/<name>/<checkpoint>/` beside the checkpoint's run; an interrupted evaluation continues from its examples.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, quote_paths
+from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
+from nanochat_pl.lit import schema
+from nanochat_pl.paths import checkpoint_file
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `evaluate.py` and return its exit code: 0, 1 = failed, 2 = bad command line."""
+    arguments = quote_paths(sys.argv[1:] if argv is None else argv)
+    sys.argv[1:] = arguments
+    schema.register()
+    if not any(a.split("=")[0] in INFORMATION for a in arguments):
+        try:
+            for cfg in compose_checked("evaluate", CommandLine.parse(arguments)):
+                for path in checkpoint_list(check(cfg, schema.EvaluateConfig).ckpt):
+                    checkpoint_file(path)
+        except (ValueError, OSError) as error:
+            return fail(error)
+    return run_hydra(job, "evaluate")
+
+
+def checkpoint_list(ckpt: Any) -> list[str]:
+    """Give `ckpt` as a list of paths.
+
+    Raises:
+        ConfigError: none is given.
+    """
+    paths = [str(p) for p in ckpt] if isinstance(ckpt, list) else [str(ckpt)] if ckpt else []
+    if not paths:
+        raise ConfigError("ckpt is not set; give ckpt=<checkpoint file or run folder>, or 'ckpt=[a,b]' for several")
+    return paths
+
+
+def job(cfg: DictConfig) -> int:
+    """Evaluate every checkpoint of one command."""
+    config = check(cfg, schema.EvaluateConfig)
+    hydra_config = HydraConfig.get()
+    data: dict[str, Any] = {}
+    if hydra_config.runtime.choices.get("data") is not None:
+        data = OmegaConf.to_container(cfg.data, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    else:  # single keys on top of the checkpoint's own data
+        given = [o for o in hydra_config.overrides.task if o.lstrip("+").startswith("data.")]
+        for override in given:
+            key = override.partition("=")[0].lstrip("+").removeprefix("data.")
+            data[key] = OmegaConf.to_container(cfg.data, resolve=True, enum_to_str=True)[key]  # type: ignore[index, call-overload]
+    mixture = None
+    if hydra_config.runtime.choices.get("mixture") is not None:
+        mixture = OmegaConf.to_container(cfg.mixture, resolve=True)
+    from nanochat_pl.lit.evaluation import evaluate
+
+    return evaluate(config, checkpoint_list(config.ckpt), data, mixture)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""One table for a sweep: a row a job, its overrides and final figures, rewritten whenever a job ends."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+FIGURES = ("status", "step", "train/loss", "val/loss", "val/bpb", "best", "best_step", "median_tok_per_sec", "wall_s")
+
+
+class ResultsTable(Callback):
+    """Write results.csv in the sweep's folder after each job: `on_multirun_end` is not called when one fails."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.sweep.dir)
+        rows = read_jobs(folder)
+        if not rows:
+            return
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        temporary = folder / ".results.csv.tmp"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, keys, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(folder / "results.csv")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        table = Path(config.hydra.sweep.dir) / "results.csv"
+        if table.is_file():
+            print_table(table)
+
+
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
+    """Read overrides and figures of every job below a sweep's folder, in the order of the jobs."""
+    rows = []
+    jobs = [path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")]
+    for job in sorted(jobs, key=lambda path: (len(path.name), path.name)):
+        row: dict[str, Any] = {"job": job.name}
+        for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
+            key, _, value = str(override).partition("=")
+            row[key] = value
+        summary = json.loads((job / "summary.json").read_text()) if (job / "summary.json").is_file() else {}
+        row |= {name: summary.get(name) for name in FIGURES if name in summary}
+        if (job / "error.txt").is_file():
+            row |= {"status": "failed", "error": (job / "error.txt").read_text().strip()}
+        rows.append(row)
+    return rows
+
+
+def print_table(path: Path) -> None:
+    """Show results.csv on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    table = Table(title=str(path))
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows[1:]:
+        table.add_row(*(short(value) for value in row))
+    Console().print(table)
+
+
+def short(value: str) -> str:
+    """Round long decimals for the eye."""
+    try:
+        return value if "." not in value or len(value) < 8 else f"{float(value):.5g}"
+    except ValueError:
+        return value

@@ -1,0 +1,135 @@
+"""`python train.py …`: check the command line, then train the stage, the sweep or the chain that it asks for.
+
+Everything a user can get wrong is reported as one `error:` line before torch is imported, where that is possible.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, quote_paths
+from nanochat_pl.lit import schema
+from nanochat_pl.lit.preflight import preflight
+
+INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i", "--cfg", "-c")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `train.py` and return its exit code: 0, 1 = failed, 2 = bad command line, 128+n = stopped by signal n."""
+    arguments = quote_paths(sys.argv[1:] if argv is None else argv)
+    sys.argv[1:] = arguments
+    schema.register()
+    started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
+    if not started_by_launcher and not any(a.split("=")[0] in INFORMATION for a in arguments):
+        try:
+            line = CommandLine.parse(arguments)
+            configs = compose_checked("train", line)
+            if configs[0].chain:
+                from nanochat_pl.cli.chain import run_chain
+
+                return run_chain(check(configs[0], schema.TrainConfig), line.overrides)
+            for cfg in configs:
+                job_folder = Path("does-not-exist-yet") if line.multirun else None
+                preflight(check(cfg, schema.TrainConfig), job_folder)
+        except (ValueError, OSError) as error:
+            return fail(error)
+    return run_hydra(job, "train")
+
+
+def run_hydra(task: Any, name: str) -> int:
+    """Hand over to Hydra; turn what a job raises into an exit code."""
+    outcome: list[int] = []
+
+    def catch(cfg: DictConfig) -> Any:
+        try:
+            outcome.append(task(cfg))
+        except (ValueError, OSError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{error}\n")
+            outcome.append(fail(error))
+        finally:
+            close_process_group()
+        return outcome[-1]
+
+    hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name=name)(catch)()
+    return max(outcome, default=0)
+
+
+def job(cfg: DictConfig) -> int:
+    """Train one job in its own folder."""
+    config = check(cfg, schema.TrainConfig)
+    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    arguments = sys.argv.copy()
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        isolate_job(folder)
+    try:
+        from nanochat_pl.lit.build import run
+
+        result = run(config, {str(k): v for k, v in plain.items()}, folder, arguments)
+    finally:
+        sys.argv[:] = arguments
+    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
+        say_what_next(config, folder, result)
+    number = result.get("signal")
+    return 128 + number if number else 0
+
+
+def isolate_job(folder: Path) -> None:
+    """Let Lightning's second process run this one job, not the whole sweep again in another folder."""
+    overrides = [o for o in HydraConfig.get().overrides.task]
+    sys.argv[:] = [sys.argv[0], *overrides, f"hydra.run.dir={folder}", "hydra.mode=RUN"]
+
+
+def close_process_group() -> None:
+    """Leave the process group, so that the next job of a sweep can start one of its own."""
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        dist.destroy_process_group()
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK"):
+            os.environ.pop(name, None)
+
+
+def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any]) -> None:
+    """End with where the files are and what to type next."""
+    if result["stage"] == "tokenizer":
+        print(f"done: {folder}\nnext: python train.py stage=base run_name={cfg.run_name} …")
+        return
+    if result["status"] != "finished":
+        number = result.get("signal")
+        why = signal.Signals(number).name if number else f"trainer.stop_after_steps={cfg.trainer.stop_after_steps}"
+        print(
+            f"stopped at step {result['step']} of {result['num_steps']} by {why}; to continue: the same command with resume=auto"
+        )
+        return
+    figures = [f"loss {result['train/loss']:.4f}"] if "train/loss" in result else []
+    figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb") if key in result]
+    print(f"done: {folder}, step {result['step']}, {', '.join(figures)}")
+    print(f"next: python evaluate.py ckpt={folder}")
+    if result["stage"] == "base":
+        print(f"      python train.py stage=sft_scienceqa run_name={cfg.run_name}")
+
+
+def fail(error: BaseException) -> int:
+    """Report an error that a user can mend: one line, no traceback (NANOCHAT_DEBUG=1 shows it)."""
+    if os.environ.get("NANOCHAT_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

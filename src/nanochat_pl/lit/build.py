@@ -1,0 +1,458 @@
+"""From a checked config to a finished run: the pieces are put together here and nowhere else.
+
+`run(cfg, ...)` trains what `cfg.stage` names and returns the run's summary. Each part is a small function that a
+notebook may call by itself.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.strategies import DDPStrategy
+
+from nanochat_pl.checkpoint.lightning import (
+    identity,
+    model_weights,
+    read_checkpoint,
+    stored_model_config,
+    stored_tokenizer,
+)
+from nanochat_pl.data.conversations import num_steps as conversation_steps
+from nanochat_pl.data.parquet import DocumentStream, Shards
+from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
+from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, is_terminal
+from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
+from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data
+from nanochat_pl.lit.loggers import MetricsFile
+from nanochat_pl.lit.module import LanguageModel
+from nanochat_pl.lit.preflight import batch_micro_batches, check_stage, clear_run, model_config, preflight, resume_file
+from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.model.accounting import flops_per_token, num_parameters
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.paths import checkpoint_file, run_dir, write_atomically
+from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
+from nanochat_pl.scaling import plan_horizon
+from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
+
+log = logging.getLogger(__name__)
+
+WORTH_COMPILING_STEPS = 50
+"""Shorter runs end before compilation has paid for itself; trainer.compile=true compiles them all the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    config: GPTConfig
+    tokenizer: Tokenizer
+    weights: dict[str, torch.Tensor] | None
+    """None = initialised from the seed."""
+    origin: str
+    """Where they come from, for people."""
+
+
+def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str]) -> dict[str, Any]:
+    """Train one stage in `folder` and return what its summary.json says.
+
+    Args:
+        cfg: the checked config.
+        plain: the same, resolved, as plain containers (saved with the run and inside its checkpoints).
+        folder: where everything goes.
+        arguments: the command line, saved with the run.
+    """
+    preflight(cfg, folder)
+    resume = resume_file(cfg, folder)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if first:
+        if resume is None and cfg.force:
+            clear_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        describe_run(folder, plain, arguments)
+    write_log(folder / "log.txt", first)
+    if cfg.stage.name == StageName.tokenizer:
+        return train_tokenizer(cfg, folder)
+    return fit(cfg, plain, folder, resume)
+
+
+def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | None) -> dict[str, Any]:
+    """Train a stage that has a model."""
+    device = pick_device(cfg.trainer.accelerator)
+    dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    shards = prepare_text(cfg.data, cfg.offline) if cfg.stage.name == StageName.base else prepare_root(cfg.data)
+    start = find_start(cfg, resume)
+    data, num_steps = build_data(cfg, start.tokenizer, start.config, shards)
+
+    torch.manual_seed(cfg.seed)
+    model = GPT(start.config, dtype)
+    if start.weights is None:
+        model.init_weights()
+    else:
+        model.load_state_dict(start.weights)
+    flops = flops_per_token(start.config)
+    compiled = compile_model(model, cfg, device, num_steps)
+
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        cfg.stage.checkpoint_every_steps,
+        cfg.stage.keep_checkpoints,
+        cfg.trainer.stop_after_steps,
+    )
+    text_stage = cfg.stage.name == StageName.base
+    token_bytes = start.tokenizer.token_bytes() if text_stage else None
+    validation = Validation(data, token_bytes, checkpoints, cfg.stage.val_every_steps)
+    progress = Progress(
+        cfg.trainer.log_every_steps,
+        cfg.stage.total_batch_tokens if text_stage else None,
+        flops,
+        peak_flops(device),
+        validation,
+    )
+    facts = {
+        "stage": str(cfg.stage.name),
+        "run_name": cfg.run_name,
+        "folder": str(folder),
+        "init_from": start.origin,
+        "num_parameters": num_parameters(start.config),
+        "flops_per_token": flops,
+        "vocab_size": start.config.vocab_size,
+        "device": str(device),
+        "compute_dtype": str(dtype).removeprefix("torch."),
+        "compiled": compiled,
+    }
+    summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
+    callbacks: list[L.Callback] = [progress, checkpoints, validation, summary]
+    callbacks += [instantiate(spec) for spec in cfg.callbacks.values()]
+    terminal = is_terminal()
+    if terminal:
+        callbacks.append(Bar(progress))
+    log.info(
+        "%s: %s parameters, %s steps, %s on %s, %s, start: %s",
+        folder,
+        f"{facts['num_parameters']:,}",
+        f"{num_steps:,}",
+        facts["compute_dtype"],
+        device,
+        "compiled" if compiled else "eager",
+        start.origin if resume is None else f"resumed from {resume}",
+    )
+    trainer = build_trainer(cfg, folder, device, num_steps, callbacks, terminal)
+    module = LanguageModel(
+        model,
+        cfg.optim,
+        num_steps,
+        cfg.trainer.log_every_steps,
+        identity(str(cfg.stage.name), start.config, plain, start.tokenizer),
+    )
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    finally:
+        finish_loggers(trainer)
+    result = json.loads((folder / "summary.json").read_text())
+    if checkpoints.signal is not None:
+        result["signal"] = checkpoints.signal
+    return result
+
+
+def find_start(cfg: TrainConfig, resume: Path | None) -> Start:
+    """Settle config, tokenizer and start weights: from the checkpoint to resume, the one to start from, or nothing.
+
+    Raises:
+        ValueError: tokenizer and checkpoint have different vocabularies.
+        FileNotFoundError: no tokenizer, or no checkpoint where one is needed.
+    """
+    source = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
+    if source is None:
+        tokenizer = find_tokenizer(cfg)
+        return Start(model_config(cfg, tokenizer.vocab_size), tokenizer, None, f"seed {cfg.seed}")
+    file = checkpoint_file(source)
+    checkpoint = read_checkpoint(file)
+    tokenizer = stored_tokenizer(checkpoint)
+    config = dataclasses.replace(stored_model_config(checkpoint), sequence_len=cfg.stage.sequence_len)
+    if cfg.tokenizer.path is not None:
+        given = Tokenizer.load(cfg.tokenizer.path)
+        if given.fingerprint() != tokenizer.fingerprint():
+            raise ValueError(
+                f"tokenizer.path={cfg.tokenizer.path} (vocabulary {given.vocab_size}) is not the tokenizer that {file} "
+                f"was trained with (vocabulary {tokenizer.vocab_size}); leave tokenizer.path null to use that one"
+            )
+    if resume is None and cfg.depth != config.n_layer:
+        log.warning("depth=%d only names this run: the weights of %s have depth %d", cfg.depth, file, config.n_layer)
+    weights = None if resume else model_weights(checkpoint)
+    origin = f"{file} ({checkpoint['nanochat_pl']['stage']}, step {checkpoint['global_step']})"
+    return Start(config, tokenizer, weights, origin)
+
+
+def start_arguments(cfg: TrainConfig) -> str:
+    """Give the overrides that a remedy's command line repeats."""
+    parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
+    if cfg.data.source != "microworld":
+        parts.append(f"data={cfg.data.source}" + (f" data.root={cfg.data.root}" if cfg.data.source == "local" else ""))
+    return "".join(f" {part}" for part in parts)
+
+
+def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
+    """Load the run's tokenizer; for the embedded world, whose text is always at hand, train it where there is none.
+
+    Raises:
+        FileNotFoundError: no tokenizer; the message is the command that makes one.
+        ValueError: it has another vocabulary size than the config says.
+    """
+    folder = Path(cfg.tokenizer.path) if cfg.tokenizer.path else run_dir("tokenizer", cfg.run_name, cfg.outputs)
+    if not folder.exists() and not cfg.tokenizer.path and cfg.data.source == "microworld":
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.exists():
+                log.info("no tokenizer at %s: training one (vocabulary %d)", folder, cfg.tokenizer.vocab_size)
+                make_tokenizer(cfg).save(folder)
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer run_name={cfg.run_name}"
+            f"{start_arguments(cfg)} tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
+        )
+    tokenizer = Tokenizer.load(folder)
+    if not cfg.tokenizer.path and tokenizer.vocab_size != cfg.tokenizer.vocab_size:
+        raise ValueError(
+            f"the tokenizer at {folder} has {tokenizer.vocab_size} tokens, the config says tokenizer.vocab_size="
+            f"{cfg.tokenizer.vocab_size}; set tokenizer.vocab_size={tokenizer.vocab_size}, or another run_name"
+        )
+    return tokenizer
+
+
+def make_tokenizer(cfg: TrainConfig) -> Tokenizer:
+    """Train the tokenizer that the config describes on the training shards, never on the validation shard."""
+    shards = prepare_text(cfg.data, cfg.offline)
+    stream = DocumentStream(shards.train, 1, 0)
+    documents = (text for _, block in one_epoch(stream) for text in block)
+    texts = training_texts(documents, cfg.tokenizer.max_chars, cfg.tokenizer.doc_cap_chars)
+    return Tokenizer.train(texts, cfg.tokenizer.vocab_size, str(cfg.tokenizer.backend))
+
+
+def one_epoch(stream: DocumentStream) -> Any:
+    """Read every document of a stream once."""
+    for address, block in stream.blocks():
+        if address.epoch > 0:
+            return
+        yield address, block
+
+
+def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Run stage=tokenizer: train, save, measure compression on text it has and has not seen."""
+    begin = time.perf_counter()
+    tokenizer = make_tokenizer(cfg)
+    seconds = time.perf_counter() - begin
+    tokenizer.save(folder)
+    shards = prepare_text(cfg.data, cfg.offline)
+    rates = {}
+    for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
+        _, texts = next(iter(DocumentStream(files, 1, 0).blocks()))
+        rates[f"{name}_bytes_per_token"] = round(compression(tokenizer, texts), 4)
+    summary = {
+        "stage": "tokenizer",
+        "run_name": cfg.run_name,
+        "folder": str(folder),
+        "status": "finished",
+        "vocab_size": tokenizer.vocab_size,
+        "train_seconds": round(seconds, 2),
+        **rates,
+    }
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    log.info(
+        "%s: vocabulary %s in %.1f s, %.2f bytes per token on validation text",
+        folder,
+        f"{tokenizer.vocab_size:,}",
+        seconds,
+        rates["val_bytes_per_token"],
+    )
+    return summary
+
+
+def build_data(
+    cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards | None
+) -> tuple[StepBatches, int]:
+    """Make the data module and settle how many optimizer steps the run has."""
+    check_stage(cfg)
+    stage = cfg.stage
+    name, value = stage.horizon
+    if shards is not None:
+        assert stage.total_batch_tokens is not None
+        budget: dict[str, Any] = {name: int(value) if name == "num_steps" else float(value)}
+        plan = plan_horizon(config, stage.total_batch_tokens, **budget)
+        data = text_data(
+            shards.train,
+            shards.val,
+            tokenizer,
+            device_batch=stage.device_batch,
+            sequence_len=stage.sequence_len,
+            micro_batches=batch_micro_batches(cfg),
+            logical_shards=cfg.data.logical_shards,
+            num_workers=cfg.data.num_workers,
+            packing=str(cfg.data.packing),
+            val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
+        )
+        return data, plan.num_steps
+    assert stage.total_batch_rows is not None
+    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+    steps = int(value) if name == "num_steps" else conversation_steps(len(rows), stage.total_batch_rows, int(value))
+    data = conversation_data(
+        rows,
+        val_rows,
+        tokenizer,
+        total_batch_rows=stage.total_batch_rows,
+        device_batch=stage.device_batch,
+        sequence_len=stage.sequence_len,
+        packed=stage.packed,
+        seed=cfg.seed,
+        num_val_rows=stage.val_rows,
+        num_workers=cfg.data.num_workers,
+    )
+    return data, steps
+
+
+def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Any:
+    """Make a mixture from the tasks that the config names.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from nanochat_pl.tasks.base import Mixture
+
+    if not specs:
+        raise ValueError(
+            f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=scienceqa"
+        )
+    return Mixture({name: instantiate(spec) for name, spec in specs.items()}, seed=cfg.seed)
+
+
+def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps: int) -> bool:
+    """Compile the model in place where that is asked for, or pays and works."""
+    choice = cfg.trainer.compile
+    if choice == "false":
+        return False
+    if choice == "auto":
+        if num_steps < WORTH_COMPILING_STEPS:
+            return False
+        if cfg.stage.total_batch_rows is not None and not cfg.stage.packed:
+            log.info("trainer.compile=auto: eager, since padded rows change their length from step to step")
+            return False
+        try:
+            probe = torch.compile(lambda x: x.exp().sum(), dynamic=False)
+            probe(torch.ones(8, device=device))
+        except Exception as error:  # whatever the compiler's tool chain raises: the point of a probe
+            log.warning("trainer.compile=auto: eager, a probe did not compile (%s)", str(error).splitlines()[0][:200])
+            return False
+    model.compile(dynamic=False)
+    return True
+
+
+def build_trainer(
+    cfg: TrainConfig, folder: Path, device: torch.device, num_steps: int, callbacks: list[Any], terminal: bool
+) -> L.Trainer:
+    """Make the Lightning Trainer: one epoch of `num_steps` batches, everything automatic switched off."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    world = cfg.trainer.devices * cfg.trainer.num_nodes
+    strategy: Any = "auto"
+    if world > 1 or cfg.trainer.strategy == "ddp":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, process_group_backend=backend)
+    loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
+    loggers += [instantiate(spec, folder=str(folder)) for spec in cfg.logger.values()]
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=strategy,
+        precision="32-true",
+        # A sized epoch of exactly the run's steps: no prefetched batch is lost when the run resumes.
+        limit_train_batches=num_steps,
+        max_steps=num_steps,
+        max_epochs=-1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=str(folder),
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def finish_loggers(trainer: L.Trainer) -> None:
+    """Close dashboards, so that the next job of a sweep gets a run of its own; say how to sync what stayed offline."""
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            folder = Path(logger.experiment.dir).parent if hasattr(logger.experiment, "dir") else None
+            wandb.finish()
+            if folder is not None and "offline" in folder.name:
+                log.info("W&B wrote offline; to upload: wandb sync %s", folder)
+
+
+def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> None:
+    """Save what is needed to repeat a run: resolved config, command line, versions, commit and uncommitted changes."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
+
+    def git(*words: str) -> str | None:
+        try:
+            out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return out.stdout
+
+    packages = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "rustbpe", "numpy", "pyarrow")
+    record = {
+        "argv": arguments,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in packages},
+        "git_commit": (git("rev-parse", "HEAD") or "").strip() or None,
+    }
+    write_atomically(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    if difference := git("diff", "HEAD"):
+        write_atomically(folder / "git_diff.patch", difference)
+
+
+def write_log(path: Path, first: bool) -> None:
+    """Send the project's log to standard error and, on the first process, to `path` as plain lines."""
+    logging.getLogger("rustbpe").setLevel(logging.WARNING)
+    logger = logging.getLogger("nanochat_pl")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO if first else logging.WARNING)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if first:
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)

@@ -1,0 +1,256 @@
+"""What happens beside the training step: validation, the log, the summary. Pure functions do the maths.
+
+A step number counts the updates made so far, as the original's loop does: validation at step s sees the weights after
+s updates, and `train/loss` at step s is the loss of the update that follows. A resumed run therefore repeats the
+validation of the step it resumes from and its log continues without a seam.
+"""
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from nanochat_pl.eval.bpb import evaluate_loss
+from nanochat_pl.lit.checkpoints import Checkpoints
+from nanochat_pl.lit.datamodules import StepBatches
+from nanochat_pl.lit.loggers import MetricsFile
+from nanochat_pl.paths import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
+    """Send one row to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step)
+
+
+class Validation(Callback):
+    """Measure the fixed validation set at step 0, on the timetable and at the end; save first, then measure.
+
+    Args:
+        data: gives the validation batches.
+        token_bytes: (V,) bytes of each token, for bits per byte; None logs the loss alone.
+        checkpoints: saves before, and keeps the best after.
+        every_steps: cadence; None = at the end only.
+    """
+
+    def __init__(
+        self, data: StepBatches, token_bytes: np.ndarray | None, checkpoints: Checkpoints, every_steps: int | None
+    ) -> None:
+        self.data = data
+        self.token_bytes = token_bytes
+        self.checkpoints = checkpoints
+        self.every_steps = every_steps
+        self.latest: dict[str, float] = {}
+        self.seconds = 0.0
+        self._measured_step: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.every_steps and trainer.global_step % self.every_steps == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = self.every_steps is not None and step % self.every_steps == 0
+        if (due or step == trainer.max_steps) and not trainer.should_stop:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if self._measured_step == step:
+            return
+        begin = time.perf_counter()
+        if step > 0:
+            self.checkpoints.save(trainer)
+        model = pl_module.model
+        model.eval()
+        # model.forward, not model(...): validation shapes must not make the compiled training step compile again.
+        loss, bpb = evaluate_loss(model.forward, self.data.val_batches(), self.token_bytes, pl_module.device)
+        model.train()
+        self.latest = {"val/loss": loss} | ({} if bpb is None else {"val/bpb": bpb})
+        self._measured_step = step
+        best = step > 0 and self.checkpoints.consider(trainer, loss if bpb is None else bpb)
+        log_metrics(trainer, self.latest, step)
+        self.seconds += time.perf_counter() - begin
+        text = " | ".join(f"{name} {value:.4f}" for name, value in self.latest.items())
+        log.info("step %05d/%05d | %s%s", step, trainer.max_steps, text, " | best so far" if best else "")
+
+
+class Progress(Callback):
+    """Log loss, rate and speed at a fixed rhythm, as rows for the loggers and as one line for people.
+
+    Args:
+        every_steps: the rhythm.
+        tokens_per_step: tokens of a step over all ranks; None = count each batch (conversations differ in length).
+        flops_per_token: for MFU and total FLOPs.
+        peak_flops: the device's peak per rank, FLOP/s; None = unknown, no MFU.
+        validation: its time does not count as training time.
+    """
+
+    def __init__(
+        self,
+        every_steps: int,
+        tokens_per_step: int | None,
+        flops_per_token: int,
+        peak_flops: float | None,
+        validation: Validation,
+    ) -> None:
+        self.every_steps = every_steps
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self.validation = validation
+        self.latest: dict[str, float] = {}
+        self.tokens = 0
+        self.seconds = 0.0
+        self.speeds: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.forget_from(trainer.global_step)
+        self._first_step = trainer.global_step
+        self._restart()
+
+    def _restart(self) -> None:
+        self._mark = time.perf_counter()
+        self._paused = self.validation.seconds
+        self._since_tokens = 0
+        self._since_steps = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step - 1
+        count = self.tokens_per_step or batch.tokens * trainer.world_size
+        self.tokens += count
+        self._since_tokens += count
+        self._since_steps += 1
+        if step % self.every_steps and step + 1 != trainer.max_steps:
+            return
+        # Ranks hold means over their own part, scaled so that their mean is the step's loss: one packed reduction.
+        figures = torch.stack(
+            [outputs["loss"].float(), torch.as_tensor(outputs["grad_norm"]).float().to(outputs["loss"].device)]
+        )
+        loss, grad_norm = trainer.strategy.reduce(figures, reduce_op="mean").tolist()
+        seconds = time.perf_counter() - self._mark - (self.validation.seconds - self._paused)
+        self.seconds += seconds
+        speed = self._since_tokens / max(seconds, 1e-9)
+        if trainer.global_step - self._first_step > self.every_steps:  # the first rows hold compilation
+            self.speeds.append(speed)
+        self.latest = {
+            "train/loss": loss,
+            "train/lrm": outputs["lrm"],
+            "train/grad_norm": grad_norm,
+            "train/dt": seconds / self._since_steps,
+            "train/tok_per_sec": speed,
+            "tokens": self.tokens,
+            "total_training_flops": float(self.tokens) * self.flops_per_token,
+            "total_training_time": self.seconds,
+        }
+        if self.peak_flops:
+            self.latest["train/mfu"] = 100 * speed * self.flops_per_token / (self.peak_flops * trainer.world_size)
+        log_metrics(trainer, self.latest, step)
+        log.info(self.line(step, int(trainer.max_steps)))
+        self._restart()
+
+    def line(self, step: int, num_steps: int) -> str:
+        """Format the latest figures as one line of plain text."""
+        now = self.latest
+        eta = (num_steps - step - 1) * now["train/dt"]
+        mfu = f"{now['train/mfu']:.1f}%" if "train/mfu" in now else "-"
+        return (
+            f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {now['train/loss']:.4f} | "
+            f"lrm {now['train/lrm']:.2f} | dt {1000 * now['train/dt']:.0f} ms | tok/s {now['train/tok_per_sec']:,.0f} | "
+            f"mfu {mfu} | eta {int(eta) // 60}m{int(eta) % 60:02d}s"
+        )
+
+    @property
+    def median_speed(self) -> float | None:
+        """Tokens a second, median over the rows after the first."""
+        return float(np.median(self.speeds)) if self.speeds else None
+
+
+class Bar(RichProgressBar):
+    """A progress bar for terminals, with the figures of the last logged row."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(refresh_rate=10, leave=True)
+        self.progress = progress
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        now = self.progress.latest
+        shown = {"loss": "train/loss", "tok/s": "train/tok_per_sec"}
+        figures = {name: f"{now[key]:,.4g}" for name, key in shown.items() if key in now}
+        return figures | {key: f"{value:.4f}" for key, value in self.progress.validation.latest.items()}
+
+
+class Summary(Callback):
+    """Write summary.json: what the run was, how it ended, its final figures.
+
+    Args:
+        path: the file.
+        facts: what is known before training (stage, sizes, start weights, versions ...).
+        progress, validation, checkpoints: where the figures come from.
+    """
+
+    def __init__(
+        self, path: Path, facts: dict[str, Any], progress: Progress, validation: Validation, checkpoints: Checkpoints
+    ) -> None:
+        self.path = path
+        self.facts = facts
+        self.progress = progress
+        self.validation = validation
+        self.checkpoints = checkpoints
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin = time.time()
+        self.write(trainer, "running")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.write(trainer, "finished" if trainer.global_step >= trainer.max_steps else "stopped")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.write(trainer, f"failed: {type(exception).__name__}")
+
+    def write(self, trainer: L.Trainer, status: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        figures = {
+            "status": status,
+            "step": trainer.global_step,
+            "num_steps": trainer.max_steps,
+            **self.progress.latest,
+            **self.validation.latest,
+            "median_tok_per_sec": self.progress.median_speed,
+            "best": self.checkpoints.best,
+            "best_step": self.checkpoints.best_step,
+            "wall_s": round(time.time() - getattr(self, "_begin", time.time()), 1),
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        if torch.cuda.is_available():
+            figures["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in figures.items()}
+        write_atomically(self.path, json.dumps(self.facts | finite, indent=2) + "\n")
+
+
+def is_terminal() -> bool:
+    """Say whether a person watches standard error."""
+    return sys.stderr.isatty()

@@ -1,0 +1,205 @@
+"""When and how a run is saved: on a timetable, before evaluations, when told to stop, and never half.
+
+Files in `checkpoints/`: `step_000300.ckpt` every n steps (the newest k are kept), `last.ckpt` (always the newest
+state) and `best.ckpt` (lowest validation figure). Each is written beside its place, flushed to disk and renamed, so
+a kill at any moment leaves the previous file whole. Signals only raise a flag: the save happens between two steps,
+where the state is consistent.
+"""
+
+import logging
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_pl.runtime import rank, world_size
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the one before it is untouched."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place, flush it to disk, then rename it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _flush_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+            temporary.unlink(missing_ok=True)
+            free = shutil.disk_usage(path.parent).free
+            raise CheckpointWriteError(
+                f"cannot write {path} ({first_line(error)}; {free / 2**20:,.0f} MiB free); earlier checkpoints are "
+                "untouched; free some space or set outputs=<folder on a larger disk>, then resume=auto"
+            ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an exception's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def place(source: Path, target: Path) -> None:
+    """Let `target` name the bytes of `source`, atomically: a hard link where the disk knows them, else a copy."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def random_state() -> dict[str, Any]:
+    """Give the states of torch's, numpy's and Python's generators as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  (the global one is what is saved)
+    version, internal, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the generators to what `random_state` gave."""
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+class Checkpoints(Callback):
+    """Save on a timetable, before validation, on a signal, at the end; keep the best.
+
+    Args:
+        folder: where the files go.
+        every_steps: write step_NNNNNN.ckpt every so many steps; None = never.
+        keep: how many of them to keep.
+        stop_after_steps: leave after so many steps of this process, state saved, horizon unchanged.
+    """
+
+    def __init__(self, folder: Path, every_steps: int | None, keep: int, stop_after_steps: int | None = None) -> None:
+        self.folder = folder
+        self.every_steps = every_steps
+        self.keep = keep
+        self.stop_after_steps = stop_after_steps
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.saved_step: int | None = None
+        self.signal: int | None = None
+        self._first_step = 0
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        states: list[Any] = [random_state()]
+        if world_size() > 1:
+            states = [None] * world_size()
+            dist.all_gather_object(states, random_state())
+        return {"best": self.best, "best_step": self.best_step, "random": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self._resumed = state_dict["random"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_step = trainer.global_step
+        if resumed := getattr(self, "_resumed", None):
+            if len(resumed) == trainer.world_size:
+                restore_random_state(resumed[trainer.global_rank])
+        # After Lightning has set its own handlers, so that ours are the ones in force.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._note_signal)
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:  # asked twice: leave at once, the last checkpoint stands
+            self._restore_handlers()
+            raise KeyboardInterrupt
+        self.signal = number
+        log.warning("%s: saving after this step, then leaving", signal.Signals(number).name)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        if self.every_steps and step % self.every_steps == 0:
+            self.save(trainer)
+        told = self.signal is not None
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        enough = self.stop_after_steps is not None and step - self._first_step >= self.stop_after_steps
+        if told or enough:
+            self.save(trainer)
+            trainer.should_stop = True
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the state of this step to last.ckpt, and to step_NNNNNN.ckpt when the timetable says so."""
+        step = trainer.global_step
+        if self.saved_step == step:
+            return
+        last = self.folder / "last.ckpt"
+        trainer.save_checkpoint(last)
+        self.saved_step = step
+        if trainer.is_global_zero and self.every_steps and step % self.every_steps == 0:
+            place(last, self.folder / f"step_{step:06d}.ckpt")
+            for old in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:
+                old.unlink()
+
+    def consider(self, trainer: L.Trainer, figure: float) -> bool:
+        """Make the state just saved the best one if `figure` (lower is better) says so."""
+        if self.best is not None and not figure < self.best:
+            return False
+        self.best, self.best_step = figure, trainer.global_step
+        if trainer.is_global_zero and self.saved_step == trainer.global_step:
+            place(self.folder / "last.ckpt", self.folder / "best.ckpt")
+        return True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+
+SaveBefore = Callable[[L.Trainer], None]

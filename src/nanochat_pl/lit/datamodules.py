@@ -1,0 +1,173 @@
+"""LightningDataModules: documents or conversations in, one batch an optimizer step out, with an exact cursor.
+
+The cursor travels inside each batch. What a checkpoint stores is therefore the position of the batch that was
+trained, not of one that a prefetcher has already taken; it is gathered from all ranks, because only rank 0 writes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+
+from nanochat_pl.data.batch import Batch, merge_cursors
+from nanochat_pl.data.conversations import ConversationBatches, conversation_batches
+from nanochat_pl.data.packing import TokenBatches
+from nanochat_pl.runtime import rank, world_size
+
+
+class StepBatches(L.LightningDataModule):
+    """Feed step batches to the Trainer and remember the cursor of the one that was trained.
+
+    Args:
+        make_train: builds the endless iterator of training batches from a cursor (None = from the start).
+        make_val: builds the fixed validation batches of this rank.
+    """
+
+    def __init__(
+        self, make_train: Callable[[dict | None], Iterable[Batch]], make_val: Callable[[], Iterable[Batch]]
+    ) -> None:
+        super().__init__()
+        self.make_train = make_train
+        self.make_val = make_val
+        self.cursor: dict[str, Any] | None = None
+        self._iterator: Iterator[Batch] | None = None
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        return _Once(self.make_train(self.cursor))
+
+    def val_batches(self) -> Iterable[Batch]:
+        """Give the same validation batches each time it is called."""
+        return self.make_val()
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        # Runs on the batch that training_step is about to get, after any prefetching.
+        self.cursor = batch.cursor
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.cursor is None:
+            return {}
+        cursors: list[Any] = [self.cursor]
+        if world_size() > 1:
+            cursors = [None] * world_size()
+            dist.all_gather_object(cursors, self.cursor)
+        return {"cursor": merge_cursors(cursors)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.cursor = state_dict.get("cursor")
+
+
+class _Once:
+    """Hide `len` and torch's DataLoader from Lightning: it must not shard, prefetch or restart this stream."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def text_data(
+    train_files: list[Path],
+    val_file: Path,
+    tokenizer: Any,
+    *,
+    device_batch: int,
+    sequence_len: int,
+    micro_batches: int,
+    logical_shards: int | None,
+    num_workers: int,
+    packing: str,
+    val_tokens: int,
+) -> StepBatches:
+    """Make the data module of the stages that read a stream of documents.
+
+    Args:
+        micro_batches: micro-batches of one optimizer step over all ranks.
+        logical_shards: null = one a rank at the run's start; a resumed run keeps what its cursor says.
+        val_tokens: tokens of the validation file that each validation reads, over all ranks.
+    """
+
+    def make(files: list[Path], count: int, cursor: dict | None, workers: int, shards: int | None) -> TokenBatches:
+        return TokenBatches(
+            files,
+            tokenizer,
+            batch_rows=device_batch,
+            sequence_len=sequence_len,
+            micro_batches=count,
+            logical_shards=shards or (cursor["logical_shards"] if cursor else world_size()),
+            rank=rank(),
+            world_size=world_size(),
+            num_workers=workers,
+            cursor=cursor,
+            packing=packing,
+        )
+
+    def train(cursor: dict | None) -> TokenBatches:
+        return make(train_files, micro_batches, cursor, num_workers, logical_shards)
+
+    def validation() -> Iterator[Batch]:
+        world = world_size()
+        rounds = max(1, val_tokens // (device_batch * sequence_len * world))
+        # Packing must not depend on the training order: a stream reads every validation token once.
+        batches = iter(make([val_file], world, None, 0, world))
+        for _ in range(rounds):
+            yield next(batches)
+
+    return StepBatches(train, validation)
+
+
+def conversation_data(
+    rows: Any,
+    val_rows: Any,
+    tokenizer: Any,
+    *,
+    total_batch_rows: int,
+    device_batch: int,
+    sequence_len: int,
+    packed: bool,
+    seed: int,
+    num_val_rows: int | None,
+    num_workers: int,
+) -> StepBatches:
+    """Make the data module of the stages that read conversations.
+
+    Args:
+        rows: training conversations, a sequence.
+        val_rows: validation conversations; the first `num_val_rows` in order are the fixed validation set.
+        num_val_rows: null = all of them.
+    """
+
+    def train(cursor: dict | None) -> ConversationBatches:
+        return ConversationBatches(
+            rows,
+            tokenizer,
+            total_batch_rows=total_batch_rows,
+            batch_rows=device_batch,
+            sequence_len=sequence_len,
+            rank=rank(),
+            world_size=world_size(),
+            packed=packed,
+            seed=seed,
+            cursor=cursor,
+            num_workers=num_workers,
+        )
+
+    def validation() -> Iterable[Batch]:
+        return conversation_batches(
+            val_rows,
+            tokenizer,
+            num_rows=num_val_rows,
+            total_batch_rows=total_batch_rows,
+            batch_rows=device_batch,
+            sequence_len=sequence_len,
+            rank=rank(),
+            world_size=world_size(),
+        )
+
+    return StepBatches(train, validation)

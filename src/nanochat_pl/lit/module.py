@@ -1,0 +1,102 @@
+"""The LightningModule: one optimizer step per Lightning batch, two optimizers, counted once.
+
+A batch holds the micro-batches of a whole optimizer step, so `batch_idx`, `global_step`, every cadence and every
+x axis count the same thing. `training_step` is written once; a stage says only what its losses are. Everything
+else (validation, checkpoints, logs) is a callback.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from nanochat_pl.data.batch import Batch
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.optim.groups import build_optimizers, clip_gradients, set_schedule
+from nanochat_pl.optim.schedules import lr_multiplier
+
+
+class DivergedError(ValueError):
+    """The loss or the gradient stopped being a number; the last good checkpoint stands."""
+
+
+class LanguageModel(L.LightningModule):
+    """Train a GPT with Muon and AdamW under manual optimization.
+
+    Args:
+        model: the network; its parameters stay float32, it casts to its own compute dtype.
+        optim: rates, schedule and clipping.
+        num_steps: optimizer steps of the whole run, the schedule's horizon.
+        log_every_steps: how often a number may leave the device.
+        identity: plain data saved inside every checkpoint (config, tokenizer, stage): what makes it self-contained.
+    """
+
+    def __init__(
+        self, model: GPT, optim: OptimConfig, num_steps: int, log_every_steps: int = 10, identity: dict | None = None
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.optim = optim
+        self.num_steps = num_steps
+        self.log_every_steps = log_every_steps
+        self.identity = identity or {}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return list(build_optimizers(self.model.param_roles(), self.model.config.n_embd, self.optim))
+
+    def losses(self, batch: Batch) -> Iterator[Tensor]:
+        """Yield one loss per micro-batch; over micro-batches and ranks they add up to the step's mean.
+
+        Every supervised token of the step weighs the same, wherever it lies: the denominator is the number of
+        supervised tokens of all micro-batches and ranks, and the factor world_size undoes the averaging of
+        gradients over ranks.
+        """
+        world = self.trainer.world_size
+        supervised = batch.supervised_tokens
+        if world > 1:
+            count = torch.tensor(float(supervised), device=self.device)
+            supervised = self.trainer.strategy.reduce(count, reduce_op="sum")
+        scale = world / max(supervised, 1)
+        for a in range(len(batch.inputs)):
+            positions = None if batch.positions is None else batch.positions[a]
+            yield self.model(batch.inputs[a], batch.targets[a], positions, reduction="sum") * scale
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Take one optimizer step; give its mean loss over micro-batches and the gradient norm before clipping."""
+        step = self.trainer.global_step
+        muon, adamw = self.optimizers()  # type: ignore[misc]
+        set_schedule((muon.optimizer, adamw.optimizer), step, self.num_steps, self.optim)
+        last = len(batch.inputs) - 1
+        total = torch.zeros((), device=self.device)
+        for a, loss in enumerate(self.losses(batch)):
+            with self._synchronised(a == last):
+                self.manual_backward(loss)
+            total += loss.detach()
+        norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
+        # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged.
+        if (self.device.type == "cpu" or step % self.log_every_steps == 0) and not math.isfinite(norm):
+            raise DivergedError(
+                f"loss {float(total):.4g} and gradient norm {float(norm):.4g} at step {step}: not finite; this step was "
+                "not taken and the last checkpoint is good; lower optim.matrix_lr / optim.embedding_lr, or set "
+                "optim.grad_clip=1.0, then resume=auto"
+            )
+        # Lightning counts every LightningOptimizer.step(): only AdamW's is one, so a pair counts once.
+        with torch.autocast(self.device.type, enabled=False):
+            muon.optimizer.step()
+            adamw.step()
+        self.model.zero_grad(set_to_none=True)
+        return {"loss": total, "grad_norm": norm, "lrm": lr_multiplier(step, self.num_steps, self.optim)}
+
+    def _synchronised(self, sync: bool) -> contextlib.AbstractContextManager:
+        """Average gradients over ranks in the last backward of a step only."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return contextlib.nullcontext() if sync or block is None else block()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["nanochat_pl"] = self.identity

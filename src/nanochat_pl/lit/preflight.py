@@ -1,0 +1,151 @@
+"""Look before leaping: everything about a run that can be checked in a second, without torch.
+
+Run folder, start weights, resume point, shapes, batch arithmetic, input files. A run that passes here fails later only
+for reasons nobody could know.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.inputs import start_weights
+from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.paths import checkpoint_file, run_dir
+from nanochat_pl.scaling import micro_batches, shape_for_depth
+
+
+def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
+    """Give the shape that `depth` and the model section ask for."""
+    model = cfg.model
+    shape: dict[str, Any] = dict(shape_for_depth(cfg.depth, model.aspect_ratio, model.head_dim))
+    if model.n_embd is not None:
+        heads = max(1, -(-model.n_embd // model.head_dim))
+        shape |= {"n_embd": model.n_embd, "n_head": heads, "n_kv_head": heads}
+    if model.n_head is not None:
+        shape |= {"n_head": model.n_head, "n_kv_head": model.n_head}
+    if model.n_kv_head is not None:
+        shape["n_kv_head"] = model.n_kv_head
+    tricks = {
+        k: v for k, v in vars(model).items() if k not in ("aspect_ratio", "head_dim", "n_embd", "n_head", "n_kv_head")
+    }
+    return GPTConfig(sequence_len=cfg.stage.sequence_len, vocab_size=vocab_size, **shape, **tricks)
+
+
+def batch_micro_batches(cfg: TrainConfig) -> int:
+    """Give the micro-batches of one optimizer step over all ranks (stages that read text).
+
+    Raises:
+        ValueError: they do not divide, or the stage's batch is given in the wrong unit.
+    """
+    stage, world = cfg.stage, cfg.trainer.devices * cfg.trainer.num_nodes
+    if stage.total_batch_tokens is None:
+        raise ValueError(f"stage={stage.name} counts its batch in tokens; set stage.total_batch_tokens")
+    per_rank = micro_batches(stage.total_batch_tokens, stage.device_batch, stage.sequence_len, world)
+    return per_rank * world
+
+
+def check_stage(cfg: TrainConfig) -> None:
+    """Check the stage's numbers against each other.
+
+    Raises:
+        ValueError: with the arithmetic and the remedy.
+    """
+    stage, world = cfg.stage, cfg.trainer.devices * cfg.trainer.num_nodes
+    name, value = stage.horizon
+    if stage.name == StageName.base:
+        model_config(cfg, cfg.tokenizer.vocab_size)
+        batch_micro_batches(cfg)
+        if stage.total_batch_rows is not None:
+            raise ValueError("stage.total_batch_rows counts conversations; stage=base takes stage.total_batch_tokens")
+        if name == "num_epochs":
+            raise ValueError(
+                f"stage.num_epochs={value}: a pass over a text stream is not counted; stage=base takes stage.num_steps, "
+                "stage.tokens_per_param or stage.target_flops"
+            )
+    else:
+        rows = stage.total_batch_rows
+        if rows is None or stage.total_batch_tokens is not None:
+            raise ValueError(
+                f"stage={stage.name} counts its batch in conversations; set stage.total_batch_rows, and "
+                "stage.total_batch_tokens=null"
+            )
+        unit = world if stage.packed else world * stage.device_batch
+        if rows % unit:
+            what = f"{world} ranks" if stage.packed else f"device_batch {stage.device_batch} x {world} ranks = {unit}"
+            raise ValueError(
+                f"stage.total_batch_rows={rows} is not a multiple of {what}; set stage.total_batch_rows="
+                f"{max(1, round(rows / unit)) * unit}" + ("" if stage.packed else " or another stage.device_batch")
+            )
+        if name in ("tokens_per_param", "target_flops"):
+            raise ValueError(
+                f"stage={stage.name} trains on conversations; give stage.num_epochs or stage.num_steps, not {name}"
+            )
+    if cfg.trainer.stop_after_steps and stage.name == StageName.tokenizer:
+        raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
+
+
+def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
+    """Find the checkpoint to continue from; None for a fresh run.
+
+    Raises:
+        FileNotFoundError: resume= names nothing, or `auto` finds no checkpoint.
+        ValueError: the run folder already holds a run, and nothing says what to do with it.
+    """
+    checkpoints = folder / "checkpoints"
+    held = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
+    if cfg.resume == "auto":
+        last = checkpoints / "last.ckpt"
+        return last if last.is_file() else None
+    if cfg.resume is not None:
+        path = Path(cfg.resume)
+        if path.is_dir():  # continue the newest state, not the best one
+            last = next((p for p in (path / "last.ckpt", path / "checkpoints" / "last.ckpt") if p.is_file()), None)
+            return last or checkpoint_file(path)
+        return checkpoint_file(path)
+    if cfg.stage.name == StageName.tokenizer:
+        held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
+    if held and not cfg.force:
+        remedy = "" if cfg.stage.name == StageName.tokenizer else "resume=auto to continue it, "
+        raise ValueError(
+            f"{folder} already holds {held[-1].name}{f' and {len(held) - 1} more' if len(held) > 1 else ''}; give "
+            f"{remedy}run_name=<another name>, or force=true to throw it away"
+        )
+    return None
+
+
+def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
+    """Check one job without starting it; `folder` is where it would write (None = from stage and run_name).
+
+    Raises:
+        ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
+    """
+    folder = folder or run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
+    resume_file(cfg, folder)
+    root = Path(cfg.data.root or "")
+    if cfg.data.source == "local":
+        if not root.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder data.root={root}; give the folder that holds {cfg.data.text}/ …"
+            )
+        if cfg.stage.name in (StageName.base, StageName.tokenizer):
+            from nanochat_pl.data.parquet import list_shards
+
+            list_shards(root / cfg.data.text, cfg.data.val_shard)
+    if cfg.stage.name == StageName.tokenizer:
+        return
+    check_stage(cfg)
+    if cfg.resume is None:
+        start = start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
+        if start is not None:
+            checkpoint_file(start)
+    if cfg.tokenizer.path is not None and not Path(cfg.tokenizer.path).exists():
+        raise FileNotFoundError(f"tokenizer.path={cfg.tokenizer.path} does not exist; make one with stage=tokenizer")
+
+
+def clear_run(folder: Path) -> None:
+    """Throw away what an earlier run left in `folder` (force=true): its own files only."""
+    for name in ("checkpoints", "eval", "tokenizer"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.csv", "summary.json", "log.txt", "config.yaml", "tokenizer.json", "wandb_run_id.txt"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,339 @@
+"""The schema of every config: one dataclass a section, no torch.
+
+YAML files only say what differs from these defaults. Hydra checks names and types against the classes while it
+composes; `__post_init__` checks values; nothing here touches data or imports torch, so a wrong command dies in
+a fraction of a second. Closed choices are enums; `null` switches a thing off; units stand in the key.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from nanochat_pl.model.config import Architecture
+from nanochat_pl.optim.config import OptimConfig
+
+
+class StageName(StrEnum):
+    """What one run trains."""
+
+    tokenizer = "tokenizer"
+    base = "base"
+    sft_scienceqa = "sft_scienceqa"
+
+
+class DataSource(StrEnum):
+    """Where text and tasks come from."""
+
+    microworld = "microworld"
+    local = "local"
+    hub = "hub"
+
+
+class Packing(StrEnum):
+    """How documents become rows of pretraining tokens."""
+
+    stream = "stream"
+    bestfit = "bestfit"
+
+
+class Backend(StrEnum):
+    """Which library trains the tokenizer; merges and ids are the same."""
+
+    rustbpe = "rustbpe"
+    huggingface = "huggingface"
+
+
+class Accelerator(StrEnum):
+    """Device kind; `auto` takes CUDA, else Apple's, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+    mps = "mps"
+
+
+class Strategy(StrEnum):
+    """How several devices share the work."""
+
+    auto = "auto"
+    ddp = "ddp"
+
+
+class ComputeDtype(StrEnum):
+    """Number format of activations and matrix products; weights and losses stay float32."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class EvalName(StrEnum):
+    """What `evaluate.py` measures; `auto` chooses by the checkpoint's stage."""
+
+    auto = "auto"
+    bpb = "bpb"
+    scienceqa = "scienceqa"
+    recall = "recall"
+
+
+HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
+
+
+def positive(section: object, prefix: str, *names: str) -> None:
+    """Raise ValueError unless each named number is positive or null."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{prefix}.{name}={value} must be positive; set it higher, or null to switch it off")
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """What is trained, on how much at a time, for how long, and how often it is measured and saved."""
+
+    name: StageName = StageName.base
+    sequence_len: int = 2048
+    """Tokens in a row."""
+    device_batch: int = 32
+    """Rows of one micro-batch on one device: the dial for memory."""
+    total_batch_tokens: int | None = None
+    """Tokens of one optimizer step over all devices (stages that read a stream of text)."""
+    total_batch_rows: int | None = None
+    """Conversations of one optimizer step over all devices (stages that read conversations)."""
+    packed: bool = True
+    """Conversations share rows, with attention kept inside each; false pads one conversation a row (parity)."""
+    num_steps: int | None = None
+    num_epochs: int | None = None
+    tokens_per_param: float | None = None
+    target_flops: float | None = None
+    default_horizon: str | None = None
+    """The horizon when none of the four above is set, as `num_steps=100`."""
+    val_every_steps: int | None = 250
+    """Validation at step 0, every so many steps and at the end; null = at the end only."""
+    val_tokens: int | None = None
+    """Tokens of the validation shard that each validation reads (text)."""
+    val_rows: int | None = None
+    """Conversations of the fixed validation set (conversations); null = the whole split."""
+    checkpoint_every_steps: int | None = None
+    """Write step_NNNNNN.ckpt every so many steps; last.ckpt and best.ckpt are always kept."""
+    keep_checkpoints: int = 2
+    """How many step_NNNNNN.ckpt files to keep, newest first."""
+
+    def __post_init__(self) -> None:
+        positive(self, "stage", "sequence_len", "device_batch", "total_batch_tokens", "total_batch_rows")
+        positive(self, "stage", *HORIZONS, "val_every_steps", "val_tokens", "val_rows", "checkpoint_every_steps")
+        positive(self, "stage", "keep_checkpoints")
+        given = [name for name in HORIZONS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(f'stage.{name}={getattr(self, name)}' for name in given)} both set how long to train; "
+                "give one and set the others to null"
+            )
+        if self.default_horizon is not None and self.default_horizon.partition("=")[0] not in HORIZONS:
+            raise ValueError(
+                f"stage.default_horizon='{self.default_horizon}' must be <one of {', '.join(HORIZONS)}>=<value>"
+            )
+
+    @property
+    def horizon(self) -> tuple[str, float]:
+        """Name and value of the horizon in force.
+
+        Raises:
+            ValueError: if none is set.
+        """
+        for name in HORIZONS:
+            if getattr(self, name) is not None:
+                return name, getattr(self, name)
+        if not self.default_horizon:
+            raise ValueError(f"how long to train is not set; give one of {', '.join(f'stage.{n}=' for n in HORIZONS)}")
+        name, _, number = self.default_horizon.partition("=")
+        return name, float(number)
+
+
+@dataclass(kw_only=True)
+class ModelConfig(Architecture):
+    """Width and heads follow from `depth` unless they are set here."""
+
+    aspect_ratio: int = 64
+    """Channels per layer of depth, rounded up to a multiple of head_dim."""
+    head_dim: int = 128
+    n_embd: int | None = None
+    n_head: int | None = None
+    n_kv_head: int | None = None
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer to use or how to train it."""
+
+    path: str | None = None
+    """Folder of the tokenizer; null = outputs/tokenizer/<run_name>, or the start checkpoint's own."""
+    vocab_size: int = 65536
+    backend: Backend = Backend.rustbpe
+    max_chars: int = 2_000_000_000
+    """Characters of training text to read."""
+    doc_cap_chars: int = 10_000
+    """Characters kept of each document."""
+
+    def __post_init__(self) -> None:
+        positive(self, "tokenizer", "vocab_size", "max_chars", "doc_cap_chars")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where text and tasks lie and how they are read."""
+
+    source: DataSource = DataSource.microworld
+    root: str | None = None
+    """Folder with the data sets; null = made (microworld) or downloaded (hub) below outputs/data."""
+    text: str = "text"
+    """Folder of parquet shards with a `text` column, below root."""
+    scienceqa: str = "scienceqa"
+    """Folder with train/validation/test.parquet in ScienceQA's columns, below root; for `hub` the repository."""
+    hub_text: str = "karpathy/fineweb-edu-100b-shuffle"
+    """Repository of text shards named shard_NNNNN.parquet (hub)."""
+    text_shards: int = 8
+    """How many training shards to fetch (hub)."""
+    val_shard: str | None = None
+    """File name of the validation shard, never trained on; null = the last by name (printed)."""
+    packing: Packing = Packing.stream
+    logical_shards: int | None = None
+    """Fixed streams that ranks and workers share out; null = one a rank at the run's start."""
+    num_workers: int = 1
+    """Background threads that read and tokenise; 0 = in the training thread."""
+    train_rows: int | None = None
+    val_rows: int | None = None
+    test_rows: int | None = None
+    formatted_dir: str | None = None
+    """Where formatted conversation splits are saved and read again."""
+    seed: int = 0
+    """Seed of the generated world (microworld)."""
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "text_shards", "logical_shards", "train_rows", "val_rows", "test_rows")
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers} must be 0 (no threads) or more")
+
+
+@dataclass(kw_only=True)
+class MixtureConfig:
+    """The conversations of a fine-tuning stage: named tasks, each a `_target_` with its arguments."""
+
+    tasks: dict[str, Any] = field(default_factory=dict)
+    val_tasks: dict[str, Any] = field(default_factory=dict)
+    """The fixed validation set."""
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Devices, precision, compilation and the rhythm of the log."""
+
+    accelerator: Accelerator = Accelerator.auto
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Strategy = Strategy.auto
+    compile: Any = "auto"
+    """auto = compile where a probe succeeds; true = compile or fail; false = eager."""
+    compute_dtype: ComputeDtype = ComputeDtype.auto
+    stop_after_steps: int | None = None
+    """Leave after so many steps as a preempted run would, state saved; the horizon stays."""
+    log_every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        positive(self, "trainer", "devices", "num_nodes", "stop_after_steps", "log_every_steps")
+        self.compile = {True: "true", False: "false"}.get(self.compile, self.compile)
+        if self.compile not in ("auto", "true", "false"):
+            raise ValueError(f"trainer.compile={self.compile} is not one of auto, true, false")
+
+
+@dataclass(kw_only=True)
+class PluginsConfig:
+    """Which modules a `_target_` may name beside nanochat_pl. and lightning."""
+
+    allow: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """How a checkpoint is measured."""
+
+    name: EvalName = EvalName.auto
+    max_new_tokens: int = 128
+    max_questions: int | None = None
+    """Ask only the first so many questions of the split; null = all."""
+    split: str = "test"
+    batch_size: int = 64
+    """Questions answered at a time."""
+    val_tokens: int = 262_144
+    """Tokens of the validation shard that bpb reads."""
+    fresh: bool = False
+    """Begin again instead of continuing an interrupted evaluation."""
+
+    def __post_init__(self) -> None:
+        positive(self, "eval", "max_new_tokens", "max_questions", "batch_size", "val_tokens")
+        if self.split not in ("train", "validation", "test"):
+            raise ValueError(f"eval.split={self.split} is not one of train, validation, test")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """What training and evaluation share."""
+
+    seed: int = 42
+    force: bool = False
+    """Throw away what an earlier run left in the run folder."""
+    offline: bool = False
+    """No code path may open a socket."""
+    outputs: str = "outputs"
+    """Folder that holds <stage>/<run_name>."""
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """Everything `train.py` reads."""
+
+    depth: int = 4
+    run_name: str = MISSING
+    resume: str | None = None
+    """A checkpoint or run folder to continue exactly, or `auto` for this run folder's last."""
+    init_from: str | None = None
+    """Start weights: a checkpoint or run folder; null = the previous stage's folder of the same run_name."""
+    stage: StageConfig = field(default_factory=StageConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    chain: list[str] = field(default_factory=list)
+    """Stages to run one after another, each a config and a process of its own; `evaluate` may end it."""
+    chain_overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings of single stages of the chain: chain_overrides.<stage>.<key>."""
+
+    def __post_init__(self) -> None:
+        positive(self, "config", "depth")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(RunConfig):
+    """Everything `evaluate.py` reads; data and tokenizer come from the checkpoint unless they are given."""
+
+    ckpt: Any = None
+    """A checkpoint file or run folder, or a list of them: 'ckpt=[a,b]'."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    output: str | None = None
+    """Folder for results; null = eval/ beside each checkpoint's run."""
+
+
+def register() -> None:
+    """Make the schemas known to Hydra's config store (the files under configs/ name them first)."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
