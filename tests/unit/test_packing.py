@@ -197,6 +197,7 @@ def test_rows_counts_the_documents_that_begin(files):
         ({"logical_shards": 1, "world_size": 2}, r"make it 2, or change trainer\.devices"),
         ({"packing": "bestfill"}, r"data\.packing=bestfill is not one of stream, bestfit"),
         ({"logical_shards": 16}, r"logical shard 6 of 16 gets no row group"),
+        ({"logical_shards": 8, "world_size": 2, "rank": 1}, r"logical shard 6 of 8 gets no row group"),
     ],
 )
 def test_numbers_that_do_not_divide_are_refused_with_the_arithmetic(files, options, message):

@@ -222,10 +222,13 @@ class TokenBatches:
         if cursor is not None:
             _check_cursor(cursor, self._source, own)
         self._start: Cursor = cursor or {"step": 0, "micro_batch": 0, "shards": {}}
-        self._streams = {
-            shard: DocumentStream(self._files, logical_shards, shard, self._start["shards"].get(str(shard)))
-            for shard in own
-        }
+        places = self._start["shards"]
+        # all of them on every rank, so that a shard without documents stops every rank and not one of many
+        streams = [
+            DocumentStream(self._files, logical_shards, shard, places.get(str(shard)))
+            for shard in range(logical_shards)
+        ]
+        self._streams = {shard: streams[shard] for shard in own}
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="encode") if self._num_workers else None
