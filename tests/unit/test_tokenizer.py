@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -69,6 +70,15 @@ def test_backends_learn_identical_ids_on_real_text(data_root, vocab_size):
     texts = list(training_texts(documents, max_chars=5_000_000, doc_cap_chars=10_000))
     rust, huggingface = (Tokenizer.train(texts, vocab_size, backend=b) for b in ("rustbpe", "huggingface"))
     assert rust.fingerprint() == huggingface.fingerprint()
+
+
+def test_backends_cut_text_alike_wherever_unicode_changes_category():
+    """Their regular expression engines carry tables of their own of what is a letter, a digit, a space."""
+    borders = [c for c in range(1, 0x110000) if unicodedata.category(chr(c)) != unicodedata.category(chr(c - 1))]
+    characters = {chr(c + side) for c in borders for side in (-1, 0) if not 0xD800 <= c + side < 0xE000}
+    texts = [f"x{c} 5{c}.{c}'{c}\t{c}" for c in sorted(characters)]
+    rust, huggingface = (Tokenizer.train(texts, 8000, backend=b) for b in ("rustbpe", "huggingface"))
+    assert len(texts) > 5000 and rust.fingerprint() == huggingface.fingerprint()
 
 
 @pytest.mark.parametrize("backend", ["rustbpe", "huggingface"])
