@@ -1,9 +1,13 @@
 """Multiple-choice evaluation: every figure from records made by hand, then the whole way with a scripted engine."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from nanochat_pl.engine import Engine
 from nanochat_pl.eval.compare import compare
+from nanochat_pl.eval.prompts import render_prompts
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import ExampleLog, find_row
 from nanochat_pl.eval.scienceqa import evaluate_scienceqa, summarize
@@ -45,6 +49,8 @@ OUTPUTS = [
 
 class ScriptedEngine:
     """Answers by the question's number; counts what it was asked."""
+
+    model = SimpleNamespace(config=GPTConfig(sequence_len=64))
 
     def __init__(self, tokenizer, outputs):
         self.tokenizer, self.outputs, self.num_asked = tokenizer, outputs, 0
@@ -131,7 +137,7 @@ def test_explanations_are_scored_only_where_a_reference_exists(evaluation):
 
 def test_truncated_answers_and_cut_prompts_are_counted(model, tokenizer):
     engine = ScriptedEngine(tokenizer, OUTPUTS)
-    short = evaluate_scienceqa(model, tokenizer, engine, QUESTIONS, max_new_tokens=5, max_prompt_tokens=14)
+    short = evaluate_scienceqa(model, tokenizer, engine, QUESTIONS, max_new_tokens=5, max_prompt_tokens=15)
     lengths = [len(tokenizer.encode(output)) for output in OUTPUTS]
     assert find_row(short.rows, "truncation_rate").count == sum(length >= 5 for length in lengths)
     assert find_row(short.rows, "prompt_cut_rate").value == 1.0
@@ -197,6 +203,30 @@ def test_a_model_that_never_answers_has_no_accuracy_over_scored(model, tokenizer
     scored = find_row(mute.rows, "strict/accuracy_over_scored")
     assert (scored.n, scored.value, scored.interval) == (0, None, None)
     assert find_row(mute.rows, "strict/accuracy_over_asked").value == 0.0
+
+
+def test_a_prompt_that_fills_the_context_is_cut_and_its_answer_counts_as_truncated(tokenizer):
+    long = {**question(0), "messages": [{"role": "user", "content": "x " * 200}, {"role": "assistant", "content": "y"}]}
+    (whole,) = render_prompts(tokenizer, [long], context_tokens=2000, max_new_tokens=100, max_prompt_tokens=2000)
+    assert (whole.cut, whole.room_tokens) == (False, 100)
+    (cut,) = render_prompts(tokenizer, [long], context_tokens=64, max_new_tokens=100, max_prompt_tokens=2000)
+    assert (cut.cut, len(cut.ids), cut.room_tokens) == (True, 32, 32)
+    assert cut.ids[-1] == whole.ids[-1] == tokenizer.special_id("<|assistant_start|>")
+    exact = len(whole.ids)
+    (fits,) = render_prompts(tokenizer, [long], context_tokens=2000, max_new_tokens=100, max_prompt_tokens=exact)
+    assert (fits.cut, fits.ids) == (False, whole.ids)
+    with pytest.raises(ValueError, match="leave no room"):
+        render_prompts(tokenizer, [long], context_tokens=32, max_new_tokens=100, max_prompt_tokens=2000)
+
+
+def test_a_real_model_and_engine_give_the_same_answers_in_a_batch_and_alone(model, tokenizer):
+    engine = Engine(model, [tokenizer.special_id("<|assistant_end|>")])
+    together = evaluate_scienceqa(model, tokenizer, engine, QUESTIONS, max_new_tokens=8)
+    alone = evaluate_scienceqa(model, tokenizer, engine, QUESTIONS, max_new_tokens=8, batch_size=1, max_batch_tokens=1)
+    assert [r["output"] for r in together.records] == [r["output"] for r in alone.records]
+    assert find_row(together.rows, "strict/accuracy_over_asked") == find_row(alone.rows, "strict/accuracy_over_asked")
+    recall = evaluate_recall(tokenizer, engine, QUESTIONS, max_new_tokens=8)
+    assert [r["output"] for r in recall.records] == [r["output"] for r in together.records]
 
 
 def records(right):

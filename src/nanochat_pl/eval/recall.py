@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nanochat_pl.eval.answers import recalled_answer
+from nanochat_pl.eval.prompts import Prompt, render_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, mean_row, proportion_row
 
 __all__ = ["evaluate_recall"]
@@ -52,11 +53,18 @@ def evaluate_recall(
                 f"question {index} has no `answer` text: this evaluation is for tasks such as tasks.recall"
             )
     for chunk in chunks:
-        prompts = [list(tokenizer.render_for_completion(question, max_tokens=max_prompt_tokens)) for question in chunk]
-        outputs = engine.generate(prompts, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
+        prompts = render_prompts(
+            tokenizer,
+            chunk,
+            context_tokens=engine.model.config.sequence_len,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        ids = [prompt.ids for prompt in prompts]
+        outputs = engine.generate(ids, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
         log.append(
             [
-                _judge(question, tokenizer.decode(output), len(prompt), len(output), max_new_tokens)
+                _judge(question, tokenizer.decode(output), prompt, len(output))
                 for question, prompt, output in zip(chunk, prompts, outputs, strict=True)
             ]
         )
@@ -80,9 +88,7 @@ def _baseline(questions: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
     return {"majority": count / len(questions), "majority_answer": answer}
 
 
-def _judge(
-    question: Mapping[str, Any], output: str, prompt_tokens: int, output_tokens: int, max_new_tokens: int
-) -> dict[str, Any]:
+def _judge(question: Mapping[str, Any], output: str, prompt: Prompt, output_tokens: int) -> dict[str, Any]:
     return {
         "id": str(question["id"]),
         "prompt": next(m["content"] for m in question["messages"] if m["role"] == "user"),
@@ -92,7 +98,8 @@ def _judge(
         "grade": question.get("grade") or "",
         "output": output,
         "correct": recalled_answer(output) == recalled_answer(question["answer"]),
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": len(prompt.ids),
+        "prompt_cut": prompt.cut,
         "output_tokens": output_tokens,
-        "truncated": output_tokens >= max_new_tokens,
+        "truncated": output_tokens >= prompt.room_tokens,
     }

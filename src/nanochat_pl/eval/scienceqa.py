@@ -21,6 +21,7 @@ from nanochat_pl.eval.answers import (
     strict_letter,
 )
 from nanochat_pl.eval.letters import letter_tokens, score_letters
+from nanochat_pl.eval.prompts import Prompt, render_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 
 __all__ = ["Record", "evaluate_scienceqa", "summarize"]
@@ -56,10 +57,10 @@ class Record(TypedDict):
     likely_correct: bool
     prompt_tokens: int
     prompt_cut: bool
-    """The prompt was longer than `max_prompt_tokens` and lost its end."""
+    """The prompt was too long and lost its end."""
     output_tokens: int
     truncated: bool
-    """Generation ended at `max_new_tokens`, not at a stop token."""
+    """Generation ended at `max_new_tokens` or the end of the context, not at a stop token."""
     rouge_l: float | None
     """Of the explanation written; 0 where none was written, None where there is no reference."""
     explanation_agrees: bool | None
@@ -91,7 +92,7 @@ def evaluate_scienceqa(
             `letters`, `answer` (a letter), `choices`; optional `subject`, `topic`, `grade`, `has_image`, `solution`.
         task: Name of the task in the figures.
         max_new_tokens: Most tokens of a response.
-        max_prompt_tokens: A longer prompt is cut at its end (and counted).
+        max_prompt_tokens: A longer prompt is cut at its end (and counted), see `prompts.render_prompts`.
         batch_size: Responses generated at once.
         max_batch_tokens: Most tokens of a batch while letters are scored.
         seed: For the bootstrap; greedy answers do not depend on it.
@@ -107,22 +108,25 @@ def evaluate_scienceqa(
     chunks = log.pending(questions, _CHUNK_ROWS)
     _check_questions(questions)
     tokens = letter_tokens(tokenizer, {letter for question in questions for letter in question["letters"]})
-    user_end = tokenizer.special_id("<|user_end|>")
     for chunk in chunks:
-        prompts = [list(tokenizer.render_for_completion(question, max_tokens=max_prompt_tokens)) for question in chunk]
-        scores = score_letters(model, prompts, [question["letters"] for question in chunk], tokens, max_batch_tokens)
-        outputs = engine.generate(prompts, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
+        prompts = render_prompts(
+            tokenizer,
+            chunk,
+            context_tokens=model.config.sequence_len,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        ids = [prompt.ids for prompt in prompts]
+        scores = score_letters(model, ids, [question["letters"] for question in chunk], tokens, max_batch_tokens)
+        outputs = engine.generate(ids, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
         log.append(
             [
                 _judge(
                     question,
                     letter_logprobs=logprobs,
                     output=tokenizer.decode(output),
-                    prompt_tokens=len(prompt),
-                    # render_for_completion ends ..., <|user_end|>, <|assistant_start|> unless it had to cut
-                    prompt_cut=prompt[-2] != user_end,
+                    prompt=prompt,
                     output_tokens=len(output),
-                    truncated=len(output) >= max_new_tokens,
                 )
                 for question, prompt, logprobs, output in zip(chunk, prompts, scores, outputs, strict=True)
             ]
@@ -243,10 +247,8 @@ def _judge(
     *,
     letter_logprobs: dict[str, float],
     output: str,
-    prompt_tokens: int,
-    prompt_cut: bool,
+    prompt: Prompt,
     output_tokens: int,
-    truncated: bool,
 ) -> Record:
     letters, choices, expected = list(question["letters"]), list(question["choices"]), question["answer"]
     likely = max(letters, key=letter_logprobs.__getitem__)
@@ -276,10 +278,10 @@ def _judge(
         regex_letter=regex_letter(output),
         correct=letter == expected,
         likely_correct=likely == expected,
-        prompt_tokens=prompt_tokens,
-        prompt_cut=prompt_cut,
+        prompt_tokens=len(prompt.ids),
+        prompt_cut=prompt.cut,
         output_tokens=output_tokens,
-        truncated=truncated,
+        truncated=output_tokens >= prompt.room_tokens,
         rouge_l=(rouge_l(explanation, reference) if explanation else 0.0) if reference else None,
         explanation_agrees=agrees,
         names_own_choice=own,
