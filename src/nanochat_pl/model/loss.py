@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["Reduction", "chunk_tokens_for", "chunked_cross_entropy", "softcapped"]
 
@@ -26,7 +25,7 @@ the pass over the unembedding's gradient."""
 def chunk_tokens_for(vocab_size: int, device_type: str) -> int:
     """Return how many tokens go into one chunk: a power of two of at least 128."""
     elements = CHUNK_ELEMENTS["cuda" if device_type == "cuda" else "cpu"]
-    return max(128, 1 << (elements // vocab_size).bit_length() - 1)
+    return 1 << max(7, (elements // vocab_size).bit_length() - 1)
 
 
 def softcapped(logits: Tensor, softcap: float) -> Tensor:
@@ -59,8 +58,9 @@ def _walk(
     capped = product if dtype == torch.float32 else hidden.new_empty(rows, V, dtype=torch.float32)
     softmax = torch.empty_like(capped)
     losses, hidden_grads = [], []
-    weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight_grad else None
-    summand, summand32 = (torch.empty_like(matrix), torch.empty_like(weight)) if need_weight_grad else (None, None)
+    weight_grad = torch.zeros_like(weight) if need_weight_grad else None
+    summand = torch.empty_like(matrix) if need_weight_grad and dtype != torch.float32 else None
+    summand32 = None if summand is None else torch.empty_like(weight)
     offset = torch.tensor(-softcap, device=hidden.device)
     for start in range(0, N, rows):
         h = hidden[start : start + rows]
@@ -86,12 +86,17 @@ def _walk(
         g = p if dtype == torch.float32 else product[:n].copy_(p)
         if need_hidden_grad:
             hidden_grads.append(torch.mm(g, matrix))
-        if weight_grad is not None:
-            if dtype == torch.float32:
-                weight_grad.addmm_(g.T, h)
-            else:
-                weight_grad.add_(summand32.copy_(torch.mm(g.T, h, out=summand)))
+        if summand32 is not None and weight_grad is not None:
+            weight_grad.add_(summand32.copy_(torch.mm(g.T, h, out=summand)))
+        elif weight_grad is not None:
+            weight_grad.addmm_(g.T, h)
     return torch.cat(losses), torch.cat(hidden_grads) if need_hidden_grad else None, weight_grad
+
+
+def _refuse_second_derivative() -> None:
+    """Autograd records a backward pass only when asked to differentiate it, and the walk leaves nothing to record."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("the chunked loss can be differentiated only once; use create_graph=False")
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -115,8 +120,8 @@ class _WeightedSum(torch.autograd.Function):
         return (losses * token_weights).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        _refuse_second_derivative()
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_grad = None if hidden_grad is None else hidden_grad * grad.to(hidden_grad.dtype)
         weight_grad = None if weight_grad is None else weight_grad * grad
@@ -135,8 +140,8 @@ class _PerToken(torch.autograd.Function):
         return _walk(hidden, weight, targets, None, vocab_size, softcap, chunk_tokens)[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        _refuse_second_derivative()
         hidden, weight, targets = ctx.saved_tensors
         token_weights = torch.where(targets >= 0, grad, 0.0)
         _, hidden_grad, weight_grad = _walk(
