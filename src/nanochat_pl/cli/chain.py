@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nanochat_pl.cli.compose import ConfigError, compose_checked, config_dir, CommandLine, leaves
+from nanochat_pl.cli.compose import CommandLine, ConfigError, compose_checked, config_dir, leaves
 from nanochat_pl.lit.schema import StageName, TrainConfig
 from nanochat_pl.paths import run_dir
 
@@ -39,7 +39,7 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str]) -> int:
     for number, (stage, arguments) in enumerate(commands, 1):
         print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments)}", flush=True)
         if stage != EVALUATE and not cfg.force and finished(stage, cfg, arguments):
-            print(f"      finished before from the same config; skipped (force=true does it again)", flush=True)
+            print("      finished before from the same config; skipped (force=true does it again)", flush=True)
             continue
         started = time.perf_counter()
         code = subprocess.run(command_line(stage, arguments), env=environment()).returncode

@@ -125,8 +125,8 @@ def jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
 
 def known_names(root: type, folder: Path) -> dict[str, bool]:
     """Map every key and config group that a command line may name to whether it is open (takes any key below)."""
-    names = {key: False for key in dotted_keys(root)}
-    names |= {key: True for key in OPEN_KEYS}
+    names = dict.fromkeys(dotted_keys(root), False)
+    names |= dict.fromkeys(OPEN_KEYS, True)
     for base in {folder, config_dir()}:
         names |= {path.name: names.get(path.name, False) for path in base.iterdir() if path.is_dir()}
     return names

@@ -5,7 +5,6 @@ to `eval/<name>/<checkpoint>/` beside the checkpoint's run; an interrupted evalu
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig

@@ -35,6 +35,8 @@ class Batch:
     """Where the data go on after this batch, for the logical shards of this rank."""
     rows: int = 0
     """Documents or conversations that begin in this batch."""
+    tokens: int = 0
+    """Input tokens of text in it, padding not counted."""
 
     @cached_property
     def supervised_tokens(self) -> int:

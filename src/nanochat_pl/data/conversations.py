@@ -68,6 +68,7 @@ class ConversationBatches:
         sequence_len: T, tokens of a row (padded: the most; rows are as long as the longest of the rank's step).
         packed: lay several conversations into a row.
         seed: of the order.
+        shuffle: False keeps the order of the rows in every epoch (a curriculum).
         cursor: of a batch trained on; None = the beginning.
         num_workers: 0 = render in the consumer's thread, else in one background thread.
 
@@ -91,6 +92,7 @@ class ConversationBatches:
         world_size: int,
         packed: bool,
         seed: int,
+        shuffle: bool = True,
         cursor: Cursor | None = None,
         num_workers: int = 1,
     ) -> None:
@@ -110,6 +112,7 @@ class ConversationBatches:
         self._rank, self._world_size = rank, world_size
         self._packed = packed
         self._seed = seed
+        self._shuffle = shuffle
         self._start = (cursor["epoch"], cursor["row"]) if cursor else (0, 0)
         self._num_workers = num_workers
         self._truncated: set[int] = set()
@@ -137,7 +140,9 @@ class ConversationBatches:
         epoch, row = self._start
         total = self._total_batch_rows
         while True:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
+            order = np.arange(len(self._rows))
+            if self._shuffle:
+                order = np.random.default_rng([self._seed, epoch]).permutation(order)
             while row + total <= len(order):
                 indices = order[row : row + total].tolist()
                 row += total
@@ -228,7 +233,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
         positions[row, start:] = np.arange(sequence_len - start)
     shape = (micro_batches, batch_rows, sequence_len)
     tensors = [torch.from_numpy(array.reshape(shape)) for array in (inputs, targets, positions)]
-    return Batch(tensors[0], tensors[1], tensors[2], cursor, len(examples))
+    return Batch(tensors[0], tensors[1], tensors[2], cursor, len(examples), _num_tokens(examples))
 
 
 def _pad(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_id: int, cursor: Cursor) -> Batch:
@@ -240,7 +245,11 @@ def _pad(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_id
         inputs[row, : len(example.inputs)], targets[row, : len(example.targets)] = example.inputs, example.targets
     shape = (len(examples) // batch_rows, batch_rows, longest)
     tensors = [torch.from_numpy(array.reshape(shape)) for array in (inputs, targets)]
-    return Batch(tensors[0], tensors[1], None, cursor, len(examples))
+    return Batch(tensors[0], tensors[1], None, cursor, len(examples), _num_tokens(examples))
+
+
+def _num_tokens(examples: Sequence[Example]) -> int:
+    return sum(len(example.inputs) for example in examples)
 
 
 def _check_shares(total_batch_rows: int, batch_rows: int, world_size: int, packed: bool) -> None:

@@ -275,7 +275,7 @@ class _Assembly:
         places = {str(shard): packer.place() for shard, packer in self._packers.items()}
         begun = int(np.count_nonzero(inputs.numpy() == batches._bos_id))
         cursor = {"step": self._step, "micro_batch": self._micro_batch, **batches._source, "shards": places}
-        return Batch(inputs, targets, cursor=cursor, rows=begun)
+        return Batch(inputs, targets, cursor=cursor, rows=begun, tokens=inputs.numel())
 
     def _packer(self, shard: int, stream: DocumentStream) -> _Stream | _BestFit:
         batches = self._batches

@@ -95,7 +95,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     shards = prepare_text(cfg.data, cfg.offline) if cfg.stage.name == StageName.base else prepare_root(cfg.data)
-    start = find_start(cfg, resume)
+    start = find_start(cfg, plain, resume)
     data, num_steps = build_data(cfg, start.tokenizer, start.config, shards)
 
     torch.manual_seed(cfg.seed)
@@ -118,7 +118,6 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     validation = Validation(data, token_bytes, checkpoints, cfg.stage.val_every_steps)
     progress = Progress(
         cfg.trainer.log_every_steps,
-        cfg.stage.total_batch_tokens if text_stage else None,
         flops,
         peak_flops(device),
         validation,
@@ -169,7 +168,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     return result
 
 
-def find_start(cfg: TrainConfig, resume: Path | None) -> Start:
+def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> Start:
     """Settle config, tokenizer and start weights: from the checkpoint to resume, the one to start from, or nothing.
 
     Raises:
@@ -193,9 +192,35 @@ def find_start(cfg: TrainConfig, resume: Path | None) -> Start:
             )
     if resume is None and cfg.depth != config.n_layer:
         log.warning("depth=%d only names this run: the weights of %s have depth %d", cfg.depth, file, config.n_layer)
+    if resume is not None:
+        warn_of_changes(checkpoint["nanochat_pl"]["config"], plain)
     weights = None if resume else model_weights(checkpoint)
     origin = f"{file} ({checkpoint['nanochat_pl']['stage']}, step {checkpoint['global_step']})"
     return Start(config, tokenizer, weights, origin)
+
+
+def warn_of_changes(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
+    """Say which settings of a resumed run differ from those it was saved with: they hold from here on."""
+    free = (
+        "resume",
+        "force",
+        "init_from",
+        "outputs",
+        "trainer",
+        "logger",
+        "callbacks",
+        "eval",
+        "data.num_workers",
+        "data.root",
+    )
+    for key in sorted(then.keys() | now.keys()):
+        path, before, after = f"{prefix}{key}", then.get(key), now.get(key)
+        if path in free or before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            warn_of_changes(before, after, f"{path}.")
+        else:
+            log.warning("resume: %s was %s, from here on it is %s", path, before, after)
 
 
 def start_arguments(cfg: TrainConfig) -> str:

@@ -92,7 +92,6 @@ class Progress(Callback):
 
     Args:
         every_steps: the rhythm.
-        tokens_per_step: tokens of a step over all ranks; None = count each batch (conversations differ in length).
         flops_per_token: for MFU and total FLOPs.
         peak_flops: the device's peak per rank, FLOP/s; None = unknown, no MFU.
         validation: its time does not count as training time.
@@ -101,13 +100,11 @@ class Progress(Callback):
     def __init__(
         self,
         every_steps: int,
-        tokens_per_step: int | None,
         flops_per_token: int,
         peak_flops: float | None,
         validation: Validation,
     ) -> None:
         self.every_steps = every_steps
-        self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.validation = validation
@@ -139,7 +136,7 @@ class Progress(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step - 1
-        count = self.tokens_per_step or batch.tokens * trainer.world_size
+        count = batch.tokens * trainer.world_size  # of conversations an estimate: ranks get as many, of other lengths
         self.tokens += count
         self._since_tokens += count
         self._since_steps += 1

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.runtime import world_size
 
 log = logging.getLogger(__name__)
 

@@ -32,10 +32,9 @@ class StepBatches(L.LightningDataModule):
         self.make_train = make_train
         self.make_val = make_val
         self.cursor: dict[str, Any] | None = None
-        self._iterator: Iterator[Batch] | None = None
 
     def train_dataloader(self) -> Iterable[Batch]:
-        return _Once(self.make_train(self.cursor))
+        return _Stream(self.make_train(self.cursor))
 
     def val_batches(self) -> Iterable[Batch]:
         """Give the same validation batches each time it is called."""
@@ -62,14 +61,21 @@ class StepBatches(L.LightningDataModule):
         self.cursor = state_dict.get("cursor")
 
 
-class _Once:
-    """Hide `len` and torch's DataLoader from Lightning: it must not shard, prefetch or restart this stream."""
+class _Stream:
+    """What Lightning sees of the training batches: no length, nothing to shard, and a state that is kept elsewhere."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say that the stream resumes; its place is the cursor in `StepBatches.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: the stream was made from the cursor."""
 
 
 def text_data(
@@ -154,6 +160,7 @@ def conversation_data(
             world_size=world_size(),
             packed=packed,
             seed=seed,
+            shuffle=not getattr(rows, "ordered", False),
             cursor=cursor,
             num_workers=num_workers,
         )

@@ -48,7 +48,15 @@ class LanguageModel(L.LightningModule):
         self.identity = identity or {}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return list(build_optimizers(self.model.param_roles(), self.model.config.n_embd, self.optim))
+        optimizers = build_optimizers(self.model.param_roles(), self.model.config.n_embd, self.optim)
+        self._settings = [[{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in optimizers]
+        return list(optimizers)
+
+    def on_train_start(self) -> None:
+        # A checkpoint brings its own rates back; a resumed run obeys the config it was started with.
+        for optimizer, settings in zip(self.trainer.optimizers, self._settings):
+            for group, wanted in zip(optimizer.param_groups, settings):
+                group.update(wanted)
 
     def losses(self, batch: Batch) -> Iterator[Tensor]:
         """Yield one loss per micro-batch; over micro-batches and ranks they add up to the step's mean.

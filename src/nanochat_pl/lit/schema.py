@@ -192,9 +192,11 @@ class DataConfig:
     text: str = "text"
     """Folder of parquet shards with a `text` column, below root."""
     scienceqa: str = "scienceqa"
-    """Folder with train/validation/test.parquet in ScienceQA's columns, below root; for `hub` the repository."""
+    """Folder with train/validation/test.parquet in ScienceQA's columns, below root."""
     hub_text: str = "karpathy/fineweb-edu-100b-shuffle"
     """Repository of text shards named shard_NNNNN.parquet (hub)."""
+    hub_scienceqa: str | None = None
+    """Repository of ScienceQA's parquet files (hub)."""
     text_shards: int = 8
     """How many training shards to fetch (hub)."""
     val_shard: str | None = None

@@ -1,0 +1,90 @@
+"""Whole runs of base and fine-tuning: counted once, resumed exactly, saved before measured, self-contained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_pl.checkpoint import load_model
+from nanochat_pl.lit.module import DivergedError
+from tests.integration.conftest import BASE, SFT, Train, metrics
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_one_pair_of_optimizer_steps_is_one_step(train: Train, tmp_path: Path):
+    summary = train(*BASE, "stage.num_steps=6", "stage.val_every_steps=3", "stage.checkpoint_every_steps=2")
+    folder = tmp_path / "base" / "tiny"
+    assert summary["step"] == 6
+    assert summary["status"] == "finished"
+    assert sorted(metrics(folder, "train/loss")) == [0, 1, 2, 3, 4, 5]
+    assert sorted(metrics(folder, "val/bpb")) == [0, 3, 6]
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt", "step_000004.ckpt", "step_000006.ckpt"]
+    assert summary["val/bpb"] < float(metrics(folder, "val/bpb")[0])
+
+
+@pytest.mark.parametrize("stage", ["base", "sft_scienceqa"])
+def test_resume_equals_a_straight_run_bit_for_bit(train: Train, tmp_path: Path, stage: str):
+    config = BASE
+    if stage == "sft_scienceqa":
+        train(*BASE, "stage.num_steps=2")
+        config = [*SFT, f"init_from={tmp_path / 'base' / 'tiny'}"]
+    cadence = ["stage.val_every_steps=5"]
+    train(*config, *cadence, "run_name=straight")
+    interrupted = train(*config, *cadence, "run_name=halves", "trainer.stop_after_steps=10")
+    assert (interrupted["status"], interrupted["step"]) == ("stopped", 10)
+    train(*config, *cadence, "run_name=halves", "resume=auto", "data.num_workers=0")
+    straight, halves = tmp_path / stage / "straight", tmp_path / stage / "halves"
+    for name in ("train/loss", "train/grad_norm", "val/loss", "tokens"):
+        assert metrics(halves, name) == metrics(straight, name), name
+    assert len(metrics(straight, "train/loss")) == 20
+    for name in ("last.ckpt", "best.ckpt"):
+        one, two = weights(straight / "checkpoints" / name), weights(halves / "checkpoints" / name)
+        assert all(torch.equal(one[key], two[key]) for key in one), name
+
+
+def test_packed_and_padded_rows_train_alike(train: Train, tmp_path: Path):
+    train(*BASE, "stage.num_steps=2")
+    for packed in ("true", "false"):
+        train(*SFT, f"init_from={tmp_path / 'base' / 'tiny'}", f"stage.packed={packed}", f"run_name=packed_{packed}",
+              "stage.num_steps=6", "stage.sequence_len=192")  # fmt: skip
+    one, two = (metrics(tmp_path / "sft_scienceqa" / f"packed_{packed}", "train/loss") for packed in ("true", "false"))
+    assert [float(v) for v in one.values()] == pytest.approx([float(v) for v in two.values()], abs=1e-4)
+
+
+def test_a_checkpoint_is_enough_to_open_the_model(train: Train, tmp_path: Path):
+    summary = train(*BASE, "stage.num_steps=2")
+    loaded = load_model(tmp_path / "base" / "tiny", compute_dtype=torch.float32)
+    assert loaded.step == 2
+    assert loaded.stage == "base"
+    assert loaded.config["depth"] == 1
+    ids = loaded.tokenizer.encode("Iron is a metal.", prepend="<|bos|>")
+    assert loaded.model(torch.tensor([ids])).shape == (1, len(ids), 512)
+    assert sum(p.numel() for p in loaded.model.parameters()) == summary["num_parameters"]
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(train: Train, tmp_path: Path):
+    train(*BASE, "trainer.stop_after_steps=3")
+    folder = tmp_path / "base" / "tiny"
+    before = weights(folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(DivergedError, match=r"at step \d+"):
+        train(*BASE, "resume=auto", "optim.matrix_lr=1e37", "optim.unembedding_lr=1e37", "optim.grad_clip=null")
+    after = weights(folder / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert json.loads((folder / "summary.json").read_text())["status"].startswith("failed")
+
+
+def test_a_run_folder_is_not_written_over(train: Train, tmp_path: Path):
+    train(*BASE, "stage.num_steps=2")
+    with pytest.raises(ValueError, match=r"already holds .*resume=auto.*run_name=.*force=true"):
+        train(*BASE, "stage.num_steps=2")
+    assert train(*BASE, "stage.num_steps=3", "force=true")["step"] == 3
+
+
+def test_fine_tuning_says_how_to_make_the_weights_it_lacks(train: Train):
+    with pytest.raises(FileNotFoundError, match=r"python train\.py stage=base run_name=tiny"):
+        train(*SFT)
