@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,7 +47,7 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
         if equals and key.lstrip("+") in PATH_KEYS and not value.startswith(("[", "'", '"')):
             try:
                 OverridesParser.create().parse_override(argument)
-            except OverrideParseException:
+            except HydraException:
                 argument = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
         quoted.append(argument)
     return quoted

@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -136,7 +137,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     }
     summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
     callbacks: list[L.Callback] = [progress, checkpoints, validation, summary]
-    callbacks += [instantiate(spec) for spec in cfg.callbacks.values()]
+    callbacks += [make(spec) for spec in cfg.callbacks.values()]
     terminal = is_terminal()
     if terminal:
         callbacks.append(Bar(progress))
@@ -351,6 +352,16 @@ def build_data(
     return data, steps
 
 
+def make(spec: Any, **arguments: Any) -> Any:
+    """Make what a `_target_` names; errors of its own come through unwrapped."""
+    try:
+        return instantiate(spec, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise ValueError(str(error)) from error
+
+
 def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Any:
     """Make a mixture from the tasks that the config names.
 
@@ -363,7 +374,7 @@ def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Any:
         raise ValueError(
             f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=scienceqa"
         )
-    return Mixture({name: instantiate(spec) for name, spec in specs.items()}, seed=cfg.seed)
+    return Mixture({name: make(spec) for name, spec in specs.items()}, seed=cfg.seed)
 
 
 def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps: int) -> bool:
@@ -401,7 +412,7 @@ def build_trainer(
         backend = "nccl" if device.type == "cuda" else "gloo"
         strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, process_group_backend=backend)
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
-    loggers += [instantiate(spec, folder=str(folder)) for spec in cfg.logger.values()]
+    loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values()]
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=cfg.trainer.devices,

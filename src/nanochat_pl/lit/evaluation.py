@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from nanochat_pl.checkpoint import LoadedModel, load_model
 from nanochat_pl.data.packing import TokenBatches
 from nanochat_pl.engine import Engine
@@ -29,6 +27,7 @@ from nanochat_pl.eval.results import (
 )
 from nanochat_pl.eval.scienceqa import evaluate_scienceqa
 from nanochat_pl.inputs import prepare_root, prepare_text
+from nanochat_pl.lit.build import make
 from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, StageName
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
@@ -172,7 +171,7 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
         rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[cfg.split]
         spec |= {"rows": rows, "shuffle_choices": False, "curriculum": False}
     spec.pop("epochs", None)
-    return list(itertools.islice(instantiate(spec), cfg.max_questions))
+    return list(itertools.islice(make(spec), cfg.max_questions))
 
 
 def answer(
