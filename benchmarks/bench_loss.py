@@ -7,10 +7,10 @@ both; peak memory is the resident set of a process that runs one side alone. Pri
 
     python benchmarks/bench_loss.py                        # speed at both vocabularies, then memory
     python benchmarks/bench_loss.py --only chunks          # the chunk sizes behind loss.CHUNK_ELEMENTS
+    python benchmarks/bench_loss.py --threads 1 --clock cpu    # ratios on a machine that others use, too
 """
 
 import argparse
-import contextlib
 import resource
 import statistics
 import subprocess
@@ -22,13 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_pl.model import loss as loss_module
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.model.loss import chunked_cross_entropy
 from nanochat_pl.runtime import has_fast_bf16, pick_device
 from nanochat_pl.scaling import shape_for_depth
 
 Side = Callable[[Tensor, Tensor], Tensor]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = time.perf_counter  # set by --clock
 
 
 class PlainAttention(nn.Module):
@@ -121,14 +123,14 @@ def make_batch(config: GPTConfig, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def pass_seconds(side: Side, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """One forward and backward; returns its wall time in seconds and its loss."""
-    begin = time.perf_counter()
+    """One forward and backward; returns its time in seconds and its loss."""
+    begin = clock()
     loss = side(*batch)
     loss.backward()
     value = loss.item()
     if loss.is_cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - begin
+    seconds = clock() - begin
     side.zero_grad(set_to_none=True)  # type: ignore[attr-defined]
     return seconds, value
 
@@ -162,25 +164,15 @@ def bench_speed(args: argparse.Namespace) -> None:
         config = make_config(args, vocab_size)
         tokens = args.rows * args.sequence_len
         print(f"\nd{args.depth}, {args.rows} x {args.sequence_len} tokens, vocabulary {vocab_size:,}, ", end="")
-        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+        print(f"{torch.get_num_threads()} threads, {args.clock} time, torch {torch.__version__}\n")
         print("| forward + backward | ms | tok/s | ratio |\n| --- | ---: | ---: | ---: |")
         names = ["plain eager fp32", "ours eager fp32", "plain compiled fp32", "ours compiled fp32"]
         if has_fast_bf16(pick_device()):
             names += ["ours eager bf16", "ours compiled bf16"]
-        sides = {name: make_side(name, config) for name in names if args.compiled or "compiled" not in name}
+        names = args.sides or [name for name in names if args.compiled or "compiled" not in name]
+        sides = {name: make_side(name, config) for name in names}
         print_times(take_turns(sides, make_batch(config, args.rows), args.turns), tokens)
         torch.compiler.reset()
-
-
-@contextlib.contextmanager
-def chunk_of(tokens: int):
-    """Let every loss use chunks of `tokens`."""
-    original = loss_module.chunk_tokens_for
-    loss_module.chunk_tokens_for = lambda *_: tokens
-    try:
-        yield
-    finally:
-        loss_module.chunk_tokens_for = original
 
 
 def bench_chunks(args: argparse.Namespace) -> None:
@@ -195,14 +187,14 @@ def bench_chunks(args: argparse.Namespace) -> None:
             hidden = torch.randn(*targets.shape, config.n_embd, device=device, dtype=dtype).requires_grad_()
 
             def measure(chunk: int, hidden: Tensor = hidden, weight: Tensor = weight, targets: Tensor = targets):
-                begin = time.perf_counter()
-                loss_module.chunked_cross_entropy(
+                begin = clock()
+                chunked_cross_entropy(
                     hidden, weight, targets, vocab_size=weight.size(0), softcap=15.0, chunk_tokens=chunk
                 ).backward()
                 if weight.is_cuda:
                     torch.cuda.synchronize()
                 hidden.grad = weight.grad = None
-                return time.perf_counter() - begin
+                return clock() - begin
 
             times: dict[str, list[float]] = {f"{chunk} tokens": [] for chunk in [targets.numel(), *args.chunks]}
             for turn in range(args.turns + 1):
@@ -260,8 +252,15 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--turns", type=int, default=11, help="timed passes of each side (default 11)")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--sides", nargs="+", help="only these, such as 'ours compiled bf16'; the first is ratio 1.00")
+    parser.add_argument("--threads", type=int, help="threads torch uses (default: its own choice)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall time, or processor time of all threads")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    global clock
+    clock = CLOCKS[args.clock]
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.side:
         return run_side_alone(args)
     if args.only in (None, "speed"):
