@@ -28,6 +28,9 @@ MAX_BATCH_ELEMENTS = 2**26
 
 Bucket = list[Tensor]
 
+# torch 2.13 gave it a new name and warns of the old one.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Muon(torch.optim.Optimizer):
     """Move weight matrices by orthogonalized momentum.
@@ -78,9 +81,8 @@ class Muon(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # states written by nanochat lack our settings
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        for group in self.param_groups:  # nanochat's states lack it
+            group.setdefault("ns_dtype", self.defaults["ns_dtype"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -232,7 +234,7 @@ class _Exchange:
         if own:
             torch._foreach_copy_(list(self._sent[: len(own)].unbind()), own)
         self._received = bucket[0].new_empty((world_size * self._slots, *shape))
-        self._work = dist.all_gather_into_tensor(self._received, self._sent, async_op=True)
+        self._work = _all_gather(self._received, self._sent, async_op=True)
 
     def wait(self) -> list[tuple[Tensor, int, Tensor]]:
         """Wait for the others; return (parameter, its owner, what the owner sent for it)."""
