@@ -25,7 +25,7 @@ TINY = [
     "run_name=tiny",
 ]
 BASE = [*TINY, "stage=base", "stage.total_batch_tokens=512", "stage.val_tokens=512", "stage.num_steps=20"]
-SFT = [*TINY, "stage=sft_scienceqa", "stage.total_batch_rows=8", "stage.val_rows=8", "stage.num_steps=20"]
+SFT = [*TINY, "stage=sft_scienceqa", "stage.sequence_len=256", "stage.total_batch_rows=8", "stage.val_rows=8", "stage.num_steps=20"]
 
 Train = Callable[..., dict[str, Any]]
 

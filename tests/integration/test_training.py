@@ -41,7 +41,9 @@ def test_resume_equals_a_straight_run_bit_for_bit(train: Train, tmp_path: Path, 
     straight, halves = tmp_path / stage / "straight", tmp_path / stage / "halves"
     for name in ("train/loss", "train/grad_norm", "val/loss", "tokens"):
         assert metrics(halves, name) == metrics(straight, name), name
-    assert len(metrics(straight, "train/loss")) == 20
+    losses = [float(value) for value in metrics(straight, "train/loss").values()]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
     for name in ("last.ckpt", "best.ckpt"):
         one, two = weights(straight / "checkpoints" / name), weights(halves / "checkpoints" / name)
         assert all(torch.equal(one[key], two[key]) for key in one), name
@@ -51,7 +53,7 @@ def test_packed_and_padded_rows_train_alike(train: Train, tmp_path: Path):
     train(*BASE, "stage.num_steps=2")
     for packed in ("true", "false"):
         train(*SFT, f"init_from={tmp_path / 'base' / 'tiny'}", f"stage.packed={packed}", f"run_name=packed_{packed}",
-              "stage.num_steps=6", "stage.sequence_len=192")  # fmt: skip
+              "stage.num_steps=6")  # fmt: skip
     one, two = (metrics(tmp_path / "sft_scienceqa" / f"packed_{packed}", "train/loss") for packed in ("true", "false"))
     assert [float(v) for v in one.values()] == pytest.approx([float(v) for v in two.values()], abs=1e-4)
 
@@ -88,3 +90,9 @@ def test_a_run_folder_is_not_written_over(train: Train, tmp_path: Path):
 def test_fine_tuning_says_how_to_make_the_weights_it_lacks(train: Train):
     with pytest.raises(FileNotFoundError, match=r"python train\.py stage=base run_name=tiny"):
         train(*SFT)
+
+
+def test_rows_too_short_for_any_answer_are_refused(train: Train, tmp_path: Path):
+    train(*BASE, "stage.num_steps=2")
+    with pytest.raises(ValueError, match=r"stage\.sequence_len=32 cuts the answer off every conversation"):
+        train(*SFT, "stage.sequence_len=32", f"init_from={tmp_path / 'base' / 'tiny'}")

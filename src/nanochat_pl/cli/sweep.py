@@ -55,17 +55,19 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
 
 
 def print_table(path: Path) -> None:
-    """Show results.csv on the terminal."""
+    """Show the jobs on the terminal: what differs between them, and their figures."""
     from rich.console import Console
     from rich.table import Table
 
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    table = Table(title=str(path))
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows[1:]:
-        table.add_row(*(short(value) for value in row))
+        rows = list(csv.DictReader(file))
+    shared = {k for k in rows[0] if k not in FIGURES and len(rows) > 1 and len({row[k] for row in rows}) == 1}
+    columns = [k for k in rows[0] if k not in shared and k not in ("wall_s", "best", "best_step")]
+    table = Table(title=str(path), title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(short(row[name]) for name in columns))
     Console().print(table)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, quote_paths
 from nanochat_pl.lit import schema
@@ -77,16 +77,22 @@ def job(cfg: DictConfig) -> int:
         result = run(config, {str(k): v for k, v in plain.items()}, folder, arguments)
     finally:
         sys.argv[:] = arguments
-    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0" and HydraConfig.get().mode == RunMode.RUN:
         say_what_next(config, folder, result)
     number = result.get("signal")
     return 128 + number if number else 0
 
 
 def isolate_job(folder: Path) -> None:
-    """Let Lightning's second process run this one job, not the whole sweep again in another folder."""
-    overrides = [o for o in HydraConfig.get().overrides.task]
-    sys.argv[:] = [sys.argv[0], *overrides, f"hydra.run.dir={folder}", "hydra.mode=RUN"]
+    """Let Lightning's second process run this one job, not the whole sweep again in another folder.
+
+    Lightning starts it with this process's arguments and `hydra.run.dir` of the config in force.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    sys.argv[:] = [sys.argv[0], *overrides, "hydra.mode=RUN"]
+    config = HydraConfig.get()
+    with flag_override(config, ["readonly", "struct"], False):
+        config.run.dir = str(folder.resolve())
 
 
 def close_process_group() -> None:
@@ -113,8 +119,8 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any])
             f"stopped at step {result['step']} of {result['num_steps']} by {why}; to continue: the same command with resume=auto"
         )
         return
-    figures = [f"loss {result['train/loss']:.4f}"] if "train/loss" in result else []
-    figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb") if key in result]
+    figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []
+    figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb") if result.get(key) is not None]
     print(f"done: {folder}, step {result['step']}, {', '.join(figures)}")
     print(f"next: python evaluate.py ckpt={folder}")
     if result["stage"] == "base":

@@ -5,6 +5,7 @@ notebook may call by itself.
 """
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -336,6 +337,7 @@ def build_data(
         return data, plan.num_steps
     assert stage.total_batch_rows is not None
     rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+    check_room(rows, tokenizer, stage.sequence_len)
     steps = int(value) if name == "num_steps" else conversation_steps(len(rows), stage.total_batch_rows, int(value))
     data = conversation_data(
         rows,
@@ -350,6 +352,31 @@ def build_data(
         num_workers=cfg.data.num_workers,
     )
     return data, steps
+
+
+def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int) -> None:
+    """Refuse rows so short that they cut the answers away; warn where some are.
+
+    Raises:
+        ValueError: not one of the first conversations keeps a token to learn from.
+    """
+    sample = [tokenizer.render_conversation(rows[i], max_tokens=2**31) for i in range(min(len(rows), 256))]
+    longest = max(len(ids) for ids, _ in sample)
+    kept = sum(any(mask[: sequence_len + 1]) for _, mask in sample)
+    cut = sum(len(ids) > sequence_len + 1 for ids, _ in sample)
+    if kept == 0:
+        raise ValueError(
+            f"stage.sequence_len={sequence_len} cuts the answer off every conversation (the first {len(sample)} have up "
+            f"to {longest} tokens); set stage.sequence_len={longest} or more"
+        )
+    if cut:
+        log.warning(
+            "%d of the first %d conversations are longer than stage.sequence_len=%d (up to %d tokens) and are cut",
+            cut,
+            len(sample),
+            sequence_len,
+            longest,
+        )
 
 
 def make(spec: Any, **arguments: Any) -> Any:
@@ -410,7 +437,10 @@ def build_trainer(
     strategy: Any = "auto"
     if world > 1 or cfg.trainer.strategy == "ddp":
         backend = "nccl" if device.type == "cuda" else "gloo"
-        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, process_group_backend=backend)
+        # The only buffers are constant tables; torch 2.13 renamed the switch that keeps them from being sent.
+        accepted = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
+        keep = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+        strategy = DDPStrategy(gradient_as_bucket_view=True, process_group_backend=backend, **{keep: False})
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
     loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values()]
     return L.Trainer(

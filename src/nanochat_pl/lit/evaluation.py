@@ -249,7 +249,7 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation], comparisons: S
 
     names = list(evaluations)
     table = Table(title=f"{name}: value [95% interval]", title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for shown in names:
         table.add_column(shown, justify="right")
     rows = {shown: {r.metric: r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
@@ -260,12 +260,12 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation], comparisons: S
     baseline = next((r.baseline for r in rows[names[0]].values() if r.baseline), None)
     if baseline:
         text = ", ".join(
-            f"{key} {value:.1%}" if isinstance(value, float) else f"{key} {value}" for key, value in baseline.items()
+            f"{key} {value:.1%}" if isinstance(value, float) else f"({key} {value})" for key, value in baseline.items()
         )
-        console.print(f"without a model: {text}")
+        print(f"without a model: {text}")
     for comparison in comparisons:
         what = {"correct": "answers as written", "likely_correct": "answers by likelihood"}[comparison.measure]
-        console.print(f"{comparison.second} against {comparison.first}, {what}: {comparison.verdict}")
+        print(f"{comparison.second} against {comparison.first}, {what}: {comparison.verdict}")
 
 
 def cell(row: MetricRow | None) -> str:
