@@ -26,7 +26,7 @@ def choose_ns_dtype(name: str, device: torch.device) -> torch.dtype:
     """Resolve `optim.ns_dtype` on `device`: auto is bfloat16 where the device is fast at it, else float32.
 
     A function of the device alone, so that ranks with equal devices compute alike.  On a CPU with AVX512-bf16 or AMX
-    bfloat16 is three to six times faster (`benchmarks/bench_muon.py`); on others it is emulated and far slower.
+    bfloat16 is about three times faster (`benchmarks/bench_muon.py`); on others it is emulated and slower.
 
     Raises:
         ValueError: The name is not one of auto, float32, bfloat16.
