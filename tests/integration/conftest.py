@@ -25,7 +25,14 @@ TINY = [
     "run_name=tiny",
 ]
 BASE = [*TINY, "stage=base", "stage.total_batch_tokens=512", "stage.val_tokens=512", "stage.num_steps=20"]
-SFT = [*TINY, "stage=sft_scienceqa", "stage.sequence_len=256", "stage.total_batch_rows=8", "stage.val_rows=8", "stage.num_steps=20"]
+SFT = [
+    *TINY,
+    "stage=sft_scienceqa",
+    "stage.sequence_len=256",
+    "stage.total_batch_rows=8",
+    "stage.val_rows=8",
+    "stage.num_steps=20",
+]
 
 Train = Callable[..., dict[str, Any]]
 
@@ -52,9 +59,10 @@ def train(world: Path, tmp_path: Path) -> Train:
     from nanochat_pl.lit.build import run
 
     def start(*overrides: str) -> dict[str, Any]:
-        arguments = [*overrides, f"data.root={world / 'data'}", f"outputs={tmp_path}"]
+        arguments = [f"data.root={world / 'data'}", f"outputs={tmp_path}"]
         if "stage=base" in overrides:
             arguments.append(f"tokenizer.path={world / 'tokenizer'}")
+        arguments += overrides
         composed = compose_checked("train", CommandLine(arguments, False, config_dir()))[0]
         cfg = check(composed, TrainConfig)
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)

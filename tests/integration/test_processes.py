@@ -69,7 +69,12 @@ def test_a_killed_run_continues_to_the_same_weights(world: Path, tmp_path: Path)
 def test_a_signal_saves_and_leaves(world: Path, tmp_path: Path, number: signal.Signals):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command(world, tmp_path, *LONG), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(world, tmp_path, *LONG),
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_step(process, tmp_path / "base" / "tiny" / "log.txt", 7)
     process.send_signal(number)
@@ -90,7 +95,12 @@ def test_two_processes_train_as_one(world: Path, tmp_path: Path, stage: str):
         assert run(command(world, tmp_path, *BASE, "stage.num_steps=2"), tmp_path).returncode == 0
         config = [*SFT, "stage.num_steps=6", f"init_from={tmp_path / 'base' / 'tiny'}"]
     for devices in (1, 2):
-        extra = [f"run_name=n{devices}", f"trainer.devices={devices}", "stage.val_every_steps=3"]
+        extra = [
+            f"run_name=n{devices}",
+            f"trainer.devices={devices}",
+            "stage.val_every_steps=3",
+            "optim.ns_dtype=float32",
+        ]
         done = run(command(world, tmp_path, *config, *extra), tmp_path)
         assert done.returncode == 0, done.stderr
     one, two = tmp_path / stage / "n1", tmp_path / stage / "n2"
@@ -107,7 +117,9 @@ def test_two_processes_train_as_one(world: Path, tmp_path: Path, stage: str):
 
 
 def test_a_sweep_keeps_one_folder_a_job_and_a_table_of_all_even_when_one_fails(world: Path, tmp_path: Path):
-    arguments = command(world, tmp_path, *BASE, "stage.num_steps=3", "data.val_shard=missing.parquet,shard_00002.parquet")
+    arguments = command(
+        world, tmp_path, *BASE, "stage.num_steps=3", "data.val_shard=missing.parquet,shard_00002.parquet"
+    )
     arguments.insert(2, "-m")
     run(arguments, tmp_path)
     (table,) = (tmp_path / "multirun").rglob("results.csv")

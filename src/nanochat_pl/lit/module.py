@@ -17,8 +17,7 @@ from torch import Tensor
 from nanochat_pl.data.batch import Batch
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
-from nanochat_pl.optim.groups import build_optimizers, clip_gradients, set_schedule
-from nanochat_pl.optim.schedules import lr_multiplier
+from nanochat_pl.optim.groups import build_optimizers, check_roles, clip_gradients, set_schedule
 
 
 class DivergedError(ValueError):
@@ -48,6 +47,7 @@ class LanguageModel(L.LightningModule):
         self.identity = identity or {}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        check_roles(self.model.param_roles(), self.model.named_parameters())
         optimizers = build_optimizers(self.model.param_roles(), self.model.config.n_embd, self.optim)
         self._settings = [[{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in optimizers]
         return list(optimizers)
@@ -79,7 +79,7 @@ class LanguageModel(L.LightningModule):
         """Take one optimizer step; give its mean loss over micro-batches and the gradient norm before clipping."""
         step = self.trainer.global_step
         muon, adamw = self.optimizers()  # type: ignore[misc]
-        set_schedule((muon.optimizer, adamw.optimizer), step, self.num_steps, self.optim)
+        lrm = set_schedule((muon.optimizer, adamw.optimizer), step, self.num_steps, self.optim)
         last = len(batch.inputs) - 1
         total = torch.zeros((), device=self.device)
         for a, loss in enumerate(self.losses(batch)):
@@ -99,7 +99,7 @@ class LanguageModel(L.LightningModule):
             muon.optimizer.step()
             adamw.step()
         self.model.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm, "lrm": lr_multiplier(step, self.num_steps, self.optim)}
+        return {"loss": total, "grad_norm": norm, "lrm": lrm}
 
     def _synchronised(self, sync: bool) -> contextlib.AbstractContextManager:
         """Average gradients over ranks in the last backward of a step only."""
