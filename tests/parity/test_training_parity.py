@@ -1,12 +1,12 @@
-"""Whole training runs of the original, replayed by the whole system from the same seed: data, model, optimizers, Trainer."""
+"""Training runs of the original, replayed by the whole system from the same seed: data, model, optimizers, Trainer."""
 
 import json
 from pathlib import Path
 
 import pytest
+from tests.integration.conftest import Train, metrics, train, world  # noqa: F401  (fixtures)
 
 from nanochat_pl.lit.module import LanguageModel
-from tests.integration.conftest import Train, metrics, train, world  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.slow
 

@@ -57,13 +57,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is not a plain checkpoint: it holds objects beyond tensors and plain values, which may run code, or "
-            f"is damaged; nothing was executed ({str(error).splitlines()[0]})"
+            f"{path} is not a plain checkpoint: it holds objects beyond tensors and plain values, which may run code, "
+            f"or is damaged; nothing was executed ({str(error).splitlines()[0]})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; use another one, such "
-            f"as last.ckpt or step_*.ckpt of the same run ({str(error).splitlines()[0]})"
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; use another one, "
+            f"such as last.ckpt or step_*.ckpt of the same run ({str(error).splitlines()[0]})"
         ) from error
     ours = checkpoint.get("nanochat_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or "model_config" not in ours:

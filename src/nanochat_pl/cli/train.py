@@ -116,7 +116,8 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any])
         number = result.get("signal")
         why = signal.Signals(number).name if number else f"trainer.stop_after_steps={cfg.trainer.stop_after_steps}"
         print(
-            f"stopped at step {result['step']} of {result['num_steps']} by {why}; to continue: the same command with resume=auto"
+            f"stopped at step {result['step']} of {result['num_steps']} by {why}; "
+            "to continue: the same command with resume=auto"
         )
         return
     figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []

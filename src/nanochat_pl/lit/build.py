@@ -251,8 +251,9 @@ def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
                 make_tokenizer(cfg).save(folder)
     if not folder.exists():
         raise FileNotFoundError(
-            f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer run_name={cfg.run_name}"
-            f"{start_arguments(cfg)} tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
+            f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer "
+            f"run_name={cfg.run_name}{start_arguments(cfg)} "
+            f"tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
         )
     tokenizer = Tokenizer.load(folder)
     if not cfg.tokenizer.path and tokenizer.vocab_size != cfg.tokenizer.vocab_size:
@@ -366,8 +367,8 @@ def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int) -> None:
     cut = sum(len(ids) > sequence_len + 1 for ids, _ in sample)
     if kept == 0:
         raise ValueError(
-            f"stage.sequence_len={sequence_len} cuts the answer off every conversation (the first {len(sample)} have up "
-            f"to {longest} tokens); set stage.sequence_len={longest} or more"
+            f"stage.sequence_len={sequence_len} cuts the answer off every conversation (the first {len(sample)} have "
+            f"up to {longest} tokens); set stage.sequence_len={longest} or more"
         )
     if cut:
         log.warning(

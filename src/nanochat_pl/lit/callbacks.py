@@ -175,8 +175,8 @@ class Progress(Callback):
         mfu = f"{now['train/mfu']:.1f}%" if "train/mfu" in now else "-"
         return (
             f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {now['train/loss']:.4f} | "
-            f"lrm {now['train/lrm']:.2f} | dt {1000 * now['train/dt']:.0f} ms | tok/s {now['train/tok_per_sec']:,.0f} | "
-            f"mfu {mfu} | eta {int(eta) // 60}m{int(eta) % 60:02d}s"
+            f"lrm {now['train/lrm']:.2f} | dt {1000 * now['train/dt']:.0f} ms | "
+            f"tok/s {now['train/tok_per_sec']:,.0f} | mfu {mfu} | eta {int(eta) // 60}m{int(eta) % 60:02d}s"
         )
 
     @property

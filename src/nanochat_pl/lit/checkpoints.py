@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -126,6 +125,7 @@ class Checkpoints(Callback):
         self.saved_step: int | None = None
         self.signal: int | None = None
         self._first_step = 0
+        self._resumed: list[dict[str, Any]] | None = None
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,9 +141,8 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first_step = trainer.global_step
-        if resumed := getattr(self, "_resumed", None):
-            if len(resumed) == trainer.world_size:
-                restore_random_state(resumed[trainer.global_rank])
+        if self._resumed is not None and len(self._resumed) == trainer.world_size:
+            restore_random_state(self._resumed[trainer.global_rank])
         # After Lightning has set its own handlers, so that ours are the ones in force.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,6 +199,3 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
-
-
-SaveBefore = Callable[[L.Trainer], None]

@@ -162,7 +162,8 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
             spec = {"_target_": "nanochat_pl.tasks.recall.Recall"}
         else:
             raise ValueError(
-                f"eval={name} needs a task of kind {kind}, but the mixture has {', '.join(tasks) or 'none'}; give mixture=…"
+                f"eval={name} needs a task of kind {kind}, but the mixture has {', '.join(tasks) or 'none'}; "
+                "give mixture=…"
             )
     folder = data.scienceqa if name == EvalName.scienceqa else "recall"
     root = Path(data.root or "")

@@ -90,8 +90,8 @@ class LanguageModel(L.LightningModule):
         # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged.
         if (self.device.type == "cpu" or step % self.log_every_steps == 0) and not math.isfinite(norm):
             raise DivergedError(
-                f"loss {float(total):.4g} and gradient norm {float(norm):.4g} at step {step}: not finite; this step was "
-                "not taken and the last checkpoint is good; lower optim.matrix_lr / optim.embedding_lr, or set "
+                f"loss {float(total):.4g} and gradient norm {float(norm):.4g} at step {step}: not finite; this step "
+                "was not taken and the last checkpoint is good; lower optim.matrix_lr / optim.embedding_lr, or set "
                 "optim.grad_clip=1.0, then resume=auto"
             )
         # Lightning counts every LightningOptimizer.step(): only AdamW's is one, so a pair counts once.

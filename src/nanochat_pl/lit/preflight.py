@@ -60,8 +60,8 @@ def check_stage(cfg: TrainConfig) -> None:
             raise ValueError("stage.total_batch_rows counts conversations; stage=base takes stage.total_batch_tokens")
         if name == "num_epochs":
             raise ValueError(
-                f"stage.num_epochs={value}: a pass over a text stream is not counted; stage=base takes stage.num_steps, "
-                "stage.tokens_per_param or stage.target_flops"
+                f"stage.num_epochs={value}: a pass over a text stream is not counted; stage=base takes "
+                "stage.num_steps, stage.tokens_per_param or stage.target_flops"
             )
     else:
         rows = stage.total_batch_rows
