@@ -40,7 +40,7 @@ Train = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded world and a tokenizer for it, made once."""
-    from nanochat_pl.lit.build import make_tokenizer
+    from nanochat_pl.lit.tokenizers import make_tokenizer
 
     folder = tmp_path_factory.mktemp("world")
     cfg = compose([*BASE, f"data.root={folder / 'data'}"])

@@ -42,8 +42,8 @@ def test_the_recorded_run_of_twenty_steps_is_repeated(
         "stage=base", "data=local", "run_name=run_d1", "depth=1", "model.n_embd=64", "stage.sequence_len=32",
         "stage.device_batch=2", "stage.total_batch_tokens=128", "stage.num_steps=20", "stage.val_every_steps=10",
         "stage.val_tokens=256", "data.text=base_data", f"data.root={reference_root / 'base'}",
-        f"tokenizer.path={reference_root / 'base' / 'tokenizer'}", "tokenizer.vocab_size=384", "optim.ns_dtype=bfloat16",
-        *EAGER,
+        f"tokenizer.path={reference_root / 'base' / 'tokenizer'}", "tokenizer.vocab_size=384",
+        "optim.ns_dtype=bfloat16", *EAGER,
     )  # fmt: skip
     folder = tmp_path / "base" / "run_d1"
     assert last_micro_batch[:8] == pytest.approx(recorded["losses"][:8], abs=2e-3)

@@ -25,3 +25,7 @@ def main() -> int:
     else:
         from nanochat_pl.cli.evaluate import main as run
     return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

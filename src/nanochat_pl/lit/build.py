@@ -9,12 +9,7 @@ import inspect
 import json
 import logging
 import os
-import platform
-import subprocess
-import sys
-import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +27,7 @@ from nanochat_pl.checkpoint.lightning import (
     stored_tokenizer,
 )
 from nanochat_pl.data.conversations import num_steps as conversation_steps
-from nanochat_pl.data.parquet import DocumentStream, Shards
+from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
 from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, is_terminal
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -40,14 +35,17 @@ from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_dat
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.preflight import batch_micro_batches, check_stage, clear_run, model_config, preflight, resume_file
+from nanochat_pl.lit.record import describe_run, finish_loggers, write_log
 from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.lit.tokenizers import find_tokenizer, start_arguments, train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.paths import checkpoint_file, run_dir, write_atomically
+from nanochat_pl.paths import checkpoint_file
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
 from nanochat_pl.scaling import plan_horizon
-from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
+from nanochat_pl.tasks.base import Mixture
+from nanochat_pl.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -225,93 +223,6 @@ def warn_of_changes(then: dict[str, Any], now: dict[str, Any], prefix: str = "")
             log.warning("resume: %s was %s, from here on it is %s", path, before, after)
 
 
-def start_arguments(cfg: TrainConfig) -> str:
-    """Give the overrides that a remedy's command line repeats."""
-    parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
-    if cfg.data.source != "microworld":
-        parts.append(f"data={cfg.data.source}" + (f" data.root={cfg.data.root}" if cfg.data.source == "local" else ""))
-    return "".join(f" {part}" for part in parts)
-
-
-def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
-    """Load the run's tokenizer; for the embedded world, whose text is always at hand, train it where there is none.
-
-    Raises:
-        FileNotFoundError: no tokenizer; the message is the command that makes one.
-        ValueError: it has another vocabulary size than the config says.
-    """
-    folder = Path(cfg.tokenizer.path) if cfg.tokenizer.path else run_dir("tokenizer", cfg.run_name, cfg.outputs)
-    if not folder.exists() and not cfg.tokenizer.path and cfg.data.source == "microworld":
-        from filelock import FileLock
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.exists():
-                log.info("no tokenizer at %s: training one (vocabulary %d)", folder, cfg.tokenizer.vocab_size)
-                make_tokenizer(cfg).save(folder)
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer "
-            f"run_name={cfg.run_name}{start_arguments(cfg)} "
-            f"tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
-        )
-    tokenizer = Tokenizer.load(folder)
-    if not cfg.tokenizer.path and tokenizer.vocab_size != cfg.tokenizer.vocab_size:
-        raise ValueError(
-            f"the tokenizer at {folder} has {tokenizer.vocab_size} tokens, the config says tokenizer.vocab_size="
-            f"{cfg.tokenizer.vocab_size}; set tokenizer.vocab_size={tokenizer.vocab_size}, or another run_name"
-        )
-    return tokenizer
-
-
-def make_tokenizer(cfg: TrainConfig) -> Tokenizer:
-    """Train the tokenizer that the config describes on the training shards, never on the validation shard."""
-    shards = prepare_text(cfg.data, cfg.offline)
-    stream = DocumentStream(shards.train, 1, 0)
-    documents = (text for _, block in one_epoch(stream) for text in block)
-    texts = training_texts(documents, cfg.tokenizer.max_chars, cfg.tokenizer.doc_cap_chars)
-    return Tokenizer.train(texts, cfg.tokenizer.vocab_size, str(cfg.tokenizer.backend))
-
-
-def one_epoch(stream: DocumentStream) -> Any:
-    """Read every document of a stream once."""
-    for address, block in stream.blocks():
-        if address.epoch > 0:
-            return
-        yield address, block
-
-
-def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Run stage=tokenizer: train, save, measure compression on text it has and has not seen."""
-    begin = time.perf_counter()
-    tokenizer = make_tokenizer(cfg)
-    seconds = time.perf_counter() - begin
-    tokenizer.save(folder)
-    shards = prepare_text(cfg.data, cfg.offline)
-    rates = {}
-    for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
-        _, texts = next(iter(DocumentStream(files, 1, 0).blocks()))
-        rates[f"{name}_bytes_per_token"] = round(compression(tokenizer, texts), 4)
-    summary = {
-        "stage": "tokenizer",
-        "run_name": cfg.run_name,
-        "folder": str(folder),
-        "status": "finished",
-        "vocab_size": tokenizer.vocab_size,
-        "train_seconds": round(seconds, 2),
-        **rates,
-    }
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    log.info(
-        "%s: vocabulary %s in %.1f s, %.2f bytes per token on validation text",
-        folder,
-        f"{tokenizer.vocab_size:,}",
-        seconds,
-        rates["val_bytes_per_token"],
-    )
-    return summary
-
-
 def build_data(
     cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards | None
 ) -> tuple[StepBatches, int]:
@@ -390,14 +301,12 @@ def make(spec: Any, **arguments: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
-def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Any:
+def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:
     """Make a mixture from the tasks that the config names.
 
     Raises:
         ValueError: there are none.
     """
-    from nanochat_pl.tasks.base import Mixture
-
     if not specs:
         raise ValueError(
             f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=scienceqa"
@@ -467,59 +376,3 @@ def build_trainer(
         default_root_dir=str(folder),
         plugins=[AtomicCheckpointIO()],
     )
-
-
-def finish_loggers(trainer: L.Trainer) -> None:
-    """Close dashboards, so that the next job of a sweep gets a run of its own; say how to sync what stayed offline."""
-    for logger in trainer.loggers:
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
-
-            folder = Path(logger.experiment.dir).parent if hasattr(logger.experiment, "dir") else None
-            wandb.finish()
-            if folder is not None and "offline" in folder.name:
-                log.info("W&B wrote offline; to upload: wandb sync %s", folder)
-
-
-def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> None:
-    """Save what is needed to repeat a run: resolved config, command line, versions, commit and uncommitted changes."""
-    from omegaconf import OmegaConf
-
-    OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
-
-    def git(*words: str) -> str | None:
-        try:
-            out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return out.stdout
-
-    packages = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "rustbpe", "numpy", "pyarrow")
-    record = {
-        "argv": arguments,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "versions": {name: version(name) for name in packages},
-        "git_commit": (git("rev-parse", "HEAD") or "").strip() or None,
-    }
-    write_atomically(folder / "run.json", json.dumps(record, indent=2) + "\n")
-    if difference := git("diff", "HEAD"):
-        write_atomically(folder / "git_diff.patch", difference)
-
-
-def write_log(path: Path, first: bool) -> None:
-    """Send the project's log to standard error and, on the first process, to `path` as plain lines."""
-    logging.getLogger("rustbpe").setLevel(logging.WARNING)
-    logger = logging.getLogger("nanochat_pl")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    logger.setLevel(logging.INFO if first else logging.WARNING)
-    logger.propagate = False
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if first:
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)

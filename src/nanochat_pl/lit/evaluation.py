@@ -28,6 +28,7 @@ from nanochat_pl.eval.results import (
 from nanochat_pl.eval.scienceqa import evaluate_scienceqa
 from nanochat_pl.inputs import prepare_root, prepare_text
 from nanochat_pl.lit.build import make
+from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, StageName
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
@@ -48,6 +49,7 @@ def evaluate(
         data_overrides: data keys that replace those in the checkpoints' configs.
         mixture: the tasks to ask; None = those of the last checkpoint's config.
     """
+    write_log(None, first=True)
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
     models = [load_model(path, device, dtype) for path in paths]

@@ -1,0 +1,93 @@
+"""stage=tokenizer, and how the other stages find the tokenizer they need."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from nanochat_pl.data.parquet import DocumentStream, read_documents
+from nanochat_pl.inputs import prepare_text
+from nanochat_pl.lit.schema import TrainConfig
+from nanochat_pl.paths import run_dir, write_atomically
+from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
+
+log = logging.getLogger(__name__)
+
+
+def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Run stage=tokenizer: train, save, measure compression on text it has and has not seen."""
+    begin = time.perf_counter()
+    tokenizer = make_tokenizer(cfg)
+    seconds = time.perf_counter() - begin
+    tokenizer.save(folder)
+    shards = prepare_text(cfg.data, cfg.offline)
+    rates = {}
+    for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
+        _, texts = next(iter(DocumentStream(files, 1, 0).blocks()))
+        rates[f"{name}_bytes_per_token"] = round(compression(tokenizer, texts), 4)
+    summary = {
+        "stage": "tokenizer",
+        "run_name": cfg.run_name,
+        "folder": str(folder),
+        "status": "finished",
+        "vocab_size": tokenizer.vocab_size,
+        "train_seconds": round(seconds, 2),
+        **rates,
+    }
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    log.info(
+        "%s: vocabulary %s in %.1f s, %.2f bytes per token on validation text",
+        folder,
+        f"{tokenizer.vocab_size:,}",
+        seconds,
+        rates["val_bytes_per_token"],
+    )
+    return summary
+
+
+def make_tokenizer(cfg: TrainConfig) -> Tokenizer:
+    """Train the tokenizer that the config describes on the training shards, never on the validation shard."""
+    shards = prepare_text(cfg.data, cfg.offline)
+    texts = training_texts(read_documents(shards.train), cfg.tokenizer.max_chars, cfg.tokenizer.doc_cap_chars)
+    return Tokenizer.train(texts, cfg.tokenizer.vocab_size, str(cfg.tokenizer.backend))
+
+
+def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
+    """Load the run's tokenizer; for the embedded world, whose text is always at hand, train it where there is none.
+
+    Raises:
+        FileNotFoundError: no tokenizer; the message is the command that makes one.
+        ValueError: it has another vocabulary size than the config says.
+    """
+    folder = Path(cfg.tokenizer.path) if cfg.tokenizer.path else run_dir("tokenizer", cfg.run_name, cfg.outputs)
+    there = folder if cfg.tokenizer.path else folder / "tokenizer.json"
+    if not there.exists() and not cfg.tokenizer.path and cfg.data.source == "microworld":
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not there.exists():
+                log.info("no tokenizer at %s: training one (vocabulary %d)", folder, cfg.tokenizer.vocab_size)
+                make_tokenizer(cfg).save(folder)
+    if not there.exists():
+        raise FileNotFoundError(
+            f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer "
+            f"run_name={cfg.run_name}{start_arguments(cfg)} "
+            f"tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
+        )
+    tokenizer = Tokenizer.load(folder)
+    if not cfg.tokenizer.path and tokenizer.vocab_size != cfg.tokenizer.vocab_size:
+        raise ValueError(
+            f"the tokenizer at {folder} has {tokenizer.vocab_size} tokens, the config says tokenizer.vocab_size="
+            f"{cfg.tokenizer.vocab_size}; set tokenizer.vocab_size={tokenizer.vocab_size}, or another run_name"
+        )
+    return tokenizer
+
+
+def start_arguments(cfg: TrainConfig) -> str:
+    """Give the overrides that a remedy's command line repeats."""
+    parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
+    if cfg.data.source != "microworld":
+        parts.append(f"data={cfg.data.source}" + (f" data.root={cfg.data.root}" if cfg.data.source == "local" else ""))
+    return "".join(f" {part}" for part in parts)
