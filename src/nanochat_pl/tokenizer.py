@@ -8,12 +8,8 @@ and nanochat's own ``tokenizer.pkl`` is read by an unpickler that knows a single
 
 import base64
 import hashlib
-import io
 import json
 import os
-import pickle
-import pickletools
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +18,9 @@ from typing import Any, Literal, overload
 import numpy as np
 import tiktoken
 
-__all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
+from nanochat_pl.vocabulary import SPLIT_PATTERN, TRAINERS, read_pickle
 
-SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-"""Where text may be cut before merging: GPT-4's rule, with digits in pairs (nanochat, 2025-11)."""
+__all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -106,9 +99,9 @@ class Tokenizer:
             )
         if isinstance(texts, str):
             raise ValueError("Tokenizer.train takes an iterable of texts, not one text; pass [text]")
-        if backend not in _TRAINERS:
-            raise ValueError(f"tokenizer.backend={backend!r} is unknown; choose one of {', '.join(_TRAINERS)}")
-        package, learn = _TRAINERS[backend]
+        if backend not in TRAINERS:
+            raise ValueError(f"tokenizer.backend={backend!r} is unknown; choose one of {', '.join(TRAINERS)}")
+        package, learn = TRAINERS[backend]
         tokens = learn(texts, vocab_size - len(SPECIAL_TOKENS))
         reached = len(tokens) + len(SPECIAL_TOKENS)
         if reached < vocab_size:
@@ -139,7 +132,7 @@ class Tokenizer:
             )
         data = file.read_bytes()
         try:
-            return _read_nanochat_pickle(data) if file.suffix == ".pkl" else cls.from_state(json.loads(data))
+            return cls._from_pickle(data) if file.suffix == ".pkl" else cls.from_state(json.loads(data))
         except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
             raise ValueError(f"{file} is not a usable tokenizer: {error}") from None
 
@@ -193,6 +186,14 @@ class Tokenizer:
             raise ValueError(
                 "its fingerprint does not fit its content; it was edited or damaged, train or copy it anew"
             )
+        return tokenizer
+
+    @classmethod
+    def _from_pickle(cls, data: bytes) -> "Tokenizer":
+        stored = read_pickle(data)
+        tokenizer = cls(stored.tokens, pattern=stored.pattern, origin="nanochat pickle")
+        if stored.special_tokens != tokenizer._special:
+            raise ValueError(f"expected the special tokens {tokenizer._special}, found {stored.special_tokens}")
         return tokenizer
 
     def __reduce__(self):
@@ -390,102 +391,3 @@ def _text(content: Any, where: str) -> str:
     if not isinstance(content, str):
         raise ValueError(f"{where} must be a string, found {type(content).__name__}")
     return content
-
-
-def _learn_with_rustbpe(texts: Iterable[str], size: int) -> list[bytes]:
-    import rustbpe
-
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), size, pattern=SPLIT_PATTERN)
-    return [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]
-
-
-def _learn_with_huggingface(texts: Iterable[str], size: int) -> list[bytes]:
-    import tokenizers
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-
-    # That library writes each byte as one printable character and numbers these by code point, which would break ties
-    # between equally frequent pairs another way than by bytes. Special tokens are numbered first, in the order given:
-    # as such, the characters get their bytes' ids, and every later tie falls as in rustbpe.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    alphabet = sorted(byte_of, key=byte_of.__getitem__)
-
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = Sequence(
-        [
-            Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"),
-            ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=alphabet, show_progress=False)
-    model.train_from_iterator(texts, trainer)
-    vocabulary = model.get_vocab()
-    return [bytes(byte_of[c] for c in token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
-
-
-_TRAINERS = {"rustbpe": ("rustbpe", _learn_with_rustbpe), "huggingface": ("tokenizers", _learn_with_huggingface)}
-
-
-# What a pickled tiktoken.Encoding consists of: data, one class by name, an object of it without arguments, its state.
-# No instruction that calls anything, none that can reserve more memory than the file has bytes.
-# fmt: off
-_PICKLE_OPCODES = frozenset({
-    "PROTO", "FRAME", "STOP", "MEMOIZE", "BINGET", "LONG_BINGET", "MARK", "EMPTY_TUPLE", "EMPTY_DICT", "SETITEM",
-    "SETITEMS", "BININT", "BININT1", "BININT2", "SHORT_BINBYTES", "BINBYTES", "SHORT_BINUNICODE", "BINUNICODE",
-    "STACK_GLOBAL", "NEWOBJ", "BUILD",
-})
-# fmt: on
-_PICKLE_FIELDS = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}
-
-
-class _PickledEncoding:
-    """Stand-in for `tiktoken.Encoding`: keeps the state it is handed and does nothing with it."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _VocabularyUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) != ("tiktoken.core", "Encoding"):
-            raise ValueError(
-                f"it asks for {module}.{name} where only tiktoken.core.Encoding may stand; nothing was run"
-            )
-        return _PickledEncoding
-
-
-def _read_nanochat_pickle(data: bytes) -> Tokenizer:
-    """Read nanochat's ``tokenizer.pkl`` without running anything it holds."""
-    try:
-        words: deque[str] = deque(maxlen=3)
-        for opcode, argument, position in pickletools.genops(data):
-            if isinstance(argument, str):
-                words.append(argument)
-            if opcode.name not in _PICKLE_OPCODES:
-                raise ValueError(
-                    f"its byte {position} is the instruction {opcode.name}, which may run code and which no saved "
-                    f"vocabulary needs (the words before it: {' '.join(words)!r}); nothing was run"
-                )
-        encoding = _VocabularyUnpickler(io.BytesIO(data)).load()
-    except ValueError:
-        raise
-    except Exception as error:  # a damaged pickle fails in a dozen ways
-        raise ValueError(f"it is no complete pickle ({type(error).__name__}: {error})") from None
-
-    state = encoding.state if isinstance(encoding, _PickledEncoding) else encoding
-    kinds = {key: type(value) for key, value in state.items()} if isinstance(state, dict) else type(state).__name__
-    if kinds != _PICKLE_FIELDS:
-        raise ValueError(f"expected a tiktoken.Encoding with the fields {', '.join(_PICKLE_FIELDS)}, found {kinds}")
-    ranks, special = state["mergeable_ranks"], state["special_tokens"]
-    if not all(type(token) is bytes and type(rank) is int for token, rank in ranks.items()):
-        raise ValueError("mergeable_ranks must map bytes to whole numbers")
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"its {len(ranks)} ranks are not 0, 1, 2 ... without a gap")
-    tokenizer = Tokenizer(sorted(ranks, key=ranks.__getitem__), pattern=state["pat_str"], origin="nanochat pickle")
-    if special != tokenizer._special:
-        raise ValueError(f"expected the special tokens {tokenizer._special}, found {special}")
-    return tokenizer

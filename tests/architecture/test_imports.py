@@ -13,11 +13,25 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 SOURCE = REPO / "src" / "nanochat_pl"
 
-PURE = ("runtime", "paths", "tokenizer", "model", "optim", "data", "tasks", "scaling", "checkpoint", "engine", "eval")
+PURE = (
+    "runtime",
+    "paths",
+    "vocabulary",
+    "tokenizer",
+    "model",
+    "optim",
+    "data",
+    "tasks",
+    "scaling",
+    "checkpoint",
+    "engine",
+    "eval",
+)
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (),
     "paths": (),
-    "tokenizer": (),
+    "vocabulary": (),
+    "tokenizer": ("vocabulary",),
     "model": ("runtime",),
     "optim": ("runtime",),
     "data": ("runtime", "paths"),
