@@ -110,7 +110,7 @@ def command_line(stage: str, arguments: Sequence[str]) -> list[str]:
 def shown(stage: str, arguments: Sequence[str]) -> str:
     """Give the command as a person would type it."""
     script = "evaluate.py" if stage == EVALUATE else "train.py"
-    quoted = [f"'{a}'" if any(c in a for c in "[]{} ") else a for a in arguments if a != "chain=[]"]
+    quoted = [f"'{a}'" if any(c in a for c in "[]{} ") else a for a in arguments]
     return " ".join(["python", script, *quoted])
 
 
