@@ -9,7 +9,7 @@ from typing import Any
 
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.parquet import Shards, list_shards
-from nanochat_pl.paths import fetch_hub_file, run_dir
+from nanochat_pl.paths import fetch_hub_files, run_dir
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,7 @@ def prepare_text(data: Any, offline: bool) -> Shards:
     folder = Path(data.root) / data.text
     if data.source == "hub":
         names = [f"shard_{index:05d}.parquet" for index in range(data.text_shards)]
-        for name in [*names, data.val_shard]:
-            fetch_hub_file(data.hub_text, name, folder / name, repo_type="dataset", offline=offline)
+        fetch_hub_files(data.hub_text, [*names, data.val_shard], folder, offline=offline)
     return list_shards(folder, data.val_shard)
 
 
