@@ -1,7 +1,9 @@
 """Runs as users start them: killed, stopped by a signal, swept, on two processes, without a network."""
 
+import contextlib
 import csv
 import os
+import pty
 import random
 import signal
 import socket
@@ -140,6 +142,25 @@ def test_a_sweep_on_two_processes_keeps_one_folder_a_job(world: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "multirun").rglob("summary.json"))) == 2
     assert len(list((tmp_path / "multirun").rglob("results.csv"))) == 1
+
+
+def test_a_terminal_shows_a_bar_and_the_log_file_plain_lines(world: Path, tmp_path: Path):
+    ours, theirs = pty.openpty()
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        command(world, tmp_path, *BASE), cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    assert process.wait(timeout=60) == 0, seen.decode(errors="replace")
+    assert "━".encode() in seen
+    assert b"step 00019/00020" not in seen
+    lines = (tmp_path / "base" / "tiny" / "log.txt").read_text()
+    assert "step 00019/00020 (95.0%) | loss " in lines
+    assert "\x1b" not in lines
 
 
 def test_wandb_works_without_an_account(world: Path, tmp_path: Path):

@@ -29,13 +29,13 @@ from nanochat_pl.checkpoint.lightning import (
 from nanochat_pl.data.conversations import num_steps as conversation_steps
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
-from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, is_terminal
+from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
 from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.preflight import batch_micro_batches, check_stage, clear_run, model_config, preflight, resume_file
-from nanochat_pl.lit.record import describe_run, finish_loggers, write_log
+from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
 from nanochat_pl.lit.schema import StageName, TrainConfig
 from nanochat_pl.lit.tokenizers import find_tokenizer, start_arguments, train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters

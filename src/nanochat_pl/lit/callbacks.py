@@ -8,7 +8,6 @@ validation of the step it resumes from and its log continues without a seam.
 import json
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -165,7 +164,7 @@ class Progress(Callback):
         if self.peak_flops:
             self.latest["train/mfu"] = 100 * speed * self.flops_per_token / (self.peak_flops * trainer.world_size)
         log_metrics(trainer, self.latest, step)
-        log.info(self.line(step, int(trainer.max_steps)))
+        log.info(self.line(step, int(trainer.max_steps)), extra={"in_bar": True})
         self._restart()
 
     def line(self, step: int, num_steps: int) -> str:
@@ -188,15 +187,17 @@ class Progress(Callback):
 class Bar(RichProgressBar):
     """A progress bar for terminals, with the figures of the last logged row."""
 
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(refresh_rate=10, leave=True)
-        self.progress = progress
+    def __init__(self, figures: Progress) -> None:
+        super().__init__(refresh_rate=1, leave=True)
+        self.figures = figures
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "step"  # a run is one epoch of all its steps
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        now = self.progress.latest
-        shown = {"loss": "train/loss", "tok/s": "train/tok_per_sec"}
-        figures = {name: f"{now[key]:,.4g}" for name, key in shown.items() if key in now}
-        return figures | {key: f"{value:.4f}" for key, value in self.progress.validation.latest.items()}
+        now = self.figures.latest
+        figures = {"loss": f"{now['train/loss']:.3f}", "tok/s": f"{now['train/tok_per_sec']:,.0f}"} if now else {}
+        return figures | {key: f"{value:.4f}" for key, value in self.figures.validation.latest.items()}
 
 
 class Summary(Callback):
@@ -246,8 +247,3 @@ class Summary(Callback):
             figures["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in figures.items()}
         write_atomically(self.path, json.dumps(self.facts | finite, indent=2) + "\n")
-
-
-def is_terminal() -> bool:
-    """Say whether a person watches standard error."""
-    return sys.stderr.isatty()

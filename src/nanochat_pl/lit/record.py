@@ -57,12 +57,31 @@ def write_log(path: Path | None, first: bool) -> None:
         handler.close()
     logger.setLevel(logging.INFO if first else logging.WARNING)
     logger.propagate = False
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    console = _StandardError()
+    if is_terminal():  # the progress bar shows what these lines would say
+        console.addFilter(lambda record: not getattr(record, "in_bar", False))
+    handlers: list[logging.Handler] = [console]
     if first and path is not None:
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+
+
+class _StandardError(logging.StreamHandler):
+    """Write to whatever `sys.stderr` is at that moment: a progress bar puts itself in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+def is_terminal() -> bool:
+    """Say whether a person watches standard error."""
+    return sys.stderr.isatty()
 
 
 def finish_loggers(trainer: L.Trainer) -> None:
