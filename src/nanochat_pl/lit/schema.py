@@ -114,7 +114,7 @@ class StageConfig:
     val_every_steps: int | None = 250
     """Validation at step 0, every so many steps and at the end; null = at the end only."""
     val_tokens: int | None = None
-    """Tokens of the validation shard that each validation reads (text)."""
+    """Tokens of the validation shard that each validation reads (text); null = 20 optimizer steps' worth."""
     val_rows: int | None = None
     """Conversations of the fixed validation set (conversations); null = the whole split."""
     checkpoint_every_steps: int | None = None
