@@ -1,6 +1,7 @@
 """The installed command: `nanochat-pl train …` and `nanochat-pl evaluate …` work from any folder."""
 
 import sys
+from importlib import import_module
 
 USAGE = """usage: nanochat-pl <command> [overrides]
 
@@ -19,12 +20,10 @@ def main() -> int:
     if name not in ("train", "evaluate"):
         print(f"error: nanochat-pl has no command {name}\n\n{USAGE}", file=sys.stderr)
         return 2
-    sys.argv = [f"{sys.argv[0]} {name}", *arguments]
-    if name == "train":
-        from nanochat_pl.cli.train import main as run
-    else:
-        from nanochat_pl.cli.evaluate import main as run
-    return run(arguments)
+    module = import_module(f"nanochat_pl.cli.{name}")
+    # Lightning starts further processes by running the file that argv names.
+    sys.argv = [str(module.__file__), *arguments]
+    return module.main(arguments)
 
 
 if __name__ == "__main__":
