@@ -8,17 +8,20 @@ stops the chain.
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nanochat_pl.cli.compose import CommandLine, ConfigError, compose_checked, config_dir, leaves
-from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.cli.compose import CommandLine, ConfigError, compose_checked, config_dir, leaves, quote_paths
+from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
 
 EVALUATE = "evaluate"
@@ -42,7 +45,10 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str]) -> int:
             print("      finished before from the same config; skipped (force=true does it again)", flush=True)
             continue
         started = time.perf_counter()
-        code = subprocess.run(command_line(stage, arguments), env=environment()).returncode
+        code = run_command(command_line(stage, arguments))
+        if code > 128:
+            print(f"stage {stage} was stopped; to continue: the same command with resume=auto", file=sys.stderr)
+            return code
         if code:
             print(f"error: stage {stage} failed with exit code {code}; the chain stops here", file=sys.stderr)
             return code
@@ -83,10 +89,11 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, li
         own = [f"{key}={value}" for key, value in flat(cfg.chain_overrides.get(EVALUATE, {}))]
         trained = [run_dir(s, cfg.run_name, cfg.outputs) for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
         paths = ",".join(str(path) for path in trained)
-        for name in ("scienceqa", "recall"):
-            commands.append(
-                (EVALUATE, [f"ckpt=[{paths}]", f"eval={name}", f"trainer.accelerator={cfg.trainer.accelerator}", *own])
-            )
+        common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}", *own]
+        for name in ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",):
+            arguments = quote_paths([f"ckpt=[{paths}]", f"eval={name}", *common])
+            compose_checked("evaluate", CommandLine(arguments, False, config_dir()))
+            commands.append((EVALUATE, arguments))
     return commands
 
 
@@ -107,11 +114,30 @@ def command_line(stage: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
+def run_command(command: Sequence[str]) -> int:
+    """Run one stage to its end; give its exit code as a shell does, 128 + n after signal n.
+
+    The stage gets SIGINT and SIGTERM passed on and is waited for, so that it can save. It has a process group of its
+    own: from a terminal, Ctrl-C would otherwise reach it twice, and a second signal means to leave without saving.
+    """
+    process = subprocess.Popen(command, env=environment(), process_group=0)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
 def shown(stage: str, arguments: Sequence[str]) -> str:
     """Give the command as a person would type it."""
     script = "evaluate.py" if stage == EVALUATE else "train.py"
-    quoted = [f"'{a}'" if any(c in a for c in "[]{} ") else a for a in arguments]
-    return " ".join(["python", script, *quoted])
+    return shlex.join(["python", script, *arguments])
 
 
 def environment() -> dict[str, str]:
@@ -132,6 +158,9 @@ def finished(stage: str, cfg: TrainConfig, arguments: Sequence[str]) -> bool:
     composed = compose_checked("train", CommandLine(list(arguments), False, config_dir()))[0]
     now = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     then = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(now, dict) and isinstance(then, dict)
+    for key in ("resume", "force"):  # how it was started, not what it trained
+        now.pop(key, None), then.pop(key, None)
     return now == then
 
 

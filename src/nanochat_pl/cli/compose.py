@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,13 +45,22 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
     quoted = []
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if equals and key.lstrip("+") in PATH_KEYS and not value.startswith(("[", "'", '"')):
+        if equals and key.lstrip("+") in PATH_KEYS and not value.startswith(("'", '"')):
             try:
                 OverridesParser.create().parse_override(argument)
             except HydraException:
-                argument = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+                if value.startswith("[") and value.endswith("]"):
+                    paths = ",".join(quote(path.strip()) for path in value[1:-1].split(","))
+                    argument = f"{key}=[{paths}]"
+                else:
+                    argument = f"{key}={quote(value)}"
         quoted.append(argument)
     return quoted
+
+
+def quote(value: str) -> str:
+    """Put a value in the quotes of Hydra's grammar, unless it has them."""
+    return value if value.startswith(("'", '"')) else f"'{value.replace(chr(39), chr(92) + chr(39))}'"
 
 
 @dataclass(frozen=True)
@@ -94,10 +104,7 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
     configs = []
     for job in jobs(overrides):
         try:
-            GlobalHydra.instance().clear()
-            with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-                search = [f"hydra.searchpath=[file://{line.config_dir.resolve()}]"]
-                cfg = compose(name, job + (search if line.config_dir != config_dir() else []))
+            cfg = compose_one(name, job, line.config_dir)
             check(cfg, ROOTS[name])
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(friendly(error)) from error
@@ -107,6 +114,22 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
             raise ConfigError(str(error)) from error
         configs.append(cfg)
     return configs
+
+
+def is_sweep(name: str, line: CommandLine) -> bool:
+    """Say whether a command line that composes is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`."""
+    if line.multirun:
+        return True
+    cfg = compose_one(name, line.overrides, line.config_dir, return_hydra_config=True)
+    return cfg.hydra.mode == RunMode.MULTIRUN
+
+
+def compose_one(name: str, overrides: list[str], folder: Path, return_hydra_config: bool = False) -> DictConfig:
+    """Let Hydra compose one config, from our folder and from another one given with `--config-dir`."""
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder != config_dir() else []
+    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        return compose(name, overrides + search, return_hydra_config=return_hydra_config)
 
 
 def jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:

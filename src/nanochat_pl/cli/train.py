@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, quote_paths
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_paths
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.preflight import preflight
 
@@ -31,12 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         try:
             line = CommandLine.parse(arguments)
             configs = compose_checked("train", line)
+            sweep = is_sweep("train", line)
             if configs[0].chain:
+                if sweep:
+                    raise ConfigError(
+                        "a chain runs one stage after another and cannot be swept; leave out -m or chain="
+                    )
                 from nanochat_pl.cli.chain import run_chain
 
                 return run_chain(check(configs[0], schema.TrainConfig), line.overrides)
+            job_folder = Path("does-not-exist-yet") if sweep else None
             for cfg in configs:
-                job_folder = Path("does-not-exist-yet") if line.multirun else None
                 preflight(check(cfg, schema.TrainConfig), job_folder)
         except (ValueError, OSError) as error:
             return fail(error)
@@ -48,8 +53,13 @@ def run_hydra(task: Any, name: str) -> int:
     outcome: list[int] = []
 
     def catch(cfg: DictConfig) -> Any:
+        if outcome and outcome[-1] > 128:  # a signal stops the whole sweep, not one job of it
+            sys.exit(outcome[-1])
         try:
             outcome.append(task(cfg))
+        except KeyboardInterrupt:
+            print("stopped by SIGINT", file=sys.stderr)
+            outcome.append(128 + signal.SIGINT)
         except (ValueError, OSError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{error}\n")
