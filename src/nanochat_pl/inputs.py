@@ -1,6 +1,6 @@
 """What a run needs from outside: is it there, and if not, which command brings it. Checked in seconds, before a run.
 
-Nothing here imports torch. `check_*` only look; `prepare_*` make or fetch.
+Nothing here imports torch. `start_weights` only looks; `prepare_*` make or fetch.
 """
 
 import logging
@@ -30,8 +30,13 @@ def prepare_text(data: Any, offline: bool) -> Shards:
     prepare_root(data)
     folder = Path(data.root) / data.text
     if data.source == "hub":
+        if data.val_shard is None:
+            raise ValueError("data.val_shard=null: name the validation shard to fetch, as in shard_01822.parquet")
         names = [f"shard_{index:05d}.parquet" for index in range(data.text_shards)]
         fetch_hub_files(data.hub_text, [*names, data.val_shard], folder, offline=offline)
+        shards = list_shards(folder, data.val_shard)
+        # Other shards that were fetched before are not asked for.
+        return Shards([path for path in shards.train if path.name in names], shards.val)
     return list_shards(folder, data.val_shard)
 
 

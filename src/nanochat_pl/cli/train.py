@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_paths
 from nanochat_pl.lit import schema
-from nanochat_pl.lit.preflight import preflight
+from nanochat_pl.lit.preflight import is_first_process, preflight
 
 INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i", "--cfg", "-c")
 
@@ -87,7 +87,7 @@ def job(cfg: DictConfig) -> int:
         result = run(config, {str(k): v for k, v in plain.items()}, folder, arguments)
     finally:
         sys.argv[:] = arguments
-    if os.environ.get("LOCAL_RANK", "0") == "0" and HydraConfig.get().mode == RunMode.RUN:
+    if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
         say_what_next(config, folder, result)
     number = result.get("signal")
     return 128 + number if number else 0

@@ -8,7 +8,6 @@ import dataclasses
 import inspect
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,21 @@ from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
 from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.module import LanguageModel
-from nanochat_pl.lit.preflight import batch_micro_batches, check_stage, clear_run, model_config, preflight, resume_file
+from nanochat_pl.lit.preflight import (
+    batch_micro_batches,
+    check_stage,
+    clear_run,
+    is_first_process,
+    model_config,
+    preflight,
+    resume_file,
+    start_arguments,
+)
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
 from nanochat_pl.lit.schema import StageName, TrainConfig
-from nanochat_pl.lit.tokenizers import find_tokenizer, start_arguments, train_tokenizer
+from nanochat_pl.lit.tokenizers import find_tokenizer, train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
-from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import checkpoint_file
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
@@ -76,9 +84,11 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
     """
     preflight(cfg, folder)
     resume = resume_file(cfg, folder)
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if cfg.stage.name != StageName.tokenizer:
+        pick_device(cfg.trainer.accelerator)  # a device that is not there must not cost an earlier run (force=true)
+    first = is_first_process()
     if first:
-        if resume is None and cfg.force:
+        if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
             clear_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         describe_run(folder, plain, arguments)
@@ -190,18 +200,36 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
                 f"tokenizer.path={cfg.tokenizer.path} (vocabulary {given.vocab_size}) is not the tokenizer that {file} "
                 f"was trained with (vocabulary {tokenizer.vocab_size}); leave tokenizer.path null to use that one"
             )
-    if resume is None and cfg.depth != config.n_layer:
+    if cfg.depth != config.n_layer:
         log.warning("depth=%d only names this run: the weights of %s have depth %d", cfg.depth, file, config.n_layer)
     if resume is not None:
+        trained = checkpoint["nanochat_pl"]["stage"]
+        if trained != cfg.stage.name:
+            raise ValueError(
+                f"{file} is a run of stage={trained}, which stage={cfg.stage.name} cannot continue; to start from its "
+                f"weights: resume=null init_from={file}"
+            )
         warn_of_changes(checkpoint["nanochat_pl"]["config"], plain)
+    warn_of_other_model(cfg, config, file)
     weights = None if resume else model_weights(checkpoint)
     origin = f"{file} ({checkpoint['nanochat_pl']['stage']}, step {checkpoint['global_step']})"
     return Start(config, tokenizer, weights, origin)
 
 
+def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
+    """Say which architecture settings have no effect, because the weights were trained with others."""
+    for field in dataclasses.fields(Architecture):
+        asked, stored = getattr(cfg.model, field.name), getattr(config, field.name)
+        if asked != stored:
+            log.warning("model.%s=%s has no effect: the weights of %s have %s", field.name, asked, file, stored)
+
+
 def warn_of_changes(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
     """Say which settings of a resumed run differ from those it was saved with: they hold from here on."""
     free = (
+        "depth",  # with model and tokenizer the checkpoint's: see warn_of_other_model
+        "model",
+        "tokenizer",
         "resume",
         "force",
         "init_from",

@@ -4,12 +4,13 @@ Run folder, start weights, resume point, shapes, batch arithmetic, input files. 
 for reasons nobody could know.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
@@ -81,8 +82,6 @@ def check_stage(cfg: TrainConfig) -> None:
             raise ValueError(
                 f"stage={stage.name} trains on conversations; give stage.num_epochs or stage.num_steps, not {name}"
             )
-    if cfg.trainer.stop_after_steps and stage.name == StageName.tokenizer:
-        raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
 
 
 def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
@@ -94,19 +93,20 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
     """
     checkpoints = folder / "checkpoints"
     held = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
-    if cfg.resume == "auto":
+    if cfg.stage.name == StageName.tokenizer:  # made in one go: there is nothing to continue
+        held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
+    elif cfg.resume == "auto":
         last = checkpoints / "last.ckpt"
         return last if last.is_file() else None
-    if cfg.resume is not None:
+    elif cfg.resume is not None:
         path = Path(cfg.resume)
-        if path.is_dir():  # continue the newest state, not the best one
-            last = next((p for p in (path / "last.ckpt", path / "checkpoints" / "last.ckpt") if p.is_file()), None)
-            return last or checkpoint_file(path)
-        return checkpoint_file(path)
-    if cfg.stage.name == StageName.tokenizer:
-        held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
+        newest = (path / "last.ckpt", path / "checkpoints" / "last.ckpt")  # of a folder, not the best one
+        path = next((p for p in newest if p.is_file()), None) or checkpoint_file(path)
+        if not held or cfg.force or path.resolve().parent == checkpoints.resolve():
+            return path
     if held and not cfg.force:
-        remedy = "" if cfg.stage.name == StageName.tokenizer else "resume=auto to continue it, "
+        can_continue = cfg.stage.name != StageName.tokenizer and cfg.resume is None
+        remedy = "resume=auto to continue it, " if can_continue else ""
         raise ValueError(
             f"{folder} already holds {held[-1].name}{f' and {len(held) - 1} more' if len(held) > 1 else ''}; give "
             f"{remedy}run_name=<another name>, or force=true to throw it away"
@@ -121,7 +121,7 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
     """
     folder = folder or run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
-    resume_file(cfg, folder)
+    resume = resume_file(cfg, folder)
     root = Path(cfg.data.root or "")
     if cfg.data.source == "local":
         if not root.is_dir():
@@ -133,14 +133,48 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
 
             list_shards(root / cfg.data.text, cfg.data.val_shard)
     if cfg.stage.name == StageName.tokenizer:
+        if cfg.trainer.stop_after_steps:
+            raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
         return
     check_stage(cfg)
-    if cfg.resume is None:
-        start = start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
-        if start is not None:
-            checkpoint_file(start)
+    start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
+    if start is not None:
+        start = checkpoint_file(start)
+        if resume is None and cfg.force and folder.resolve() in start.resolve().parents:
+            raise ValueError(f"force=true would throw away {start}, which the run starts from; give another run_name")
     if cfg.tokenizer.path is not None and not Path(cfg.tokenizer.path).exists():
         raise FileNotFoundError(f"tokenizer.path={cfg.tokenizer.path} does not exist; make one with stage=tokenizer")
+    if start is None and cfg.tokenizer.path is None and cfg.data.source != DataSource.microworld:
+        tokenizer = run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)
+        if not (tokenizer / "tokenizer.json").is_file():
+            raise no_tokenizer(cfg, tokenizer)
+
+
+def no_tokenizer(cfg: TrainConfig, folder: Path) -> FileNotFoundError:
+    """Give the error of a run that has no tokenizer; its message is the command that makes one."""
+    return FileNotFoundError(
+        f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer run_name={cfg.run_name}"
+        f"{start_arguments(cfg)} tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
+    )
+
+
+def start_arguments(cfg: TrainConfig) -> str:
+    """Give the overrides that a remedy's command line repeats."""
+    parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
+    if cfg.data.source != DataSource.microworld:
+        root = f" data.root={cfg.data.root}" if cfg.data.source == DataSource.local else ""
+        parts.append(f"data={cfg.data.source}{root}")
+    parts += [f"outputs={cfg.outputs}"] if cfg.outputs != "outputs" else []
+    return "".join(f" {part}" for part in parts)
+
+
+def is_first_process() -> bool:
+    """Say whether this is the process that writes a run's files, whoever started it and on how many machines."""
+    if "RANK" in os.environ:  # torchrun
+        return os.environ["RANK"] == "0"
+    if "LOCAL_RANK" in os.environ:  # Lightning's own further processes
+        return os.environ["LOCAL_RANK"] == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    return True
 
 
 def clear_run(folder: Path) -> None:

@@ -87,7 +87,8 @@ def positive(section: object, prefix: str, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         if value is not None and value <= 0:
-            raise ValueError(f"{prefix}.{name}={value} must be positive; set it higher, or null to switch it off")
+            key = f"{prefix}.{name}" if prefix else name
+            raise ValueError(f"{key}={value} must be positive; set {key}=1 or higher")
 
 
 @dataclass(kw_only=True)
@@ -320,7 +321,7 @@ class TrainConfig(RunConfig):
     """Settings of single stages of the chain: chain_overrides.<stage>.<key>."""
 
     def __post_init__(self) -> None:
-        positive(self, "config", "depth")
+        positive(self, "", "depth")
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from nanochat_pl.data.parquet import DocumentStream, read_documents
 from nanochat_pl.inputs import prepare_text
+from nanochat_pl.lit.preflight import no_tokenizer
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.paths import run_dir, write_atomically
 from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
@@ -71,11 +72,7 @@ def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
                 log.info("no tokenizer at %s: training one (vocabulary %d)", folder, cfg.tokenizer.vocab_size)
                 make_tokenizer(cfg).save(folder)
     if not there.exists():
-        raise FileNotFoundError(
-            f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer "
-            f"run_name={cfg.run_name}{start_arguments(cfg)} "
-            f"tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
-        )
+        raise no_tokenizer(cfg, folder)
     tokenizer = Tokenizer.load(folder)
     if not cfg.tokenizer.path and tokenizer.vocab_size != cfg.tokenizer.vocab_size:
         raise ValueError(
@@ -83,11 +80,3 @@ def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
             f"{cfg.tokenizer.vocab_size}; set tokenizer.vocab_size={tokenizer.vocab_size}, or another run_name"
         )
     return tokenizer
-
-
-def start_arguments(cfg: TrainConfig) -> str:
-    """Give the overrides that a remedy's command line repeats."""
-    parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
-    if cfg.data.source != "microworld":
-        parts.append(f"data={cfg.data.source}" + (f" data.root={cfg.data.root}" if cfg.data.source == "local" else ""))
-    return "".join(f" {part}" for part in parts)
