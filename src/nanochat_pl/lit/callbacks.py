@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
     """Send one row to every logger."""
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step)
+        logger.log_metrics({"step": step, **metrics}, step)  # W&B draws over a column, not over its own argument
 
 
 class Validation(Callback):

@@ -7,6 +7,7 @@ where the state is consistent.
 """
 
 import logging
+import math
 import os
 import random
 import shutil
@@ -78,6 +79,7 @@ def place(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # a rename between two names of the same bytes does nothing
 
 
 def random_state() -> dict[str, Any]:
@@ -141,6 +143,9 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first_step = trainer.global_step
+        if trainer.is_global_zero:
+            for half in self.folder.glob(".*.ckpt.*.tmp"):  # of a process killed while it wrote
+                half.unlink(missing_ok=True)
         if self._resumed is not None and len(self._resumed) == trainer.world_size:
             restore_random_state(self._resumed[trainer.global_rank])
         # After Lightning has set its own handlers, so that ours are the ones in force.
@@ -168,6 +173,7 @@ class Checkpoints(Callback):
         if trainer.world_size > 1:
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
         enough = self.stop_after_steps is not None and step - self._first_step >= self.stop_after_steps
+        enough = enough and step < trainer.max_steps  # else the run is over and ends as runs do
         if told or enough:
             self.save(trainer)
             trainer.should_stop = True
@@ -182,12 +188,14 @@ class Checkpoints(Callback):
         self.saved_step = step
         if trainer.is_global_zero and self.every_steps and step % self.every_steps == 0:
             place(last, self.folder / f"step_{step:06d}.ckpt")
-            for old in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:
+            # By age, not by name: a run set back to an earlier step keeps what it writes from there on.
+            files = sorted(self.folder.glob("step_*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+            for old in files[: -self.keep]:
                 old.unlink()
 
     def consider(self, trainer: L.Trainer, figure: float) -> bool:
         """Make the state just saved the best one if `figure` (lower is better) says so."""
-        if self.best is not None and not figure < self.best:
+        if math.isnan(figure) or (self.best is not None and not figure < self.best):
             return False
         self.best, self.best_step = figure, trainer.global_step
         if trainer.is_global_zero and self.saved_step == trainer.global_step:

@@ -88,7 +88,7 @@ def evaluate(
             settings |= {"val_tokens": cfg.eval.val_tokens}
             evaluation = measure_bpb(loaded, data, cfg)
         else:
-            questions = ask(name, tasks, data, cfg.eval)
+            questions = ask(name, tasks, data, cfg.eval, cfg.offline)
             settings |= {"tasks": json.loads(json.dumps(tasks, default=str))}
             examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
             evaluation = answer(name, loaded, questions, cfg, examples, shown)
@@ -150,7 +150,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalConfig) -> list[Any]:
+def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalConfig, offline: bool) -> list[Any]:
     """Make the questions of an evaluation, in the very form the training task gives them.
 
     Raises:
@@ -173,6 +173,7 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
     if name == EvalName.scienceqa:
         rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[cfg.split]
         spec |= {"rows": rows, "shuffle_choices": False, "curriculum": False}
+        spec |= {"hub": data.hub_scienceqa, "offline": offline, "formatted_dir": data.formatted_dir}
     spec.pop("epochs", None)
     return list(itertools.islice(make(spec), cfg.max_questions))
 

@@ -6,7 +6,6 @@ else (validation, checkpoints, logs) is a callback.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +44,7 @@ class LanguageModel(L.LightningModule):
         self.num_steps = num_steps
         self.log_every_steps = log_every_steps
         self.identity = identity or {}
+        self._diverged_step: Tensor | None = None
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         check_roles(self.model.param_roles(), self.model.named_parameters())
@@ -87,13 +87,10 @@ class LanguageModel(L.LightningModule):
                 self.manual_backward(loss)
             total += loss.detach()
         norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
-        # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged.
-        if (self.device.type == "cpu" or step % self.log_every_steps == 0) and not math.isfinite(norm):
-            raise DivergedError(
-                f"loss {float(total):.4g} and gradient norm {float(norm):.4g} at step {step}: not finite; this step "
-                "was not taken and the last checkpoint is good; lower optim.matrix_lr / optim.embedding_lr, or set "
-                "optim.grad_clip=1.0, then resume=auto"
-            )
+        self._note_divergence(norm, step)
+        # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged, or saved.
+        if self.device.type == "cpu" or step % self.log_every_steps == 0:
+            self._check_finite()
         # Lightning counts every LightningOptimizer.step(): only AdamW's is one, so a pair counts once.
         with torch.autocast(self.device.type, enabled=False):
             muon.optimizer.step()
@@ -106,5 +103,27 @@ class LanguageModel(L.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return contextlib.nullcontext() if sync or block is None else block()
 
+    def _note_divergence(self, norm: Tensor, step: int) -> None:
+        """Keep the number of the first step whose gradient was not finite, on the device; -1 = none yet."""
+        if self._diverged_step is None:
+            self._diverged_step = torch.full((), -1, device=norm.device)
+        first = (self._diverged_step < 0) & ~torch.isfinite(norm)
+        self._diverged_step = torch.where(first, step, self._diverged_step)
+
+    def _check_finite(self) -> None:
+        """Stop where a gradient was not finite. Gradients are averaged, so all ranks find the same.
+
+        Raises:
+            DivergedError: names the first such step.
+        """
+        step = -1 if self._diverged_step is None else int(self._diverged_step)
+        if step >= 0:
+            raise DivergedError(
+                f"the gradient at step {step} is not finite (nor, most likely, the loss); nothing was saved since and "
+                "the last checkpoint is good; lower optim.matrix_lr / optim.embedding_lr, or set optim.grad_clip=1.0, "
+                "then resume=auto"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite()
         checkpoint["nanochat_pl"] = self.identity

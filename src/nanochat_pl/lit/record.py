@@ -22,9 +22,12 @@ def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> N
     """Save what is needed to repeat a run: resolved config, command line, versions, commit and uncommitted changes."""
     OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
 
+    checkout = Path(__file__).resolve().parents[3]
+    where = checkout if (checkout / ".git").exists() else None  # installed: the user's own repository, if in one
+
     def git(*words: str) -> str | None:
         try:
-            out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
+            out = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, timeout=5, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
         return out.stdout

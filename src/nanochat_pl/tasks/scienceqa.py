@@ -97,6 +97,7 @@ class ScienceQA(Task):
         self._persona = persona
         self._included = {"hint": hint, "solution": solution, "lecture": lecture}
         options = {"rows": rows, "text_only": text_only, "curriculum": curriculum, "persona": persona, **self._included}
+        options["path"] = str(path)
         saved = _formatted_file(Path(formatted_dir), split, options) if formatted_dir else None
         if saved is not None and saved.is_file():
             self._records = _read_formatted(saved)
@@ -251,7 +252,7 @@ def _check(row: Mapping[str, Any], file: Path, number: int) -> None:
 
 
 def _formatted_file(folder: Path, split: str, options: Mapping[str, Any]) -> Path:
-    """Name the file by the options that shape it, so that another wording never reads this one by mistake."""
+    """Name the file by source and options, so that another source or wording never reads this one by mistake."""
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
     return folder / f"scienceqa-{split}-{key}.parquet"
 
