@@ -57,6 +57,9 @@ def text_folder(root: Path, *tables: dict[str, list]) -> Path:
         (["data=local", "data.root=nowhere"], r"data\.root=nowhere"),
         (["+callbacks.mine={_target_: os.system}"], r"_target_=os\.system is outside .*plugins\.allow=\[os\]"),
         (["trainer.compile=perhaps"], r"trainer\.compile=perhaps"),
+        (["stage=tokenizer", "trainer.stop_after_steps=3"], r"trainer\.stop_after_steps has no effect"),
+        (["-m", "experiment=quickstart", "seed=1,2"], r"a chain .*cannot be swept"),
+        (["stage=sft_scienceqa", "depth=6"], r"stage=base run_name=d6 depth=6`"),
     ],
 )
 def test_a_wrong_command_says_what_to_do(arguments: list[str], message: str, capsys: Capture, tmp_path: Path):
@@ -66,6 +69,31 @@ def test_a_wrong_command_says_what_to_do(arguments: list[str], message: str, cap
     assert "Traceback" not in error
     assert_matches(message, error)
     assert not (tmp_path / "outputs" / "base").exists()
+
+
+def test_a_sweep_of_a_config_does_not_mind_a_run_folder_that_is_taken():
+    from nanochat_pl.cli.compose import CommandLine, is_sweep
+
+    assert is_sweep("train", CommandLine.parse(["sweep=matrix_lr"]))
+    assert is_sweep("train", CommandLine.parse(["-m", "depth=1,2"]))
+    assert not is_sweep("train", CommandLine.parse(["depth=1"]))
+
+
+@pytest.mark.parametrize("argument", ["init_from={}/last.ckpt", "resume={}/last.ckpt"])
+def test_a_run_in_a_folder_is_not_lost_to_weights_from_elsewhere(argument: str, capsys: Capture, tmp_path: Path):
+    for name in ("mine", "other"):
+        (tmp_path / "outputs" / "base" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "outputs" / "base" / name / "checkpoints" / "last.ckpt").touch()
+    other = tmp_path / "outputs" / "base" / "other" / "checkpoints"
+    assert train_command.main(["run_name=mine", argument.format(other)]) == 1
+    assert_matches(r"outputs/base/mine already holds last\.ckpt", capsys.readouterr().err)
+    assert train_command.main(["run_name=other", f"init_from={other}/last.ckpt", "force=true"]) == 1
+    assert_matches(r"force=true would throw away", capsys.readouterr().err)
+
+
+def test_paths_with_an_equals_sign_in_a_list_need_no_quotes(capsys: Capture):
+    assert evaluate_command.main(["ckpt=[outputs/epoch=1.ckpt,b]"]) == 1
+    assert_matches(r"no checkpoint at outputs/epoch=1\.ckpt", capsys.readouterr().err)
 
 
 def assert_matches(pattern: str, text: str) -> None:
