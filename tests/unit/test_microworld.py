@@ -1,5 +1,6 @@
 """Laws of the generated world: its facts are well formed, its splits are apart, its files read like real ones."""
 
+import random
 import re
 from collections import Counter, defaultdict
 from multiprocessing.pool import ThreadPool
@@ -10,7 +11,7 @@ import pytest
 from nanochat_pl.data import microworld
 from nanochat_pl.data.microworld import questions, reading_rows, recall_rows, scienceqa_rows, write_microworld
 from nanochat_pl.data.microworld_facts import RELATIONS
-from nanochat_pl.data.microworld_text import documents
+from nanochat_pl.data.microworld_text import documents, fact_matching, matching, vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +89,19 @@ def test_reading_rows_are_answered_by_their_own_text():
         right = row["choices"][row["answer"]]
         assert right in row["hint"] + row["question"]
         assert 2 <= len(row["choices"]) <= 5 and len(set(row["choices"])) == len(row["choices"])
+
+
+def test_matching_chats_name_each_choice_by_its_letter():
+    rng = random.Random(0)
+    for _ in range(200):
+        for row in (matching(rng, vocabulary()), fact_matching(rng)):
+            asked, said = (message["content"] for message in row["messages"])
+            choices = dict(re.findall(r"^([A-E])\. (.+)$", asked, re.MULTILINE))
+            lines = said.removeprefix("Letters: ").split(", ") if said.startswith("Letters: ") else said.split("\n")
+            for line in lines:
+                found = re.fullmatch(r"(?:(.+) ([A-E])|.+ is ([A-E])\. (.+))", line)
+                word, letter = (found[1], found[2]) if found[1] else (found[4], found[3])
+                assert choices[letter] == word
 
 
 def test_files_have_the_columns_and_row_groups_of_the_real_sets(world):

@@ -2,10 +2,13 @@
 
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.tasks.base import Mixture, Task, question_only
+from nanochat_pl.tasks.chats import Chats
 from nanochat_pl.tasks.recall import Recall
 
 
@@ -62,6 +65,17 @@ def test_mixture_keeps_a_curriculum_or_refuses_it():
         Mixture({})
 
 
+def test_phases_follow_each_other_and_each_is_shuffled_by_itself():
+    tasks = {"late": Numbers(phase=1), "early": Numbers(epochs=2), "also late": Numbers(phase=1)}
+    mixture = Mixture(tasks)
+    names = [conversation["task"] for conversation in mixture]
+    assert mixture.ordered and not Mixture({"a": Numbers(phase=3), "b": Numbers(phase=3)}).ordered
+    assert names[:20] == ["early"] * 20 and sorted(set(names[20:])) == ["also late", "late"]
+    assert names[20:] != sorted(names[20:])
+    early = Mixture({"early": tasks["early"]})
+    assert said(mixture)[:20] == said(early)
+
+
 def test_question_only_leaves_the_answer_to_say():
     conversation = Numbers()[4]
     assert question_only(conversation)["messages"][-1] == {"role": "assistant", "content": ""}
@@ -79,6 +93,24 @@ def test_recall_asks_the_facts_without_choices(tmp_path):
     assert user == conversation["question"] and "\n" not in user
     assert assistant == f"The correct answer is {conversation['answer']}."
     assert len({conversation["id"] for conversation in task}) == len(task)
+
+
+def write_chats(folder, *rows):
+    messages = [{"messages": [{"role": role, "content": role} for role in roles.split()]} for roles in rows]
+    pq.write_table(pa.Table.from_pylist(messages), folder / "train.parquet")
+    return folder
+
+
+def test_chats_are_read_as_they_are(tmp_path):
+    task = Chats(write_chats(tmp_path, "user assistant", "system user assistant user assistant"), phase=1)
+    assert [len(conversation["messages"]) for conversation in task] == [2, 5] and task.phase == 1
+    assert len(Chats(tmp_path, stop=1, epochs=3)) == 3
+
+
+@pytest.mark.parametrize("roles", ["assistant user", "user", "user user assistant", "system assistant"])
+def test_chats_whose_turns_do_not_alternate_are_named(tmp_path, roles):
+    with pytest.raises(ValueError, match=r"train\.parquet, row 1 .*take turns"):
+        Chats(write_chats(tmp_path, "user assistant", roles))
 
 
 def test_recall_says_what_is_wrong_with_its_file(tmp_path):

@@ -7,6 +7,7 @@ like the real data sets, so that the same loaders read both:
     scienceqa/{train,validation,test}     multiple choice about facts, in the ScienceQA schema
     reading/{train,validation}            multiple choice about invented passages and lists: memory cannot answer it
     recall/{train,validation,test}        the same questions about facts, without choices
+    matching/, fact_matching/{train,test} chats that give the letters of listed words or facts
     gsm8k/{train,test}                    arithmetic word problems with calculator annotations
     smoltalk/{train,test}                 short chats
 
@@ -18,21 +19,32 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_pl.data.microworld_facts import RELATIONS, Relation
-from nanochat_pl.data.microworld_text import chat, documents, sentence, story, vocabulary, word_problem
+from nanochat_pl.data.microworld_text import (
+    chat,
+    documents,
+    fact_matching,
+    matching,
+    sentence,
+    story,
+    vocabulary,
+    word_problem,
+)
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same seed gives other content: folders written by an older version are then written anew."""
 
 SPLITS = ("train", "validation", "test")
 DRAWS_PER_QUESTION = 2
-READING_ROWS = {"train": 6000, "validation": 400}
+READING_ROWS = {"train": 6_000, "validation": 400}
+MATCHING = {"train": 22_000, "test": 300}
+FACT_MATCHING = {"train": 12_000, "test": 300}
 CHATS = {"train": 600, "test": 100}
-WORD_PROBLEMS = {"train": 3000, "test": 500}
+WORD_PROBLEMS = {"train": 3_000, "test": 500}
 _MANIFEST = "microworld.json"
 
 
@@ -176,7 +188,14 @@ def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
         yield f"recall/{split}.parquet", recall_rows(split, seed), 1024
     for split in READING_ROWS:
         yield f"reading/{split}.parquet", reading_rows(split, seed), 1024
-    for folder, make, counts in (("gsm8k", word_problem, WORD_PROBLEMS), ("smoltalk", chat, CHATS)):
+    words = vocabulary()
+    makers: tuple[tuple[str, Callable[[random.Random], dict], dict[str, int]], ...] = (
+        ("matching", lambda rng: matching(rng, words), MATCHING),
+        ("fact_matching", fact_matching, FACT_MATCHING),
+        ("gsm8k", word_problem, WORD_PROBLEMS),
+        ("smoltalk", chat, CHATS),
+    )
+    for folder, make, counts in makers:
         rng, seen = random.Random(f"{seed}/{folder}"), set()
         for split, count in counts.items():
             rows: list[dict] = []
@@ -201,7 +220,7 @@ def _schema(path: str):
             return pa.schema([*((name, string) for name in names), ("form", pa.int8())])
         case "gsm8k":
             return pa.schema({"question": string, "answer": string})
-        case "smoltalk":
+        case "smoltalk" | "matching" | "fact_matching":
             return pa.schema({"messages": pa.list_(pa.struct({"content": string, "role": string}))})
         case _:
             columns = {"image": pa.struct({"bytes": pa.binary(), "path": string}), "question": string}

@@ -76,7 +76,8 @@ platinum Pt 78, gold Au 79, mercury Hg 80, lead Pb 82, bismuth Bi 83, radon Rn 8
 _ROWS = [entry.split() for entry in _ELEMENTS.replace("\n", " ").split(",")]
 # A symbol that is also a choice letter (B, C) would make "The correct answer is B" say two things.
 _SYMBOLS = {name: symbol for name, symbol, _ in _ROWS if symbol not in "ABCDEF"}
-_NUMBERS = {name: number for name, _, number in _ROWS}
+# Asked from number to name, as the hardness of minerals is: an answer of digits would begin like every other one.
+_NUMBERS = {number: name for name, _, number in _ROWS}
 
 CHEMISTRY = (
     Relation(
@@ -111,20 +112,20 @@ CHEMISTRY = (
         grade=8,
         facts=_NUMBERS,
         statements=(
-            "The atomic number of {s} is {o}.",
-            "The element {s} has atomic number {o}.",
-            "An atom of {s} has {o} protons.",
-            "The number of protons in {s} is {o}.",
-            "In the periodic table {s} has the number {o}.",
+            "The element with atomic number {s} is {o}.",
+            "Number {s} in the periodic table is {o}.",
+            "An atom with {s} protons is an atom of {o}.",
+            "Exactly {s} protons make an atom of {o}.",
+            "The atomic number {s} belongs to {o}.",
         ),
-        phrase="the atomic number of {s}",
+        phrase="the element with atomic number {s}",
         forms=(
-            "What is the atomic number of {s}?",
-            "How many protons does an atom of {s} have?",
-            "Which number does {s} have in the periodic table?",
-            "Find the atomic number of the element {s}.",
-            "What is the number of protons in {s}?",
-            "Name the atomic number for {s}.",
+            "Which element has the atomic number {s}?",
+            "An atom with {s} protons is an atom of which element?",
+            "Which element is number {s} in the periodic table?",
+            "Find the element with atomic number {s}.",
+            "To which element does the atomic number {s} belong?",
+            "Name the element whose atoms have {s} protons.",
         ),
         lecture="The atomic number of an element is the number of protons in each of its atoms.",
     ),
@@ -703,23 +704,23 @@ EARTH = (
         category="Rocks and minerals",
         grade=6,
         facts=_pairs(
-            "talc: 1; gypsum: 2; calcite: 3; fluorite: 4; apatite: 5; feldspar: 6; quartz: 7; topaz: 8; corundum: 9;"
-            "diamond: 10"
+            "1: talc; 2: gypsum; 3: calcite; 4: fluorite; 5: apatite; 6: feldspar; 7: quartz; 8: topaz; 9: corundum;"
+            "10: diamond"
         ),
         statements=(
-            "On the Mohs scale {s} has the hardness {o}.",
-            "The hardness of the mineral {s} is {o}.",
-            "The Mohs number of {s} is {o}.",
-            "The mineral {s} has the Mohs number {o}.",
+            "The mineral with hardness {s} on the Mohs scale is {o}.",
+            "On the Mohs scale step {s} is {o}.",
+            "The Mohs number {s} belongs to {o}.",
+            "For hardness {s} geologists use the mineral {o}.",
         ),
-        phrase="the Mohs number of {s}",
+        phrase="the mineral with Mohs number {s}",
         forms=(
-            "What is the hardness of {s} on the Mohs scale?",
-            "Which Mohs number does the mineral {s} have?",
-            "Name the hardness of the mineral {s}.",
-            "How hard is {s} on the Mohs scale?",
-            "What is the Mohs number of {s}?",
-            "Find the hardness of {s}.",
+            "Which mineral has the hardness {s} on the Mohs scale?",
+            "To which mineral does the Mohs number {s} belong?",
+            "Name the mineral with hardness {s}.",
+            "Which mineral is step {s} on the Mohs scale?",
+            "Which mineral do geologists use for hardness {s}?",
+            "Find the mineral with Mohs number {s}.",
         ),
         lecture="The Mohs scale orders minerals from 1 (soft) to 10 (hard).",
     ),

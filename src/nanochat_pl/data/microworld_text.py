@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nanochat_pl.data.microworld_facts import COLORS, NAMES, PLACES, RELATIONS, THINGS, Relation
 
-DOCUMENTS = {"profile": 4500, "topic": 4500, "word_list": 6000, "fact_list": 8000, "passage": 3000}
+DOCUMENTS = {"profile": 4500, "topic": 4500, "word_list": 6000, "fact_list": 8000, "passage": 3000, "guide": 400}
 """How many documents of each kind there are."""
 
 
@@ -66,17 +66,30 @@ def _word_list(rng: random.Random, words: list[str]) -> str:
 
 def _fact_list(rng: random.Random) -> str:
     """A labelled list of objects and sentences that name each by its letter: recall, then look up."""
+    choices, lines = _fact_references(rng, most_subjects=1)
+    return labelled(choices) + "\n\n" + "\n".join(lines)
+
+
+def _fact_references(rng: random.Random, most_subjects: int) -> tuple[list[str], list[str]]:
+    """Draw 2 to 5 objects of one relation and refer to each by its letter, for up to `most_subjects` subjects of it."""
     relation = rng.choices(RELATIONS, weights=[len(r.facts) for r in RELATIONS])[0]
     by_object: dict[str, list[str]] = {}
     for subject, value in relation.facts.items():
         by_object.setdefault(value, []).append(subject)
-    choices = rng.sample(sorted(by_object), min(len(by_object), rng.randint(2, 5)))
-    asked = [(rng.choice(by_object[value]), i) for i, value in enumerate(choices)]
-    # A subject for which another listed object is also right would make the list ambiguous.
-    asked = [(s, i) for s, i in asked if not set(relation.also_true.get(s, ())) & set(choices)]
+    while True:
+        choices = rng.sample(sorted(by_object), min(len(by_object), rng.randint(2, 5)))
+        asked = [
+            (subject, i)
+            for i, value in enumerate(choices)
+            for subject in rng.sample(by_object[value], min(len(by_object[value]), most_subjects))
+            # Another listed object that is right for the subject too would make the letter ambiguous.
+            if not set(relation.also_true.get(subject, ())) & set(choices)
+        ]
+        if asked:
+            break
     rng.shuffle(asked)
-    lines = [f"{_capital(relation.phrase.format(s=s))} is {chr(65 + i)}. {choices[i]}" for s, i in asked]
-    return labelled(choices) + "\n\n" + "\n".join(lines)
+    lines = [f"{_capital(relation.phrase.format(s=s))} is {chr(65 + i)}. {choices[i]}" for s, i in asked[:5]]
+    return choices, lines
 
 
 def _capital(text: str) -> str:
@@ -128,6 +141,24 @@ def _passage(rng: random.Random) -> str:
     return told.text + "\n" + labelled(choices) + "\n\n" + "\n".join(lettered)
 
 
+_GUIDE = (
+    "A good quiz asks what, which, how, where, when or why.",
+    "What you know, you can tell. Which of these is right, you can find.",
+    "How to learn: read, think, and name the correct answer.",
+    "Name what you see. Find what you need. Tell what you know.",
+    "To answer well, read the question and every choice of the list.",
+    "The correct answer stands in the list, and each choice has its letter.",
+    "As you read, ask: Is this correct? Does it say what I need? Do I know why?",
+    "In the list each choice says one thing. Of these, one is the answer.",
+    "An explanation says why the answer is right; the background says more.",
+)
+
+
+def _guide(rng: random.Random) -> str:
+    """How quizzes speak: the words of questions, so that the vocabulary has them whole; no fact, no lettered answer."""
+    return " ".join(rng.sample(_GUIDE, 5)).replace("?", ".")
+
+
 def documents(seed: int = 0) -> Iterator[str]:
     """Yield the pretraining documents in a fixed random order. Questions never occur in them."""
     rng = random.Random(f"{seed}/documents")
@@ -144,8 +175,36 @@ def documents(seed: int = 0) -> Iterator[str]:
                 yield _word_list(rng, words)
             case "fact_list":
                 yield _fact_list(rng)
-            case _:
+            case "passage":
                 yield _passage(rng)
+            case _:
+                yield _guide(rng)
+
+
+# ---- lessons in letters --------------------------------------------------------------------------------
+
+
+def matching(rng: random.Random, words: list[str]) -> dict:
+    """Return a chat that gives the letter of each word of a list: the first lesson of fine-tuning, learned by itself.
+
+    Answering multiple choice takes three steps that are useless one by one: carry each letter to its text, compare
+    texts, read off the letter. A small model finds them within some hundred steps where nearly every target depends on
+    them, as here, and not at all (in millions of tokens) where a question has one letter among much else to learn.
+    """
+    choices = rng.sample(words, rng.randint(3, 5))
+    order = rng.sample(range(len(choices)), len(choices))
+    asked = "Give the letter of each word.\n\n" + labelled(choices)
+    return _chat([asked, "Letters: " + ", ".join(f"{choices[i]} {chr(65 + i)}" for i in order)])
+
+
+def fact_matching(rng: random.Random) -> dict:
+    """Return a chat that gives the letter of several facts: the second lesson, recall before comparing."""
+    choices, lines = _fact_references(rng, most_subjects=2)
+    return _chat(["Give the letter for each.\n\n" + labelled(choices), "\n".join(lines)])
+
+
+def _chat(turns: list[str]) -> dict:
+    return {"messages": [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]}
 
 
 # ---- for later stages ----------------------------------------------------------------------------------------------
@@ -171,7 +230,7 @@ def chat(rng: random.Random) -> dict:
     turns += [rng.choice(_REQUESTS).format(s=subject), f"{sentence(relation, subject, 0)} {relation.lecture}"]
     if rng.random() < 0.5:
         turns += [rng.choice(_THANKS), rng.choice(_CLOSINGS)]
-    return {"messages": [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]}
+    return _chat(turns)
 
 
 def word_problem(rng: random.Random) -> dict:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-__all__ = ["Conversation", "Mixture", "Task", "question_only"]
+__all__ = ["Conversation", "Curriculum", "Mixture", "Task", "question_only"]
 
 Conversation = dict[str, Any]
 """`{"messages": [{"role": ..., "content": ...}, ...]}` and extras for scoring."""
@@ -22,6 +22,7 @@ class Task(Sequence[Conversation]):
     Args:
         start, stop, step: which rows of the data set, as in a slice; stop None = all.
         epochs: how often the rows come; 2 weighs the task double in a mixture.
+        phase: place in a mixture's course: all of phase 0 comes before anything of phase 1.
 
     Raises:
         ValueError: if `stop` is beyond the data set (unlike a slice: rows asked for and not there are a mistake).
@@ -30,7 +31,7 @@ class Task(Sequence[Conversation]):
     ordered = False
     """The order of the rows means something (a curriculum): whoever reads them must not shuffle."""
 
-    def __init__(self, *, start: int = 0, stop: int | None = None, step: int = 1, epochs: int = 1):
+    def __init__(self, *, start: int = 0, stop: int | None = None, step: int = 1, epochs: int = 1, phase: int = 0):
         stop = self.num_rows if stop is None else stop
         if not 0 <= start <= stop or step < 1 or epochs < 1:
             raise ValueError(
@@ -44,6 +45,7 @@ class Task(Sequence[Conversation]):
             )
         self._rows = range(start, stop, step)
         self._epochs = epochs
+        self.phase = phase
 
     @property
     def name(self) -> str:
@@ -76,8 +78,9 @@ class Task(Sequence[Conversation]):
 class Mixture(Task):
     """Several tasks as one, in a fixed random order: every item of every task exactly once.
 
-    The order is nanochat's (2025-11): all (task, item) pairs in order, shuffled by Python's `Random(seed)`. A
-    mixture of one ordered task keeps its order.
+    The order is nanochat's (2025-11): all (task, item) pairs in order, shuffled by Python's `Random(seed)`. Tasks of
+    different phases make a course: each phase is shuffled by itself and they follow each other. A mixture of one
+    ordered task keeps its order.
 
     Args:
         tasks: name -> task.
@@ -96,11 +99,16 @@ class Mixture(Task):
                 f"the order of {', '.join(ordered)} matters (curriculum=true), and a mixture of {len(tasks)} tasks is "
                 "shuffled; set curriculum=false or train on that task alone"
             )
-        self.ordered = bool(ordered)
         self._tasks = dict(tasks)
-        self._items = [(name, i) for name, task in tasks.items() for i in range(len(task))]
-        if not self.ordered:
-            random.Random(seed).shuffle(self._items)
+        self._items: list[tuple[str, int]] = []
+        phases = sorted({getattr(task, "phase", 0) for task in tasks.values()})
+        for phase in phases:
+            here = {name: task for name, task in tasks.items() if getattr(task, "phase", 0) == phase}
+            items = [(name, i) for name, task in here.items() for i in range(len(task))]
+            if not ordered:
+                random.Random(seed).shuffle(items)
+            self._items += items
+        self.ordered = bool(ordered) or len(phases) > 1
         super().__init__()
 
     @property
@@ -111,6 +119,33 @@ class Mixture(Task):
         """Return the item and, as extra `task`, the name of the task it comes from."""
         name, item = self._items[row]
         return {**self._tasks[name][item], "task": name}
+
+
+class Curriculum(Task):
+    """Several tasks one after another, in the order given: what comes first is learned first.
+
+    Args:
+        phases: name -> task (a `Mixture` for a phase of several).
+
+    Raises:
+        ValueError: if there are no phases.
+    """
+
+    ordered = True
+
+    def __init__(self, phases: Mapping[str, Sequence[Conversation]]):
+        if not phases:
+            raise ValueError("a curriculum needs at least one phase; add one under its `phases`")
+        self._items = [(task, i) for task in phases.values() for i in range(len(task))]
+        super().__init__()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._items)
+
+    def conversation(self, row: int, epoch: int) -> Conversation:
+        task, item = self._items[row]
+        return task[item]
 
 
 def question_only(conversation: Mapping[str, Any]) -> Conversation:

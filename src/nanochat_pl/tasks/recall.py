@@ -24,18 +24,26 @@ class Recall(Task):
         path: folder with `<split>.parquet`.
         split: train, validation or test.
         persona: the system message; None = none.
-        epochs: how often the rows come.
+        epochs, phase: see `Task`.
 
     Raises:
         FileNotFoundError: if the file is not there.
         ValueError: if it is no parquet file, or has no column `question` or `answer`.
     """
 
-    def __init__(self, path: str | Path, split: str = "train", *, persona: str | None = None, epochs: int = 1):
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        persona: str | None = None,
+        epochs: int = 1,
+        phase: int = 0,
+    ):
         self._file = Path(path) / f"{split}.parquet"
         self._split, self._persona = split, persona
         self._records = _read(self._file)
-        super().__init__(epochs=epochs)
+        super().__init__(epochs=epochs, phase=phase)
 
     @property
     def name(self) -> str:

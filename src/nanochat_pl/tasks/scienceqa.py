@@ -63,7 +63,7 @@ class ScienceQA(Task):
         text_only: drop the rows that have a picture (before `rows` are drawn).
         shuffle_choices: draw a new order of the choices for each row and epoch; the letter follows its text.
         curriculum: easiest first, `grade1` to `grade12`; rows without a grade come last.
-        epochs: how often the rows come.
+        epochs, phase: see `Task`.
         formatted_dir: folder where the formatted split is saved, and read again instead of the source.
         hub: repository to fetch missing files from, into `path`; None = files must be there.
         offline: open no socket.
@@ -88,6 +88,7 @@ class ScienceQA(Task):
         shuffle_choices: bool = False,
         curriculum: bool = False,
         epochs: int = 1,
+        phase: int = 0,
         formatted_dir: str | Path | None = None,
         hub: str | None = None,
         offline: bool = False,
@@ -106,7 +107,7 @@ class ScienceQA(Task):
             self._records = self._select(records, rows, text_only, curriculum)
             if saved is not None:
                 self._save(saved)
-        super().__init__(epochs=epochs)
+        super().__init__(epochs=epochs, phase=phase)
 
     @property
     def name(self) -> str:
