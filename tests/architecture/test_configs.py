@@ -51,7 +51,7 @@ def test_every_option_composes_with_the_defaults(file: str):
 
 @pytest.mark.parametrize("group", ["data", "mixture", "trainer", "eval"])
 def test_every_option_of_an_evaluation_composes(group: str):
-    for name in GROUPS[group]:
+    for name in set(GROUPS[group]) - {"ddp"}:  # one process evaluates
         check(compose(choose(**{group: name}), "evaluate"), EvaluateConfig)
 
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.integration.conftest import Train, metrics, train, world  # noqa: F401  (fixtures)
 
 from nanochat_pl.lit.module import LanguageModel
+from tests.integration.conftest import Train, metrics, train, world  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.slow
 

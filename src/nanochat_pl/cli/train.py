@@ -3,6 +3,7 @@
 Everything a user can get wrong is reported as one `error:` line before torch is imported, where that is possible.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
     if not started_by_launcher and not any(a.split("=")[0] in INFORMATION for a in arguments):
         try:
+            logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself says what it chose
             line = CommandLine.parse(arguments)
             configs = compose_checked("train", line)
             sweep = is_sweep("train", line)
@@ -64,6 +66,11 @@ def run_hydra(task: Any, name: str) -> int:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{error}\n")
             outcome.append(fail(error))
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            remedy = "lower stage.device_batch (or eval.batch_size), then resume=auto"
+            outcome.append(fail(MemoryError(f"{error}; {remedy}")))
         finally:
             close_process_group()
         return outcome[-1]

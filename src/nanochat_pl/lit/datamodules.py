@@ -14,6 +14,7 @@ import torch.distributed as dist
 from nanochat_pl.data.batch import Batch, merge_cursors
 from nanochat_pl.data.conversations import ConversationBatches, conversation_batches
 from nanochat_pl.data.packing import TokenBatches
+from nanochat_pl.data.parquet import read_footer
 from nanochat_pl.runtime import rank, world_size
 
 
@@ -99,14 +100,16 @@ def text_data(
         val_tokens: tokens of the validation file that each validation reads, over all ranks.
     """
 
-    def make(files: list[Path], count: int, cursor: dict | None, workers: int, shards: int | None) -> TokenBatches:
+    in_force: list[int] = []  # logical shards of the training stream
+
+    def make(files: list[Path], count: int, cursor: dict | None, workers: int, shards: int) -> TokenBatches:
         return TokenBatches(
             files,
             tokenizer,
             batch_rows=device_batch,
             sequence_len=sequence_len,
             micro_batches=count,
-            logical_shards=shards or (cursor["logical_shards"] if cursor else world_size()),
+            logical_shards=shards,
             rank=rank(),
             world_size=world_size(),
             num_workers=workers,
@@ -115,13 +118,15 @@ def text_data(
         )
 
     def train(cursor: dict | None) -> TokenBatches:
-        return make(train_files, micro_batches, cursor, num_workers, logical_shards)
+        in_force[:] = [logical_shards or (cursor["logical_shards"] if cursor else world_size())]
+        return make(train_files, micro_batches, cursor, num_workers, in_force[0])
 
     def validation() -> Iterator[Batch]:
         world = world_size()
         rounds = max(1, val_tokens // (device_batch * sequence_len * world))
-        # Packing must not depend on the training order: a stream reads every validation token once.
-        batches = iter(make([val_file], world, None, 0, world))
+        # The same logical shards as in training, so that the text does not depend on the number of ranks.
+        shards = in_force[0] if in_force and len(read_footer(val_file).group_rows) >= in_force[0] else world
+        batches = iter(make([val_file], world, None, 0, shards))
         for _ in range(rounds):
             yield next(batches)
 

@@ -174,7 +174,8 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
         rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[cfg.split]
         spec |= {"rows": rows, "shuffle_choices": False, "curriculum": False}
         spec |= {"hub": data.hub_scienceqa, "offline": offline, "formatted_dir": data.formatted_dir}
-    spec.pop("epochs", None)
+    for training_only in ("epochs", "phase", "start", "stop", "step"):
+        spec.pop(training_only, None)
     return list(itertools.islice(make(spec), cfg.max_questions))
 
 

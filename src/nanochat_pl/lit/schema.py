@@ -231,23 +231,29 @@ class MixtureConfig:
 
 
 @dataclass(kw_only=True)
-class TrainerConfig:
-    """Devices, precision, compilation and the rhythm of the log."""
+class DeviceConfig:
+    """Where and in which number format the model computes."""
 
     accelerator: Accelerator = Accelerator.auto
+    compute_dtype: ComputeDtype = ComputeDtype.auto
+
+
+@dataclass(kw_only=True)
+class TrainerConfig(DeviceConfig):
+    """Devices, precision, compilation and the rhythm of the log."""
+
     devices: int = 1
     num_nodes: int = 1
     strategy: Strategy = Strategy.auto
     compile: Any = "auto"
     """auto = compile where a probe succeeds; true = compile or fail; false = eager."""
-    compute_dtype: ComputeDtype = ComputeDtype.auto
     stop_after_steps: int | None = None
     """Leave after so many steps as a preempted run would, state saved; the horizon stays."""
     log_every_steps: int = 10
 
     def __post_init__(self) -> None:
         positive(self, "trainer", "devices", "num_nodes", "stop_after_steps", "log_every_steps")
-        self.compile = {True: "true", False: "false"}.get(self.compile, self.compile)
+        self.compile = str(self.compile).lower()  # YAML reads true and false as truth values
         if self.compile not in ("auto", "true", "false"):
             raise ValueError(f"trainer.compile={self.compile} is not one of auto, true, false")
 
@@ -286,14 +292,11 @@ class RunConfig:
     """What training and evaluation share."""
 
     seed: int = 42
-    force: bool = False
-    """Throw away what an earlier run left in the run folder."""
     offline: bool = False
     """No code path may open a socket."""
     outputs: str = "outputs"
     """Folder that holds <stage>/<run_name>."""
     data: DataConfig = field(default_factory=DataConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
 
@@ -306,8 +309,11 @@ class TrainConfig(RunConfig):
     run_name: str = MISSING
     resume: str | None = None
     """A checkpoint or run folder to continue exactly, or `auto` for this run folder's last."""
+    force: bool = False
+    """Throw away what an earlier run left in the run folder."""
     init_from: str | None = None
     """Start weights: a checkpoint or run folder; null = the previous stage's folder of the same run_name."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -326,10 +332,11 @@ class TrainConfig(RunConfig):
 
 @dataclass(kw_only=True)
 class EvaluateConfig(RunConfig):
-    """Everything `evaluate.py` reads; data and tokenizer come from the checkpoint unless they are given."""
+    """Everything `evaluate.py` reads; the tokenizer is the checkpoint's own, its data too unless others are given."""
 
     ckpt: Any = None
     """A checkpoint file or run folder, or a list of them: 'ckpt=[a,b]'."""
+    trainer: DeviceConfig = field(default_factory=DeviceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     output: str | None = None
     """Folder for results; null = eval/ beside each checkpoint's run."""

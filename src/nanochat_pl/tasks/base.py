@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-__all__ = ["Conversation", "Curriculum", "Mixture", "Task", "question_only"]
+__all__ = ["Conversation", "Mixture", "Task", "question_only"]
 
 Conversation = dict[str, Any]
 """`{"messages": [{"role": ..., "content": ...}, ...]}` and extras for scoring."""
@@ -119,33 +119,6 @@ class Mixture(Task):
         """Return the item and, as extra `task`, the name of the task it comes from."""
         name, item = self._items[row]
         return {**self._tasks[name][item], "task": name}
-
-
-class Curriculum(Task):
-    """Several tasks one after another, in the order given: what comes first is learned first.
-
-    Args:
-        phases: name -> task (a `Mixture` for a phase of several).
-
-    Raises:
-        ValueError: if there are no phases.
-    """
-
-    ordered = True
-
-    def __init__(self, phases: Mapping[str, Sequence[Conversation]]):
-        if not phases:
-            raise ValueError("a curriculum needs at least one phase; add one under its `phases`")
-        self._items = [(task, i) for task in phases.values() for i in range(len(task))]
-        super().__init__()
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._items)
-
-    def conversation(self, row: int, epoch: int) -> Conversation:
-        task, item = self._items[row]
-        return task[item]
 
 
 def question_only(conversation: Mapping[str, Any]) -> Conversation:
