@@ -60,6 +60,8 @@ def test_a_killed_run_continues_to_the_same_weights(world: Path, tmp_path: Path)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    half = torch.load(tmp_path / "base" / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 5 <= half["global_step"] < 400
     assert run(command(world, tmp_path, *LONG, "run_name=killed", "resume=auto"), tmp_path).returncode == 0
     straight, killed = tmp_path / "base" / "straight", tmp_path / "base" / "killed"
     assert metrics(killed, "train/loss") == metrics(straight, "train/loss")
@@ -121,7 +123,7 @@ def test_a_sweep_keeps_one_folder_a_job_and_a_table_of_all_even_when_one_fails(w
         world, tmp_path, *BASE, "stage.num_steps=3", "data.val_shard=missing.parquet,shard_00002.parquet"
     )
     arguments.insert(2, "-m")
-    run(arguments, tmp_path)
+    assert run(arguments, tmp_path).returncode == 1
     (table,) = (tmp_path / "multirun").rglob("results.csv")
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
