@@ -337,7 +337,7 @@ def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:
     """
     if not specs:
         raise ValueError(
-            f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=scienceqa"
+            f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=sft"
         )
     return Mixture({name: make(spec) for name, spec in specs.items()}, seed=cfg.seed)
 

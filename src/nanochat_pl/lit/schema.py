@@ -21,7 +21,10 @@ class StageName(StrEnum):
 
     tokenizer = "tokenizer"
     base = "base"
+    mid = "mid"
+    sft = "sft"
     sft_scienceqa = "sft_scienceqa"
+    rl = "rl"
 
 
 class DataSource(StrEnum):
@@ -68,6 +71,15 @@ class ComputeDtype(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Algorithm(StrEnum):
+    """How rewards become a policy gradient (`nanochat_pl.rl`)."""
+
+    reinforce = "reinforce"
+    grpo = "grpo"
+    dapo = "dapo"
+    rloo = "rloo"
 
 
 class EvalName(StrEnum):
@@ -198,6 +210,8 @@ class DataConfig:
     """Repository of text shards named shard_NNNNN.parquet (hub)."""
     hub_scienceqa: str | None = None
     """Repository of ScienceQA's parquet files (hub)."""
+    fetch: bool = False
+    """Fetch the files of the other tasks (mmlu, arc, gsm8k ...) from their public repositories where they are missing."""
     text_shards: int = 8
     """How many training shards to fetch (hub)."""
     val_shard: str | None = None
@@ -228,6 +242,44 @@ class MixtureConfig:
     tasks: dict[str, Any] = field(default_factory=dict)
     val_tasks: dict[str, Any] = field(default_factory=dict)
     """The fixed validation set."""
+
+
+@dataclass(kw_only=True)
+class RLConfig:
+    """Reinforcement learning: what is sampled, how rewards are weighed, how the policy may move."""
+
+    algorithm: Algorithm = Algorithm.reinforce
+    prompts_per_step: int = 16
+    """Questions of one rollout over all devices."""
+    num_samples: int = 16
+    """Answers sampled to each question: the group that advantages compare."""
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int | None = 50
+    rollout_batch: int = 64
+    """Rows that the engine decodes at a time on one device."""
+    steps_per_rollout: int = 1
+    """Optimizer steps that share one rollout; above 1 the later ones are off-policy, which the clipped ratio bounds."""
+    clip_low: float = 0.2
+    """The ratio of new to old probability is clipped to [1 - clip_low, 1 + clip_high] (grpo, dapo)."""
+    clip_high: float | None = None
+    """null = clip_low for grpo, 0.28 for dapo."""
+    kl_coef: float = 0.0
+    """Weight of the KL divergence to the start weights; above 0 a frozen copy of them is kept."""
+    max_resamples: int = 3
+    """dapo: how many more times questions are drawn to replace groups whose answers all score alike."""
+    val_questions: int | None = 400
+    """Questions of the fixed validation set that pass@k is measured on; null = all."""
+    val_samples: int = 8
+    """Answers to each of them: pass@1 to pass@val_samples."""
+
+    def __post_init__(self) -> None:
+        positive(self, "rl", "prompts_per_step", "max_new_tokens", "top_k", "rollout_batch", "steps_per_rollout")
+        positive(self, "rl", "temperature", "clip_low", "clip_high", "val_questions", "val_samples")
+        if self.num_samples < 2:
+            raise ValueError(f"rl.num_samples={self.num_samples} leaves nothing to compare an answer with; set 2 or more")
+        if self.kl_coef < 0 or self.max_resamples < 0:
+            raise ValueError(f"rl.kl_coef={self.kl_coef} and rl.max_resamples={self.max_resamples} must be 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -288,6 +340,14 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True)
+class EngineConfig:
+    """How text is generated: in evaluation and in reinforcement learning."""
+
+    dtype: ComputeDtype = ComputeDtype.auto
+    """Number format of the engine's copy of the weights and of its cache; auto = bfloat16 where that is fast."""
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """What training and evaluation share."""
 
@@ -299,6 +359,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass(kw_only=True)
@@ -317,6 +378,7 @@ class TrainConfig(RunConfig):
     stage: StageConfig = field(default_factory=StageConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
