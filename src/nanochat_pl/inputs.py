@@ -13,7 +13,12 @@ from nanochat_pl.paths import fetch_hub_files, run_dir
 
 log = logging.getLogger(__name__)
 
-START_STAGES = {"sft_scienceqa": ("sft", "mid", "base")}
+START_STAGES = {
+    "mid": ("base",),
+    "sft": ("mid", "base"),
+    "sft_scienceqa": ("sft", "mid", "base"),
+    "rl": ("sft", "sft_scienceqa", "mid", "base"),
+}
 """Where each stage's start weights come from, the first that exists; base starts from nothing."""
 
 

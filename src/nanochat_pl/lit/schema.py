@@ -42,6 +42,13 @@ class Packing(StrEnum):
     bestfit = "bestfit"
 
 
+class LongConversations(StrEnum):
+    """What becomes of a conversation that is longer than a row (stages that count conversations)."""
+
+    cut = "cut"
+    drop = "drop"
+
+
 class Backend(StrEnum):
     """Which library trains the tokenizer; merges and ids are the same."""
 
@@ -113,11 +120,13 @@ class StageConfig:
     device_batch: int = 32
     """Rows of one micro-batch on one device: the dial for memory."""
     total_batch_tokens: int | None = None
-    """Tokens of one optimizer step over all devices (stages that read a stream of text)."""
+    """Tokens of one optimizer step over all devices (base and mid, which read one stream of tokens)."""
     total_batch_rows: int | None = None
-    """Conversations of one optimizer step over all devices (stages that read conversations)."""
+    """Conversations of one optimizer step over all devices (stages that learn from the assistant's words alone)."""
     packed: bool = True
     """Conversations share rows, with attention kept inside each; false pads one conversation a row (parity)."""
+    long_conversations: LongConversations = LongConversations.cut
+    """Longer than a row: cut at its end, or dropped, with the next one in its place (stages that count conversations)."""
     num_steps: int | None = None
     num_epochs: int | None = None
     tokens_per_param: float | None = None
@@ -127,9 +136,9 @@ class StageConfig:
     val_every_steps: int | None = 250
     """Validation at step 0, every so many steps and at the end; null = at the end only."""
     val_tokens: int | None = None
-    """Tokens of the validation shard that each validation reads (text); null = 20 optimizer steps' worth."""
+    """Tokens that each validation reads where the batch counts tokens; null = 20 optimizer steps' worth."""
     val_rows: int | None = None
-    """Conversations of the fixed validation set (conversations); null = the whole split."""
+    """Conversations of the fixed validation set where the batch counts conversations; null = the whole split."""
     checkpoint_every_steps: int | None = None
     """Write step_NNNNNN.ckpt every so many steps; last.ckpt and best.ckpt are always kept."""
     keep_checkpoints: int = 2
