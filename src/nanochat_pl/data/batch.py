@@ -37,6 +37,8 @@ class Batch:
     """Documents or conversations that begin in this batch."""
     tokens: int = 0
     """Input tokens of text in it, padding not counted."""
+    epoch: float | None = None
+    """Rows of this rank's data consumed up to its end, over those of one epoch; None = epochs are not counted."""
 
     @cached_property
     def supervised_tokens(self) -> int:
@@ -69,16 +71,22 @@ class Batch:
 def merge_cursors(cursors: Sequence[Cursor]) -> Cursor:
     """Join the cursors of all ranks after the same step into one that any number of ranks can resume from.
 
+    Places of logical shards are put side by side, `counts` added up.
+
     Raises:
         ValueError: if they are not of the same step of the same data, or a logical shard is missing.
     """
     if not cursors:
         raise ValueError("there is no cursor to merge; pass one of every rank")
-    common = [{key: value for key, value in cursor.items() if key != "shards"} for cursor in cursors]
+    own = ("shards", "counts")
+    common = [{key: value for key, value in cursor.items() if key not in own} for cursor in cursors]
     for other in common[1:]:
         if other != common[0]:
             keys = sorted(key for key in common[0].keys() | other.keys() if common[0].get(key) != other.get(key))
             raise ValueError(f"cursors of different steps or data cannot be merged; they differ in {', '.join(keys)}")
+    if "counts" in cursors[0]:
+        names = cursors[0]["counts"]
+        common[0]["counts"] = {name: sum(cursor["counts"][name] for cursor in cursors) for name in names}
     if "shards" not in cursors[0]:
         return dict(common[0])
     shards = {shard: place for cursor in cursors for shard, place in cursor["shards"].items()}

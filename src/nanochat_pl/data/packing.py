@@ -1,6 +1,6 @@
-"""Documents -> rows of tokens for pretraining, with a cursor that is exact to the token.
+"""Documents -> rows of tokens, all of them supervised, with a cursor that is exact to the token.
 
-The files' row groups are dealt to a fixed number of logical shards. Micro-batch m of the whole run, counted over
+The documents of a corpus are dealt to a fixed number of logical shards. Micro-batch m of the whole run, counted over
 all ranks, comes from logical shard m mod L and belongs to rank m mod W: the order of the data is a property of
 L alone. Ranks and threads only decide who does the work, so W and `num_workers` may change at every resume.
 `stream` cuts one endless token stream (nanochat, 2025-11); `bestfit` begins every row with a document and crops
@@ -13,33 +13,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from nanochat_pl.data.background import compute_ahead
 from nanochat_pl.data.batch import Batch, Cursor, merge_cursors
-from nanochat_pl.data.parquet import Address, DocumentStream, read_footer
+from nanochat_pl.data.corpus import Corpus, Encoder, Stream, TextCorpus, Tokens
+from nanochat_pl.data.parquet import Address
 
-__all__ = ["Batch", "Cursor", "TokenBatches", "merge_cursors"]
+__all__ = ["Batch", "Cursor", "DocumentBuffer", "PackedBatches", "TokenBatches", "merge_cursors"]
 
 BATCHES_AHEAD = 2
 """Batches that lie ready beside the one in training."""
 
 
-class Encoder(Protocol):
-    """What packing asks of a tokenizer."""
-
-    @property
-    def bos_id(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-
-Tokens = np.ndarray
-"""(n,) int32, one document, BOS first."""
-Encode = Callable[[list[str]], list[Tokens]]
+Encode = Callable[[list[Any]], list[Tokens]]
 Place = dict[str, Any]
 """A logical shard's entry in the cursor."""
 
@@ -47,7 +37,7 @@ Place = dict[str, Any]
 class _Documents:
     """Encoded documents of one logical shard, a few blocks ahead in the pool's threads."""
 
-    def __init__(self, stream: DocumentStream, encode: Encode, pool: Executor | None, blocks_ahead: int) -> None:
+    def __init__(self, stream: Stream, encode: Encode, pool: Executor | None, blocks_ahead: int) -> None:
         self.stream = stream
         self.encode = encode
         self._encoded = self._encode_ahead(pool, blocks_ahead) if pool else self._encode_inline()
@@ -58,12 +48,12 @@ class _Documents:
                 yield Address(epoch, file, row_group, doc), tokens
 
     def _encode_inline(self) -> Iterator[tuple[Address, list[Tokens]]]:
-        return ((address, self.encode(texts)) for address, texts in self.stream.blocks())
+        return ((address, self.encode(documents)) for address, documents in self.stream.blocks())
 
     def _encode_ahead(self, pool: Executor, blocks_ahead: int) -> Iterator[tuple[Address, list[Tokens]]]:
         pending: deque[tuple[Address, Future[list[Tokens]]]] = deque()
-        for address, texts in self.stream.blocks():
-            pending.append((address, pool.submit(self.encode, texts)))
+        for address, block in self.stream.blocks():
+            pending.append((address, pool.submit(self.encode, block)))
             if len(pending) > blocks_ahead:
                 address, documents = pending.popleft()
                 yield address, documents.result()
@@ -108,55 +98,36 @@ class _Stream:
         address = self._documents.stream.following(self._address) if at_end else self._address
         return {**address._asdict(), "token": 0 if at_end else self._used}
 
+    def consumed(self) -> int:
+        """Count the documents used up so far, earlier epochs included."""
+        stream = self._documents.stream
+        at_end = self._used == len(self._tokens) and len(self._tokens) > 0
+        return stream.rows_before(self._address) + at_end
 
-class _BestFit:
-    """Rows of whole documents, chosen from a buffer; its place is the next unread document and the buffer's.
 
-    A row takes the largest document that fits into what is left of it, the first to come among equals; when none
-    fits, the shortest is cropped to fill the row and its tail is dropped.
-    """
+class DocumentBuffer:
+    """Documents to choose from by length."""
 
-    def __init__(self, documents: _Documents, place: Place | None, buffer_documents: int) -> None:
-        self._documents = documents
-        self._iterator = iter(documents)
-        self._next = documents.stream.start
-        self._buffer_documents = buffer_documents
+    def __init__(self) -> None:
         self._held: dict[int, tuple[Address, Tokens]] = {}
         # sorted by (length, -arrival): the right-most of those that fit is the largest and, among equals, the oldest
         self._by_length: list[tuple[int, int]] = []
         self._arrivals = itertools.count()
-        if place is not None:
-            groups = place["buffer"]
-            addresses = [Address(epoch, file, group, doc) for epoch, file, group, docs in groups for doc in docs]
-            for address, tokens in zip(addresses, documents.encode(documents.stream.read(addresses))):
-                self._put(address, tokens)
 
-    def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
-        """Write B rows; each is T+1 tokens long, begins with BOS and holds no padding."""
-        row = np.empty(inputs.shape[1] + 1, np.int64)
-        for inputs_row, targets_row in zip(inputs, targets):
-            filled = 0
-            while filled < len(row):
-                while len(self._held) < self._buffer_documents:
-                    address, tokens = next(self._iterator)
-                    self._put(address, tokens)
-                    self._next = self._documents.stream.following(address)
-                tokens = self._take(len(row) - filled)
-                row[filled : filled + len(tokens)] = tokens
-                filled += len(tokens)
-            inputs_row[:], targets_row[:] = row[:-1], row[1:]
+    def __len__(self) -> int:
+        return len(self._held)
 
-    def place(self) -> Place:
-        addresses = [address for address, _ in self._held.values()]  # in the order they came
-        grouped = itertools.groupby(addresses, key=lambda address: address[:3])
-        return {**self._next._asdict(), "buffer": [[*group, [a.doc for a in same]] for group, same in grouped]}
-
-    def _put(self, address: Address, tokens: Tokens) -> None:
+    def put(self, address: Address, tokens: Tokens) -> None:
+        """Add a document."""
         arrival = next(self._arrivals)
         self._held[arrival] = (address, tokens)
         bisect.insort(self._by_length, (len(tokens), -arrival))
 
-    def _take(self, space: int) -> Tokens:
+    def take(self, space: int) -> Tokens:
+        """Remove the largest document of at most `space` tokens; where none fits, the shortest, cropped to `space`.
+
+        Among equals, the first to come.
+        """
         fits = bisect.bisect_left(self._by_length, (space + 1,)) - 1
         if fits < 0:
             shortest = self._by_length[0][0]
@@ -164,13 +135,59 @@ class _BestFit:
         _, tokens = self._held.pop(-self._by_length.pop(fits)[1])
         return tokens[:space]
 
+    def addresses(self) -> list[Address]:
+        """Give the addresses of what is held, in the order it came."""
+        return [address for address, _ in self._held.values()]
 
-class TokenBatches:
-    """Batches of pretraining tokens, forever; every `iter()` begins again at the cursor given here.
+
+class _BestFit:
+    """Rows of whole documents, chosen from a buffer; its place is the next unread document and the buffer's.
+
+    A row takes the largest document that fits into what is left of it; when none fits, the shortest is cropped to fill
+    the row and its tail is dropped.
+    """
+
+    def __init__(self, documents: _Documents, place: Place | None, buffer_documents: int) -> None:
+        self._documents = documents
+        self._iterator = iter(documents)
+        self._next = documents.stream.start
+        self._buffer_documents = buffer_documents
+        self._buffer = DocumentBuffer()
+        if place is not None:
+            groups = place["buffer"]
+            addresses = [Address(epoch, file, group, doc) for epoch, file, group, docs in groups for doc in docs]
+            for address, tokens in zip(addresses, documents.encode(documents.stream.read(addresses))):
+                self._buffer.put(address, tokens)
+
+    def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
+        """Write B rows; each is T+1 tokens long, begins with BOS and holds no padding."""
+        row = np.empty(inputs.shape[1] + 1, np.int64)
+        for inputs_row, targets_row in zip(inputs, targets):
+            filled = 0
+            while filled < len(row):
+                while len(self._buffer) < self._buffer_documents:
+                    address, tokens = next(self._iterator)
+                    self._buffer.put(address, tokens)
+                    self._next = self._documents.stream.following(address)
+                tokens = self._buffer.take(len(row) - filled)
+                row[filled : filled + len(tokens)] = tokens
+                filled += len(tokens)
+            inputs_row[:], targets_row[:] = row[:-1], row[1:]
+
+    def place(self) -> Place:
+        grouped = itertools.groupby(self._buffer.addresses(), key=lambda address: address[:3])
+        return {**self._next._asdict(), "buffer": [[*group, [a.doc for a in same]] for group, same in grouped]}
+
+    def consumed(self) -> int:
+        """Count the documents used up so far, earlier epochs included; what the buffer holds is not."""
+        return self._documents.stream.rows_before(self._next) - len(self._buffer)
+
+
+class PackedBatches:
+    """Batches of a corpus's tokens, forever; every `iter()` begins again at the cursor given here.
 
     Args:
-        files: parquet files of documents, in order.
-        tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
+        corpus: the documents.
         batch_rows: B, rows of a micro-batch.
         sequence_len: T, tokens of a row.
         micro_batches: G, micro-batches of one optimizer step over all ranks.
@@ -182,13 +199,12 @@ class TokenBatches:
 
     Raises:
         ValueError: if the numbers do not divide, a logical shard gets no documents, or the cursor was written for
-            other files, logical shards or packing.
+            other documents, logical shards or packing.
     """
 
     def __init__(
         self,
-        files: Sequence[str | Path],
-        tokenizer: Encoder,
+        corpus: Corpus,
         *,
         batch_rows: int,
         sequence_len: int,
@@ -205,29 +221,21 @@ class TokenBatches:
         _check_divides("micro-batches of a step (stage.total_batch_tokens / tokens of one)", micro_batches, world_size)
         if packing not in ("stream", "bestfit"):
             raise ValueError(f"data.packing={packing} is not one of stream, bestfit")
-        self._files = [read_footer(path) for path in files]
-        self._tokenizer = tokenizer
+        self._corpus = corpus
         self._shape = (micro_batches // world_size, batch_rows, sequence_len)
         self._micro_batches = micro_batches
         self._rank, self._world_size = rank, world_size
         self._num_workers = num_workers
         self._buffer_documents = buffer_documents
-        self._bos_id = tokenizer.bos_id
-        self._source: Cursor = {
-            "packing": str(packing),
-            "logical_shards": logical_shards,
-            "files": [[file.path.name, file.rows, len(file.group_rows)] for file in self._files],
-        }
+        self._source: Cursor = {"packing": str(packing), "logical_shards": logical_shards, **corpus.identity}
         own = range(rank, logical_shards, world_size)
         if cursor is not None:
             _check_cursor(cursor, self._source, own)
+            corpus.check(cursor)
         self._start: Cursor = cursor or {"step": 0, "micro_batch": 0, "shards": {}}
         places = self._start["shards"]
         # all of them on every rank, so that a shard without documents stops every rank and not one of many
-        streams = [
-            DocumentStream(self._files, logical_shards, shard, places.get(str(shard)))
-            for shard in range(logical_shards)
-        ]
+        streams = [corpus.stream(logical_shards, shard, places.get(str(shard))) for shard in range(logical_shards)]
         self._streams = {shard: streams[shard] for shard in own}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -238,20 +246,24 @@ class TokenBatches:
             if pool:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, texts: list[str]) -> list[Tokens]:
-        documents = []
-        for text in texts:  # one by one: a list would be encoded by threads of the tokenizer's own
-            ids = self._tokenizer.encode(text)
-            tokens = np.empty(len(ids) + 1, np.int32)
-            tokens[0], tokens[1:] = self._bos_id, ids
-            documents.append(tokens)
-        return documents
+
+class TokenBatches(PackedBatches):
+    """Batches of pretraining tokens.
+
+    Args:
+        files: parquet files of documents, in order.
+        tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
+        options: see `PackedBatches`.
+    """
+
+    def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, **options: Any) -> None:
+        super().__init__(TextCorpus(files, tokenizer), **options)
 
 
 class _Assembly:
     """One pass over the data: the state of every logical shard of this rank, and how far the run has come."""
 
-    def __init__(self, batches: TokenBatches, pool: Executor | None) -> None:
+    def __init__(self, batches: PackedBatches, pool: Executor | None) -> None:
         self._batches = batches
         self._pool = pool
         self._step = batches._start["step"]
@@ -273,14 +285,16 @@ class _Assembly:
         self._step += 1
         self._micro_batch += batches._micro_batches
         places = {str(shard): packer.place() for shard, packer in self._packers.items()}
-        begun = int(np.count_nonzero(inputs.numpy() == batches._bos_id))
+        begun = int(np.count_nonzero(inputs.numpy() == batches._corpus.bos_id))
         cursor = {"step": self._step, "micro_batch": self._micro_batch, **batches._source, "shards": places}
-        return Batch(inputs, targets, cursor=cursor, rows=begun, tokens=inputs.numel())
+        consumed = sum(packer.consumed() for packer in self._packers.values())
+        epoch = consumed / sum(stream.rows for stream in batches._streams.values())
+        return Batch(inputs, targets, cursor=cursor, rows=begun, tokens=inputs.numel(), epoch=epoch)
 
-    def _packer(self, shard: int, stream: DocumentStream) -> _Stream | _BestFit:
+    def _packer(self, shard: int, stream: Stream) -> _Stream | _BestFit:
         batches = self._batches
         place = batches._start["shards"].get(str(shard))
-        documents = _Documents(stream, batches._encode, self._pool, batches._num_workers + 1)
+        documents = _Documents(stream, batches._corpus.encode, self._pool, batches._num_workers + 1)
         if batches._source["packing"] == "stream":
             return _Stream(documents, place)
         return _BestFit(documents, place, batches._buffer_documents)
@@ -300,15 +314,6 @@ def _check_cursor(cursor: Cursor, source: Cursor, own: range) -> None:
     for key, remedy in (("packing", "data.packing"), ("logical_shards", "data.logical_shards")):
         if cursor[key] != source[key]:
             raise ValueError(f"the run to resume was made with {remedy}={cursor[key]}, not {source[key]}; set it back")
-    then, now = cursor["files"], source["files"]
-    if then != now:
-        pairs = itertools.zip_longest(then, now)
-        number, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        old, new = ("no file" if f is None else f"{f[0]} ({f[1]:,} rows in {f[2]} row groups)" for f in (old, new))
-        raise ValueError(
-            f"the training files changed since the run to resume: file {number} was {old}, now it is {new} "
-            f"({len(then)} files then, {len(now)} now); put the same files back, or start a new run with resume=null"
-        )
     missing = [str(shard) for shard in own if str(shard) not in cursor["shards"]]
     if missing:
         raise ValueError(

@@ -190,10 +190,21 @@ class DocumentStream:
                 f"than {most}; set data.logical_shards (and the number of devices) to {max(most, 1)} or lower, or "
                 "write the files with smaller row groups"
             )
+        sizes = [self.files[file].group_rows[group] for file, group in self._groups]
+        self._before = [0, *itertools.accumulate(sizes)]
         self.start = Address(0, *self._groups[0], 0)
         if position is not None:
             self.start = Address(*(position[name] for name in Address._fields))
             self._check(self.start)
+
+    @property
+    def rows(self) -> int:
+        """Documents of this shard in one epoch."""
+        return self._before[-1]
+
+    def rows_before(self, address: Address) -> int:
+        """Count this shard's documents before `address`, earlier epochs included."""
+        return address.epoch * self.rows + self._before[self._group_index(*address[1:3])] + address.doc
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, int]]]:
         for address, texts in self.blocks():

@@ -1,0 +1,113 @@
+"""What packing reads: documents in a fixed order, dealt to logical shards, each to be turned into tokens.
+
+Text files are one kind of corpus, conversations laid out as text (`nanochat_pl.data.transcripts`) another. Packing asks
+no more of them than is written here, so both packings, exact cursors and any number of ranks hold for both.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nanochat_pl.data.batch import Cursor
+from nanochat_pl.data.parquet import Address, DocumentStream, read_footer
+
+__all__ = ["Corpus", "Encoder", "Stream", "TextCorpus", "Tokens"]
+
+Tokens = np.ndarray
+"""(n,) int32, one document, BOS first."""
+
+
+class Encoder(Protocol):
+    """What a text corpus asks of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class Stream(Protocol):
+    """The documents of one logical shard, epoch after epoch, as `DocumentStream` gives them."""
+
+    start: Address
+
+    @property
+    def rows(self) -> int:
+        """Documents of this shard in one epoch."""
+
+    def rows_before(self, address: Address) -> int:
+        """Count this shard's documents before `address`, earlier epochs included."""
+
+    def blocks(self) -> Iterator[tuple[Address, list[Any]]]:
+        """Yield runs of consecutive documents, each with its first address."""
+
+    def following(self, address: Address) -> Address:
+        """Return the address of the next document."""
+
+    def read(self, addresses: Sequence[Address]) -> list[Any]:
+        """Fetch single documents."""
+
+
+class Corpus(Protocol):
+    """Documents and how they become tokens."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def identity(self) -> Cursor:
+        """Entries of every cursor by which a resumed run knows that it reads the same documents."""
+
+    def check(self, cursor: Cursor) -> None:
+        """Raise ValueError unless `cursor` was written for these documents."""
+
+    def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> Stream:
+        """Give the documents of one logical shard, from a place in it on."""
+
+    def encode(self, documents: list[Any]) -> list[Tokens]:
+        """Turn documents into tokens; called from several threads."""
+
+
+class TextCorpus:
+    """The documents of parquet files.
+
+    Args:
+        files: in order.
+        tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
+    """
+
+    def __init__(self, files: Sequence[str | Path], tokenizer: Encoder) -> None:
+        self._files = [read_footer(path) for path in files]
+        self._tokenizer = tokenizer
+        self.bos_id = tokenizer.bos_id
+        self.identity: Cursor = {"files": [[file.path.name, file.rows, len(file.group_rows)] for file in self._files]}
+
+    def check(self, cursor: Cursor) -> None:
+        """Refuse a cursor of other files, naming the first that differs."""
+        then, now = cursor.get("files", []), self.identity["files"]
+        if then == now:
+            return
+        pairs = itertools.zip_longest(then, now)
+        number, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        old, new = ("no file" if f is None else f"{f[0]} ({f[1]:,} rows in {f[2]} row groups)" for f in (old, new))
+        raise ValueError(
+            f"the training files changed since the run to resume: file {number} was {old}, now it is {new} "
+            f"({len(then)} files then, {len(now)} now); put the same files back, or start a new run with resume=null"
+        )
+
+    def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> DocumentStream:
+        """Give the documents of one logical shard: row groups `shard, shard + logical_shards, …` of each file."""
+        return DocumentStream(self._files, logical_shards, shard, place)
+
+    def encode(self, documents: list[str]) -> list[Tokens]:
+        """Encode texts one by one: a list would be encoded by threads of the tokenizer's own."""
+        encoded = []
+        for text in documents:
+            ids = self._tokenizer.encode(text)
+            tokens = np.empty(len(ids) + 1, np.int32)
+            tokens[0], tokens[1:] = self.bos_id, ids
+            encoded.append(tokens)
+        return encoded
