@@ -139,7 +139,7 @@ def bare_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
 def trainer_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
     """CPU seconds of the same steps through the LightningModule, with metrics file and log lines as users have them."""
     from nanochat_pl.lit.build import build_trainer
-    from nanochat_pl.lit.callbacks import Progress, Summary, Validation
+    from nanochat_pl.lit.callbacks import Progress, Summary, Validation, loss_measure
     from nanochat_pl.lit.checkpoints import Checkpoints
     from nanochat_pl.lit.datamodules import StepBatches
     from nanochat_pl.lit.module import LanguageModel
@@ -156,7 +156,7 @@ def trainer_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         data = StepBatches(endless, list)
         checkpoints = Checkpoints(Path(folder) / "checkpoints", None, 1)
-        validation = Validation(data, None, checkpoints, None)
+        validation = Validation(loss_measure(data, None), checkpoints, None)
         validation.on_train_batch_end = lambda *a: None  # type: ignore[method-assign]  (training alone is timed)
         progress = Progress(10, flops_per_token(config), None, validation)
         summary = Summary(Path(folder) / "summary.json", {}, progress, validation, checkpoints)

@@ -28,7 +28,7 @@ from nanochat_pl.checkpoint.lightning import (
 from nanochat_pl.data.conversations import num_steps as conversation_steps
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
-from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation
+from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, loss_measure
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
 from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data
 from nanochat_pl.lit.loggers import MetricsFile
@@ -44,7 +44,8 @@ from nanochat_pl.lit.preflight import (
     start_arguments,
 )
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
-from nanochat_pl.lit.schema import StageName, TrainConfig
+from nanochat_pl.lit.rl import PolicyModel, QuestionData, Samples, question_data
+from nanochat_pl.lit.schema import RLConfig, StageName, TrainConfig
 from nanochat_pl.lit.tokenizers import find_tokenizer, train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.config import Architecture, GPTConfig
@@ -125,7 +126,14 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     )
     text_stage = cfg.stage.name == StageName.base
     token_bytes = start.tokenizer.token_bytes() if text_stage else None
-    validation = Validation(data, token_bytes, checkpoints, cfg.stage.val_every_steps)
+    if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
+        log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
+    every = cfg.stage.val_every_steps
+    if isinstance(data, QuestionData):
+        validation = Validation(data.measure, checkpoints, every, best="pass@1", higher_is_better=True)
+    else:
+        best = "val/loss" if token_bytes is None else "val/bpb"
+        validation = Validation(loss_measure(data, token_bytes), checkpoints, every, best)
     progress = Progress(
         cfg.trainer.log_every_steps,
         flops,
@@ -146,6 +154,8 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     }
     summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
     callbacks: list[L.Callback] = [progress, checkpoints, validation, summary]
+    if isinstance(data, QuestionData):
+        callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
     callbacks += [make(spec) for spec in cfg.callbacks.values()]
     terminal = is_terminal()
     if terminal:
@@ -161,13 +171,20 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         start.origin if resume is None else f"resumed from {resume}",
     )
     trainer = build_trainer(cfg, folder, device, num_steps, callbacks, terminal)
-    module = LanguageModel(
-        model,
-        cfg.optim,
-        num_steps,
-        cfg.trainer.log_every_steps,
-        identity(str(cfg.stage.name), start.config, plain, start.tokenizer),
-    )
+    record = identity(str(cfg.stage.name), start.config, plain, start.tokenizer)
+    arguments = (model, cfg.optim, num_steps, cfg.trainer.log_every_steps, record)
+    if isinstance(data, QuestionData):
+        module: LanguageModel = PolicyModel(
+            *arguments,
+            rl=cfg.rl,
+            questions=data.train,
+            tokenizer=start.tokenizer,
+            device_batch=cfg.stage.device_batch,
+            seed=cfg.seed,
+            engine_dtype=str(cfg.engine.dtype),
+        )
+    else:
+        module = LanguageModel(*arguments)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finally:
@@ -275,6 +292,10 @@ def build_data(
             val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
         )
         return data, plan.num_steps
+    if stage.name == StageName.rl:
+        rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+        questions = question_data(rows, val_rows, tokenizer, cfg)
+        return questions, int(value) * (1 if name == "num_steps" else questions.steps_per_epoch)
     assert stage.total_batch_rows is not None
     rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
     check_room(rows, tokenizer, stage.sequence_len)
@@ -350,7 +371,8 @@ def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps:
     if choice == "auto":
         if num_steps < WORTH_COMPILING_STEPS:
             return False
-        if cfg.stage.total_batch_rows is not None and not cfg.stage.packed:
+        padded = cfg.stage.total_batch_rows is not None and not cfg.stage.packed
+        if padded or cfg.stage.name == StageName.rl:
             log.info("trainer.compile=auto: eager, since padded rows change their length from step to step")
             return False
         try:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,48 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> Non
         logger.log_metrics({"step": step, **metrics}, step)  # W&B draws over a column, not over its own argument
 
 
+Measure = Callable[[Any], dict[str, float]]
+"""From the module to the figures of the fixed validation set."""
+
+
+def loss_measure(data: StepBatches, token_bytes: np.ndarray | None) -> Measure:
+    """Make the measure of the stages that predict text: `val/loss` and, with the bytes of each token, `val/bpb`.
+
+    Args:
+        data: gives the validation batches.
+        token_bytes: (V,); None measures the loss alone.
+    """
+
+    def measure(module: Any) -> dict[str, float]:
+        # model.forward, not model(...): validation shapes must not make the compiled training step compile again.
+        loss, bpb = evaluate_loss(module.model.forward, data.val_batches(), token_bytes, module.device)
+        return {"val/loss": loss} | ({} if bpb is None else {"val/bpb": bpb})
+
+    return measure
+
+
 class Validation(Callback):
     """Measure the fixed validation set at step 0, on the timetable and at the end; save first, then measure.
 
     Args:
-        data: gives the validation batches.
-        token_bytes: (V,) bytes of each token, for bits per byte; None logs the loss alone.
+        measure: gives the figures of a module, the same on every rank.
         checkpoints: saves before, and keeps the best after.
         every_steps: cadence; None = at the end only.
+        best: the figure that tells which checkpoint is the best.
+        higher_is_better: in which direction.
     """
 
     def __init__(
-        self, data: StepBatches, token_bytes: np.ndarray | None, checkpoints: Checkpoints, every_steps: int | None
+        self,
+        measure: Measure,
+        checkpoints: Checkpoints,
+        every_steps: int | None,
+        best: str = "val/loss",
+        higher_is_better: bool = False,
     ) -> None:
-        self.data = data
-        self.token_bytes = token_bytes
+        self.measure = measure
+        self.best = best
+        self.higher_is_better = higher_is_better
         self.checkpoints = checkpoints
         self.every_steps = every_steps
         self.latest: dict[str, float] = {}
@@ -74,12 +102,10 @@ class Validation(Callback):
             self.checkpoints.save(trainer)
         model = pl_module.model
         model.eval()
-        # model.forward, not model(...): validation shapes must not make the compiled training step compile again.
-        loss, bpb = evaluate_loss(model.forward, self.data.val_batches(), self.token_bytes, pl_module.device)
+        self.latest = self.measure(pl_module)
         model.train()
-        self.latest = {"val/loss": loss} | ({} if bpb is None else {"val/bpb": bpb})
         self._measured_step = step
-        best = step > 0 and self.checkpoints.consider(trainer, loss if bpb is None else bpb)
+        best = step > 0 and self.checkpoints.consider(trainer, self.latest[self.best], self.higher_is_better)
         log_metrics(trainer, self.latest, step)
         self.seconds += time.perf_counter() - begin
         text = " | ".join(f"{name} {value:.4f}" for name, value in self.latest.items())
@@ -135,17 +161,20 @@ class Progress(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step - 1
-        count = batch.tokens * trainer.world_size  # of conversations an estimate: ranks get as many, of other lengths
+        count = (
+            outputs["tokens"] * trainer.world_size
+        )  # of conversations an estimate: ranks get as many, of other lengths
         self.tokens += count
         self._since_tokens += count
         self._since_steps += 1
         if step % self.every_steps and step + 1 != trainer.max_steps:
             return
         # Ranks hold means over their own part, scaled so that their mean is the step's loss: one packed reduction.
-        figures = torch.stack(
-            [outputs["loss"].float(), torch.as_tensor(outputs["grad_norm"]).float().to(outputs["loss"].device)]
-        )
-        loss, grad_norm = trainer.strategy.reduce(figures, reduce_op="mean").tolist()
+        epoch = getattr(batch, "epoch", None)
+        own = outputs["figures"] | ({} if epoch is None else {"epoch": epoch})
+        values = (outputs["loss"], outputs["grad_norm"], *own.values())
+        figures = torch.stack([torch.as_tensor(value).float().to(outputs["loss"].device) for value in values])
+        loss, grad_norm, *means = trainer.strategy.reduce(figures, reduce_op="mean").tolist()
         seconds = time.perf_counter() - self._mark - (self.validation.seconds - self._paused)
         self.seconds += seconds
         speed = self._since_tokens / max(seconds, 1e-9)
@@ -160,6 +189,7 @@ class Progress(Callback):
             "tokens": self.tokens,
             "total_training_flops": float(self.tokens) * self.flops_per_token,
             "total_training_time": self.seconds,
+            **dict(zip(own, means, strict=True)),
         }
         if self.peak_flops:
             self.latest["train/mfu"] = 100 * speed * self.flops_per_token / (self.peak_flops * trainer.world_size)
@@ -172,8 +202,9 @@ class Progress(Callback):
         now = self.latest
         eta = (num_steps - step - 1) * now["train/dt"]
         mfu = f"{now['train/mfu']:.1f}%" if "train/mfu" in now else "-"
+        reward = f"reward {now['reward']:.4f} | " if "reward" in now else ""
         return (
-            f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {now['train/loss']:.4f} | "
+            f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {now['train/loss']:.4f} | {reward}"
             f"lrm {now['train/lrm']:.2f} | dt {1000 * now['train/dt']:.0f} ms | "
             f"tok/s {now['train/tok_per_sec']:,.0f} | mfu {mfu} | eta {int(eta) // 60}m{int(eta) % 60:02d}s"
         )
@@ -197,6 +228,7 @@ class Bar(RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         now = self.figures.latest
         figures = {"loss": f"{now['train/loss']:.3f}", "tok/s": f"{now['train/tok_per_sec']:,.0f}"} if now else {}
+        figures |= {"reward": f"{now['reward']:.3f}"} if "reward" in now else {}
         return figures | {key: f"{value:.4f}" for key, value in self.figures.validation.latest.items()}
 
 

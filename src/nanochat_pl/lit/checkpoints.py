@@ -1,7 +1,7 @@
 """When and how a run is saved: on a timetable, before evaluations, when told to stop, and never half.
 
 Files in `checkpoints/`: `step_000300.ckpt` every n steps (the newest k are kept), `last.ckpt` (always the newest
-state) and `best.ckpt` (lowest validation figure). Each is written beside its place, flushed to disk and renamed, so
+state) and `best.ckpt` (best validation figure). Each is written beside its place, flushed to disk and renamed, so
 a kill at any moment leaves the previous file whole. Signals only raise a flag: the save happens between two steps,
 where the state is consistent.
 """
@@ -193,9 +193,11 @@ class Checkpoints(Callback):
             for old in files[: -self.keep]:
                 old.unlink()
 
-    def consider(self, trainer: L.Trainer, figure: float) -> bool:
-        """Make the state just saved the best one if `figure` (lower is better) says so."""
-        if math.isnan(figure) or (self.best is not None and not figure < self.best):
+    def consider(self, trainer: L.Trainer, figure: float, higher_is_better: bool = False) -> bool:
+        """Make the state just saved the best one if `figure` says so."""
+        if math.isnan(figure):
+            return False
+        if self.best is not None and not (figure > self.best if higher_is_better else figure < self.best):
             return False
         self.best, self.best_step = figure, trainer.global_step
         if trainer.is_global_zero and self.saved_step == trainer.global_step:

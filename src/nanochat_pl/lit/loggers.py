@@ -106,7 +106,7 @@ def weights_and_biases(project: str, name: str, offline: bool, folder: str = "."
     run = logger.experiment
     if isinstance(getattr(run, "id", None), str):
         write_atomically(note, run.id + "\n")
-    for pattern in ("train/*", "val/*"):
+    for pattern in ("train/*", "val/*", "rl/*", "pass@*", "reward", "sequence_length"):
         run.define_metric(pattern, step_metric="step")
     return logger
 

@@ -58,6 +58,10 @@ class LanguageModel(L.LightningModule):
             for group, wanted in zip(optimizer.param_groups, settings):
                 group.update(wanted)
 
+    def prepare(self, batch: Any) -> Any:
+        """Turn what the data module gave into what `losses` reads; reinforcement learning samples here."""
+        return batch
+
     def losses(self, batch: Batch) -> Iterator[Tensor]:
         """Yield one loss per micro-batch; over micro-batches and ranks they add up to the step's mean.
 
@@ -75,9 +79,14 @@ class LanguageModel(L.LightningModule):
             positions = None if batch.positions is None else batch.positions[a]
             yield self.model(batch.inputs[a], batch.targets[a], positions, reduction="sum") * scale
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
+        """Give what a stage logs beside loss and gradient norm: numbers whose mean over ranks is the step's figure."""
+        return {}
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Take one optimizer step; give its mean loss over micro-batches and the gradient norm before clipping."""
         step = self.trainer.global_step
+        batch = self.prepare(batch)
         muon, adamw = self.optimizers()  # type: ignore[misc]
         lrm = set_schedule((muon.optimizer, adamw.optimizer), step, self.num_steps, self.optim)
         last = len(batch.inputs) - 1
@@ -96,7 +105,7 @@ class LanguageModel(L.LightningModule):
             muon.optimizer.step()
             adamw.step()
         self.model.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm, "lrm": lrm}
+        return {"loss": total, "grad_norm": norm, "lrm": lrm, "tokens": batch.tokens, "figures": self.figures()}
 
     def _synchronised(self, sync: bool) -> contextlib.AbstractContextManager:
         """Average gradients over ranks in the last backward of a step only."""

@@ -64,6 +64,8 @@ def check_stage(cfg: TrainConfig) -> None:
                 f"stage.num_epochs={value}: a pass over a text stream is not counted; stage=base takes "
                 "stage.num_steps, stage.tokens_per_param or stage.target_flops"
             )
+    elif stage.name == StageName.rl:
+        check_rl(cfg, world)
     else:
         rows = stage.total_batch_rows
         if rows is None or stage.total_batch_tokens is not None:
@@ -82,6 +84,36 @@ def check_stage(cfg: TrainConfig) -> None:
             raise ValueError(
                 f"stage={stage.name} trains on conversations; give stage.num_epochs or stage.num_steps, not {name}"
             )
+
+
+def check_rl(cfg: TrainConfig, world: int) -> None:
+    """Check the numbers of stage=rl against each other.
+
+    Raises:
+        ValueError: with the arithmetic and the remedy.
+    """
+    stage, rl = cfg.stage, cfg.rl
+    if stage.total_batch_tokens is not None or stage.total_batch_rows is not None:
+        raise ValueError(
+            "stage=rl counts its batch in questions: rl.prompts_per_step, each answered rl.num_samples times; set "
+            "stage.total_batch_tokens=null and stage.total_batch_rows=null"
+        )
+    if stage.horizon[0] in ("tokens_per_param", "target_flops"):
+        raise ValueError(
+            f"stage=rl trains on questions; give stage.num_epochs or stage.num_steps, not {stage.horizon[0]}"
+        )
+    unit = world * rl.steps_per_rollout
+    if rl.prompts_per_step % unit:
+        near = max(1, round(rl.prompts_per_step / unit)) * unit
+        raise ValueError(
+            f"rl.prompts_per_step={rl.prompts_per_step} is not a multiple of {world} ranks x rl.steps_per_rollout "
+            f"{rl.steps_per_rollout} = {unit}; set rl.prompts_per_step={near}"
+        )
+    if rl.max_new_tokens >= stage.sequence_len:
+        raise ValueError(
+            f"rl.max_new_tokens={rl.max_new_tokens} leaves no room for a question in stage.sequence_len="
+            f"{stage.sequence_len}; lower it, or raise stage.sequence_len"
+        )
 
 
 def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
@@ -183,5 +215,6 @@ def clear_run(folder: Path) -> None:
     """Throw away what an earlier run left in `folder` (force=true): its own files only."""
     for name in ("checkpoints", "eval", "tokenizer"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "summary.json", "log.txt", "config.yaml", "tokenizer.json", "wandb_run_id.txt"):
+    files = ("metrics.csv", "summary.json", "log.txt", "config.yaml", "tokenizer.json", "samples.jsonl")
+    for name in (*files, "wandb_run_id.txt"):
         (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,451 @@
+"""Reinforcement learning under Lightning: a batch of questions becomes a rollout, and that one or more updates.
+
+The pure part is `nanochat_pl.rl`. Here are the questions' data module, the module that samples before it trains, the
+measure pass@k, and the table of samples. What is left of a rollout and, with a KL term, the start weights travel in
+the checkpoint, so that a run resumes exactly at any step.
+"""
+
+import copy
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from nanochat_pl.data.batch import Cursor
+from nanochat_pl.engine_adapter import Engine
+from nanochat_pl.lit.datamodules import StepBatches
+from nanochat_pl.lit.module import LanguageModel
+from nanochat_pl.lit.schema import RLConfig, TrainConfig
+from nanochat_pl.paths import write_atomically
+from nanochat_pl.rl import (
+    Group,
+    MicroBatch,
+    Questions,
+    Sampling,
+    answer_questions,
+    figures,
+    micro_batches,
+    pass_at_k,
+    policy_loss,
+    roll_out,
+    sums,
+)
+from nanochat_pl.runtime import rank, world_size
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionBatch:
+    """The questions of a rollout, over all ranks, and which of its optimizer steps this is."""
+
+    questions: list[int]
+    part: int
+    cursor: Cursor
+
+    def to(self, device: Any) -> "QuestionBatch":
+        """Return itself: there is nothing to move."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutBatch:
+    """One rank's part of an optimizer step, sampled and weighed."""
+
+    inputs: list[MicroBatch]
+    tokens: int
+    num_tokens: int
+    """Trained tokens of the step over all ranks."""
+
+
+class QuestionBatches:
+    """Batches of shuffled questions, epoch after epoch, forever, from a cursor on; each rollout takes several batches.
+
+    Args:
+        usable: the questions' rows.
+        prompts_per_step: questions of a rollout over all ranks; what is left of an epoch is left out.
+        parts: optimizer steps of a rollout.
+        shuffle: False keeps the order in every epoch.
+        cursor: of a batch trained on; None = the beginning.
+
+    Raises:
+        ValueError: there are too few questions, or the cursor belongs to others.
+    """
+
+    def __init__(
+        self, usable: list[int], prompts_per_step: int, parts: int, seed: int, shuffle: bool, cursor: Cursor | None
+    ) -> None:
+        if prompts_per_step > len(usable):
+            raise ValueError(
+                f"rl.prompts_per_step={prompts_per_step} is more than the {len(usable)} questions there are; set "
+                f"rl.prompts_per_step={len(usable)} or lower, or add tasks"
+            )
+        self.usable, self.prompts_per_step, self.parts = usable, prompts_per_step, parts
+        self.seed, self.shuffle = seed, shuffle
+        here = {"num_rows": len(usable), "seed": seed}
+        if cursor is not None and cursor["part"]:
+            here |= {"prompts_per_step": prompts_per_step, "parts": parts}
+        for key, value in here.items():
+            if cursor is not None and cursor[key] != value:
+                raise ValueError(
+                    f"the run to resume was saved with {key}={cursor[key]} of its questions or rollouts, now it is "
+                    f"{value}; give it the same, or start a new run with resume=null"
+                )
+        self.start = (cursor["epoch"], cursor["row"], cursor["part"]) if cursor else (0, 0, 0)
+
+    def __iter__(self) -> Iterator[QuestionBatch]:
+        epoch, row, part = self.start
+        while True:
+            order = np.array(self.usable)
+            if self.shuffle:
+                order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            while row + self.prompts_per_step <= len(order):
+                questions = order[row : row + self.prompts_per_step].tolist()
+                for now in range(part, self.parts):
+                    last = now + 1 == self.parts
+                    cursor = {
+                        "epoch": epoch,
+                        "row": row + self.prompts_per_step * last,
+                        "part": 0 if last else now + 1,
+                        "parts": self.parts,
+                        "prompts_per_step": self.prompts_per_step,
+                        "num_rows": len(order),
+                        "seed": self.seed,
+                    }
+                    yield QuestionBatch(questions, now, cursor)
+                row, part = row + self.prompts_per_step, 0
+            epoch, row = epoch + 1, 0
+
+
+class PolicyModel(LanguageModel):
+    """Train on answers that the model itself samples.
+
+    Args:
+        model, optim, num_steps, log_every_steps, identity: see `LanguageModel`.
+        rl: the algorithm and its settings.
+        questions: what is asked and what answers are worth.
+        tokenizer: for the calculator and the end tokens.
+        device_batch: rows of a micro-batch.
+        seed: of the sampling.
+        engine_dtype: number format in which the engine computes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optim: Any,
+        num_steps: int,
+        log_every_steps: int,
+        identity: dict | None,
+        *,
+        rl: RLConfig,
+        questions: Questions,
+        tokenizer: Any,
+        device_batch: int,
+        seed: int,
+        engine_dtype: str,
+    ) -> None:
+        super().__init__(model, optim, num_steps, log_every_steps, identity)
+        self.rl = rl
+        self.questions = questions
+        self.tokenizer = tokenizer
+        self.device_batch = device_batch
+        self.seed = seed
+        self.engine_dtype = engine_dtype
+        self.groups: list[Group] = []
+        """This rank's part of the rollout in use, the parts still to be trained."""
+        self.example: Group | None = None
+        """The first group of the last rollout, for the table of samples."""
+        self._engine: Engine | None = None
+        self._reference: list[Any] = []  # in a list: not a submodule, so neither trained nor saved with the weights
+        self._rollout_figures: dict[str, float] = {}
+        self._loss_sums: dict[str, Tensor] = {}
+        self._seconds = {"sampling": 0.0, "all": 0.0}
+        self._restored: dict[str, Any] | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        rl = self.rl
+        return Sampling(rl.num_samples, rl.max_new_tokens, rl.temperature, rl.top_k, rl.rollout_batch)
+
+    def fresh_engine(self) -> Engine:
+        """Give the engine, with the weights of this moment."""
+        if self._engine is None:
+            stops = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
+            self._engine = Engine(self.model, stops, tokenizer=self.tokenizer, dtype=self.engine_dtype)
+        else:
+            self._engine.refresh()
+        return self._engine
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._restored is not None:
+            self._restore(self._restored)
+        if self.rl.kl_coef > 0 and not self._reference:
+            if self.trainer.global_step > 0:
+                raise ValueError(
+                    f"rl.kl_coef={self.rl.kl_coef} needs the start weights, which this run did not keep because it was "
+                    "started with rl.kl_coef=0; resume with rl.kl_coef=0 or start a new run"
+                )
+            self._keep_reference(self.model.state_dict())
+
+    def prepare(self, batch: QuestionBatch) -> RolloutBatch:
+        """Sample the answers of a rollout where one begins; lay out those of this optimizer step."""
+        self._begin = time.perf_counter()
+        if batch.part == 0:
+            self._roll_out(batch)
+        per_part = self.rl.prompts_per_step // self.rl.steps_per_rollout
+        now = [group for group in self.groups if group.slot // per_part == batch.part]
+        self.groups = [group for group in self.groups if group.slot // per_part > batch.part]
+        answers = [answer for group in now for answer in group.answers]
+        trained, count = self._total([sum(sum(a.mask) for a in answers), len(answers)])
+        tokens = sum(len(group.prompt) + len(a.tokens) - 1 for group in now for a in group.answers)
+        return RolloutBatch(list(self._lay(now, int(trained), int(count))), tokens, int(trained))
+
+    def _roll_out(self, batch: QuestionBatch) -> None:
+        asked = list(enumerate(batch.questions))[rank() :: world_size()]
+        step = self.trainer.global_step
+        rollout = roll_out(
+            self.fresh_engine(),
+            self.questions,
+            asked,
+            self.sampling,
+            algorithm=str(self.rl.algorithm),
+            max_resamples=self.rl.max_resamples,
+            seed=self.seed,
+            step=step,
+        )
+        self.groups = rollout.groups
+        self.example = rollout.groups[0]
+        self._seconds["sampling"] += rollout.seconds
+        *total, resampled, new_tokens = self._total([*sums(rollout.groups), rollout.resampled, rollout.new_tokens])
+        self._rollout_figures = figures(total)
+        if self.rl.algorithm == "dapo":
+            self._rollout_figures["rl/resampled"] = resampled
+        self._rollout_figures["rl/rollout_tok_per_sec"] = new_tokens / max(rollout.seconds, 1e-9)
+        if self.rl.steps_per_rollout > 1:
+            self._note_old(asked)
+
+    @torch.no_grad()
+    def _note_old(self, asked: list[tuple[int, int]]) -> None:
+        """Note the log-probabilities of what later updates will train on, by the very forward that they will use."""
+        if self.rl.algorithm not in ("grpo", "dapo"):
+            return
+        per_part = self.rl.prompts_per_step // self.rl.steps_per_rollout
+        for part in range(1, self.rl.steps_per_rollout):
+            groups = [group for group in self.groups if group.slot // per_part == part]
+            rows = sorted_rows(groups)
+            for micro in self._lay(groups, 1, 1):
+                logp = self._logp(self.model, micro.to(self.device)).cpu()
+                for values in logp:
+                    prompt, answer = next(rows)
+                    start = len(prompt) - 1
+                    answer.old = values[start : start + len(answer.tokens)].clone()
+
+    def _lay(self, groups: list[Group], num_tokens: int, num_answers: int) -> Iterator[MicroBatch]:
+        pad_id = self.tokenizer.special_id("<|assistant_end|>")
+        return micro_batches(groups, self.device_batch, pad_id, str(self.rl.algorithm), num_tokens, num_answers)
+
+    @staticmethod
+    def _logp(model: Any, batch: MicroBatch) -> Tensor:
+        return -model(batch.inputs, batch.targets, reduction="none")
+
+    def losses(self, batch: RolloutBatch) -> Iterator[Tensor]:  # type: ignore[override]
+        """Yield one loss per micro-batch; over micro-batches and ranks they add up to the step's loss."""
+        world = self.trainer.world_size
+        self._loss_sums = {}
+        for micro in batch.inputs:
+            micro = micro.to(self.device)
+            logp = self._logp(self.model, micro)
+            reference = None
+            if self._reference:
+                with torch.no_grad():
+                    reference = self._logp(self._reference[0], micro)
+            loss, found = policy_loss(
+                logp,
+                micro,
+                str(self.rl.algorithm),
+                clip_low=self.rl.clip_low,
+                clip_high=self.clip_high,
+                reference=reference,
+                kl_coef=self.rl.kl_coef,
+            )
+            for name, value in found.items():
+                share = value.float() * world / batch.num_tokens
+                self._loss_sums[name] = self._loss_sums.get(name, 0) + share
+            yield loss * world
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._seconds["all"] += time.perf_counter() - self._begin
+
+    @property
+    def clip_high(self) -> float:
+        """The upper clip in force."""
+        if self.rl.clip_high is not None:
+            return self.rl.clip_high
+        return 0.28 if self.rl.algorithm == "dapo" else self.rl.clip_low
+
+    def figures(self) -> dict[str, Any]:
+        """Give what to log beside loss and gradient norm; the mean over ranks is the step's figure."""
+        names = {"entropy": "rl/entropy", "clipped": "rl/clip_frac", "kl": "rl/kl"}
+        found = {names[key]: value for key, value in self._loss_sums.items()}
+        share = self._seconds["sampling"] / max(self._seconds["all"], 1e-9)
+        return self._rollout_figures | found | {"rl/sampling_frac": share}
+
+    def _total(self, values: list[float]) -> list[float]:
+        """Add numbers up over ranks."""
+        if world_size() == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def pass_at_k(self, val: Questions) -> dict[str, float]:
+        """Measure pass@1 to pass@val_samples as in training, and greedy answers; the same on every rank."""
+        engine, n = self.fresh_engine(), self.rl.val_samples
+        asked = [(slot, row, f"{self.seed}/val/{row}") for slot, row in enumerate(val.usable)]
+        asked = asked[rank() :: world_size()]
+        sampled = answer_questions(engine, val, asked, dataclasses.replace(self.sampling, num_samples=n))
+        greedy = answer_questions(
+            engine, val, asked, dataclasses.replace(self.sampling, num_samples=1, temperature=0.0)
+        )
+        right = [sum(answer.reward >= 1 for answer in group.answers) for group in sampled]
+        totals = [sum(pass_at_k(n, count, k) for count in right) for k in range(1, n + 1)]
+        totals.append(sum(group.answers[0].reward >= 1 for group in greedy))
+        names = [*(f"pass@{k}" for k in range(1, n + 1)), "pass@1_greedy"]
+        return {name: total / len(val.usable) for name, total in zip(names, self._total(totals), strict=True)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        states: list[Any] = [[dataclasses.asdict(group) for group in self.groups]]
+        if world_size() > 1:
+            states = [None] * world_size()
+            dist.all_gather_object(states, [dataclasses.asdict(group) for group in self.groups])
+        checkpoint["rollout"] = {
+            "groups": sorted((group for state in states for group in state), key=lambda group: group["slot"]),
+            "figures": self._rollout_figures,
+            "reference": self._reference[0].state_dict() if self._reference else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint["rollout"]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take up what was left of a rollout, whatever the number of ranks was, and the start weights."""
+        world = world_size()
+        self.groups = [Group.from_state(group) for group in state["groups"] if group["slot"] % world == rank()]
+        self._rollout_figures = state["figures"]
+        if state["reference"] is not None and self.rl.kl_coef > 0:
+            self._keep_reference(state["reference"])
+        self._restored = None
+
+    def _keep_reference(self, weights: Mapping[str, Tensor]) -> None:
+        """Keep a frozen copy of the start weights, in the compute dtype to which the model casts them anyway."""
+        reference = copy.deepcopy(self.model).to(self.model.compute_dtype).requires_grad_(False).eval()
+        reference.cos, reference.sin = self.model.cos, self.model.sin  # the tables keep their own dtype
+        reference.load_state_dict(weights)
+        self._reference = [reference]
+
+
+def sorted_rows(groups: list[Group]) -> Iterator[tuple[list[int], Any]]:
+    """Yield prompts and answers in the order in which `micro_batches` lays them."""
+    rows = [(group.prompt, answer) for group in groups for answer in group.answers]
+    return iter(sorted(rows, key=lambda row: -len(row[0]) - len(row[1].tokens)))
+
+
+class QuestionData(StepBatches):
+    """The questions that are trained on and those that pass@k is measured on.
+
+    Args:
+        train, val: questions with their rewards.
+        rl: how many make a rollout, and how many updates.
+        seed: of the order.
+
+    Raises:
+        ValueError: there are too few questions for one rollout.
+    """
+
+    def __init__(self, train: Questions, val: Questions, rl: RLConfig, seed: int) -> None:
+        def make(cursor: Cursor | None) -> QuestionBatches:
+            shuffle = not getattr(train.rows, "ordered", False)
+            return QuestionBatches(train.usable, rl.prompts_per_step, rl.steps_per_rollout, seed, shuffle, cursor)
+
+        make(None)
+        super().__init__(make, lambda: ())  # type: ignore[arg-type]
+        self.train, self.val = train, val
+        self.steps_per_epoch = len(train.usable) // rl.prompts_per_step * rl.steps_per_rollout
+
+    def measure(self, module: PolicyModel) -> dict[str, float]:
+        """Measure pass@k."""
+        return module.pass_at_k(self.val)
+
+
+def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) -> QuestionData:
+    """Make the data module of stage=rl.
+
+    Args:
+        rows, val_rows: mixtures; questions too long to leave room for an answer are left out.
+
+    Raises:
+        ValueError: a task cannot be graded, all questions are too long, or there are too few.
+    """
+    room = cfg.stage.sequence_len - cfg.rl.max_new_tokens
+    train, val = Questions(rows, tokenizer, room), Questions(val_rows, tokenizer, room, cfg.rl.val_questions)
+    for name, questions in (("training", train), ("validation", val)):
+        if questions.num_too_long:
+            log.warning(
+                "%d %s questions have more than %d tokens (stage.sequence_len - rl.max_new_tokens) and are left out",
+                questions.num_too_long,
+                name,
+                room,
+            )
+    return QuestionData(train, val, cfg.rl, cfg.seed)
+
+
+class Samples(Callback):
+    """Write the answers to one question of every logged step to samples.jsonl, and as a table to W&B.
+
+    Args:
+        path: the file; a line a question: step, question, answers with reward.
+        every_steps: the rhythm of the log.
+    """
+
+    def __init__(self, path: Path, every_steps: int) -> None:
+        self.path = path
+        self.every_steps = every_steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < trainer.global_step]
+            if len(kept) < len(lines):
+                write_atomically(self.path, "".join(kept))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: PolicyModel, outputs: Any, batch: QuestionBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step - 1
+        if not trainer.is_global_zero or batch.part or step % self.every_steps:
+            return
+        group = pl_module.example
+        rows = [
+            {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers
+        ]
+        line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for logger in trainer.loggers:
+            if type(logger).__name__ == "WandbLogger":
+                table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
+                logger.log_table("samples", columns=["step", "question", "answer", "reward"], data=table)
