@@ -3,17 +3,21 @@
 Packed (the default), the conversations of a step are laid into as few rows as fit, `positions` beginning again
 with each, so that attention stays inside a conversation and no answer is ever cut to make a row full. Padded,
 one conversation takes one row, as in nanochat's fine-tuning (2025-11). Both hold the same pairs of input and
-target, hence the same loss once it is divided by the supervised tokens of the step.
+target, hence the same loss once it is divided by the supervised tokens of the step. A conversation longer than a row is
+cut at its end, as in the original, or dropped: then the next one takes its place, so that a step is always full.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from nanochat_pl.data.background import compute_ahead
 from nanochat_pl.data.batch import IGNORE, Batch, Cursor
+from nanochat_pl.data.lengths import Lengths, Renderer, render
+from nanochat_pl.data.transcripts import check_rows
 
 __all__ = ["ConversationBatches", "conversation_batches", "num_steps"]
 
@@ -21,35 +25,35 @@ BATCHES_AHEAD = 2
 """Batches that lie ready beside the one in training."""
 
 
-class Renderer(Protocol):
-    """What this module asks of a tokenizer."""
-
-    def special_id(self, name: str) -> int: ...
-
-    def render_conversation(
-        self, conversation: Mapping[str, Any], max_tokens: int = 2048
-    ) -> tuple[list[int], list[int]]: ...
-
-
 class Example(NamedTuple):
     """One rendered conversation, shifted: at each input, `targets` is the next token or IGNORE."""
 
     inputs: np.ndarray
     targets: np.ndarray
-    truncated: bool
+    cut: bool
 
 
-def num_steps(rows: int, total_batch_rows: int, num_epochs: int) -> int:
+def num_steps(
+    rows: int,
+    total_batch_rows: int,
+    num_epochs: int,
+    lengths: Lengths | None = None,
+    sequence_len: int = 0,
+) -> int:
     """Return floor(rows / total_batch_rows) x num_epochs: the remainder of each epoch is left out.
+
+    Args:
+        rows: conversations there are.
+        lengths: given, those longer than a row of `sequence_len` are dropped, so an epoch has fewer.
 
     Raises:
         ValueError: if there are fewer rows than one step takes.
     """
-    if total_batch_rows > rows:
-        raise ValueError(
-            f"stage.total_batch_rows={total_batch_rows} is more than the {rows} conversations there are, so an epoch "
-            f"has {rows} // {total_batch_rows} = 0 steps; set stage.total_batch_rows={rows} or lower, or add data"
-        )
+    _check_enough(rows, total_batch_rows)
+    if lengths is not None:
+        kept = lengths.num_within(sequence_len + 1)
+        _check_kept(kept, rows, total_batch_rows, sequence_len)
+        rows = kept
     return rows // total_batch_rows * num_epochs
 
 
@@ -58,7 +62,9 @@ class ConversationBatches:
 
     Each epoch is a fresh permutation drawn from (seed, epoch); rank r takes every W-th conversation of a step from
     the r-th on, so the conversations of a step do not depend on the number of ranks. A conversation of more than
-    T+1 tokens is cut at its end. Packed, the number of micro-batches A differs from step to step and rank to rank.
+    T+1 tokens is cut at its end or dropped. Packed, the number of micro-batches A differs from step to step and rank
+    to rank. The cursor counts, over all ranks and resumed runs, how many conversations were `cut`, `dropped` or
+    `unsupervised` (without a token to learn from), each time that they came.
 
     Args:
         rows: conversations, `{"messages": [...]}` each.
@@ -67,14 +73,12 @@ class ConversationBatches:
         batch_rows: B, rows of a micro-batch.
         sequence_len: T, tokens of a row (padded: the most; rows are as long as the longest of the rank's step).
         packed: lay several conversations into a row.
+        drop_long: leave out conversations longer than a row instead of cutting them; every rank then renders those of
+            all ranks once, to know which.
         seed: of the order.
         shuffle: False keeps the order of the rows in every epoch (a curriculum).
         cursor: of a batch trained on; None = the beginning.
         num_workers: 0 = render in the consumer's thread, else in one background thread.
-
-    Attributes:
-        truncated: conversations met so far (each counted once) that were cut.
-        unsupervised: those among them that have no supervised token left.
 
     Raises:
         ValueError: if the numbers do not divide, there are too few rows, or the cursor has other rows or seed.
@@ -93,70 +97,74 @@ class ConversationBatches:
         packed: bool,
         seed: int,
         shuffle: bool = True,
+        drop_long: bool = False,
         cursor: Cursor | None = None,
         num_workers: int = 1,
     ) -> None:
-        num_steps(len(rows), total_batch_rows, 1)
+        _check_enough(len(rows), total_batch_rows)
         _check_shares(total_batch_rows, batch_rows, world_size, packed)
+        self._identity: Cursor = {"num_rows": len(rows), "seed": seed}
         if cursor is not None:
-            for key, value in (("num_rows", len(rows)), ("seed", seed)):
-                if cursor[key] != value:
-                    raise ValueError(
-                        f"the run to resume was made with {key}={cursor[key]} of the conversations, now it is {value}; "
-                        "give it the same conversations and seed, or start a new run with resume=null"
-                    )
+            check_rows(cursor, self._identity)
         self._rows = rows
         self._tokenizer = tokenizer
         self._total_batch_rows = total_batch_rows
         self._batch_rows, self._sequence_len = batch_rows, sequence_len
         self._rank, self._world_size = rank, world_size
         self._packed = packed
-        self._seed = seed
         self._shuffle = shuffle
+        self._drop_long = drop_long
+        self._too_long: dict[int, bool] = {}
         self._start = (cursor["epoch"], cursor["row"]) if cursor else (0, 0)
         self._num_workers = num_workers
-        self._truncated: set[int] = set()
-        self._unsupervised: set[int] = set()
-
-    @property
-    def truncated(self) -> int:
-        return len(self._truncated)
-
-    @property
-    def unsupervised(self) -> int:
-        return len(self._unsupervised)
+        counts = cursor.get("counts") if cursor else None
+        self._counts = dict(counts or {"cut": 0, "dropped": 0, "unsupervised": 0})
 
     def __iter__(self) -> Iterator[Batch]:
         steps = self._steps()
+        counts = dict(self._counts)
         ahead = BATCHES_AHEAD if self._num_workers else 0
-        for batch, cut in compute_ahead(lambda: self._assemble(*next(steps)), ahead, "render"):
-            # counted when a batch is handed out, so that the figures do not depend on what the thread is doing
-            self._truncated |= cut.keys()
-            self._unsupervised |= {row for row, supervised in cut.items() if not supervised}
-            yield batch
+        return compute_ahead(lambda: self._assemble(*next(steps), counts), ahead, "render")
 
-    def _steps(self) -> Iterator[tuple[list[int], Cursor]]:
-        """Yield the conversations of each step and the cursor behind them."""
-        epoch, row = self._start
+    def _steps(self) -> Iterator[tuple[list[int], int, Cursor]]:
+        """Yield the conversations of each step, how many were dropped on the way, and the cursor behind them."""
+        epoch, start = self._start
         total = self._total_batch_rows
+        dropped = 0
         while True:
             order = np.arange(len(self._rows))
             if self._shuffle:
-                order = np.random.default_rng([self._seed, epoch]).permutation(order)
-            while row + total <= len(order):
-                indices = order[row : row + total].tolist()
-                row += total
-                yield indices, {"epoch": epoch, "row": row, "num_rows": len(order), "seed": self._seed}
-            epoch, row = epoch + 1, 0
+                order = np.random.default_rng([self._identity["seed"], epoch]).permutation(order)
+            chosen: list[int] = []
+            for row, index in enumerate(order[start:].tolist(), start + 1):
+                if self._drop_long and self._is_too_long(index):
+                    dropped += 1
+                    continue
+                chosen.append(index)
+                if len(chosen) == total:
+                    yield chosen, dropped, {"epoch": epoch, "row": row, **self._identity}
+                    chosen, dropped = [], 0
+            if self._drop_long and len(self._too_long) == len(order):
+                _check_kept(len(order) - sum(self._too_long.values()), len(order), total, self._sequence_len)
+            epoch, start = epoch + 1, 0
 
-    def _assemble(self, indices: list[int], cursor: Cursor) -> tuple[Batch, dict[int, bool]]:
+    def _is_too_long(self, index: int) -> bool:
+        if index not in self._too_long:
+            ids, _ = render(self._rows, index, self._tokenizer, self._sequence_len + 2)
+            self._too_long[index] = len(ids) > self._sequence_len + 1
+        return self._too_long[index]
+
+    def _assemble(self, indices: list[int], dropped: int, cursor: Cursor, counts: dict[str, int]) -> Batch:
         ours = indices[self._rank :: self._world_size]
         examples = [_render(self._rows, index, self._tokenizer, self._sequence_len) for index in ours]
+        counts["cut"] += sum(example.cut for example in examples)
+        counts["unsupervised"] += sum(not (example.targets != IGNORE).any() for example in examples)
+        counts["dropped"] += dropped if self._rank == 0 else 0  # every rank drops the same
+        cursor["counts"] = dict(counts)
         pad_id = self._tokenizer.special_id("<|assistant_end|>")
         lay = _pack if self._packed else _pad
         batch = lay(examples, self._batch_rows, self._sequence_len, pad_id, cursor)
-        cut = {i: bool((e.targets != IGNORE).any()) for i, e in zip(ours, examples) if e.truncated}
-        return batch, cut
+        return replace(batch, epoch=cursor["epoch"] + cursor["row"] / cursor["num_rows"])
 
 
 def conversation_batches(
@@ -193,11 +201,8 @@ def conversation_batches(
 
 
 def _render(rows: Sequence[Mapping[str, Any]], index: int, tokenizer: Renderer, sequence_len: int) -> Example:
-    try:
-        # one token more than a row can use tells whether anything was cut
-        ids, mask = tokenizer.render_conversation(rows[index], max_tokens=sequence_len + 2)
-    except ValueError as error:
-        raise ValueError(f"conversation {index} cannot be rendered: {error}") from error
+    # one token more than a row can use tells whether anything was cut
+    ids, mask = render(rows, index, tokenizer, sequence_len + 2)
     kept = np.array(ids[: sequence_len + 1], dtype=np.int64)
     supervised = np.array(mask[1 : sequence_len + 1], dtype=bool)
     return Example(kept[:-1], np.where(supervised, kept[1:], IGNORE), len(ids) > sequence_len + 1)
@@ -250,6 +255,23 @@ def _pad(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_id
 
 def _num_tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.inputs) for example in examples)
+
+
+def _check_enough(rows: int, total_batch_rows: int) -> None:
+    if total_batch_rows > rows:
+        raise ValueError(
+            f"stage.total_batch_rows={total_batch_rows} is more than the {rows} conversations there are, so an epoch "
+            f"has {rows} // {total_batch_rows} = 0 steps; set stage.total_batch_rows={rows} or lower, or add data"
+        )
+
+
+def _check_kept(kept: int, rows: int, total_batch_rows: int, sequence_len: int) -> None:
+    if kept < total_batch_rows:
+        raise ValueError(
+            f"{kept} of {rows} conversations fit into stage.sequence_len={sequence_len}, fewer than the "
+            f"stage.total_batch_rows={total_batch_rows} of one step; raise stage.sequence_len, lower "
+            "stage.total_batch_rows, or set stage.long_conversations=cut"
+        )
 
 
 def _check_shares(total_batch_rows: int, batch_rows: int, world_size: int, packed: bool) -> None:

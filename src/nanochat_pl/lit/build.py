@@ -26,11 +26,19 @@ from nanochat_pl.checkpoint.lightning import (
     stored_tokenizer,
 )
 from nanochat_pl.data.conversations import num_steps as conversation_steps
+from nanochat_pl.data.lengths import Lengths, measure_lengths
 from nanochat_pl.data.parquet import Shards
+from nanochat_pl.data.transcripts import num_steps as transcript_steps
 from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
 from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, loss_measure
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
-from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data
+from nanochat_pl.lit.datamodules import (
+    ConversationCounts,
+    StepBatches,
+    conversation_data,
+    text_data,
+    transcript_data,
+)
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.preflight import (
@@ -43,9 +51,10 @@ from nanochat_pl.lit.preflight import (
     resume_file,
     start_arguments,
 )
+from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
 from nanochat_pl.lit.rl import PolicyModel, QuestionData, Samples, question_data
-from nanochat_pl.lit.schema import RLConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import LongConversations, RLConfig, StageName, TrainConfig
 from nanochat_pl.lit.tokenizers import find_tokenizer, train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.config import Architecture, GPTConfig
@@ -124,8 +133,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         cfg.stage.keep_checkpoints,
         cfg.trainer.stop_after_steps,
     )
-    text_stage = cfg.stage.name == StageName.base
-    token_bytes = start.tokenizer.token_bytes() if text_stage else None
+    token_bytes = start.tokenizer.token_bytes() if cfg.stage.counts_tokens else None
     if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
         log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
     every = cfg.stage.val_every_steps
@@ -151,9 +159,10 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         "device": str(device),
         "compute_dtype": str(dtype).removeprefix("torch."),
         "compiled": compiled,
+        "inputs": inputs_of(cfg, folder, resume),
     }
     summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
-    callbacks: list[L.Callback] = [progress, checkpoints, validation, summary]
+    callbacks: list[L.Callback] = [progress, checkpoints, validation, ConversationCounts(data, facts), summary]
     if isinstance(data, QuestionData):
         callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
     callbacks += [make(spec) for spec in cfg.callbacks.values()]
@@ -233,6 +242,14 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
     return Start(config, tokenizer, weights, origin)
 
 
+def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None) -> dict[str, Any]:
+    """Describe what the run is made from; a run that resumes in its own folder says what it said when it began."""
+    summary = folder / "summary.json"
+    if resume is not None and summary.is_file():
+        return json.loads(summary.read_text()).get("inputs") or {}
+    return run_inputs(cfg)
+
+
 def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
     """Say which architecture settings have no effect, because the weights were trained with others."""
     for field in dataclasses.fields(Architecture):
@@ -296,10 +313,17 @@ def build_data(
         rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
         questions = question_data(rows, val_rows, tokenizer, cfg)
         return questions, int(value) * (1 if name == "num_steps" else questions.steps_per_epoch)
-    assert stage.total_batch_rows is not None
     rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
-    check_room(rows, tokenizer, stage.sequence_len)
-    steps = int(value) if name == "num_steps" else conversation_steps(len(rows), stage.total_batch_rows, int(value))
+    if stage.counts_tokens:
+        return build_transcripts(cfg, tokenizer, rows, val_rows)
+    assert stage.total_batch_rows is not None
+    drop_long = stage.long_conversations == LongConversations.drop
+    check_room(rows, tokenizer, stage.sequence_len, drop_long)
+    if name == "num_steps":
+        steps = int(value)
+    else:
+        lengths = epoch_lengths(cfg, rows, tokenizer) if drop_long else None
+        steps = conversation_steps(len(rows), stage.total_batch_rows, int(value), lengths, stage.sequence_len)
     data = conversation_data(
         rows,
         val_rows,
@@ -308,6 +332,7 @@ def build_data(
         device_batch=stage.device_batch,
         sequence_len=stage.sequence_len,
         packed=stage.packed,
+        drop_long=drop_long,
         seed=cfg.seed,
         num_val_rows=stage.val_rows,
         num_workers=cfg.data.num_workers,
@@ -315,7 +340,41 @@ def build_data(
     return data, steps
 
 
-def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int) -> None:
+def build_transcripts(cfg: TrainConfig, tokenizer: Tokenizer, rows: Any, val_rows: Any) -> tuple[StepBatches, int]:
+    """Make the data module of a stage that reads conversations as text, and settle its number of steps."""
+    stage = cfg.stage
+    assert stage.total_batch_tokens is not None
+    name, value = stage.horizon
+    packing = {
+        "device_batch": stage.device_batch,
+        "sequence_len": stage.sequence_len,
+        "micro_batches": batch_micro_batches(cfg),
+        "packing": str(cfg.data.packing),
+    }
+    data = transcript_data(
+        rows,
+        val_rows,
+        tokenizer,
+        **packing,
+        logical_shards=cfg.data.logical_shards,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+        val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
+    )
+    if name == "num_steps":
+        return data, int(value)
+    packing["batch_rows"] = packing.pop("device_batch")
+    return data, transcript_steps(epoch_lengths(cfg, rows, tokenizer), **packing, num_epochs=int(value))
+
+
+def epoch_lengths(cfg: TrainConfig, rows: Any, tokenizer: Tokenizer) -> Lengths:
+    """Measure the conversations of an epoch, and say how."""
+    lengths = measure_lengths(rows, tokenizer, cfg.seed, cfg.data.num_workers)
+    log.info("an epoch has %s tokens (%s)", f"{lengths.total:,}", lengths.method)
+    return lengths
+
+
+def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bool = False) -> None:
     """Refuse rows so short that they cut the answers away; warn where some are.
 
     Raises:
@@ -332,11 +391,12 @@ def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int) -> None:
         )
     if cut:
         log.warning(
-            "%d of the first %d conversations are longer than stage.sequence_len=%d (up to %d tokens) and are cut",
+            "%d of the first %d conversations are longer than stage.sequence_len=%d (up to %d tokens) and are %s",
             cut,
             len(sample),
             sequence_len,
             longest,
+            "dropped" if drop_long else "cut",
         )
 
 
@@ -357,9 +417,7 @@ def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:
         ValueError: there are none.
     """
     if not specs:
-        raise ValueError(
-            f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=sft"
-        )
+        raise ValueError(f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=sft")
     return Mixture({name: make(spec) for name, spec in specs.items()}, seed=cfg.seed)
 
 

@@ -4,18 +4,23 @@ The cursor travels inside each batch. What a checkpoint stores is therefore the 
 trained, not of one that a prefetcher has already taken; it is gathered from all ranks, because only rank 0 writes.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.data.batch import Batch, merge_cursors
 from nanochat_pl.data.conversations import ConversationBatches, conversation_batches
-from nanochat_pl.data.packing import TokenBatches
+from nanochat_pl.data.packing import PackedBatches, TokenBatches
 from nanochat_pl.data.parquet import read_footer
+from nanochat_pl.data.transcripts import Transcripts, transcript_batches
 from nanochat_pl.runtime import rank, world_size
+
+log = logging.getLogger(__name__)
 
 
 class StepBatches(L.LightningDataModule):
@@ -60,6 +65,28 @@ class StepBatches(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.cursor = state_dict.get("cursor")
+        if rank() and self.cursor and "counts" in self.cursor:  # the first rank goes on from the sums of all
+            self.cursor = {**self.cursor, "counts": dict.fromkeys(self.cursor["counts"], 0)}
+
+
+class ConversationCounts(Callback):
+    """Say at the end how many conversations were cut, dropped or had nothing to learn from, earlier runs included.
+
+    Args:
+        data: the conversations' data module.
+        facts: of the summary; gets an entry `conversations`.
+    """
+
+    def __init__(self, data: StepBatches, facts: dict[str, Any]) -> None:
+        self.data = data
+        self.facts = facts
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counts = self.data.state_dict().get("cursor", {}).get("counts")
+        if counts is None:
+            return
+        self.facts["conversations"] = counts
+        log.info("conversations: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
 
 
 class _Stream:
@@ -133,6 +160,62 @@ def text_data(
     return StepBatches(train, validation)
 
 
+def transcript_data(
+    rows: Any,
+    val_rows: Any,
+    tokenizer: Any,
+    *,
+    device_batch: int,
+    sequence_len: int,
+    micro_batches: int,
+    logical_shards: int | None,
+    num_workers: int,
+    packing: str,
+    seed: int,
+    val_tokens: int,
+) -> StepBatches:
+    """Make the data module of the stages that read conversations as a stream of tokens.
+
+    Args:
+        rows: training conversations, a sequence.
+        val_rows: validation conversations; the first ones in order, `val_tokens` long, are the fixed validation set.
+        micro_batches, logical_shards: see `text_data`.
+    """
+    transcripts = Transcripts(rows, tokenizer, seed=seed, shuffle=not getattr(rows, "ordered", False))
+    laid: list[list[Batch]] = []  # once, at the first validation
+
+    def train(cursor: dict | None) -> PackedBatches:
+        return PackedBatches(
+            transcripts,
+            batch_rows=device_batch,
+            sequence_len=sequence_len,
+            micro_batches=micro_batches,
+            logical_shards=logical_shards or (cursor["logical_shards"] if cursor else world_size()),
+            rank=rank(),
+            world_size=world_size(),
+            num_workers=num_workers,
+            cursor=cursor,
+            packing=packing,
+        )
+
+    def validation() -> list[Batch]:
+        if not laid:
+            batches = transcript_batches(
+                val_rows,
+                tokenizer,
+                val_tokens=val_tokens,
+                batch_rows=device_batch,
+                sequence_len=sequence_len,
+                rank=rank(),
+                world_size=world_size(),
+                packing=packing,
+            )
+            laid.append(batches)
+        return laid[0]
+
+    return StepBatches(train, validation)
+
+
 def conversation_data(
     rows: Any,
     val_rows: Any,
@@ -142,11 +225,12 @@ def conversation_data(
     device_batch: int,
     sequence_len: int,
     packed: bool,
+    drop_long: bool,
     seed: int,
     num_val_rows: int | None,
     num_workers: int,
 ) -> StepBatches:
-    """Make the data module of the stages that read conversations.
+    """Make the data module of the stages that learn from the assistant's words alone.
 
     Args:
         rows: training conversations, a sequence.
@@ -164,6 +248,7 @@ def conversation_data(
             rank=rank(),
             world_size=world_size(),
             packed=packed,
+            drop_long=drop_long,
             seed=seed,
             shuffle=not getattr(rows, "ordered", False),
             cursor=cursor,

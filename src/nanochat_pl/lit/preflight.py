@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, LongConversations, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
@@ -34,7 +34,7 @@ def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
 
 
 def batch_micro_batches(cfg: TrainConfig) -> int:
-    """Give the micro-batches of one optimizer step over all ranks (stages that read text).
+    """Give the micro-batches of one optimizer step over all ranks (stages whose batch counts tokens).
 
     Raises:
         ValueError: they do not divide, or the stage's batch is given in the wrong unit.
@@ -54,12 +54,27 @@ def check_stage(cfg: TrainConfig) -> None:
     """
     stage, world = cfg.stage, cfg.trainer.devices * cfg.trainer.num_nodes
     name, value = stage.horizon
-    if stage.name == StageName.base:
-        model_config(cfg, cfg.tokenizer.vocab_size)
+    if name in ("tokens_per_param", "target_flops") and stage.name != StageName.base:
+        raise ValueError(
+            f"stage={stage.name} trains on conversations; give stage.num_epochs or stage.num_steps, not {name}"
+        )
+    if stage.counts_tokens:
+        if stage.name == StageName.base:
+            model_config(cfg, cfg.tokenizer.vocab_size)
         batch_micro_batches(cfg)
         if stage.total_batch_rows is not None:
-            raise ValueError("stage.total_batch_rows counts conversations; stage=base takes stage.total_batch_tokens")
-        if name == "num_epochs":
+            raise ValueError(
+                f"stage.total_batch_rows counts conversations; stage={stage.name} takes stage.total_batch_tokens"
+            )
+        if stage.val_rows is not None:
+            raise ValueError(f"stage.val_rows counts conversations; stage={stage.name} takes stage.val_tokens")
+        if not stage.packed or stage.long_conversations != LongConversations.cut:
+            raise ValueError(
+                f"stage.packed=false and stage.long_conversations=drop have no effect on stage={stage.name}, where "
+                "documents flow from row to row (data.packing=stream) or are cropped (data.packing=bestfit); leave "
+                "them out"
+            )
+        if name == "num_epochs" and stage.name == StageName.base:
             raise ValueError(
                 f"stage.num_epochs={value}: a pass over a text stream is not counted; stage=base takes "
                 "stage.num_steps, stage.tokens_per_param or stage.target_flops"
@@ -79,10 +94,6 @@ def check_stage(cfg: TrainConfig) -> None:
             raise ValueError(
                 f"stage.total_batch_rows={rows} is not a multiple of {what}; set stage.total_batch_rows="
                 f"{max(1, round(rows / unit)) * unit}" + ("" if stage.packed else " or another stage.device_batch")
-            )
-        if name in ("tokens_per_param", "target_flops"):
-            raise ValueError(
-                f"stage={stage.name} trains on conversations; give stage.num_epochs or stage.num_steps, not {name}"
             )
 
 
@@ -215,6 +226,13 @@ def clear_run(folder: Path) -> None:
     """Throw away what an earlier run left in `folder` (force=true): its own files only."""
     for name in ("checkpoints", "eval", "tokenizer"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    files = ("metrics.csv", "summary.json", "log.txt", "config.yaml", "tokenizer.json", "samples.jsonl")
-    for name in (*files, "wandb_run_id.txt"):
+    for name in (
+        "metrics.csv",
+        "summary.json",
+        "log.txt",
+        "config.yaml",
+        "tokenizer.json",
+        "wandb_run_id.txt",
+        "samples.jsonl",
+    ):
         (folder / name).unlink(missing_ok=True)

@@ -126,7 +126,7 @@ class StageConfig:
     packed: bool = True
     """Conversations share rows, with attention kept inside each; false pads one conversation a row (parity)."""
     long_conversations: LongConversations = LongConversations.cut
-    """Longer than a row: cut at its end, or dropped, with the next one in its place (stages that count conversations)."""
+    """Longer than a row: cut at its end, or dropped, another in its place (where the batch counts conversations)."""
     num_steps: int | None = None
     num_epochs: int | None = None
     tokens_per_param: float | None = None
@@ -158,6 +158,11 @@ class StageConfig:
             raise ValueError(
                 f"stage.default_horizon='{self.default_horizon}' must be <one of {', '.join(HORIZONS)}>=<value>"
             )
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Its data are one stream of tokens, all of them supervised: the batch counts tokens, not conversations."""
+        return self.name in (StageName.base, StageName.mid)
 
     @property
     def horizon(self) -> tuple[str, float]:
@@ -286,7 +291,9 @@ class RLConfig:
         positive(self, "rl", "prompts_per_step", "max_new_tokens", "top_k", "rollout_batch", "steps_per_rollout")
         positive(self, "rl", "temperature", "clip_low", "clip_high", "val_questions", "val_samples")
         if self.num_samples < 2:
-            raise ValueError(f"rl.num_samples={self.num_samples} leaves nothing to compare an answer with; set 2 or more")
+            raise ValueError(
+                f"rl.num_samples={self.num_samples} leaves nothing to compare an answer with; set 2 or more"
+            )
         if self.kl_coef < 0 or self.max_resamples < 0:
             raise ValueError(f"rl.kl_coef={self.kl_coef} and rl.max_resamples={self.max_resamples} must be 0 or more")
 

@@ -11,6 +11,7 @@ from filelock import FileLock
 from nanochat_pl.data.parquet import DocumentStream, read_documents
 from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.preflight import no_tokenizer
+from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.paths import run_dir, write_atomically
 from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
@@ -37,6 +38,7 @@ def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "train_seconds": round(seconds, 2),
         **rates,
+        "inputs": run_inputs(cfg),
     }
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     log.info(

@@ -1,0 +1,247 @@
+"""Conversations as documents: each begins with BOS, every token is supervised, and packing treats them as text.
+
+This is midtraining's data (nanochat, 2025-11). With packing `stream` a conversation longer than a row goes on in the
+next one, so nothing is cut; with `bestfit` rows begin with a conversation and what does not fit is cropped, as it is in
+text. Differs: epochs are shuffled anew and counted in conversations consumed, where the original read one fixed order.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanochat_pl.data.batch import IGNORE, Batch, Cursor
+from nanochat_pl.data.corpus import Tokens
+from nanochat_pl.data.lengths import Lengths, Renderer, render
+from nanochat_pl.data.packing import DocumentBuffer
+from nanochat_pl.data.parquet import Address
+
+__all__ = ["TranscriptStream", "Transcripts", "check_rows", "num_steps", "transcript_batches"]
+
+BLOCK_CONVERSATIONS = 32
+"""Rendered as one piece of work: some 10,000 tokens."""
+BUFFER_DOCUMENTS = 1000
+
+
+class Transcripts:
+    """The corpus of a set of conversations (see `nanochat_pl.data.corpus.Corpus`).
+
+    Logical shard s of L reads conversations s, s+L, … of each epoch's order. In an `Address`, file and row group are 0
+    and `doc` counts in the shard.
+
+    Args:
+        rows: conversations, `{"messages": [...]}` each.
+        tokenizer: any object with `bos_id` and `render_conversation`.
+        seed: of the order.
+        shuffle: False keeps the order of the rows in every epoch (a curriculum).
+    """
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Renderer, *, seed: int, shuffle: bool = True
+    ) -> None:
+        self.rows = rows
+        self._tokenizer = tokenizer
+        self.bos_id = tokenizer.bos_id
+        self.identity: Cursor = {"num_rows": len(rows), "seed": seed}
+        self._shuffle = shuffle
+        # shards are seldom an epoch apart; reading a buffer back may need the one before
+        self.order = functools.lru_cache(maxsize=4)(self._make_order)
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(len(self.rows))
+        return np.random.default_rng([self.identity["seed"], epoch]).permutation(len(self.rows))
+
+    def check(self, cursor: Cursor) -> None:
+        """Refuse a cursor of other conversations or another seed."""
+        check_rows(cursor, self.identity)
+
+    def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> "TranscriptStream":
+        """Give the conversations of one logical shard."""
+        return TranscriptStream(self, logical_shards, shard, place)
+
+    def encode(self, documents: list[int]) -> list[Tokens]:
+        """Render conversations, given by their numbers."""
+        return [np.array(render(self.rows, index, self._tokenizer)[0], np.int32) for index in documents]
+
+
+class TranscriptStream:
+    """The conversations of one logical shard, epoch after epoch, from any address on, as numbers of rows.
+
+    Raises:
+        ValueError: if the shard gets no conversation, or `place` is not one of its own.
+    """
+
+    def __init__(
+        self, transcripts: Transcripts, logical_shards: int, shard: int, place: Mapping[str, Any] | None
+    ) -> None:
+        self._transcripts = transcripts
+        self._dealt = slice(shard, None, logical_shards)
+        self.rows = len(range(len(transcripts.rows))[self._dealt])
+        if not self.rows:
+            raise ValueError(
+                f"logical shard {shard} of {logical_shards} gets none of the {len(transcripts.rows)} conversations; "
+                f"set data.logical_shards (and the number of devices) to {max(len(transcripts.rows), 1)} or lower"
+            )
+        self.start = Address(0, 0, 0, 0)
+        if place is not None:
+            self.start = Address(*(place[name] for name in Address._fields))
+            self._check(self.start)
+
+    def rows_before(self, address: Address) -> int:
+        """Count this shard's conversations before `address`, earlier epochs included."""
+        return address.epoch * self.rows + address.doc
+
+    def blocks(self) -> Iterator[tuple[Address, list[int]]]:
+        """Yield runs of consecutive conversations of one epoch, each with its first address."""
+        first = self.start.doc
+        for epoch in itertools.count(self.start.epoch):
+            ours = self._transcripts.order(epoch)[self._dealt]
+            for doc in range(first, len(ours), BLOCK_CONVERSATIONS):
+                yield Address(epoch, 0, 0, doc), ours[doc : doc + BLOCK_CONVERSATIONS].tolist()
+            first = 0
+
+    def following(self, address: Address) -> Address:
+        """Return the address of the shard's next conversation."""
+        if address.doc + 1 < self.rows:
+            return address._replace(doc=address.doc + 1)
+        return Address(address.epoch + 1, 0, 0, 0)
+
+    def read(self, addresses: Sequence[Address]) -> list[int]:
+        """Give the rows at single addresses."""
+        for address in addresses:
+            self._check(address)
+        return [int(self._transcripts.order(address.epoch)[self._dealt][address.doc]) for address in addresses]
+
+    def _check(self, address: Address) -> None:
+        if address.epoch < 0 or address[1:3] != (0, 0) or not 0 <= address.doc < self.rows:
+            raise ValueError(
+                f"position {address._asdict()} is no conversation of this logical shard; it was written for other "
+                "conversations or another data.logical_shards"
+            )
+
+
+def check_rows(cursor: Cursor, identity: Cursor) -> None:
+    """Raise ValueError unless a cursor was written for as many conversations and the same seed."""
+    for key, value in identity.items():
+        if cursor.get(key) != value:
+            raise ValueError(
+                f"the run to resume was made with {key}={cursor.get(key)} of the conversations, now it is {value}; "
+                "give it the same conversations and seed, or start a new run with resume=null"
+            )
+
+
+def num_steps(
+    lengths: Lengths, *, batch_rows: int, sequence_len: int, micro_batches: int, packing: str, num_epochs: int
+) -> int:
+    """Return the optimizer steps that take `num_epochs` times the conversations, rounded down.
+
+    With `bestfit` the packing is played through on the lengths alone, since it depends on them how much is cropped.
+
+    Raises:
+        ValueError: if that is less than one step.
+    """
+    if packing == "stream":
+        # a micro-batch uses up the one token more that is its last target
+        steps = lengths.total * num_epochs // (micro_batches * (batch_rows * sequence_len + 1))
+    else:
+        rows = _bestfit_rows(lengths.values, sequence_len + 1) * lengths.num_rows / len(lengths.values)
+        steps = int(rows * num_epochs // (micro_batches * batch_rows))
+    if steps < 1:
+        batch_tokens = micro_batches * batch_rows * sequence_len
+        raise ValueError(
+            f"stage.total_batch_tokens={batch_tokens} is more than {num_epochs} epochs of the {lengths.num_rows:,} "
+            f"conversations have ({lengths.total * num_epochs:,} tokens); lower stage.total_batch_tokens, set "
+            "stage.num_steps, or add data"
+        )
+    return steps
+
+
+def _bestfit_rows(lengths: np.ndarray, capacity: int) -> float:
+    """Count the rows that `bestfit` makes of one epoch, in the steady state of a buffer that is always full."""
+    buffer, address = DocumentBuffer(), Address(0, 0, 0, 0)
+    endless = itertools.cycle(np.random.default_rng(0).permutation(lengths).tolist())
+    fetched = rows = 0
+    while fetched - len(buffer) < len(lengths):
+        room = capacity
+        while room:
+            while len(buffer) < BUFFER_DOCUMENTS:
+                buffer.put(address, np.broadcast_to(np.int32(0), (next(endless),)))
+                fetched += 1
+            room -= len(buffer.take(room))
+        rows += 1
+    return rows * len(lengths) / (fetched - len(buffer))
+
+
+def transcript_batches(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Renderer,
+    *,
+    val_tokens: int,
+    batch_rows: int,
+    sequence_len: int,
+    rank: int,
+    world_size: int,
+    packing: str,
+) -> list[Batch]:
+    """Lay the first conversations, in order, into rows: a validation set that never changes.
+
+    It is `val_tokens` long, or what there is once; the last row is then filled up with nothing to learn. Micro-batch m
+    of all goes to rank m mod W, so that the text does not depend on the number of ranks; some may get one more.
+
+    Raises:
+        ValueError: if there are no conversations.
+    """
+    if not len(rows):
+        raise ValueError("there are no validation conversations; add a task under mixture.val_tasks")
+    capacity = sequence_len + 1
+    count = max(1, val_tokens // (batch_rows * sequence_len))
+    documents = (np.array(render(rows, index, tokenizer)[0], np.int32) for index in range(len(rows)))
+    laid = _stream_rows(documents, capacity) if packing == "stream" else _bestfit_laid(documents, capacity)
+    taken = list(itertools.islice(laid, count * batch_rows))
+    batches = []
+    for number, first in enumerate(range(0, len(taken), batch_rows)):
+        if number % world_size != rank:
+            continue
+        inputs = np.full((1, batch_rows, sequence_len), tokenizer.bos_id)
+        targets = np.full_like(inputs, IGNORE)
+        tokens = 0
+        for row, piece in enumerate(taken[first : first + batch_rows]):
+            length = len(piece) - 1
+            inputs[0, row, :length], targets[0, row, :length] = piece[:-1], piece[1:]
+            tokens += length
+        batches.append(Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens=tokens))
+    return batches
+
+
+def _stream_rows(documents: Iterable[Tokens], capacity: int) -> Iterator[Tokens]:
+    """Cut one stream of tokens into rows; each begins with the last token of the one before, its last target."""
+    held = np.empty(0, np.int32)
+    for tokens in documents:
+        held = np.concatenate([held, tokens])
+        while len(held) >= capacity:
+            yield held[:capacity]
+            held = held[capacity - 1 :]
+    if len(held) > 1:
+        yield held
+
+
+def _bestfit_laid(documents: Iterable[Tokens], capacity: int) -> Iterator[Tokens]:
+    """Lay documents into rows as `bestfit` does, until there are none."""
+    buffer, address, coming = DocumentBuffer(), Address(0, 0, 0, 0), iter(documents)
+    while True:
+        row: list[Tokens] = []
+        room = capacity
+        while room:
+            for tokens in itertools.islice(coming, BUFFER_DOCUMENTS - len(buffer)):
+                buffer.put(address, tokens)
+            if not len(buffer):
+                break
+            row.append(buffer.take(room))
+            room -= len(row[-1])
+        if sum(map(len, row)) < 2:
+            return
+        yield np.concatenate(row)

@@ -1,0 +1,106 @@
+"""What a run is made from, as fingerprints: start weights, tokenizer, data files.
+
+They are kept in summary.json, so that a chain can tell a finished stage that would come out the same from one whose
+inputs have changed since. Nothing here imports torch, and large files are not read whole: a checkpoint's table of
+contents holds a checksum of every tensor, a parquet file's footer the size of every column.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
+from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
+from nanochat_pl.paths import checkpoint_file, run_dir
+
+READ_WHOLE_BYTES = 16 * 2**20
+"""Files up to this size are read whole."""
+READ_ENDS_BYTES = 2**20
+"""Of larger ones, so much of the beginning and the end."""
+
+
+def run_inputs(cfg: TrainConfig) -> dict[str, Any]:
+    """Describe what a run of this config would be made from now; equal content gives equal descriptions.
+
+    Returns:
+        `start` (a checkpoint's fingerprint; None = from a seed), `tokenizer` (its fingerprint; None = the start
+        checkpoint's own, or yet to be made) and one entry for the text (`text`) or for each task (`tasks.<name>`).
+
+    Raises:
+        FileNotFoundError, ValueError: something is not there.
+    """
+    described: dict[str, Any] = {"start": None, "tokenizer": None}
+    if cfg.stage.name in (StageName.base, StageName.tokenizer):
+        shards = prepare_text(cfg.data, offline=True)
+        described["text"] = together({path.name: path for path in [*shards.train, shards.val]})
+    else:
+        if cfg.data.source == DataSource.microworld:
+            prepare_root(cfg.data)
+        for group, tasks in (("tasks", cfg.mixture.tasks), ("val_tasks", cfg.mixture.val_tasks)):
+            for name, spec in tasks.items():
+                if files := dict(task_files(spec)):
+                    described[f"{group}.{name}"] = together(files)
+    if cfg.stage.name == StageName.tokenizer:
+        return described
+    start = start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
+    if start is not None:
+        described["start"] = fingerprint(checkpoint_file(start))
+    else:
+        from nanochat_pl.tokenizer import Tokenizer
+
+        folder = Path(cfg.tokenizer.path or run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs))
+        described["tokenizer"] = Tokenizer.load(folder).fingerprint()[:16]
+    return described
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name what differs between two descriptions, for people."""
+    words = {"start": "the start weights", "tokenizer": "the tokenizer", "text": "the text shards"}
+    keys = dict.fromkeys([*then, *now])
+    return [words.get(key, f"the files of {key}") for key in keys if then.get(key) != now.get(key)]
+
+
+def task_files(spec: Any) -> Iterator[tuple[str, Path]]:
+    """List the files that a task's settings name, folders with all that is in them."""
+    if isinstance(spec, Mapping):
+        for key, value in spec.items():
+            if key != "formatted_dir":  # written by the task itself
+                yield from task_files(value)
+    elif isinstance(spec, list):
+        for value in spec:
+            yield from task_files(value)
+    elif isinstance(spec, str) and ("/" in spec or "." in spec) and Path(spec).exists():
+        path = Path(spec)
+        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        for file in found:
+            if not file.name.startswith("."):
+                yield str(file.relative_to(path.parent)), file
+
+
+def together(files: Mapping[str, Path]) -> str:
+    """Give one fingerprint of several files and their names."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        digest.update(f"{name} {fingerprint(path)}\n".encode())
+    return f"{len(files)} files {digest.hexdigest()[:16]}"
+
+
+def fingerprint(path: Path) -> str:
+    """Give 16 hex digits that change with the content of a file, whatever its name and date."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}".encode())
+    if zipfile.is_zipfile(path):  # a checkpoint
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                digest.update(f"{info.filename} {info.file_size} {info.CRC}\n".encode())
+        return digest.hexdigest()[:16]
+    with path.open("rb") as file:
+        if size <= READ_WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(READ_ENDS_BYTES))
+            file.seek(-READ_ENDS_BYTES, 2)
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
