@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_pl.data.microworld import write_microworld
-from nanochat_pl.tasks.base import Mixture, Task, question_only
+from nanochat_pl.tasks.base import Mixture, Sequence, Task, asked, overlap, question_only
 from nanochat_pl.tasks.chats import Chats
 from nanochat_pl.tasks.recall import Recall
 
@@ -74,6 +74,107 @@ def test_phases_follow_each_other_and_each_is_shuffled_by_itself():
     assert names[20:] != sorted(names[20:])
     early = Mixture({"early": tasks["early"]})
     assert said(mixture)[:20] == said(early)
+
+
+def test_a_cap_takes_what_there_is_and_a_stop_demands_it():
+    assert said(Numbers(at_most=3)) == said(Numbers())[:3] and len(Numbers(at_most=10_000)) == 10
+    assert said(Numbers(start=1, step=4, at_most=2, epochs=2)) == [("1", "0"), ("5", "0"), ("1", "1"), ("5", "1")]
+    with pytest.raises(ValueError, match="at_most=0"):
+        Numbers(at_most=0)
+
+
+@pytest.mark.parametrize(("epochs", "count"), [(0.3, 3), (0.25, 2), (1.0, 10), (2.5, 25), (1.99, 20)])
+def test_a_part_of_an_epoch_draws_rows_without_repetition(epochs, count):
+    task = Numbers(epochs=epochs)
+    rows = [int(row) for row, _ in said(task)]
+    assert len(task) == len(rows) == count and said(Numbers(epochs=epochs)) == said(task)
+    part = rows[10 * int(epochs) :]
+    assert rows[: 10 * int(epochs)] == list(range(10)) * int(epochs)
+    assert part == sorted(set(part)) and len(said(task)) == len(set(said(task)))
+
+
+def test_a_part_of_an_epoch_is_drawn_from_all_rows_not_cut_from_the_beginning():
+    class Many(Numbers):
+        num_rows = 1000
+
+    rows = [int(row) for row, _ in said(Many(epochs=0.1))]
+    assert len(rows) == 100 and min(rows) < 100 and max(rows) > 900
+
+
+def test_a_part_too_small_for_one_row_is_an_error():
+    with pytest.raises(ValueError, match="less than half a row"):
+        Numbers(epochs=0.01)
+
+
+class Sums(Numbers):
+    """Right is the row's number; a reward also counts trying."""
+
+    graded = True
+
+    def grade(self, conversation, completion):
+        return completion == conversation["messages"][0]["content"]
+
+    def reward(self, conversation, completion):
+        return 1.0 if self.grade(conversation, completion) else 0.1
+
+
+def test_what_has_no_right_answer_cannot_be_graded():
+    for task in (Numbers(), Mixture({"a": Numbers(), "b": Sums()})):
+        assert not task.graded
+    with pytest.raises(ValueError, match=r"Numbers cannot be graded.*ask or reward a task"):
+        Numbers().grade(Numbers()[0], "0")
+    with pytest.raises(ValueError, match="cannot be graded"):
+        Numbers().reward(Numbers()[0], "0")
+    with pytest.raises(ValueError, match="cannot be graded: it is no Task but a list"):
+        Mixture({"a": [{"messages": []}]}).grade({"task": "a"}, "")
+
+
+def test_a_mixture_hands_grading_on_to_the_task_a_conversation_is_from():
+    inner = Mixture({"sums": Sums(), "half": Sums(epochs=0.5)})
+    mixture = Mixture({"nested": inner, "sums": Sums(), "nothing": None})
+    assert mixture.graded and len(mixture) == 25
+    assert {c["task"] for c in mixture} == {"nested/sums", "nested/half", "sums"}
+    for conversation in mixture:
+        right = conversation["messages"][0]["content"]
+        assert mixture.grade(conversation, right) and not mixture.grade(conversation, "no")
+        assert [mixture.reward(conversation, text) for text in (right, "no")] == [1.0, 0.1]
+    with pytest.raises(ValueError, match="task is None, which is none of nested, sums"):
+        mixture.grade(Sums()[0], "0")
+
+
+def test_a_sequence_keeps_the_order_given_and_every_task_s_own():
+    tasks = {"first": Numbers(stop=3, epochs=2), "second": Numbers()}
+    course = Sequence({"first": tasks["first"], "none": None, "second": tasks["second"]})
+    assert said(course) == said(tasks["first"]) + said(tasks["second"]) and course.ordered
+    assert [c["task"] for c in Mixture({"course": course})][5:7] == ["course/first", "course/second"]
+    assert said(Mixture({"course": course})) == said(course)
+    with pytest.raises(ValueError, match="phase of late has no effect"):
+        Sequence({"late": Numbers(phase=1)})
+
+
+def test_items_left_out_of_a_mixture_are_the_only_ones_missing():
+    mixture = Mixture({"a": Sums(), "b": Sums(phase=1)})
+    fewer = mixture.without([0, 7, 19])
+    assert said(fewer) == [pair for i, pair in enumerate(said(mixture)) if i not in (0, 7, 19)]
+    assert len(mixture) == 20 and fewer.ordered and fewer.graded and fewer.grade(fewer[0], said(fewer)[0][0])
+
+
+def ask(text, **extras):
+    return {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": text}], **extras}
+
+
+def test_overlap_finds_questions_asked_again_whatever_their_case_spaces_or_order_of_choices():
+    choices = {"question": "Which swims?", "choices": ["a cod", "a crow"]}
+    rows = [
+        ask("How  many?\n"),
+        ask("Who?"),
+        ask("Which swims? 1", **choices),
+        ask("Which swims?", hint="Look.", **choices),
+    ]
+    others = [ask("HOW MANY?"), ask("unlike", question=" which Swims?", choices=["a crow", "A cod"]), ask("Why?")]
+    assert overlap(rows, others) == [0, 2]
+    assert overlap(rows, []) == [] and overlap(others, rows) == [0, 1]
+    assert asked({"messages": []}) == ""
 
 
 def test_question_only_leaves_the_answer_to_say():

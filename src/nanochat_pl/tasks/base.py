@@ -1,27 +1,47 @@
 """Tasks: sequences of conversations to train on or to ask.
 
-A task knows its rows and how to word each as a conversation: a plain dict with `messages` and, where it can be scored,
-what scoring needs. A task may word a row anew every epoch (other order of choices), so `epochs` belongs to the task:
-its length counts every epoch. A `Mixture` shuffles several tasks into one; sizes and epochs are the weights.
+A task knows its rows and how to word each as a conversation: a plain dict with `messages` and, where it can be graded,
+what grading needs. A task may word a row anew every epoch (other order of choices), so `epochs` belongs to the task:
+its length counts every epoch. A `Mixture` shuffles several tasks into one, a `Sequence` lays them end to end; sizes
+and epochs are the weights. `overlap` finds what would be trained on and asked.
 """
 
+import copy
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections import abc
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Self, TypedDict, overload
 
-__all__ = ["Conversation", "Mixture", "Task", "question_only"]
+__all__ = ["Conversation", "Mixture", "RowChoice", "Sequence", "Task", "asked", "overlap", "question_only"]
 
 Conversation = dict[str, Any]
-"""`{"messages": [{"role": ..., "content": ...}, ...]}` and extras for scoring."""
+"""`{"messages": [{"role": ..., "content": ...}, ...]}` and extras for grading."""
+
+_PART_SEED = 42
+"""Of the rows that a part of an epoch takes."""
 
 
-class Task(Sequence[Conversation]):
+class RowChoice(TypedDict, total=False):
+    """Which rows, how often, and when in a mixture: what a task's constructor hands on to `Task`, which explains it."""
+
+    start: int
+    stop: int | None
+    step: int
+    at_most: int | None
+    epochs: float
+    phase: int
+
+
+class Task(abc.Sequence[Conversation]):
     """A sequence of conversations: rows `start, start + step, ...` below `stop`, `epochs` times over.
 
     Args:
         start, stop, step: which rows of the data set, as in a slice; stop None = all.
-        epochs: how often the rows come; 2 weighs the task double in a mixture.
+        at_most: so many of these rows, or all where there are fewer (a cap, where `stop` is a demand); None = all.
+        epochs: how often the rows come, which is the task's weight in a mixture: 2 = every row twice, 0.3 = that
+            share of them, 2.5 = every row twice and half of them once more. What a part of an epoch takes is drawn by
+            chance, without repetition, the same rows each time.
         phase: place in a mixture's course: all of phase 0 comes before anything of phase 1.
 
     Raises:
@@ -30,21 +50,36 @@ class Task(Sequence[Conversation]):
 
     ordered = False
     """The order of the rows means something (a curriculum): whoever reads them must not shuffle."""
+    graded = False
+    """An answer can be right or wrong: `grade` works."""
 
-    def __init__(self, *, start: int = 0, stop: int | None = None, step: int = 1, epochs: int = 1, phase: int = 0):
+    def __init__(
+        self,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        step: int = 1,
+        at_most: int | None = None,
+        epochs: float = 1,
+        phase: int = 0,
+    ):
         stop = self.num_rows if stop is None else stop
-        if not 0 <= start <= stop or step < 1 or epochs < 1:
+        if not 0 <= start <= stop or step < 1 or epochs <= 0 or (at_most is not None and at_most < 1):
             raise ValueError(
-                f"start={start}, stop={stop}, step={step}, epochs={epochs} of {self.name} make no sense; "
-                "0 <= start <= stop, step >= 1 and epochs >= 1 are needed"
+                f"start={start}, stop={stop}, step={step}, at_most={at_most}, epochs={epochs} of {self.name} make no "
+                "sense; 0 <= start <= stop, step >= 1, at_most >= 1 and epochs > 0 are needed"
             )
         if stop > self.num_rows:
             raise ValueError(
                 f"{stop} rows of {self.name} were asked for and there are {self.num_rows}; "
-                f"set stop={self.num_rows} or null"
+                f"set stop={self.num_rows} or null, or at_most={stop} for what there is up to that"
             )
-        self._rows = range(start, stop, step)
-        self._epochs = epochs
+        self._rows = range(start, stop, step)[:at_most]
+        self._whole_epochs = int(epochs)
+        part = round((epochs - self._whole_epochs) * len(self._rows))
+        self._part = sorted(random.Random(_PART_SEED).sample(range(len(self._rows)), part))
+        if self._rows and not len(self):
+            raise ValueError(f"epochs={epochs} of the {len(self._rows)} rows of {self.name} is less than half a row")
         self.phase = phase
 
     @property
@@ -61,8 +96,31 @@ class Task(Sequence[Conversation]):
     def conversation(self, row: int, epoch: int) -> Conversation:
         """Word one row for its `epoch`-th reading (from 0); equal arguments give equal conversations."""
 
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether an answer is right.
+
+        Args:
+            conversation: one of this task's.
+            completion: what the assistant said, decoded; tool tokens stand in it by name.
+
+        Raises:
+            ValueError: if this task has nothing to grade by.
+        """
+        raise ValueError(
+            f"{self.name} cannot be graded: its conversations have no right answer; ask or reward a task that has one "
+            "(such as GSM8K or MMLU)"
+        )
+
+    def reward(self, conversation: Mapping[str, Any], completion: str) -> float:
+        """Return what reinforcement learning gives for an answer: 1 for a right one, else 0.
+
+        Raises:
+            ValueError: if this task has nothing to grade by.
+        """
+        return float(self.grade(conversation, completion))
+
     def __len__(self) -> int:
-        return len(self._rows) * self._epochs
+        return len(self._rows) * self._whole_epochs + len(self._part)
 
     @overload
     def __getitem__(self, index: int) -> Conversation: ...
@@ -72,6 +130,8 @@ class Task(Sequence[Conversation]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         epoch, position = divmod(range(len(self))[index], len(self._rows))
+        if epoch == self._whole_epochs:
+            position = self._part[position]
         return self.conversation(self._rows[position], epoch)
 
 
@@ -83,42 +143,106 @@ class Mixture(Task):
     ordered task keeps its order.
 
     Args:
-        tasks: name -> task.
+        tasks: name -> task; None = left out.
         seed: of the order.
 
     Raises:
         ValueError: if there are no tasks, or if a task whose order matters would be mixed with others.
     """
 
-    def __init__(self, tasks: Mapping[str, Sequence[Conversation]], seed: int = 42):
-        if not tasks:
+    def __init__(self, tasks: Mapping[str, abc.Sequence[Conversation] | None], seed: int = 42):
+        self._tasks = {name: task for name, task in tasks.items() if task is not None}
+        if not self._tasks:
             raise ValueError("a mixture needs at least one task; add one under mixture.tasks")
-        ordered = [name for name, task in tasks.items() if getattr(task, "ordered", False)]
-        if ordered and len(tasks) > 1:
+        self.graded = all(getattr(task, "graded", False) for task in self._tasks.values())
+        self._items = self._arrange(seed)
+        super().__init__()
+
+    def _arrange(self, seed: int) -> list[tuple[str, int]]:
+        ordered = [name for name, task in self._tasks.items() if getattr(task, "ordered", False)]
+        if ordered and len(self._tasks) > 1:
             raise ValueError(
-                f"the order of {', '.join(ordered)} matters (curriculum=true), and a mixture of {len(tasks)} tasks is "
-                "shuffled; set curriculum=false or train on that task alone"
+                f"the order of {', '.join(ordered)} matters (a curriculum), and a mixture of {len(self._tasks)} tasks "
+                "is shuffled; set curriculum=false, put them into a Sequence, or train on that task alone"
             )
-        self._tasks = dict(tasks)
-        self._items: list[tuple[str, int]] = []
-        phases = sorted({getattr(task, "phase", 0) for task in tasks.values()})
+        phases = sorted({getattr(task, "phase", 0) for task in self._tasks.values()})
+        arranged: list[tuple[str, int]] = []
         for phase in phases:
-            here = {name: task for name, task in tasks.items() if getattr(task, "phase", 0) == phase}
-            items = [(name, i) for name, task in here.items() for i in range(len(task))]
+            here = {name: task for name, task in self._tasks.items() if getattr(task, "phase", 0) == phase}
+            items = _items(here)
             if not ordered:
                 random.Random(seed).shuffle(items)
-            self._items += items
+            arranged += items
         self.ordered = bool(ordered) or len(phases) > 1
-        super().__init__()
+        return arranged
 
     @property
     def num_rows(self) -> int:
         return len(self._items)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
-        """Return the item and, as extra `task`, the name of the task it comes from."""
+        """Return the item and, as extra `task`, the name of the task it comes from (`outer/inner` where nested)."""
         name, item = self._items[row]
-        return {**self._tasks[name][item], "task": name}
+        member = self._tasks[name]
+        conversation = member[item]
+        path = f"{name}/{conversation['task']}" if isinstance(member, Mixture) else name
+        return {**conversation, "task": path}
+
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Let the task that the conversation comes from grade the answer."""
+        member, inner = self._member(conversation)
+        return member.grade(inner, completion)
+
+    def reward(self, conversation: Mapping[str, Any], completion: str) -> float:
+        """Let the task that the conversation comes from reward the answer."""
+        member, inner = self._member(conversation)
+        return member.reward(inner, completion)
+
+    def without(self, items: Collection[int]) -> Self:
+        """Return the same mixture less some of its items (indexes), the others in their order."""
+        fewer, dropped = copy.copy(self), set(items)
+        fewer._items = [item for index, item in enumerate(self._items) if index not in dropped]
+        Task.__init__(fewer)
+        return fewer
+
+    def _member(self, conversation: Mapping[str, Any]) -> tuple[Task, Conversation]:
+        path = str(conversation.get("task"))
+        for name, member in self._tasks.items():
+            if path == name or (isinstance(member, Mixture) and path.startswith(f"{name}/")):
+                if not isinstance(member, Task):
+                    raise ValueError(f"{name} cannot be graded: it is no Task but a {type(member).__name__}")
+                return member, {**conversation, "task": path.removeprefix(f"{name}/")}
+        raise ValueError(f"the conversation's task is {path}, which is none of {', '.join(self._tasks)}")
+
+
+class Sequence(Mixture):
+    """Several tasks one after another, in the order given, each in its own order: a curriculum, never shuffled.
+
+    Differs from phases: those follow each other too, but each is shuffled by itself.
+
+    Args:
+        tasks: name -> task; None = left out.
+
+    Raises:
+        ValueError: if there are no tasks, or one has a phase, which has no effect here.
+    """
+
+    def __init__(self, tasks: Mapping[str, abc.Sequence[Conversation] | None]):
+        super().__init__(tasks)
+
+    def _arrange(self, seed: int) -> list[tuple[str, int]]:
+        phased = [name for name, task in self._tasks.items() if getattr(task, "phase", 0)]
+        if phased:
+            raise ValueError(
+                f"the phase of {', '.join(phased)} has no effect in a Sequence, whose tasks come in the order given; "
+                "leave phase out and set the order"
+            )
+        self.ordered = True
+        return _items(self._tasks)
+
+
+def _items(tasks: Mapping[str, abc.Sequence[Conversation]]) -> list[tuple[str, int]]:
+    return [(name, item) for name, task in tasks.items() for item in range(len(task))]
 
 
 def question_only(conversation: Mapping[str, Any]) -> Conversation:
@@ -129,9 +253,32 @@ def question_only(conversation: Mapping[str, Any]) -> Conversation:
     Raises:
         ValueError: if the last turn is not the assistant's.
     """
-    *asked, last = conversation["messages"]
-    if last["role"] != "assistant" or not asked:
+    *before, last = conversation["messages"]
+    if last["role"] != "assistant" or not before:
         raise ValueError(
-            f"the last of {len(asked) + 1} messages is the {last['role']}'s; an answer to leave out is needed"
+            f"the last of {len(before) + 1} messages is the {last['role']}'s; an answer to leave out is needed"
         )
-    return {**conversation, "messages": [*asked, {"role": "assistant", "content": ""}]}
+    return {**conversation, "messages": [*before, {"role": "assistant", "content": ""}]}
+
+
+def asked(conversation: Mapping[str, Any]) -> str:
+    """Return what a conversation asks, case and white space folded: equal for the same question asked again.
+
+    That is the first thing the user says. Of a multiple-choice question (extras `question`, `choices`, perhaps `hint`)
+    it is hint, question and the set of choices, so that neither their order nor the wording around them counts.
+    """
+    if conversation.get("choices") and conversation.get("question"):
+        texts = [conversation.get("hint") or "", conversation["question"]]
+        choices = sorted(map(_fold, conversation["choices"]))
+        return "\n".join([*map(_fold, texts), *choices])
+    return _fold(next((m["content"] for m in conversation["messages"] if m["role"] == "user"), ""))
+
+
+def overlap(rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the indexes of those conversations of `rows` that ask what one of `others` asks (see `asked`)."""
+    questions = {asked(conversation) for conversation in others}
+    return [index for index, conversation in enumerate(rows) if asked(conversation) in questions]
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.split()).casefold()
