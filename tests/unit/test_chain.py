@@ -1,13 +1,24 @@
-"""Chains: a stage gets the signals that its chain gets, and time to save."""
+"""Chains: what is skipped and what is done again; a stage gets the signals that its chain gets, and time to save."""
 
+import json
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
-from nanochat_pl.cli.chain import run_command
+from nanochat_pl.cli import chain
+from nanochat_pl.cli.chain import EVALUATE, command_line, flat, in_hydra, plan_chain, run_chain, run_command
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir
+from nanochat_pl.lit.provenance import run_inputs
+from nanochat_pl.lit.schema import TrainConfig
+from nanochat_pl.paths import run_dir
+from nanochat_pl.tokenizer import Tokenizer
 
 SAVES = """
 import signal, sys, time
@@ -31,3 +42,172 @@ def test_a_stage_gets_the_signal_and_time_to_save(number: signal.Signals):
 
 def test_the_exit_code_of_a_killed_stage_is_a_shell_s():
     assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+
+
+def compose(overrides: list[str], folder: Path | None = None) -> TrainConfig:
+    return check(compose_checked("train", CommandLine(overrides, False, folder or config_dir()))[0], TrainConfig)
+
+
+def planned(overrides: list[str], folder: Path | None = None) -> dict[str, list[str]]:
+    return dict(plan_chain(compose(overrides, folder), overrides, folder))
+
+
+def test_each_stage_starts_from_the_one_before_it_and_the_first_from_what_is_asked(tmp_path: Path):
+    common = ["run_name=r", f"outputs={tmp_path}"]
+    plan = planned(["chain=[tokenizer,base,mid,sft,rl]", *common])
+    given = {stage: [a for a in arguments if a.startswith("init_from=")] for stage, arguments in plan.items()}
+    folders = {stage: f"init_from={tmp_path / stage / 'r'}" for stage in plan}
+    assert given == {
+        "tokenizer": [],
+        "base": [],
+        "mid": [folders["base"]],
+        "sft": [folders["mid"]],
+        "rl": [folders["sft"]],
+    }
+    plan = planned(["chain=[mid,sft]", "init_from=some/run", *common])
+    assert "init_from=some/run" in plan["mid"]
+    assert [a for a in plan["sft"] if a.startswith("init_from=")] == [folders["mid"]]
+
+
+def test_overrides_of_one_stage_reach_it_alone_groups_and_new_tasks_too(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    text = """
+    # @package _global_
+    run_name: r
+    chain: [mid, sft]
+    chain_overrides:
+      mid:
+        mixture: arithmetic
+        stage: {num_steps: 7}
+        optim: {grad_clip: null}
+      sft:
+        mixture:
+          tasks:
+            chats: {_target_: nanochat_pl.tasks.chats.Chats, path: 'a folder/with, signs', stop: 30}
+    """
+    lines = [line.removeprefix("    ") for line in text.strip("\n").splitlines()]
+    (tmp_path / "experiment" / "mine.yaml").write_text("\n".join(lines))
+    plan = planned(["experiment=mine"], tmp_path)
+    mid, sft = compose(plan["mid"], tmp_path), compose(plan["sft"], tmp_path)
+    assert (mid.stage.name, mid.stage.num_steps, mid.optim.grad_clip) == ("mid", 7, None)
+    assert [spec["_target_"] for spec in mid.mixture.tasks.values()] == ["nanochat_pl.tasks.arithmetic.Arithmetic"]
+    assert sft.stage.num_steps is None
+    assert sft.mixture.tasks["chats"]["path"] == "a folder/with, signs"
+    assert sft.mixture.tasks["chats"]["stop"] == 30
+    assert command_line("mid", plan["mid"], tmp_path)[3:5] == ["--config-dir", str(tmp_path)]
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 0.5, "plain", "a b", "null", "3", "x,y", "it's", "", [1, "a,b"]])
+def test_a_value_survives_the_command_line(value: object):
+    [override] = flat({"key": value})
+    assert override == f"key={in_hydra(value)}"
+    cfg = compose(["chain_overrides={}", f"++chain_overrides.mid.{override}"])
+    assert cfg.chain_overrides["mid"]["key"] == value
+
+
+def test_what_a_chain_cannot_do_is_refused():
+    with pytest.raises(ConfigError, match="chain names fft, which is none of tokenizer, base"):
+        planned(["chain=[base,fft]"])
+    with pytest.raises(ConfigError, match=r"chain_overrides\.sft is for no stage of the chain \(base\)"):
+        planned(["chain=[base]", "+chain_overrides.sft.stage.num_steps=3"])
+    with pytest.raises(ConfigError, match=r"stage\.num_steps=3: a chain has several stages"):
+        planned(["chain=[base]", "stage.num_steps=3"])
+
+
+@pytest.fixture
+def small_world(tmp_path: Path) -> list[str]:
+    """A folder with two shards and a task's file, a tokenizer, and the overrides of a chain over them."""
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    for number in range(2):
+        pq.write_table(pa.table({"text": [f"text {number}"]}), tmp_path / "data" / "text" / f"shard_{number}.parquet")
+    (tmp_path / "data" / "chats").mkdir()
+    (tmp_path / "data" / "chats" / "train.parquet").write_bytes(b"a")
+    Tokenizer([bytes([byte]) for byte in range(256)]).save(tmp_path / "tokenizer" / "r")
+    return [
+        "chain=[base,mid]",
+        "run_name=r",
+        f"outputs={tmp_path}",
+        "data=local",
+        f"data.root={tmp_path / 'data'}",
+        "data.text=text",
+        "+chain_overrides.mid.mixture.tasks.chats._target_=nanochat_pl.tasks.chats.Chats",
+        f"+chain_overrides.mid.mixture.tasks.chats.path={tmp_path / 'data' / 'chats'}",
+    ]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that a chain started, instead of training: each leaves what a finished run leaves."""
+    started: list[str] = []
+
+    def pretend(command: list[str]) -> int:
+        arguments = command[3:]
+        composed = compose_checked("train", CommandLine(arguments, False, config_dir()))[0]
+        cfg = check(composed, TrainConfig)
+        folder = run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
+        started.append(f"{cfg.stage.name}{' force' if cfg.force else ''}")
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(OmegaConf.to_container(composed, resolve=True, enum_to_str=True)),
+                       folder / "config.yaml")  # fmt: skip
+        inputs = run_inputs(cfg)
+        (folder / "summary.json").write_text(json.dumps({"status": "finished", "inputs": inputs}))
+        (folder / "checkpoints" / "last.ckpt").write_text(json.dumps(inputs))  # other inputs, other weights
+        return 0
+
+    monkeypatch.setattr(chain, "run_command", pretend)
+    return started
+
+
+def go(overrides: list[str]) -> None:
+    assert run_chain(compose(overrides), overrides) == 0
+
+
+def test_a_finished_stage_is_skipped_until_its_config_or_inputs_change(
+    small_world: list[str], ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    go(small_world)
+    assert ran == ["base", "mid"]
+    go(small_world)
+    assert ran == ["base", "mid"]
+    assert capsys.readouterr().out.count("finished before from the same config and inputs; skipped") == 2
+
+    (tmp_path / "data" / "chats" / "train.parquet").write_bytes(b"b")
+    go(small_world)
+    assert ran[2:] == ["mid force"]
+    assert "but the files of tasks.chats changed since: done again" in capsys.readouterr().out
+
+    table = pa.table({"text": ["another text"]})
+    pq.write_table(table, tmp_path / "data" / "text" / "shard_0.parquet")
+    go(small_world)
+    assert ran[3:] == ["base force", "mid force"]
+    said = capsys.readouterr().out
+    assert "but the text shards changed since" in said
+    assert "but the start weights changed since" in said
+
+    Tokenizer([bytes([byte]) for byte in range(256)] + [b"ab"]).save(tmp_path / "tokenizer" / "r")
+    go(small_world)
+    assert ran[5:] == ["base force", "mid force"]
+    assert "but the tokenizer changed since" in capsys.readouterr().out
+
+    go([*small_world, "+chain_overrides.mid.optim.matrix_lr=0.01"])
+    assert ran[7:] == ["mid"]  # another config: the stage itself says what to do with the folder
+    go([*small_world, "force=true"])
+    assert ran[8:] == ["base force", "mid force"]
+
+
+def test_a_run_that_does_not_say_what_it_was_made_from_is_left_alone(
+    small_world: list[str], ran: list[str], tmp_path: Path
+):
+    go(small_world)
+    for stage in ("base", "mid"):
+        (tmp_path / stage / "r" / "summary.json").write_text(json.dumps({"status": "finished"}))
+    go(small_world)
+    assert ran == ["base", "mid"]
+
+
+def test_a_chain_of_conversations_is_evaluated_by_its_last_stage():
+    plan = plan_chain(compose(["chain=[base,mid,sft,evaluate]"]), ["chain=[base,mid,sft,evaluate]"])
+    assert [arguments[1] for stage, arguments in plan if stage == EVALUATE] == ["eval=auto"]
+    overrides = ["chain=[base,sft_scienceqa,evaluate]"]
+    plan = plan_chain(compose(overrides), overrides)
+    assert [arguments[1] for stage, arguments in plan if stage == EVALUATE] == ["eval=scienceqa", "eval=recall"]

@@ -2,8 +2,9 @@
 
 Each stage is composed as its own config and runs in its own process and folder, `outputs/<stage>/<run_name>`, so that a
 chain does exactly what the single commands would, which it prints. Overrides on the command line go to every stage,
-`chain_overrides.<stage>.<key>=…` to one. A stage that finished before from the same config is skipped, a failed one
-stops the chain.
+`chain_overrides.<stage>.<key>=…` to one; start weights are the stage's before. A stage that finished before from the
+same config and the same inputs is skipped; one whose inputs have changed since is done again; a failed one stops the
+chain.
 """
 
 import json
@@ -19,33 +20,56 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from nanochat_pl.cli.compose import CommandLine, ConfigError, compose_checked, config_dir, leaves, quote_paths
+from nanochat_pl.cli.compose import (
+    OPEN_KEYS,
+    CommandLine,
+    ConfigError,
+    check,
+    compose_checked,
+    config_dir,
+    leaves,
+    quote,
+    quote_paths,
+)
+from nanochat_pl.inputs import START_STAGES
+from nanochat_pl.lit.provenance import changes, run_inputs
 from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
 
 EVALUATE = "evaluate"
 
 
-def run_chain(cfg: TrainConfig, overrides: Sequence[str]) -> int:
+def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> int:
     """Run every stage of `cfg.chain` and print the closing table; return the exit code of the first that failed.
 
     Args:
         cfg: the experiment's config.
         overrides: the command line, `experiment=…` included.
+        folder: of `--config-dir`; None = none was given.
 
     Raises:
         ConfigError: a stage's own config is wrong; all are checked before the first begins.
     """
-    commands = plan_chain(cfg, overrides)
+    commands = plan_chain(cfg, overrides, folder)
     begin = time.perf_counter()
     for number, (stage, arguments) in enumerate(commands, 1):
-        print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments)}", flush=True)
-        if stage != EVALUATE and not cfg.force and finished(stage, cfg, arguments):
-            print("      finished before from the same config; skipped (force=true does it again)", flush=True)
+        print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments, folder)}", flush=True)
+        changed = None if stage == EVALUATE or cfg.force else changed_inputs(stage, cfg, arguments, folder)
+        if changed == []:
+            print(
+                "      finished before from the same config and inputs; skipped (force=true does it again)", flush=True
+            )
             continue
+        if changed:
+            print(
+                f"      finished before from the same config, but {' and '.join(changed)} changed since: done again",
+                flush=True,
+            )
+            arguments = [*arguments, "resume=null", "force=true"]
         started = time.perf_counter()
-        code = run_command(command_line(stage, arguments))
+        code = run_command(command_line(stage, arguments, folder))
         if code > 128:
             print(f"stage {stage} was stopped; to continue: the same command with resume=auto", file=sys.stderr)
             return code
@@ -57,8 +81,10 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str]) -> int:
     return 0
 
 
-def plan_chain(cfg: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> list[tuple[str, list[str]]]:
     """Give the arguments of each stage's command, all checked.
+
+    `init_from` of the command line is the first trained stage's; each later one starts from the one before it.
 
     Raises:
         ConfigError: an unknown stage, overrides for a stage that is not in the chain, or a wrong setting.
@@ -71,47 +97,86 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, li
         if stage not in cfg.chain:
             raise ConfigError(f"chain_overrides.{stage} is for no stage of the chain ({', '.join(cfg.chain)})")
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    common = [o.input_line or "" for o in parsed if not o.key_or_group.startswith(("chain", "stage"))]
+    given = {o.input_line or "": o.key_or_group for o in parsed}
+    common = [line for line, key in given.items() if not key.startswith(("chain", "stage")) and key != "init_from"]
+    start = [line for line, key in given.items() if key == "init_from"]
     bad = next((o for o in parsed if o.key_or_group == "stage" or o.key_or_group.startswith("stage.")), None)
     if bad is not None:
         raise ConfigError(
             f"{bad.input_line}: a chain has several stages; write chain_overrides.<stage>.{bad.key_or_group}=…"
         )
     commands = []
+    trained: list[str] = []
     for stage in cfg.chain:
-        own = [f"{key}={value}" for key, value in flat(cfg.chain_overrides.get(stage, {}))]
         if stage == EVALUATE:
             continue
-        arguments = [f"stage={stage}", *common, "chain=[]", *own]
-        compose_checked("train", CommandLine(arguments, False, config_dir()))
+        arguments = [f"stage={stage}", *common, "chain=[]"]
+        if stage != StageName.tokenizer:
+            before = next((s for s in reversed(trained) if s in START_STAGES.get(stage, ())), None)
+            arguments += start if before is None else [f"init_from={run_dir(before, cfg.run_name, cfg.outputs)}"]
+            trained.append(stage)
+        arguments = quote_paths([*arguments, *flat(cfg.chain_overrides.get(stage, {}))])
+        compose_checked("train", CommandLine(arguments, False, folder or config_dir()))
         commands.append((stage, arguments))
     if EVALUATE in cfg.chain:
-        own = [f"{key}={value}" for key, value in flat(cfg.chain_overrides.get(EVALUATE, {}))]
-        trained = [run_dir(s, cfg.run_name, cfg.outputs) for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
-        paths = ",".join(str(path) for path in trained)
-        common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}", *own]
-        for name in ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",):
-            arguments = quote_paths([f"ckpt=[{paths}]", f"eval={name}", *common])
-            compose_checked("evaluate", CommandLine(arguments, False, config_dir()))
+        paths = ",".join(str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained)
+        common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
+        own = flat(cfg.chain_overrides.get(EVALUATE, {}))
+        for name in evaluations(cfg):
+            arguments = quote_paths([f"ckpt=[{paths}]", f"eval={name}", *common, *own])
+            compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))
             commands.append((EVALUATE, arguments))
     return commands
 
 
-def flat(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Give the leaves of nested overrides as dotted keys with values in Hydra's notation."""
-    pairs = []
+def evaluations(cfg: TrainConfig) -> tuple[str, ...]:
+    """Name the evaluations that end a chain: the science tutor's, else what `eval=auto` takes for the last stage."""
+    if StageName.sft_scienceqa not in cfg.chain and {StageName.mid, StageName.sft, StageName.rl} & {*cfg.chain}:
+        return ("auto",)
+    return ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",)
+
+
+def flat(tree: Mapping[str, Any]) -> list[str]:
+    """Give the leaves of nested overrides as Hydra's overrides; tasks and the like may be new keys."""
+    overrides = []
     for key in leaves(tree):
         value: Any = tree
         for part in key.split("."):
             value = value[part]
-        pairs.append((key, "null" if value is None else str(value).lower() if isinstance(value, bool) else value))
-    return pairs
+        new = "++" if key.startswith(tuple(f"{name}." for name in OPEN_KEYS)) else ""
+        overrides.append(f"{new}{key}={in_hydra(value)}")
+    return overrides
 
 
-def command_line(stage: str, arguments: Sequence[str]) -> list[str]:
+def in_hydra(value: Any) -> str:
+    """Write a plain value in the grammar of Hydra's overrides."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(in_hydra, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{in_hydra(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str):
+        try:
+            if OverridesParser.create().parse_override(f"key={value}").value() == value:
+                return value
+        except HydraException:
+            pass
+        return quote(value)
+    return str(value)
+
+
+def command_line(stage: str, arguments: Sequence[str], folder: Path | None = None) -> list[str]:
     """Give the command that runs one stage with this Python and this package."""
     module = "nanochat_pl.cli.evaluate" if stage == EVALUATE else "nanochat_pl.cli.train"
-    return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, "-m", module, *config_flags(folder), *arguments]
+
+
+def config_flags(folder: Path | None) -> list[str]:
+    """Give the flag that hands `--config-dir` on to a stage."""
+    return [] if folder is None or folder == config_dir() else ["--config-dir", str(folder)]
 
 
 def run_command(command: Sequence[str]) -> int:
@@ -134,10 +199,10 @@ def run_command(command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def shown(stage: str, arguments: Sequence[str]) -> str:
+def shown(stage: str, arguments: Sequence[str], folder: Path | None = None) -> str:
     """Give the command as a person would type it."""
     script = "evaluate.py" if stage == EVALUATE else "train.py"
-    return shlex.join(["python", script, *arguments])
+    return shlex.join(["python", script, *config_flags(folder), *arguments])
 
 
 def environment() -> dict[str, str]:
@@ -146,22 +211,36 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def finished(stage: str, cfg: TrainConfig, arguments: Sequence[str]) -> bool:
-    """Say whether this stage's run folder holds a finished run of the same resolved config."""
+def changed_inputs(
+    stage: str, cfg: TrainConfig, arguments: Sequence[str], config_folder: Path | None = None
+) -> list[str] | None:
+    """Compare what a stage was made from with what is there now.
+
+    Returns:
+        None: its run folder holds no finished run of the same resolved config. Else what changed since, for people:
+        nothing if the run would come out the same, or if it does not say what it was made from.
+    """
     from omegaconf import OmegaConf
 
     folder = run_dir(stage, cfg.run_name, cfg.outputs)
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
-        return False
-    if json.loads((folder / "summary.json").read_text()).get("status") != "finished":
-        return False
-    composed = compose_checked("train", CommandLine(list(arguments), False, config_dir()))[0]
+        return None
+    summary = json.loads((folder / "summary.json").read_text())
+    if summary.get("status") != "finished":
+        return None
+    composed = compose_checked("train", CommandLine(list(arguments), False, config_folder or config_dir()))[0]
     now = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     then = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(now, dict) and isinstance(then, dict)
     for key in ("resume", "force"):  # how it was started, not what it trained
         now.pop(key, None), then.pop(key, None)
-    return now == then
+    if now != then:
+        return None
+    before = summary.get("inputs")
+    try:
+        return changes(before, run_inputs(check(composed, TrainConfig))) if before else []
+    except (ValueError, OSError) as error:
+        return [f"something it was made from ({error})"]
 
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:
@@ -183,16 +262,21 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
         ("validation bpb", "val/bpb", "{:.3f}"),
         ("tokens/s (median)", "median_tok_per_sec", "{:,.0f}"),
         ("training time, s", "total_training_time", "{:.0f}"),
+        ("reward", "reward", "{:.3f}"),
+        ("pass@1", "pass@1", "{:.1%}"),
     ):
         values = [summaries[s].get(key) for s in stages]
-        table.add_row(label, *("" if v is None else form.format(v) for v in values))
+        if any(v is not None for v in values):
+            table.add_row(label, *("" if v is None else form.format(v) for v in values))
     for label, name, metric in (
         ("free recall", "recall", "exact_match"),
         ("answers parsed", "scienceqa", "strict/parse_rate"),
         ("accuracy by likelihood", "scienceqa", "loglikelihood/accuracy"),
         ("accuracy as written", "scienceqa", "strict/accuracy_over_asked"),
     ):
-        table.add_row(label, *(figure(folders[s], name, metric) for s in stages))
+        figures = [figure(folders[s], name, metric) for s in stages]
+        if any(text != "-" for text in figures):
+            table.add_row(label, *figures)
     baseline = baselines(folders[stages[-1]])
     console = Console(width=100)
     with console.capture() as capture:

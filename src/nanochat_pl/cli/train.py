@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
                     )
                 from nanochat_pl.cli.chain import run_chain
 
-                return run_chain(check(configs[0], schema.TrainConfig), line.overrides)
+                return run_chain(check(configs[0], schema.TrainConfig), line.overrides, line.config_dir)
             job_folder = Path("does-not-exist-yet") if sweep else None
             for cfg in configs:
                 preflight(check(cfg, schema.TrainConfig), job_folder)
@@ -141,8 +141,8 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any])
     figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb") if result.get(key) is not None]
     print(f"done: {folder}, step {result['step']}, {', '.join(figures)}")
     print(f"next: python evaluate.py ckpt={folder}")
-    if result["stage"] == "base":
-        print(f"      python train.py stage=sft_scienceqa run_name={cfg.run_name}")
+    for later in {"base": ("mid", "sft_scienceqa"), "mid": ("sft",), "sft": ("rl",)}.get(result["stage"], ()):
+        print(f"      python train.py stage={later} run_name={cfg.run_name}")
 
 
 def fail(error: BaseException) -> int:

@@ -73,6 +73,8 @@ def task_files(spec: Any) -> Iterator[tuple[str, Path]]:
             yield from task_files(value)
     elif isinstance(spec, str) and ("/" in spec or "." in spec) and Path(spec).exists():
         path = Path(spec)
+        if Path.cwd().is_relative_to(path.resolve()):  # the whole working folder is nobody's data
+            return
         found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         for file in found:
             if not file.name.startswith("."):
