@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_pl.data.microworld import write_microworld
-from nanochat_pl.tasks import scienceqa
+from nanochat_pl.tasks import tables
 from nanochat_pl.tasks.scienceqa import ScienceQA, format_answer, format_question
 
 
@@ -149,21 +149,19 @@ def test_hub_files_are_fetched_once_and_never_offline(tmp_path, monkeypatch):
 
     source, asked = write(tmp_path / "hub", [row(0)], "train-00000-of-00001"), []
 
-    def fetch(repo, names, folder):
-        asked.append(names)
-        (folder / "data").mkdir(parents=True)
-        for name in names:
-            (folder / name).write_bytes((source / "train-00000-of-00001.parquet").read_bytes())
-        return [folder / name for name in names]
+    def fetch(repo, name, dest):
+        asked.append((repo, name))
+        dest.parent.mkdir()
+        return dest.write_bytes((source / "train-00000-of-00001.parquet").read_bytes()) and dest
 
     names = ["README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, repo_type: names)
-    monkeypatch.setattr(scienceqa, "fetch_hub_files", fetch)
+    monkeypatch.setattr(tables, "fetch_hub_file", fetch)
     with pytest.raises(FileNotFoundError, match="offline=true"):
         ScienceQA(tmp_path / "here", hub="someone/ScienceQA", offline=True)
     for _ in range(2):
         assert len(ScienceQA(tmp_path / "here", hub="someone/ScienceQA")) == 1
-    assert asked == [["data/train-00000-of-00001.parquet"]]
+    assert asked == [("someone/ScienceQA", "data/train-00000-of-00001.parquet")]
 
 
 def test_generated_world_is_read_like_the_real_set(tmp_path):

@@ -4,10 +4,13 @@ Where multiple choice tests whether a model binds a letter to a text, this tests
 short answer, compared exactly. The files are those of `data/microworld.py`, or any with these two columns.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from nanochat_pl.tasks.base import Conversation, Task
+from nanochat_pl.tasks.answers import recalled_answer
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.tables import read_split
 
 __all__ = ["ANSWER", "Recall"]
 
@@ -24,12 +27,14 @@ class Recall(Task):
         path: folder with `<split>.parquet`.
         split: train, validation or test.
         persona: the system message; None = none.
-        epochs, phase: see `Task`.
+        chosen: which rows, see `Task`.
 
     Raises:
         FileNotFoundError: if the file is not there.
         ValueError: if it is no parquet file, or has no column `question` or `answer`.
     """
+
+    graded = True
 
     def __init__(
         self,
@@ -37,17 +42,15 @@ class Recall(Task):
         split: str = "train",
         *,
         persona: str | None = None,
-        epochs: int = 1,
-        phase: int = 0,
+        **chosen: Unpack[RowChoice],
     ):
-        self._file = Path(path) / f"{split}.parquet"
-        self._split, self._persona = split, persona
-        self._records = _read(self._file)
-        super().__init__(epochs=epochs, phase=phase)
+        self._path, self._split, self._persona = Path(path), split, persona
+        self._records = read_split(path, split, ("question", "answer"), ("subject", "topic", "grade", "fact"))
+        super().__init__(**chosen)
 
     @property
     def name(self) -> str:
-        return f"Recall {self._split} ({self._file.parent})"
+        return f"Recall {self._split} ({self._path})"
 
     @property
     def num_rows(self) -> int:
@@ -62,20 +65,6 @@ class Recall(Task):
         ]
         return {"messages": messages, "id": f"{self._split}/{row}", **record}
 
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"there is no {file}; data=microworld writes one, or set the task's path to a folder with one"
-        )
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is truncated or not a parquet file; replace it ({error})") from error
-    missing = [name for name in ("question", "answer") if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{file} has no column {', '.join(missing)} (it has: {', '.join(table.column_names)})")
-    return table.to_pylist()
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether the first line of the answer, folded as `recalled_answer` does, is the right one."""
+        return recalled_answer(completion) == recalled_answer(conversation["answer"])

@@ -11,12 +11,12 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
-
-from nanochat_pl.paths import atomic_file, fetch_hub_files
-from nanochat_pl.tasks.base import Conversation, Task
+from nanochat_pl.paths import atomic_file
+from nanochat_pl.tasks.answers import strict_letter
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.tables import find_split, hub_order, read_rows
 
 __all__ = ["HUB_REPO", "PERSONA", "ScienceQA", "format_answer", "format_question"]
 
@@ -27,7 +27,6 @@ PERSONA = (
     "You are a helpful science tutor. Answer the question with the letter and text of the correct choice, "
     "then explain why."
 )
-SUBSET_SEED = 42
 _REQUIRED = ("question", "choices", "answer")
 _OPTIONAL = ("hint", "grade", "subject", "topic", "lecture", "solution")
 
@@ -52,7 +51,7 @@ class ScienceQA(Task):
     """Rows of one split of ScienceQA as conversations.
 
     Extras of a conversation: `id` (split/row of the file), `question`, `choices`, `letters`, `answer` (right letter),
-    `subject`, `topic`, `grade`, `has_image`, `solution`.
+    `subject`, `topic`, `grade`, `has_image`, `solution`, `hint` (empty where it is not shown).
 
     Args:
         path: folder with `<split>.parquet`, or `<split>-*.parquet` as on the hub (also in a subfolder `data`).
@@ -63,16 +62,18 @@ class ScienceQA(Task):
         text_only: drop the rows that have a picture (before `rows` are drawn).
         shuffle_choices: draw a new order of the choices for each row and epoch; the letter follows its text.
         curriculum: easiest first, `grade1` to `grade12`; rows without a grade come last.
-        epochs, phase: see `Task`.
         formatted_dir: folder where the formatted split is saved, and read again instead of the source.
         hub: repository to fetch missing files from, into `path`; None = files must be there.
         offline: open no socket.
+        chosen: which of these, see `Task`.
 
     Raises:
         FileNotFoundError: if the split's files are not there, or cannot be fetched.
         ValueError: if fewer rows are there than asked for, a column is missing, a row has fewer than 2 or more than 26
             choices, or its answer is not one of them.
     """
+
+    graded = True
 
     def __init__(
         self,
@@ -87,11 +88,10 @@ class ScienceQA(Task):
         text_only: bool = False,
         shuffle_choices: bool = False,
         curriculum: bool = False,
-        epochs: int = 1,
-        phase: int = 0,
         formatted_dir: str | Path | None = None,
         hub: str | None = None,
         offline: bool = False,
+        **chosen: Unpack[RowChoice],
     ):
         self.split, self.ordered = split, curriculum
         self._path, self._shuffle_choices = Path(path), shuffle_choices
@@ -107,7 +107,7 @@ class ScienceQA(Task):
             self._records = self._select(records, rows, text_only, curriculum)
             if saved is not None:
                 self._save(saved)
-        super().__init__(epochs=epochs, phase=phase)
+        super().__init__(**chosen)
 
     @property
     def name(self) -> str:
@@ -132,7 +132,12 @@ class ScienceQA(Task):
         ]
         kept = {key: record[key] for key in ("id", "question", "subject", "topic", "grade", "has_image", "solution")}
         letters = [chr(65 + i) for i in range(len(choices))]
-        return {"messages": messages, "choices": choices, "letters": letters, "answer": letters[answer], **kept}
+        kept |= {"choices": choices, "letters": letters, "answer": letters[answer], "hint": shown["hint"]}
+        return {"messages": messages, **kept}
+
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether the answer commits to the right letter (`answers.strict_letter`), whatever else it says."""
+        return strict_letter(completion, conversation["letters"]) == conversation["answer"]
 
     def _select(self, records: list[dict], rows: int | None, text_only: bool, curriculum: bool) -> list[dict]:
         if text_only:
@@ -144,9 +149,7 @@ class ScienceQA(Task):
                     f"{rows:,} rows of {self.name} were asked for and there are {len(records):,} {kind}; "
                     f"set the number of rows to {len(records)} or less, or to null for all"
                 )
-            # What datasets' Dataset.shuffle(seed) does, so that the same rows are drawn as with that library.
-            order = np.random.default_rng(SUBSET_SEED).permutation(len(records))[:rows]
-            records = [records[i] for i in order]
+            records = hub_order(records)[:rows]
         if curriculum:
             records = sorted(records, key=lambda record: _grade(record["grade"]))
         return records
@@ -169,71 +172,28 @@ def _grade(text: str) -> int:
     return int(digits) if digits.isdecimal() else 99
 
 
-def _split_files(path: Path, split: str) -> list[Path]:
-    whole = path / f"{split}.parquet"
-    if whole.is_file():
-        return [whole]
-    return sorted(path.glob(f"{split}-*.parquet")) or sorted(path.glob(f"data/{split}-*.parquet"))
-
-
 def _read_split(path: Path, split: str, hub: str | None, offline: bool) -> list[dict[str, Any]]:
-    files = _split_files(path, split)
-    if not files and hub is not None:
-        files = _fetch_split(path, split, hub, offline)
-    if not files:
-        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "no such folder"
-        raise FileNotFoundError(
-            f"there is no {split}.parquet (nor {split}-*.parquet) in {path} ({held}); set data.root and data.scienceqa "
-            "to the folder that holds it"
-        )
-    return [record for file in files for record in _read_file(file, split)]
-
-
-def _fetch_split(path: Path, split: str, hub: str, offline: bool) -> list[Path]:
-    if offline:
-        raise FileNotFoundError(
-            f"the {split} split of {hub} is not in {path} and offline=true forbids fetching it; run once with "
-            "offline=false, or copy its parquet files there"
-        )
-    import huggingface_hub
-
-    names = huggingface_hub.list_repo_files(hub, repo_type="dataset")
-    wanted = sorted(name for name in names if Path(name).name.startswith(f"{split}-") and name.endswith(".parquet"))
-    if not wanted:
-        raise FileNotFoundError(f"the dataset {hub} has no {split}-*.parquet; it has {', '.join(sorted(names)[:12])}")
-    return fetch_hub_files(hub, wanted, path)
-
-
-def _read_file(file: Path, split: str) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        names = pq.read_schema(file).names
-        missing = [name for name in _REQUIRED if name not in names]
-        if missing:
-            raise ValueError(f"{file} has no column {', '.join(missing)} (it has: {', '.join(names)})")
-        table = pq.read_table(file, columns=[name for name in (*_REQUIRED, *_OPTIONAL) if name in names])
-        has_image = _has_image(file, names, table.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is truncated or not a parquet file; replace it ({error})") from error
-    records = []
-    for i, row in enumerate(table.to_pylist()):
-        _check(row, file, i)
-        texts = {name: row.get(name) or "" for name in _OPTIONAL}
-        kept = {"question": row["question"], "choices": row["choices"], "answer": int(row["answer"])}
-        records.append({"id": f"{split}/{i}", **kept, **texts, "has_image": has_image[i]})
+    records: list[dict[str, Any]] = []
+    for file in find_split(path, split, repo=hub or HUB_REPO, fetch=hub is not None, offline=offline):
+        rows = read_rows(file, _REQUIRED, _OPTIONAL)
+        has_image = _has_image(file, len(rows))
+        for i, row in enumerate(rows):
+            _check(row, file, i)
+            texts = {name: row.get(name) or "" for name in _OPTIONAL}
+            kept = {"question": row["question"], "choices": row["choices"], "answer": int(row["answer"])}
+            records.append({"id": f"{split}/{len(records)}", **kept, **texts, "has_image": has_image[i]})
     return records
 
 
-def _has_image(file: Path, names: list[str], num_rows: int) -> list[bool]:
+def _has_image(file: Path, num_rows: int) -> list[bool]:
     """Tell which rows have a picture from the null marks of one small leaf, without reading a byte of any picture."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if "image" not in names:
+    schema = pq.read_schema(file)
+    if "image" not in schema.names:
         return [False] * num_rows
-    kind = pq.read_schema(file).field("image").type
+    kind = schema.field("image").type
     leaf = "image.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else "image"
     return pq.read_table(file, columns=[leaf]).column(0).is_valid().to_pylist()
 

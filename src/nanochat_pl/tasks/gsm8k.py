@@ -1,0 +1,111 @@
+"""GSM8K (Cobbe et al., 2021): grade-school word problems, worked out with a calculator; the answer is checked.
+
+The data mark each sum as `<<48/2=24>>`. In a conversation this becomes a call of the calculator tool and the tool's
+answer, so that the model learns to ask, not to compute.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.tables import hub_order, read_split
+
+__all__ = ["GSM8K", "HUB_FOLDER", "HUB_REPO", "final_answer", "solution_parts"]
+
+HUB_REPO = "openai/gsm8k"
+HUB_FOLDER = "main"
+
+_CALL = re.compile(r"(<<[^>]+>>)")
+_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
+
+
+def solution_parts(solution: str) -> list[dict[str, str]]:
+    """Split a worked solution into parts of a turn: text, and for each `<<expression=result>>` a call and its answer.
+
+    The result is what follows the last `=`, empty where there is none. Text parts may be empty.
+    """
+    parts = []
+    for piece in _CALL.split(solution):
+        if piece.startswith("<<") and piece.endswith(">>"):
+            expression, equals, result = piece[2:-2].rpartition("=")
+            parts.append({"type": "python", "text": expression if equals else result})
+            parts.append({"type": "python_output", "text": result if equals else ""})
+        else:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def final_answer(text: str) -> str | None:
+    """Return the first number after `####`, as written but without its commas; None where there is none."""
+    match = _ANSWER.search(text)
+    return match.group(1).strip().replace(",", "") if match else None
+
+
+class GSM8K(Task):
+    """Rows `question` and `answer` (worked solution, `#### ` and the number).
+
+    Extras of a conversation: `id` (split/row of the file), `question`, `answer` (the number as text, without commas).
+
+    Args:
+        path: folder with `<split>.parquet`, or the hub's files.
+        split: train or test.
+        shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        fetch: fetch what is missing from the hub.
+        offline: open no socket.
+        chosen: which rows, see `Task`.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: if a column is missing, or a solution names no answer.
+    """
+
+    graded = True
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        shuffle: bool = True,
+        fetch: bool = False,
+        offline: bool = False,
+        **chosen: Unpack[RowChoice],
+    ):
+        columns = ("question", "answer")
+        table = read_split(path, split, columns, repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
+        self.split = split
+        records = [_record(row, split, number) for number, row in enumerate(table)]
+        self._records = hub_order(records) if shuffle else records
+        super().__init__(**chosen)
+
+    @property
+    def name(self) -> str:
+        return f"GSM8K {self.split}"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._records)
+
+    def conversation(self, row: int, epoch: int) -> Conversation:
+        record = self._records[row]
+        messages = [
+            {"role": "user", "content": record["question"]},
+            {"role": "assistant", "content": solution_parts(record["solution"])},
+        ]
+        return {"messages": messages, **{key: record[key] for key in ("id", "question", "answer")}}
+
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether the number after `####` is, as text, the right one; without such a number it never is."""
+        return final_answer(completion) == conversation["answer"]
+
+
+def _record(row: dict[str, Any], split: str, number: int) -> dict[str, Any]:
+    answer = final_answer(row["answer"] or "")
+    if not row["question"] or answer is None:
+        raise ValueError(
+            f"row {number} (counted from 0) of GSM8K's {split} split has no question, or no answer after ####: mend or "
+            "drop the row"
+        )
+    return {"id": f"{split}/{number}", "question": row["question"], "solution": row["answer"], "answer": answer}

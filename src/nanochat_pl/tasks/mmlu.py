@@ -1,0 +1,91 @@
+"""MMLU (Hendrycks et al., 2021): four choices each, 57 subjects; its auxiliary questions are what midtraining reads."""
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
+from nanochat_pl.tasks.tables import hub_order, read_split
+
+__all__ = ["HUB_FOLDER", "HUB_REPO", "LETTERS", "MMLU", "SPLITS"]
+
+HUB_REPO = "cais/mmlu"
+HUB_FOLDER = "all"
+SPLITS = ("auxiliary_train", "dev", "validation", "test")
+LETTERS = ("A", "B", "C", "D")
+
+
+class MMLU(Task):
+    """Rows `question`, `choices`, `answer` (0 to 3), `subject`; the answer is a bare letter.
+
+    Extras of a conversation: `id` (split/row of the file), `question`, `choices`, `letters`, `answer` (right letter),
+    `subject` (empty for the auxiliary questions).
+
+    Args:
+        path: folder with `<split>.parquet`, or the hub's files. Their columns may lie in a single column `train`, as
+            in the hub's older form of the auxiliary questions.
+        split: auxiliary_train (to learn from), dev, validation or test.
+        shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        fetch: fetch what is missing from the hub.
+        offline: open no socket.
+        chosen: which rows, see `Task`.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: for another split, a missing column, or a row without four choices and an answer among them.
+    """
+
+    graded = True
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "auxiliary_train",
+        *,
+        shuffle: bool = True,
+        fetch: bool = False,
+        offline: bool = False,
+        **chosen: Unpack[RowChoice],
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split={split} of MMLU is not one of {', '.join(SPLITS)}")
+        columns, optional = ("question", "choices", "answer"), ("subject",)
+        table = read_split(
+            path, split, columns, optional, repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline
+        )
+        self.split = split
+        records = [_record(row, split, number) for number, row in enumerate(table)]
+        self._records = hub_order(records) if shuffle else records
+        super().__init__(**chosen)
+
+    @property
+    def name(self) -> str:
+        return f"MMLU {self.split}"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._records)
+
+    def conversation(self, row: int, epoch: int) -> Conversation:
+        return multiple_choice(self._records[row])
+
+    def grade(self, conversation: Any, completion: str) -> bool:
+        """Tell whether the answer is the right letter and nothing else."""
+        return is_right_letter(conversation, completion)
+
+
+def _record(row: dict[str, Any], split: str, number: int) -> dict[str, Any]:
+    choices, answer = row["choices"] or [], row["answer"]
+    if not row["question"] or len(choices) != len(LETTERS) or answer not in range(len(LETTERS)):
+        raise ValueError(
+            f"row {number} (counted from 0) of MMLU's {split} split has {len(choices)} choices and answer={answer}; a "
+            "question, four choices and an answer from 0 to 3 are needed: mend or drop the row"
+        )
+    return {
+        "id": f"{split}/{number}",
+        "question": row["question"],
+        "choices": choices,
+        "letters": list(LETTERS),
+        "answer": LETTERS[answer],
+        "subject": row.get("subject") or "",
+    }
