@@ -26,6 +26,7 @@ PURE = (
     "checkpoint",
     "engine",
     "eval",
+    "rl",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (),
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoint": ("model", "tokenizer", "paths", "runtime"),
     "engine": ("model",),
     "eval": ("engine", "tasks", "runtime"),
+    "rl": ("engine", "tasks", "runtime", "data.batch"),
     "inputs": ("paths", "data", "tasks", "scaling"),
     "lit": (*PURE, "inputs"),
     "cli": (*PURE, "inputs", "lit"),

@@ -52,8 +52,9 @@ from nanochat_pl.lit.preflight import (
     start_arguments,
 )
 from nanochat_pl.lit.provenance import run_inputs
+from nanochat_pl.lit.questions import QuestionData, question_data
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
-from nanochat_pl.lit.rl import PolicyModel, QuestionData, Samples, question_data
+from nanochat_pl.lit.rl import PolicyModel, Samples, pass_at_k_measure
 from nanochat_pl.lit.schema import LongConversations, RLConfig, StageName, TrainConfig
 from nanochat_pl.lit.tokenizers import find_tokenizer, train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
@@ -138,7 +139,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
     every = cfg.stage.val_every_steps
     if isinstance(data, QuestionData):
-        validation = Validation(data.measure, checkpoints, every, best="pass@1", higher_is_better=True)
+        validation = Validation(pass_at_k_measure(data.val), checkpoints, every, best="pass@1", higher_is_better=True)
     else:
         best = "val/loss" if token_bytes is None else "val/bpb"
         validation = Validation(loss_measure(data, token_bytes), checkpoints, every, best)

@@ -1,64 +1,35 @@
 """Reinforcement learning under Lightning: a batch of questions becomes a rollout, and that one or more updates.
 
-The pure part is `nanochat_pl.rl`. Here are the questions' data module, the module that samples before it trains, the
-measure pass@k, and the table of samples. What is left of a rollout and, with a KL term, the start weights travel in
-the checkpoint, so that a run resumes exactly at any step.
+The pure part is `nanochat_pl.rl`. Here are the module that samples before it trains and measures pass@k, and the table
+of samples. What is left of a rollout and, with a KL term, the start weights travel in the checkpoint, so that a run
+resumes exactly at any step.
 """
 
 import copy
-import dataclasses
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from nanochat_pl.data.batch import Cursor
 from nanochat_pl.engine_adapter import Engine
-from nanochat_pl.lit.datamodules import StepBatches
 from nanochat_pl.lit.module import LanguageModel
-from nanochat_pl.lit.schema import RLConfig, TrainConfig
+from nanochat_pl.lit.questions import QuestionBatch
+from nanochat_pl.lit.schema import RLConfig
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.rl import (
-    Group,
-    MicroBatch,
-    Questions,
-    Sampling,
-    answer_questions,
-    figures,
-    micro_batches,
-    pass_at_k,
-    policy_loss,
-    roll_out,
-    sums,
-)
+from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
+from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, pass_at_k, roll_out, sums
 from nanochat_pl.runtime import rank, world_size
 
-log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True)
-class QuestionBatch:
-    """The questions of a rollout, over all ranks, and which of its optimizer steps this is."""
-
-    questions: list[int]
-    part: int
-    cursor: Cursor
-
-    def to(self, device: Any) -> "QuestionBatch":
-        """Return itself: there is nothing to move."""
-        return self
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RolloutBatch:
     """One rank's part of an optimizer step, sampled and weighed."""
 
@@ -66,65 +37,6 @@ class RolloutBatch:
     tokens: int
     num_tokens: int
     """Trained tokens of the step over all ranks."""
-
-
-class QuestionBatches:
-    """Batches of shuffled questions, epoch after epoch, forever, from a cursor on; each rollout takes several batches.
-
-    Args:
-        usable: the questions' rows.
-        prompts_per_step: questions of a rollout over all ranks; what is left of an epoch is left out.
-        parts: optimizer steps of a rollout.
-        shuffle: False keeps the order in every epoch.
-        cursor: of a batch trained on; None = the beginning.
-
-    Raises:
-        ValueError: there are too few questions, or the cursor belongs to others.
-    """
-
-    def __init__(
-        self, usable: list[int], prompts_per_step: int, parts: int, seed: int, shuffle: bool, cursor: Cursor | None
-    ) -> None:
-        if prompts_per_step > len(usable):
-            raise ValueError(
-                f"rl.prompts_per_step={prompts_per_step} is more than the {len(usable)} questions there are; set "
-                f"rl.prompts_per_step={len(usable)} or lower, or add tasks"
-            )
-        self.usable, self.prompts_per_step, self.parts = usable, prompts_per_step, parts
-        self.seed, self.shuffle = seed, shuffle
-        here = {"num_rows": len(usable), "seed": seed}
-        if cursor is not None and cursor["part"]:
-            here |= {"prompts_per_step": prompts_per_step, "parts": parts}
-        for key, value in here.items():
-            if cursor is not None and cursor[key] != value:
-                raise ValueError(
-                    f"the run to resume was saved with {key}={cursor[key]} of its questions or rollouts, now it is "
-                    f"{value}; give it the same, or start a new run with resume=null"
-                )
-        self.start = (cursor["epoch"], cursor["row"], cursor["part"]) if cursor else (0, 0, 0)
-
-    def __iter__(self) -> Iterator[QuestionBatch]:
-        epoch, row, part = self.start
-        while True:
-            order = np.array(self.usable)
-            if self.shuffle:
-                order = np.random.default_rng([self.seed, epoch]).permutation(order)
-            while row + self.prompts_per_step <= len(order):
-                questions = order[row : row + self.prompts_per_step].tolist()
-                for now in range(part, self.parts):
-                    last = now + 1 == self.parts
-                    cursor = {
-                        "epoch": epoch,
-                        "row": row + self.prompts_per_step * last,
-                        "part": 0 if last else now + 1,
-                        "parts": self.parts,
-                        "prompts_per_step": self.prompts_per_step,
-                        "num_rows": len(order),
-                        "seed": self.seed,
-                    }
-                    yield QuestionBatch(questions, now, cursor)
-                row, part = row + self.prompts_per_step, 0
-            epoch, row = epoch + 1, 0
 
 
 class PolicyModel(LanguageModel):
@@ -209,7 +121,7 @@ class PolicyModel(LanguageModel):
         now = [group for group in self.groups if group.slot // per_part == batch.part]
         self.groups = [group for group in self.groups if group.slot // per_part > batch.part]
         answers = [answer for group in now for answer in group.answers]
-        trained, count = self._total([sum(sum(a.mask) for a in answers), len(answers)])
+        trained, count = self.total([sum(sum(a.mask) for a in answers), len(answers)])
         tokens = sum(len(group.prompt) + len(a.tokens) - 1 for group in now for a in group.answers)
         return RolloutBatch(list(self._lay(now, int(trained), int(count))), tokens, int(trained))
 
@@ -229,7 +141,7 @@ class PolicyModel(LanguageModel):
         self.groups = rollout.groups
         self.example = rollout.groups[0]
         self._seconds["sampling"] += rollout.seconds
-        *total, resampled, new_tokens = self._total([*sums(rollout.groups), rollout.resampled, rollout.new_tokens])
+        *total, resampled, new_tokens = self.total([*sums(rollout.groups), rollout.resampled, rollout.new_tokens])
         self._rollout_figures = figures(total)
         if self.rl.algorithm == "dapo":
             self._rollout_figures["rl/resampled"] = resampled
@@ -245,7 +157,7 @@ class PolicyModel(LanguageModel):
         per_part = self.rl.prompts_per_step // self.rl.steps_per_rollout
         for part in range(1, self.rl.steps_per_rollout):
             groups = [group for group in self.groups if group.slot // per_part == part]
-            rows = sorted_rows(groups)
+            rows = iter(by_length(groups))
             for micro in self._lay(groups, 1, 1):
                 logp = self._logp(self.model, micro.to(self.device)).cpu()
                 for values in logp:
@@ -303,7 +215,7 @@ class PolicyModel(LanguageModel):
         share = self._seconds["sampling"] / max(self._seconds["all"], 1e-9)
         return self._rollout_figures | found | {"rl/sampling_frac": share}
 
-    def _total(self, values: list[float]) -> list[float]:
+    def total(self, values: list[float]) -> list[float]:
         """Add numbers up over ranks."""
         if world_size() == 1:
             return values
@@ -311,27 +223,12 @@ class PolicyModel(LanguageModel):
         dist.all_reduce(total)
         return total.tolist()
 
-    def pass_at_k(self, val: Questions) -> dict[str, float]:
-        """Measure pass@1 to pass@val_samples as in training, and greedy answers; the same on every rank."""
-        engine, n = self.fresh_engine(), self.rl.val_samples
-        asked = [(slot, row, f"{self.seed}/val/{row}") for slot, row in enumerate(val.usable)]
-        asked = asked[rank() :: world_size()]
-        sampled = answer_questions(engine, val, asked, dataclasses.replace(self.sampling, num_samples=n))
-        greedy = answer_questions(
-            engine, val, asked, dataclasses.replace(self.sampling, num_samples=1, temperature=0.0)
-        )
-        right = [sum(answer.reward >= 1 for answer in group.answers) for group in sampled]
-        totals = [sum(pass_at_k(n, count, k) for count in right) for k in range(1, n + 1)]
-        totals.append(sum(group.answers[0].reward >= 1 for group in greedy))
-        names = [*(f"pass@{k}" for k in range(1, n + 1)), "pass@1_greedy"]
-        return {name: total / len(val.usable) for name, total in zip(names, self._total(totals), strict=True)}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        states: list[Any] = [[dataclasses.asdict(group) for group in self.groups]]
+        states: list[Any] = [[asdict(group) for group in self.groups]]
         if world_size() > 1:
             states = [None] * world_size()
-            dist.all_gather_object(states, [dataclasses.asdict(group) for group in self.groups])
+            dist.all_gather_object(states, [asdict(group) for group in self.groups])
         checkpoint["rollout"] = {
             "groups": sorted((group for state in states for group in state), key=lambda group: group["slot"]),
             "figures": self._rollout_figures,
@@ -358,59 +255,26 @@ class PolicyModel(LanguageModel):
         self._reference = [reference]
 
 
-def sorted_rows(groups: list[Group]) -> Iterator[tuple[list[int], Any]]:
-    """Yield prompts and answers in the order in which `micro_batches` lays them."""
-    rows = [(group.prompt, answer) for group in groups for answer in group.answers]
-    return iter(sorted(rows, key=lambda row: -len(row[0]) - len(row[1].tokens)))
+def pass_at_k_measure(questions: Questions) -> Callable[[PolicyModel], dict[str, float]]:
+    """Make the measure of validation: pass@1 to pass@val_samples, sampled as in training, and `pass@1_greedy`.
 
-
-class QuestionData(StepBatches):
-    """The questions that are trained on and those that pass@k is measured on.
-
-    Args:
-        train, val: questions with their rewards.
-        rl: how many make a rollout, and how many updates.
-        seed: of the order.
-
-    Raises:
-        ValueError: there are too few questions for one rollout.
+    An answer counts as right if its reward is 1 or more. Ranks share the questions; the random streams are the same at
+    every step and for any number of ranks.
     """
 
-    def __init__(self, train: Questions, val: Questions, rl: RLConfig, seed: int) -> None:
-        def make(cursor: Cursor | None) -> QuestionBatches:
-            shuffle = not getattr(train.rows, "ordered", False)
-            return QuestionBatches(train.usable, rl.prompts_per_step, rl.steps_per_rollout, seed, shuffle, cursor)
+    def measure(module: PolicyModel) -> dict[str, float]:
+        engine, n = module.fresh_engine(), module.rl.val_samples
+        asked = [(slot, row, f"{module.seed}/val/{row}") for slot, row in enumerate(questions.usable)]
+        asked = asked[rank() :: world_size()]
+        sampled = answer_questions(engine, questions, asked, replace(module.sampling, num_samples=n))
+        greedy = answer_questions(engine, questions, asked, replace(module.sampling, num_samples=1, temperature=0.0))
+        right = [sum(answer.reward >= 1 for answer in group.answers) for group in sampled]
+        totals = [sum(pass_at_k(n, count, k) for count in right) for k in range(1, n + 1)]
+        totals.append(sum(group.answers[0].reward >= 1 for group in greedy))
+        names = [*(f"pass@{k}" for k in range(1, n + 1)), "pass@1_greedy"]
+        return {name: count / len(questions.usable) for name, count in zip(names, module.total(totals), strict=True)}
 
-        make(None)
-        super().__init__(make, lambda: ())  # type: ignore[arg-type]
-        self.train, self.val = train, val
-        self.steps_per_epoch = len(train.usable) // rl.prompts_per_step * rl.steps_per_rollout
-
-    def measure(self, module: PolicyModel) -> dict[str, float]:
-        """Measure pass@k."""
-        return module.pass_at_k(self.val)
-
-
-def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) -> QuestionData:
-    """Make the data module of stage=rl.
-
-    Args:
-        rows, val_rows: mixtures; questions too long to leave room for an answer are left out.
-
-    Raises:
-        ValueError: a task cannot be graded, all questions are too long, or there are too few.
-    """
-    room = cfg.stage.sequence_len - cfg.rl.max_new_tokens
-    train, val = Questions(rows, tokenizer, room), Questions(val_rows, tokenizer, room, cfg.rl.val_questions)
-    for name, questions in (("training", train), ("validation", val)):
-        if questions.num_too_long:
-            log.warning(
-                "%d %s questions have more than %d tokens (stage.sequence_len - rl.max_new_tokens) and are left out",
-                questions.num_too_long,
-                name,
-                room,
-            )
-    return QuestionData(train, val, cfg.rl, cfg.seed)
+    return measure
 
 
 class Samples(Callback):
@@ -433,11 +297,12 @@ class Samples(Callback):
                 write_atomically(self.path, "".join(kept))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: PolicyModel, outputs: Any, batch: QuestionBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: QuestionBatch, batch_idx: int
     ) -> None:
         step = trainer.global_step - 1
         if not trainer.is_global_zero or batch.part or step % self.every_steps:
             return
+        assert isinstance(pl_module, PolicyModel) and pl_module.example is not None
         group = pl_module.example
         rows = [
             {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers
@@ -445,7 +310,8 @@ class Samples(Callback):
         line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             if type(logger).__name__ == "WandbLogger":
                 table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
                 logger.log_table("samples", columns=["step", "question", "answer", "reward"], data=table)

@@ -158,6 +158,11 @@ class Mixture(Task):
         self._items = self._arrange(seed)
         super().__init__()
 
+    @property
+    def tasks(self) -> Mapping[str, abc.Sequence[Conversation]]:
+        """The members by name."""
+        return self._tasks
+
     def _arrange(self, seed: int) -> list[tuple[str, int]]:
         ordered = [name for name, task in self._tasks.items() if getattr(task, "ordered", False)]
         if ordered and len(self._tasks) > 1:

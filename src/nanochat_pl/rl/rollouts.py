@@ -1,45 +1,36 @@
-"""Policy gradient on rewards that a program can check: sample answers, weigh them, raise the better ones.
+"""Answers with rewards: many questions asked several times each in one call of the engine.
 
-A rollout asks every question of a step `num_samples` times, all of them in one batch of the engine. Each answer draws
-from a random stream of its own, named by seed, step, place in the step and number of the sample, so that neither the
-number of ranks nor an interruption changes what is sampled. The answers to one question are a group; an answer's
-advantage says how much better than its group it was. Tokens that the model sampled are trained, its end token among
-them (Differs: nanochat, 2025-11, never trains it); tokens that a tool forced are not.
+Each answer draws from a random stream of its own, named by seed, step, place in the step and number of the sample, so
+that neither the number of ranks nor an interruption changes what is sampled. The answers to one question are a
+group; an answer's advantage says how much better than its group it was.
 """
 
 import math
 import random
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from nanochat_pl.data.batch import IGNORE
 from nanochat_pl.engine_adapter import Completion, Engine, Request
+from nanochat_pl.tasks.base import Mixture
 
 __all__ = [
     "Answer",
     "Group",
-    "MicroBatch",
     "Questions",
     "Rollout",
     "Sampling",
     "advantages",
+    "answer_questions",
     "figures",
-    "micro_batches",
     "pass_at_k",
-    "policy_loss",
     "roll_out",
-    "token_weights",
+    "sums",
 ]
-
-RATIO = ("grpo", "dapo")
-"""Algorithms that weigh a token by the clipped ratio of its new to its old probability."""
 
 STD_EPS = 1e-6
 
@@ -108,7 +99,7 @@ class Questions:
     """Tasks as questions with a reward.
 
     Args:
-        rows: conversations whose last turn is the answer; knows `reward(conversation, completion)`.
+        rows: conversations whose last turn is the answer.
         tokenizer: renders questions and reads answers.
         max_prompt_tokens: longer questions are left out.
         limit: look at the first so many rows only; None = all.
@@ -121,7 +112,7 @@ class Questions:
         ValueError: if a task cannot be graded, or every question is too long.
     """
 
-    def __init__(self, rows: Any, tokenizer: Tokenizer, max_prompt_tokens: int, limit: int | None = None) -> None:
+    def __init__(self, rows: Mixture, tokenizer: Tokenizer, max_prompt_tokens: int, limit: int | None = None) -> None:
         check_graded(rows)
         self.rows = rows
         self.tokenizer = tokenizer
@@ -145,19 +136,16 @@ class Questions:
 
     def reward(self, row: int, completion: str) -> float:
         """Give what an answer is worth."""
-        conversation = self.rows[row]
-        if not hasattr(self.rows, "reward"):
-            return float(self.rows._tasks[conversation["task"]].grade(conversation, completion))
-        return float(self.rows.reward(conversation, completion))
+        return float(self.rows.reward(self.rows[row], completion))
 
 
-def check_graded(rows: Any) -> None:
+def check_graded(rows: Mixture) -> None:
     """Raise ValueError unless every task of a mixture can be graded."""
-    for name, task in rows._tasks.items():
+    for name, task in rows.tasks.items():
         if not getattr(task, "graded", False):
             raise ValueError(
-                f"the task {name} ({task.name}) has no reward, and stage=rl needs one of every task; leave it out with "
-                f"mixture.tasks.{name}=null (or mixture.val_tasks.{name}=null)"
+                f"the task {name} ({type(task).__name__}) has no reward, and stage=rl needs one of every task; "
+                f"leave it out with mixture.tasks.{name}=null (or mixture.val_tasks.{name}=null)"
             )
 
 
@@ -271,115 +259,8 @@ def advantages(rewards: Sequence[float], algorithm: str) -> list[float]:
     mean = statistics.fmean(rewards)
     if algorithm == "rloo":
         return [(reward - mean) * len(rewards) / (len(rewards) - 1) for reward in rewards]
-    scale = statistics.stdev(rewards) + STD_EPS if algorithm in RATIO else 1.0
+    scale = statistics.stdev(rewards) + STD_EPS if algorithm in ("grpo", "dapo") else 1.0
     return [(reward - mean) / scale for reward in rewards]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Answers behind their questions, padded on the right to the longest."""
-
-    inputs: Tensor
-    """(B, T) int64."""
-    targets: Tensor
-    """(B, T) int64, IGNORE where nothing is trained."""
-    advantages: Tensor
-    """(B, 1) float32."""
-    weights: Tensor
-    """(B, T) float32: each token's share in the step's mean, 0 where nothing is trained."""
-    old: Tensor | None = None
-    """(B, T) float32 log-probabilities at the time of the rollout, 0 where nothing is trained; None = those of now."""
-
-    def to(self, device: torch.device | str) -> "MicroBatch":
-        """Return it on `device`."""
-        old = None if self.old is None else self.old.to(device)
-        tensors = (self.inputs, self.targets, self.advantages, self.weights)
-        return MicroBatch(*(tensor.to(device) for tensor in tensors), old)
-
-
-def token_weights(answer: Answer, algorithm: str, num_tokens: int, num_answers: int) -> float:
-    """Give the weight of each trained token of an answer in the step's mean.
-
-    Args:
-        num_tokens, num_answers: trained tokens and answers of the whole step, over all ranks.
-
-    grpo: the mean over answers of the mean over an answer's tokens, as in its paper. Others: the mean over all tokens
-    of the step, so that long answers do not weigh less a token. Differs: nanochat (2025-11) takes that mean over eight
-    answers at a time and averages the means.
-    """
-    return 1 / (sum(answer.mask) * num_answers) if algorithm == "grpo" else 1 / num_tokens
-
-
-def micro_batches(
-    groups: Iterable[Group], batch_rows: int, pad_id: int, algorithm: str, num_tokens: int, num_answers: int
-) -> Iterator[MicroBatch]:
-    """Lay answers into micro-batches of rows of similar length, longest first; the last may hold fewer rows."""
-    rows = [(group.prompt, answer) for group in groups for answer in group.answers]
-    rows.sort(key=lambda row: -len(row[0]) - len(row[1].tokens))
-    for first in range(0, len(rows), batch_rows):
-        yield _lay(rows[first : first + batch_rows], pad_id, algorithm, num_tokens, num_answers)
-
-
-def _lay(
-    rows: Sequence[tuple[list[int], Answer]], pad_id: int, algorithm: str, num_tokens: int, num_answers: int
-) -> MicroBatch:
-    shape = (len(rows), len(rows[0][0]) + len(rows[0][1].tokens) - 1)
-    inputs, targets = np.full(shape, pad_id), np.full(shape, IGNORE)
-    weights, old = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for i, (prompt, answer) in enumerate(rows):
-        ids = prompt + answer.tokens
-        start, end = len(prompt) - 1, len(ids) - 1
-        trained = np.array(answer.mask, dtype=bool)
-        inputs[i, :end] = ids[:-1]
-        targets[i, start:end] = np.where(trained, answer.tokens, IGNORE)
-        weights[i, start:end] = trained * token_weights(answer, algorithm, num_tokens, num_answers)
-        if answer.old is not None:
-            old[i, start:end] = np.where(trained, answer.old.numpy(), 0)
-    advantage = torch.tensor([[answer.advantage] for _, answer in rows])
-    known = torch.from_numpy(old) if rows[0][1].old is not None else None
-    return MicroBatch(torch.from_numpy(inputs), torch.from_numpy(targets), advantage, torch.from_numpy(weights), known)
-
-
-def policy_loss(
-    logp: Tensor,
-    batch: MicroBatch,
-    algorithm: str,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    reference: Tensor | None = None,
-    kl_coef: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give the loss of a micro-batch: its part of the step's weighted sum over tokens.
-
-    reinforce, rloo: -A log p. grpo, dapo: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = p / p_old, which
-    exactly 1 where the batch has no old log-probabilities. `kl_coef` times the KL divergence to a reference is
-    added, by the estimator exp(d) - d - 1 with d = log p_ref - log p (Schulman 2020), which is never negative.
-
-    Args:
-        logp: (B, T) log-probabilities of the targets, with gradient; anything finite where nothing is trained.
-        reference: (B, T) the same of the reference model.
-
-    Returns:
-        The loss, and sums over the batch's trained tokens of: `entropy` (-log p), `clipped` (tokens whose
-        gradient the clip cuts off), `kl`.
-    """
-    trained = batch.targets != IGNORE
-    A = batch.advantages
-    sums = {"entropy": -logp.detach()[trained].sum()}
-    if algorithm in RATIO:
-        ratio = torch.exp(logp - (logp.detach() if batch.old is None else batch.old))
-        token_loss = -torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
-        r = ratio.detach()
-        sums["clipped"] = (torch.where(A > 0, r > 1 + clip_high, r < 1 - clip_low) & (A != 0) & trained).sum()
-    else:
-        token_loss = -A * logp
-    if reference is not None:
-        d = reference - logp
-        kl = torch.exp(d) - d - 1
-        sums["kl"] = kl.detach()[trained].sum()
-        token_loss = token_loss + kl_coef * kl
-    return (token_loss * batch.weights).sum(), sums
 
 
 SUMS = (

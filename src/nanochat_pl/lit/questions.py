@@ -1,0 +1,132 @@
+"""The data module of reinforcement learning: questions in shuffled order; its cursor may stand inside a rollout."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from nanochat_pl.data.batch import Cursor
+from nanochat_pl.lit.datamodules import StepBatches
+from nanochat_pl.lit.schema import RLConfig, TrainConfig
+from nanochat_pl.rl.rollouts import Questions
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionBatch:
+    """The questions of a rollout, over all ranks, and which of its optimizer steps this is."""
+
+    questions: list[int]
+    part: int
+    cursor: Cursor
+
+    def to(self, device: Any) -> "QuestionBatch":
+        """Return itself: there is nothing to move."""
+        return self
+
+
+class QuestionBatches:
+    """Batches of shuffled questions, epoch after epoch, forever, from a cursor on; each rollout takes several batches.
+
+    Args:
+        usable: the questions' rows.
+        prompts_per_step: questions of a rollout over all ranks; what is left of an epoch is left out.
+        parts: optimizer steps of a rollout.
+        shuffle: False keeps the order in every epoch.
+        cursor: of a batch trained on; None = the beginning.
+
+    Raises:
+        ValueError: there are too few questions, or the cursor belongs to others.
+    """
+
+    def __init__(
+        self, usable: list[int], prompts_per_step: int, parts: int, seed: int, shuffle: bool, cursor: Cursor | None
+    ) -> None:
+        if prompts_per_step > len(usable):
+            raise ValueError(
+                f"rl.prompts_per_step={prompts_per_step} is more than the {len(usable)} questions there are; set "
+                f"rl.prompts_per_step={len(usable)} or lower, or add tasks"
+            )
+        self.usable, self.prompts_per_step, self.parts = usable, prompts_per_step, parts
+        self.seed, self.shuffle = seed, shuffle
+        here = {"num_rows": len(usable), "seed": seed}
+        if cursor is not None and cursor["part"]:
+            here |= {"prompts_per_step": prompts_per_step, "parts": parts}
+        for key, value in here.items():
+            if cursor is not None and cursor[key] != value:
+                raise ValueError(
+                    f"the run to resume was saved with {key}={cursor[key]} of its questions or rollouts, now it is "
+                    f"{value}; give it the same, or start a new run with resume=null"
+                )
+        self.start = (cursor["epoch"], cursor["row"], cursor["part"]) if cursor else (0, 0, 0)
+
+    def __iter__(self) -> Iterator[QuestionBatch]:
+        epoch, row, part = self.start
+        while True:
+            order = np.array(self.usable)
+            if self.shuffle:
+                order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            while row + self.prompts_per_step <= len(order):
+                questions = order[row : row + self.prompts_per_step].tolist()
+                for now in range(part, self.parts):
+                    last = now + 1 == self.parts
+                    cursor = {
+                        "epoch": epoch,
+                        "row": row + self.prompts_per_step * last,
+                        "part": 0 if last else now + 1,
+                        "parts": self.parts,
+                        "prompts_per_step": self.prompts_per_step,
+                        "num_rows": len(order),
+                        "seed": self.seed,
+                    }
+                    yield QuestionBatch(questions, now, cursor)
+                row, part = row + self.prompts_per_step, 0
+            epoch, row = epoch + 1, 0
+
+
+class QuestionData(StepBatches):
+    """The questions that are trained on and those that pass@k is measured on.
+
+    Args:
+        train, val: questions with their rewards.
+        rl: how many make a rollout, and how many updates.
+        seed: of the order.
+
+    Raises:
+        ValueError: there are too few questions for one rollout.
+    """
+
+    def __init__(self, train: Questions, val: Questions, rl: RLConfig, seed: int) -> None:
+        def make(cursor: Cursor | None) -> QuestionBatches:
+            shuffle = not getattr(train.rows, "ordered", False)
+            return QuestionBatches(train.usable, rl.prompts_per_step, rl.steps_per_rollout, seed, shuffle, cursor)
+
+        make(None)
+        super().__init__(make, lambda: ())  # type: ignore[arg-type]
+        self.train, self.val = train, val
+        self.steps_per_epoch = len(train.usable) // rl.prompts_per_step * rl.steps_per_rollout
+
+
+def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) -> QuestionData:
+    """Make the data module of stage=rl.
+
+    Args:
+        rows, val_rows: mixtures; questions too long to leave room for an answer are left out.
+
+    Raises:
+        ValueError: a task cannot be graded, all questions are too long, or there are too few.
+    """
+    room = cfg.stage.sequence_len - cfg.rl.max_new_tokens
+    train, val = Questions(rows, tokenizer, room), Questions(val_rows, tokenizer, room, cfg.rl.val_questions)
+    for name, questions in (("training", train), ("validation", val)):
+        if questions.num_too_long:
+            log.warning(
+                "%d %s questions have more than %d tokens (stage.sequence_len - rl.max_new_tokens) and are left out",
+                questions.num_too_long,
+                name,
+                room,
+            )
+    return QuestionData(train, val, cfg.rl, cfg.seed)
