@@ -10,6 +10,7 @@ import torch
 
 from nanochat_pl.data.batch import IGNORE, merge_cursors
 from nanochat_pl.data.conversations import ConversationBatches, conversation_batches, num_steps
+from nanochat_pl.data.lengths import measure_lengths
 from nanochat_pl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -203,7 +204,7 @@ def test_a_step_without_anything_to_learn_is_a_batch_like_any_other(packed):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_too_long_conversations_are_cut_at_the_end_and_counted_once(packed):
+def test_too_long_conversations_are_cut_at_the_end_and_counted(packed):
     # tokens: bos, user_start, question, user_end, assistant_start, answer, assistant_end
     rows = [
         conversation("a", "b" * 15),  # 21 = T+1: fits
@@ -212,21 +213,73 @@ def test_too_long_conversations_are_cut_at_the_end_and_counted_once(packed):
         {"messages": [{"role": "user", "content": "u" * 50}]},
     ]
     batches = make(rows, packed=packed, total_batch_rows=4, batch_rows=2, sequence_len=20)
-    assert (batches.truncated, batches.unsupervised) == (0, 0)
-    for batch in take(batches, 3):
+    for number, batch in enumerate(take(batches, 3), 1):
         kept = sorted(goal for _, goals in examples(batch) for goal in goals if goal != IGNORE)
         assert kept == sorted([*b"b" * 15, PAD, *b"b" * 16])
-    assert (batches.truncated, batches.unsupervised) == (3, 2)
+        assert batch.cursor["counts"] == {"cut": 3 * number, "dropped": 0, "unsupervised": 2 * number}
 
 
-def test_what_a_thread_renders_early_is_not_counted_yet():
-    rows = [conversation("a", "b" * 99)] * 8
-    batches = make(rows, total_batch_rows=2, num_workers=1)
-    iterator = iter(batches)
-    for step in range(1, 4):
-        next(iterator)
-        assert batches.truncated == 2 * step
-    iterator.close()
+def mixed_rows(count=40):
+    """Every third conversation is longer than a row of 40 tokens."""
+    return [conversation(f"q{i}", "x" * (60 if i % 3 == 1 else 5)) for i in range(count)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_dropped_conversations_leave_every_step_full_and_the_rest_of_the_order_as_it_was(packed):
+    rows = mixed_rows()
+    kept = [f"q{i}" for i in range(40) if i % 3 != 1]
+    batches = take(make(rows, packed=packed, drop_long=True), 6)
+    seen = [question(inputs).split("<|user_start|>")[1] for batch in batches for inputs, _ in examples(batch)]
+    assert [batch.rows for batch in batches] == [8] * 6
+    for epoch in (seen[:24], seen[24:]):
+        assert len(set(epoch)) == 24
+        assert set(epoch) <= set(kept)
+    in_order = take(make(rows, packed=packed, drop_long=True, shuffle=False, total_batch_rows=2, batch_rows=1), 3)
+    asked = [sorted(question(inputs).split("<|user_start|>")[1] for inputs, _ in examples(b)) for b in in_order]
+    assert asked == [["q0", "q2"], ["q3", "q5"], ["q6", "q8"]]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_dropping_does_not_depend_on_the_number_of_ranks(world_size):
+    rows = mixed_rows()
+    ranks = [take(make(rows, rank=r, world_size=world_size, drop_long=True), 7) for r in range(world_size)]
+    for parts, expected in zip(zip(*ranks), take(make(rows, drop_long=True), 7), strict=True):
+        assert [part.rows for part in parts] == [8 // world_size] * world_size
+        assert sorted(e for part in parts for e in examples(part)) == sorted(examples(expected))
+        assert merge_cursors([part.cursor for part in parts]) == expected.cursor
+
+
+@pytest.mark.parametrize("drop_long", [True, False])
+def test_counts_of_a_resumed_run_are_those_of_a_straight_one(drop_long):
+    rows = mixed_rows()
+    straight = take(make(rows, drop_long=drop_long), 9)
+    name = "dropped" if drop_long else "cut"
+    assert straight[-1].cursor["counts"][name] > straight[3].cursor["counts"][name] > 0
+    resumed = take(make(rows, drop_long=drop_long, cursor=straight[3].cursor, num_workers=1), 5)
+    assert [batch.cursor for batch in resumed] == [batch.cursor for batch in straight[4:]]
+
+
+@pytest.mark.parametrize("shown", [0, 7])
+def test_too_few_conversations_that_fit_are_refused_and_do_not_loop_forever(shown):
+    rows = [conversation(f"q{i}", "x" * (5 if i < shown else 60)) for i in range(20)]
+    with pytest.raises(ValueError, match=rf"{shown} of 20 conversations fit .*=40.*long_conversations=cut"):
+        take(make(rows, drop_long=True), 1)
+    lengths = measure_lengths(rows, TOKENIZER, seed=0)
+    with pytest.raises(ValueError, match=rf"{shown} of 20 conversations fit"):
+        num_steps(20, 8, 1, lengths, 40)
+
+
+def test_the_steps_of_an_epoch_count_the_conversations_that_fit():
+    rows = mixed_rows()
+    steps = num_steps(len(rows), 8, 2, measure_lengths(rows, TOKENIZER, seed=0, num_workers=0), 40)
+    assert steps == 27 // 8 * 2
+    batches = take(make(rows, drop_long=True), steps + 1)
+    assert batches[steps - 1].epoch <= 2 < batches[steps].epoch
+
+
+def test_an_epoch_is_counted_in_conversations_read():
+    batches = take(make(make_rows(32)), 5)
+    assert [batch.epoch for batch in batches] == [0.25, 0.5, 0.75, 1.0, 1.25]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ __all__ = ["TranscriptStream", "Transcripts", "check_rows", "num_steps", "transc
 BLOCK_CONVERSATIONS = 32
 """Rendered as one piece of work: some 10,000 tokens."""
 BUFFER_DOCUMENTS = 1000
+PLAYED_DOCUMENTS = 50_000
+"""So many are enough to know how many rows `bestfit` makes of more: about a second."""
 
 
 class Transcripts:
@@ -148,8 +150,8 @@ def num_steps(
         # a micro-batch uses up the one token more that is its last target
         steps = lengths.total * num_epochs // (micro_batches * (batch_rows * sequence_len + 1))
     else:
-        rows = _bestfit_rows(lengths.values, sequence_len + 1) * lengths.num_rows / len(lengths.values)
-        steps = int(rows * num_epochs // (micro_batches * batch_rows))
+        rows = _bestfit_rows(lengths, sequence_len + 1, lengths.num_rows * num_epochs)
+        steps = int(rows // (micro_batches * batch_rows))
     if steps < 1:
         batch_tokens = micro_batches * batch_rows * sequence_len
         raise ValueError(
@@ -160,12 +162,12 @@ def num_steps(
     return steps
 
 
-def _bestfit_rows(lengths: np.ndarray, capacity: int) -> float:
-    """Count the rows that `bestfit` makes of one epoch, in the steady state of a buffer that is always full."""
+def _bestfit_rows(lengths: Lengths, capacity: int, documents: int) -> float:
+    """Count the rows that `bestfit` makes of so many documents of these lengths, its buffer being always full."""
     buffer, address = DocumentBuffer(), Address(0, 0, 0, 0)
-    endless = itertools.cycle(np.random.default_rng(0).permutation(lengths).tolist())
+    endless = itertools.cycle(np.random.default_rng(0).permutation(lengths.values).tolist())
     fetched = rows = 0
-    while fetched - len(buffer) < len(lengths):
+    while fetched - len(buffer) < min(documents, PLAYED_DOCUMENTS):
         room = capacity
         while room:
             while len(buffer) < BUFFER_DOCUMENTS:
@@ -173,7 +175,7 @@ def _bestfit_rows(lengths: np.ndarray, capacity: int) -> float:
                 fetched += 1
             room -= len(buffer.take(room))
         rows += 1
-    return rows * len(lengths) / (fetched - len(buffer))
+    return rows * documents / (fetched - len(buffer))
 
 
 def transcript_batches(
