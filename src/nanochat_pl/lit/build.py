@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import checkpoint_file
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
 from nanochat_pl.scaling import plan_horizon
-from nanochat_pl.tasks.base import Mixture
+from nanochat_pl.tasks.base import Mixture, overlap
 from nanochat_pl.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -310,11 +311,10 @@ def build_data(
             val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
         )
         return data, plan.num_steps
+    rows, val_rows = build_mixtures(cfg)
     if stage.name == StageName.rl:
-        rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
         questions = question_data(rows, val_rows, tokenizer, cfg)
         return questions, int(value) * (1 if name == "num_steps" else questions.steps_per_epoch)
-    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
     if stage.counts_tokens:
         return build_transcripts(cfg, tokenizer, rows, val_rows)
     assert stage.total_batch_rows is not None
@@ -409,6 +409,33 @@ def make(spec: Any, **arguments: Any) -> Any:
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None
         raise ValueError(str(error)) from error
+
+
+def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
+    """Make the mixtures of training and validation; say how much both would ask, and leave that out if asked to.
+
+    Raises:
+        ValueError: one has no tasks, or nothing is left to train on.
+    """
+    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+    twice, drop = overlap(rows, val_rows), cfg.mixture.drop_train_duplicates
+    if not twice:
+        log.info("none of the %s training conversations asks what validation asks", f"{len(rows):,}")
+        return rows, val_rows
+    if drop and len(twice) == len(rows):
+        raise ValueError(
+            f"all {len(rows)} training conversations ask what validation asks, so mixture.drop_train_duplicates=true "
+            "leaves none; give mixture.tasks another split than mixture.val_tasks"
+        )
+    log.log(
+        logging.INFO if drop else logging.WARNING,
+        "%s of %s training conversations ask what validation asks (%s) and are %s",
+        f"{len(twice):,}",
+        f"{len(rows):,}",
+        ", ".join(f"{name}: {count:,}" for name, count in Counter(rows[i]["task"] for i in twice).items()),
+        "left out" if drop else "kept; mixture.drop_train_duplicates=true leaves them out",
+    )
+    return (rows.without(twice) if drop else rows), val_rows
 
 
 def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:

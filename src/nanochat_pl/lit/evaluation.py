@@ -158,7 +158,8 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
     """
     prepare_root(data)
     kind = {EvalName.scienceqa: "ScienceQA", EvalName.recall: "Recall"}[name]
-    spec = next((dict(s) for s in tasks.values() if str(s.get("_target_", "")).endswith(f".{kind}")), None)
+    present = [dict(spec) for spec in tasks.values() if spec is not None]
+    spec = next((s for s in present if str(s.get("_target_", "")).endswith(f".{kind}")), None)
     if spec is None:
         if name == EvalName.recall and data.source == DataSource.microworld:
             spec = {"_target_": "nanochat_pl.tasks.recall.Recall"}
@@ -174,7 +175,7 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
         rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[cfg.split]
         spec |= {"rows": rows, "shuffle_choices": False, "curriculum": False}
         spec |= {"hub": data.hub_scienceqa, "offline": offline, "formatted_dir": data.formatted_dir}
-    for training_only in ("epochs", "phase", "start", "stop", "step"):
+    for training_only in ("epochs", "phase", "start", "stop", "step", "at_most"):
         spec.pop(training_only, None)
     return list(itertools.islice(make(spec), cfg.max_questions))
 

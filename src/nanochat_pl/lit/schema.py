@@ -225,7 +225,7 @@ class DataConfig:
     hub_scienceqa: str | None = None
     """Repository of ScienceQA's parquet files (hub)."""
     fetch: bool = False
-    """Fetch the files of the other tasks (mmlu, arc, gsm8k ...) from their public repositories where they are missing."""
+    """Fetch what is missing of the other tasks (mmlu, arc, gsm8k ...) from their public repositories."""
     text_shards: int = 8
     """How many training shards to fetch (hub)."""
     val_shard: str | None = None
@@ -251,11 +251,13 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class MixtureConfig:
-    """The conversations of a fine-tuning stage: named tasks, each a `_target_` with its arguments."""
+    """The conversations of a fine-tuning stage: named tasks, each a `_target_` with its arguments; null = left out."""
 
     tasks: dict[str, Any] = field(default_factory=dict)
     val_tasks: dict[str, Any] = field(default_factory=dict)
     """The fixed validation set."""
+    drop_train_duplicates: bool = False
+    """Leave out training conversations that ask what a validation conversation asks; counted and logged either way."""
 
 
 @dataclass(kw_only=True)
