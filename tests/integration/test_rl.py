@@ -153,19 +153,23 @@ def test_a_kl_term_cannot_be_added_to_a_run_that_kept_no_start_weights(train: Tr
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_two_processes_train_as_one(world: Path, start: str, tmp_path: Path):
-    config = [*RL, start, "rl.algorithm=grpo", "rl.steps_per_rollout=2", "rl.kl_coef=0.1", "stage.num_steps=3"]
-    for devices in (1, 2):
-        arguments = [*config, f"run_name=n{devices}", f"trainer.devices={devices}", "trainer.stop_after_steps=3"]
-        done = run(command(world, tmp_path, *arguments), tmp_path, PYTHONPATH=str(REPO))
+def test_two_processes_train_as_one_and_what_they_leave_of_a_rollout_continues_on_one(
+    world: Path, start: str, tmp_path: Path
+):
+    # one rollout: after an update, a difference in rounding may sample other tokens
+    config = [*RL, start, "rl.algorithm=grpo", "rl.steps_per_rollout=2", "rl.kl_coef=0.1", "stage.num_steps=2"]
+    for extra in (
+        ["run_name=n1"],
+        ["run_name=n2", "trainer.devices=2", "trainer.stop_after_steps=1"],
+        ["run_name=n2", "resume=auto"],
+    ):
+        done = run(command(world, tmp_path, *config, *extra), tmp_path, PYTHONPATH=str(REPO))
         assert done.returncode == 0, done.stderr
     one, two = tmp_path / "rl" / "n1", tmp_path / "rl" / "n2"
-    for name in ("train/loss", "train/grad_norm", "reward", "rl/entropy", "rl/kl", "pass@1"):
+    for name in ("train/loss", "train/grad_norm", "reward", "rl/entropy", "rl/kl", "sequence_length"):
         first, second = ([float(v) for v in metrics(folder, name).values()] for folder in (one, two))
+        assert len(first) == 2
         assert first == pytest.approx(second, abs=2e-4), name
+    assert float(metrics(one, "pass@1")[0]) == pytest.approx(float(metrics(two, "pass@1")[0]))
     a, b = last_weights(one), last_weights(two)
     assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-3
-    # and what two ranks saved in the middle of a rollout continues on one
-    arguments = [*config, "run_name=n2", "trainer.devices=1", "resume=auto", "stage.num_steps=4"]
-    done = run(command(world, tmp_path, *arguments), tmp_path, PYTHONPATH=str(REPO))
-    assert done.returncode == 0, done.stderr

@@ -109,6 +109,8 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
             "stage=rl counts its batch in questions: rl.prompts_per_step, each answered rl.num_samples times; set "
             "stage.total_batch_tokens=null and stage.total_batch_rows=null"
         )
+    if stage.val_rows is not None or stage.val_tokens is not None:
+        raise ValueError("stage.val_rows and stage.val_tokens are not used by stage=rl; set rl.val_questions instead")
     if stage.horizon[0] in ("tokens_per_param", "target_flops"):
         raise ValueError(
             f"stage=rl trains on questions; give stage.num_epochs or stage.num_steps, not {stage.horizon[0]}"
