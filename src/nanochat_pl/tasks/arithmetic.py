@@ -8,9 +8,9 @@ import hashlib
 import random
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
-from nanochat_pl.tasks.base import Conversation, Task
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 
 __all__ = ["Arithmetic", "column_work"]
 
@@ -56,7 +56,7 @@ class Arithmetic(Task):
         size: number of problems.
         largest: the largest operand.
         worked: share of the answers, 0 to 1, with the column work written out; drawn anew every epoch.
-        start, stop, step, epochs, phase: see `Task`.
+        chosen: which problems, see `Task`.
 
     Raises:
         ValueError: for another split, or a share or largest operand out of range.
@@ -71,18 +71,14 @@ class Arithmetic(Task):
         size: int = 10_000,
         largest: int = 999,
         worked: float = 0.5,
-        start: int = 0,
-        stop: int | None = None,
-        step: int = 1,
-        epochs: int = 1,
-        phase: int = 0,
+        **chosen: Unpack[RowChoice],
     ):
         if split not in ("train", "test"):
             raise ValueError(f"split={split} of Arithmetic is not one of train, test")
         if not 0 <= worked <= 1 or largest < 9:
             raise ValueError(f"worked={worked} must lie between 0 and 1, and largest={largest} must be 9 or more")
         self._split, self._size, self._largest, self._worked = split, size, largest, worked
-        super().__init__(start=start, stop=stop, step=step, epochs=epochs, phase=phase)
+        super().__init__(**chosen)
 
     @property
     def name(self) -> str:
