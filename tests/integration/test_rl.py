@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat_pl.checkpoint import load_model
 from nanochat_pl.tasks.base import Conversation, Task
 from tests.conftest import REPO
 from tests.integration.conftest import BASE, TINY, Train, metrics
@@ -56,6 +57,11 @@ class SayE(Task):
 
 class Ungraded(SayE):
     graded = False
+
+
+class NeverRight(SayE):
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -114,6 +120,22 @@ def test_a_rollout_is_shared_out_among_its_steps(train: Train, start: str, tmp_p
     assert all(len(line["answers"]) == 4 for line in lines)
 
 
+@pytest.mark.parametrize("algorithm", ["reinforce", "dapo"])
+def test_rewards_that_are_all_alike_change_nothing(train: Train, start: str, tmp_path: Path, algorithm: str):
+    task = "mixture.tasks.arithmetic._target_=tests.integration.test_rl.NeverRight"
+    summary = train(*RL, start, f"rl.algorithm={algorithm}", task, "stage.num_steps=2")
+    assert (summary["reward"], summary["rl/no_signal_frac"], summary["train/grad_norm"]) == (0, 1, 0)
+    before = torch.load(tmp_path / "base" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    after = last_weights(tmp_path / "rl" / "tiny")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_checkpoint_is_enough_to_open_the_model(train: Train, start: str, tmp_path: Path):
+    train(*RL, start, "stage.num_steps=2", "rl.kl_coef=0.1")
+    loaded = load_model(tmp_path / "rl" / "tiny", compute_dtype=torch.float32)
+    assert (loaded.stage, loaded.step) == ("rl", 2)
+
+
 def test_the_divergence_is_measured_from_the_start_weights(train: Train, start: str, tmp_path: Path):
     train(*RL, start, "rl.kl_coef=0.01")
     divergence = [float(value) for value in metrics(tmp_path / "rl" / "tiny", "rl/kl").values()]
@@ -132,6 +154,7 @@ def test_an_epoch_is_every_question_once(train: Train, start: str):
     [
         (["stage.total_batch_rows=8"], r"rl\.prompts_per_step.*stage\.total_batch_rows=null"),
         (["stage.val_rows=8"], r"stage\.val_rows.*rl\.val_questions"),
+        (["stage.packed=false"], r"stage\.packed=false.*no effect on stage=rl"),
         (["rl.steps_per_rollout=3"], r"rl\.prompts_per_step=4 is not a multiple.*= 3; set rl\.prompts_per_step=3"),
         (["rl.max_new_tokens=64"], r"leaves no room for a question in stage\.sequence_len=64"),
         (["rl.max_new_tokens=60"], r"every one of the 24 questions is longer than the 4 tokens"),

@@ -138,7 +138,7 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any])
         )
         return
     figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []
-    figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb") if result.get(key) is not None]
+    figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb", "pass@1") if result.get(key) is not None]
     print(f"done: {folder}, step {result['step']}, {', '.join(figures)}")
     print(f"next: python evaluate.py ckpt={folder}")
     for later in {"base": ("mid", "sft_scienceqa"), "mid": ("sft",), "sft": ("rl",)}.get(result["stage"], ()):

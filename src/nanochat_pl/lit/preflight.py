@@ -111,6 +111,11 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
         )
     if stage.val_rows is not None or stage.val_tokens is not None:
         raise ValueError("stage.val_rows and stage.val_tokens are not used by stage=rl; set rl.val_questions instead")
+    if not stage.packed or stage.long_conversations != LongConversations.cut:
+        raise ValueError(
+            "stage.packed=false and stage.long_conversations=drop have no effect on stage=rl, where every answer has a "
+            "row of its own and questions that are too long are always left out; leave them away"
+        )
     if stage.horizon[0] in ("tokens_per_param", "target_flops"):
         raise ValueError(
             f"stage=rl trains on questions; give stage.num_epochs or stage.num_steps, not {stage.horizon[0]}"
