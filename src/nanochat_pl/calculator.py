@@ -1,110 +1,118 @@
-"""The calculator a model may call: arithmetic and `str.count`, read with `ast` and never run as Python.
+"""The calculator that a model calls in the middle of its answer: arithmetic and counting letters, never `eval`.
 
-Numbers are exact fractions, so that 0.1 + 0.2 is 0.3, and are printed as GSM8K's own annotations print them: `10`, not
-`10.0`. Everything is bounded (length, depth, digits), there is no clock and no signal, so any thread may call it.
+What it gets was written by a model, so any text is possible: it is taken apart into tokens of a few known kinds,
+parsed by `ast`, and walked. There are no names, no calls but `.count` of one text in another, no power, and thus
+nothing that can run away: no value along the way has more digits than the expression has characters. No signals, no
+state: any number of threads may calculate.
+
+Numbers are computed exactly and printed as GSM8K's annotations are: 10/2 is 5, not 5.0, and 0.1+0.2 is 0.3. The
+annotations hold no value of more than three decimals; beyond six we round, as a pocket calculator does (below 1, beyond
+six significant digits). Where they write 12.50 or .5, we print 12.5 and 0.5.
+
+Differs from nanochat (2025-11): 10/2 prints 5, not 5.0; 05+1 is 6; one can count in words that contain `dir` or `file`
+('indirect'); commas must group thousands, and those of texts stay; `%` is the remainder; counts can be added up.
 """
 
 import ast
+import operator
 import re
 from fractions import Fraction
 
-__all__ = ["calculate"]
+__all__ = ["MAX_EXPRESSION_CHARS", "MAX_NESTING", "MAX_RESULT_CHARS", "calculate"]
 
-MAX_CHARACTERS = 256
-MAX_DEPTH = 32
-MAX_DIGITS = 60
-"""Of any number met on the way, before or after the decimal point."""
-DECIMALS = 6
-"""Decimals of a result that is not a whole number; zeros at the end are left out."""
+MAX_EXPRESSION_CHARS = 400
+"""Longer expressions are refused; GSM8K's longest has 30 characters."""
+MAX_NESTING = 32
+"""Parentheses within parentheses."""
+MAX_RESULT_CHARS = 32
+"""Results that take more to print are refused: they would fill the context with digits."""
+_DECIMALS = 6
 
-_ARITHMETIC = re.compile(r"[0-9.,+\-*/%() ]+")
-_LITERAL = re.compile(r"""(['"])[^'"\\\n]*\1""")
-_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
-_LIMIT = 10**MAX_DIGITS
-Value = Fraction | str
+_TOKEN = re.compile(
+    r"""(?P<text>'[^'\\\r\n\0]*'|"[^"\\\r\n\0]*")
+    |(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?(?![0-9,.])|\.[0-9]+(?![0-9,.]))
+    |(?P<sign>\.\ *count\b|[-+*/%()\ ])""",
+    re.VERBOSE,
+)
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 
 
 def calculate(expression: str) -> str | None:
-    """Return the value of an expression as text; None where it is refused or has no value.
+    """Return the value of an expression as the model shall read it; None = refused.
 
-    Understood are numbers (with commas between thousands, leading zeros, a bare `.5`), `+ - * / // %` (% between two
-    numbers is the remainder), signs, parentheses, and `'text'.count('t')`. Powers, names, other calls and anything
-    beyond the limits are refused. (nanochat, 2025-11)
-    Differs: there 10/2 is "5.0", 05+1 and a word that contains the name of a built-in function are refused, powers
-    of a second are let run, and outside the main thread every call fails.
+    Args:
+        expression: numbers (`7`, `1,000`, `.5`, `05`) with `+ - * / // %`, parentheses and signs, and counts of one
+            quoted text in another (`'strawberry'.count('r')`). All else is refused and never an error: other syntax,
+            division by zero, what exceeds the limits of this module.
     """
-    text = expression.strip()
-    if not text or len(text) > MAX_CHARACTERS:
+    source = _tokens(expression.strip()) if len(expression) <= MAX_EXPRESSION_CHARS else None
+    if source is None:
         return None
-    # Checked before parsing: Python's parser warns about odd literals, and a warning cannot be silenced in one thread.
-    if not _ARITHMETIC.fullmatch(_LITERAL.sub("0", text).replace(".count", "")):
-        return None
-    if _ARITHMETIC.fullmatch(text):
-        text = _LEADING_ZEROS.sub("", text.replace(",", ""))
     try:
-        value = _value(ast.parse(text, mode="eval").body, MAX_DEPTH)
+        value = _value(ast.parse(source, mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
-    return _text(value) if isinstance(value, Fraction) else None
+    printed = _print(value)
+    return printed if len(printed) <= MAX_RESULT_CHARS else None
 
 
-def _value(node: ast.expr, depth: int) -> Value:
-    """Work out one node of the syntax tree; ValueError for whatever is not in the language."""
-    if depth == 0:
-        raise ValueError("too deep")
+def _tokens(expression: str) -> str | None:
+    """Rewrite an expression so that `ast` reads its numbers as people do; None where a character is not ours."""
+    parts: list[str] = []
+    position = depth = 0
+    while position < len(expression):
+        match = _TOKEN.match(expression, position)
+        if match is None:
+            return None
+        position, part = match.end(), match.group()
+        if match.lastgroup == "number":  # as a fraction of integers: no float comes in between
+            whole, _, decimals = part.replace(",", "").partition(".")
+            part = f"({int(whole + decimals)}/1{'0' * len(decimals)})" if decimals else str(int(whole))
+        depth += (part == "(") - (part == ")")
+        if depth > MAX_NESTING:
+            return None
+        parts.append(part)
+    return "".join(parts)
+
+
+def _value(node: ast.expr) -> Fraction:
+    """Walk the tree.
+
+    Raises:
+        ValueError: at a node that is no arithmetic.
+        ZeroDivisionError: as it says.
+    """
     match node:
-        case ast.Constant(value=bool()):
-            raise ValueError("a truth value")
-        case ast.Constant(value=int() | float() as number):
-            # as it is written: 0.1 means one tenth, not the float nearest to it (decimals keep 17 digits)
-            return _bounded(Fraction(repr(number)))
-        case ast.Constant(value=str() as text):
-            return text
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            value = _number(operand, depth)
-            return -value if isinstance(sign, ast.USub) else value
-        case ast.BinOp(left=left, op=operator, right=right):
-            return _bounded(_combine(_number(left, depth), operator, _number(right, depth)))
-        case ast.Call(func=ast.Attribute(value=owner, attr="count"), args=[argument], keywords=[]):
-            text, part = _value(owner, depth - 1), _value(argument, depth - 1)
-            if isinstance(text, str) and isinstance(part, str):
-                return Fraction(text.count(part))
-    raise ValueError(f"{type(node).__name__} is not in the calculator's language")
+        case ast.Constant(value=int(value)):
+            return Fraction(value)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _value(operand)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return Fraction(_OPERATORS[type(op)](_value(left), _value(right)))
+        case ast.Call(
+            func=ast.Attribute(value=ast.Constant(value=str(text)), attr="count"),
+            args=[ast.Constant(value=str(part))],
+            keywords=[],
+        ):
+            return Fraction(text.count(part))
+    raise ValueError(f"{type(node).__name__} is no arithmetic")
 
 
-def _number(node: ast.expr, depth: int) -> Fraction:
-    value = _value(node, depth - 1)
-    if isinstance(value, str):
-        raise ValueError("text where a number is needed")
-    return value
-
-
-def _combine(left: Fraction, operator: ast.operator, right: Fraction) -> Fraction:
-    match operator:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-        case ast.Div():
-            return left / right
-        case ast.FloorDiv():
-            return Fraction(left // right)
-        case ast.Mod():
-            return left % right
-    raise ValueError(f"{type(operator).__name__} is not in the calculator's language")
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if abs(value.numerator) >= _LIMIT or value.denominator >= _LIMIT:
-        raise ValueError(f"more than {MAX_DIGITS} digits")
-    return value
-
-
-def _text(value: Fraction) -> str:
-    """Print a number as people write it: no decimals where it is whole, else rounded half to even, no zeros behind."""
-    scaled = round(value * 10**DECIMALS)
-    whole, decimals = divmod(abs(scaled), 10**DECIMALS)
-    tail = f".{decimals:0{DECIMALS}d}".rstrip("0").rstrip(".")
-    return f"{'-' if scaled < 0 else ''}{whole}{tail}"
+def _print(value: Fraction) -> str:
+    decimals = _DECIMALS
+    while value and abs(value) * 10 ** (decimals - _DECIMALS + 1) < 1:
+        decimals += 1  # one for each zero after the point
+    scaled = abs(round(value * 10**decimals))
+    whole, rest = divmod(scaled, 10**decimals)
+    fraction = f"{rest:0{decimals}}".rstrip("0")
+    sign = "-" if value < 0 and scaled else ""
+    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
