@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import load_model
+from nanochat_pl.lit.rl import PolicyModel
 from nanochat_pl.tasks.base import Conversation, Task
 from tests.conftest import REPO
 from tests.integration.conftest import BASE, TINY, Train, metrics
@@ -104,6 +105,25 @@ def test_resume_equals_a_straight_run_bit_for_bit(train: Train, start: str, tmp_
         assert metrics(halves, name) == metrics(straight, name), name
     assert (halves / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
     one, two = last_weights(straight), last_weights(halves)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_that_dies_as_soon_as_it_resumed_can_resume_again(
+    train: Train, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = [*RL, start, "rl.algorithm=grpo", "rl.steps_per_rollout=2", "rl.kl_coef=0.1"]
+    train(*config, "run_name=straight")
+    train(*config, "run_name=dying", "trainer.stop_after_steps=5")
+
+    def die(*args: Any) -> None:
+        raise OSError("the power is off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyModel, "prepare", die)
+        with pytest.raises(OSError, match="the power is off"):
+            train(*config, "run_name=dying", "resume=auto")
+    train(*config, "run_name=dying", "resume=auto")
+    one, two = last_weights(tmp_path / "rl" / "straight"), last_weights(tmp_path / "rl" / "dying")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 

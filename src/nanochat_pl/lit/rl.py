@@ -5,7 +5,6 @@ of samples. What is left of a rollout and, with a KL term, the start weights tra
 resumes exactly at any step.
 """
 
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from nanochat_pl.engine_adapter import Engine
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.questions import QuestionBatch
 from nanochat_pl.lit.schema import RLConfig
+from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, pass_at_k, roll_out, sums
@@ -79,11 +79,10 @@ class PolicyModel(LanguageModel):
         self.example: Group | None = None
         """The first group of the last rollout, for the table of samples."""
         self._engine: Engine | None = None
-        self._reference: list[Any] = []  # in a list: not a submodule, so neither trained nor saved with the weights
+        self._reference: list[GPT] = []  # in a list: not a submodule, so neither trained nor saved with the weights
         self._rollout_figures: dict[str, float] = {}
         self._loss_sums: dict[str, Tensor] = {}
         self._seconds = {"sampling": 0.0, "all": 0.0}
-        self._restored: dict[str, Any] | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -102,8 +101,6 @@ class PolicyModel(LanguageModel):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self._restored is not None:
-            self._restore(self._restored)
         if self.rl.kl_coef > 0 and not self._reference:
             if self.trainer.global_step > 0:
                 raise ValueError(
@@ -111,6 +108,8 @@ class PolicyModel(LanguageModel):
                     "started with rl.kl_coef=0; resume with rl.kl_coef=0 or start a new run"
                 )
             self._keep_reference(self.model.state_dict())
+        for reference in self._reference:
+            reference.to(self.device)
 
     def prepare(self, batch: QuestionBatch) -> RolloutBatch:
         """Sample the answers of a rollout where one begins; lay out those of this optimizer step."""
@@ -236,21 +235,22 @@ class PolicyModel(LanguageModel):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint["rollout"]
+        """Take up what was left of a rollout, whatever the number of ranks was, and the start weights.
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Take up what was left of a rollout, whatever the number of ranks was, and the start weights."""
-        world = world_size()
+        Here, not in `on_train_start`: validation saves before that.
+        """
+        state, world = checkpoint["rollout"], world_size()
         self.groups = [Group.from_state(group) for group in state["groups"] if group["slot"] % world == rank()]
         self._rollout_figures = state["figures"]
         if state["reference"] is not None and self.rl.kl_coef > 0:
             self._keep_reference(state["reference"])
-        self._restored = None
 
     def _keep_reference(self, weights: Mapping[str, Tensor]) -> None:
         """Keep a frozen copy of the start weights, in the compute dtype to which the model casts them anyway."""
-        reference = copy.deepcopy(self.model).to(self.model.compute_dtype).requires_grad_(False).eval()
-        reference.cos, reference.sin = self.model.cos, self.model.sin  # the tables keep their own dtype
+        reference = GPT(self.model.config, self.model.compute_dtype).requires_grad_(False)
+        tables = reference.cos, reference.sin
+        reference.to(self.model.compute_dtype)
+        reference.cos, reference.sin = tables  # they keep their own dtype
         reference.load_state_dict(weights)
         self._reference = [reference]
 
