@@ -110,6 +110,9 @@ def test_what_a_chain_cannot_do_is_refused():
         planned(["chain=[base,fft]"])
     with pytest.raises(ConfigError, match=r"chain_overrides\.sft is for no stage of the chain \(base\)"):
         planned(["chain=[base]", "+chain_overrides.sft.stage.num_steps=3"])
+    planned(["experiment=laptop_d4", "chain=[mid]", "chain_overrides.mid.stage.num_steps=3"])
+    with pytest.raises(ConfigError, match=r"chain_overrides\.base is for no stage of the chain \(mid\)"):
+        planned(["experiment=laptop_d4", "chain=[mid]", "chain_overrides.base.stage.num_steps=3"])
     with pytest.raises(ConfigError, match=r"stage\.num_steps=3: a chain has several stages"):
         planned(["chain=[base]", "stage.num_steps=3"])
 
@@ -203,6 +206,29 @@ def test_a_run_that_does_not_say_what_it_was_made_from_is_left_alone(
         (tmp_path / stage / "r" / "summary.json").write_text(json.dumps({"status": "finished"}))
     go(small_world)
     assert ran == ["base", "mid"]
+
+
+@pytest.mark.parametrize("stages", ["tokenizer", "tokenizer,base,mid,sft,rl"])
+def test_the_closing_table_shows_the_figures_that_each_stage_has(tmp_path: Path, stages: str):
+    figures = {
+        "base": {"step": 9, "val/loss": 2.5, "val/bpb": 1.25},
+        "mid": {"step": 8, "val/loss": 2.25},
+        "sft": {"step": 7, "train/loss": None},
+        "rl": {"step": 6, "reward": 0.5, "pass@1": 0.25},
+    }
+    for stage, summary in figures.items():
+        (tmp_path / stage / "r").mkdir(parents=True)
+        (tmp_path / stage / "r" / "summary.json").write_text(json.dumps(summary))
+    table = chain.closing_table(compose([f"chain=[{stages}]", "run_name=r", f"outputs={tmp_path}"]), 1.0)
+    shown = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in table.splitlines() if "│" in line}
+    if stages == "tokenizer":
+        assert shown == {}
+    else:
+        assert [cell.strip() for cell in shown["validation loss"]] == ["2.500", "2.250", "", ""]
+        assert [cell.strip() for cell in shown["pass@1"]] == ["", "", "", "25.0%"]
+        assert "train loss" not in shown
+        assert "free recall" not in shown
+    assert str(tmp_path) in table.replace("\n", "")
 
 
 def test_a_chain_of_conversations_is_evaluated_by_its_last_stage():

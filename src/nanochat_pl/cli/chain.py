@@ -93,10 +93,14 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
     for stage in cfg.chain:
         if stage not in known:
             raise ConfigError(f"chain names {stage}, which is none of {', '.join(known)}")
-    for stage in cfg.chain_overrides:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    typed = [o.key_or_group.split(".")[1] for o in parsed if o.key_or_group.startswith("chain_overrides.")]
+    for stage in {
+        *typed,
+        *(set(cfg.chain_overrides) - {*known}),
+    }:  # an experiment may speak of stages left out this time
         if stage not in cfg.chain:
             raise ConfigError(f"chain_overrides.{stage} is for no stage of the chain ({', '.join(cfg.chain)})")
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
     given = {o.input_line or "": o.key_or_group for o in parsed}
     common = [line for line, key in given.items() if not key.startswith(("chain", "stage")) and key != "init_from"]
     start = [line for line, key in given.items() if key == "init_from"]
@@ -249,6 +253,8 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
     from rich.table import Table
 
     stages = [s for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
+    if not stages:
+        return f"files: {run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)}"
     table = Table(title=f"{cfg.run_name}: {' -> '.join(cfg.chain)} in {seconds:.0f} s", title_justify="left")
     table.add_column("")
     for stage in stages:
