@@ -175,6 +175,7 @@ def test_an_epoch_is_every_question_once(train: Train, start: str):
         (["stage.total_batch_rows=8"], r"rl\.prompts_per_step.*stage\.total_batch_rows=null"),
         (["stage.val_rows=8"], r"stage\.val_rows.*rl\.val_questions"),
         (["stage.packed=false"], r"stage\.packed=false.*no effect on stage=rl"),
+        (["trainer.compile=true"], r"trainer\.compile=true would compile anew.*leave it auto"),
         (["rl.steps_per_rollout=3"], r"rl\.prompts_per_step=4 is not a multiple.*= 3; set rl\.prompts_per_step=3"),
         (["rl.max_new_tokens=64"], r"leaves no room for a question in stage\.sequence_len=64"),
         (["rl.max_new_tokens=60"], r"every one of the 24 questions is longer than the 4 tokens"),

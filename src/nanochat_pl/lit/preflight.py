@@ -120,6 +120,11 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
         raise ValueError(
             f"stage=rl trains on questions; give stage.num_epochs or stage.num_steps, not {stage.horizon[0]}"
         )
+    if cfg.trainer.compile == "true":
+        raise ValueError(
+            "trainer.compile=true would compile anew at almost every step of stage=rl, whose rows have another length "
+            "each time; leave it auto, which does not compile here"
+        )
     unit = world * rl.steps_per_rollout
     if rl.prompts_per_step % unit:
         near = max(1, round(rl.prompts_per_step / unit)) * unit
