@@ -1,22 +1,30 @@
 """Ready-made chats: rows with a `messages` column, as in SmolTalk, the microworld's lessons, or a file of one's own."""
 
 from pathlib import Path
+from typing import Any, Unpack
 
-from nanochat_pl.tasks.base import Conversation, Task
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.tables import find_split, hub_order, read_rows
 
-__all__ = ["Chats"]
+__all__ = ["HUB_REPO", "Chats"]
+
+HUB_REPO = "HuggingFaceTB/smol-smoltalk"
 
 
 class Chats(Task):
-    """The rows of `<path>/<split>.parquet` as they are: messages of role and content, alternating from the user's.
+    """The rows of one split as they are: messages of role and content, alternating from the user's.
 
     Args:
-        path: folder with `<split>.parquet`.
+        path: folder with `<split>.parquet`, or the hub's files.
         split: train, validation or test.
-        start, stop, step, epochs, phase: see `Task`.
+        shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        hub: repository to fetch missing files from.
+        fetch: fetch what is missing from there.
+        offline: open no socket.
+        chosen: which rows, see `Task`.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the split is not there, or cannot be fetched.
         ValueError: if it is no parquet file, has no column `messages`, or a row's turns do not alternate.
     """
 
@@ -25,32 +33,26 @@ class Chats(Task):
         path: str | Path,
         split: str = "train",
         *,
-        start: int = 0,
-        stop: int | None = None,
-        step: int = 1,
-        epochs: int = 1,
-        phase: int = 0,
+        shuffle: bool = False,
+        hub: str = HUB_REPO,
+        fetch: bool = False,
+        offline: bool = False,
+        **chosen: Unpack[RowChoice],
     ):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._file = Path(path) / f"{split}.parquet"
-        if not self._file.is_file():
-            raise FileNotFoundError(f"there is no {self._file}; set the task's path to a folder that has one")
-        try:
-            table = pq.read_table(self._file)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self._file} is truncated or not a parquet file; replace it ({error})") from error
-        if "messages" not in table.column_names:
-            raise ValueError(f"{self._file} has no column 'messages' (it has: {', '.join(table.column_names)})")
-        self._messages = table.column("messages").to_pylist()
-        for row, messages in enumerate(self._messages):
-            _check(messages, f"{self._file}, row {row} (counted from 0)")
-        super().__init__(start=start, stop=stop, step=step, epochs=epochs, phase=phase)
+        self._path, self._split = Path(path), split
+        files = find_split(path, split, repo=hub if fetch else None, fetch=fetch, offline=offline)
+        self._messages: list[list[dict[str, Any]]] = []
+        for file in files:
+            for row, record in enumerate(read_rows(file, ["messages"])):
+                _check(record["messages"], f"{file}, row {row} (counted from 0)")
+                self._messages.append(record["messages"])
+        if shuffle:
+            self._messages = hub_order(self._messages)
+        super().__init__(**chosen)
 
     @property
     def name(self) -> str:
-        return str(self._file)
+        return f"Chats {self._split} ({self._path})"
 
     @property
     def num_rows(self) -> int:
