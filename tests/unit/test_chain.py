@@ -97,6 +97,14 @@ def test_overrides_of_one_stage_reach_it_alone_groups_and_new_tasks_too(tmp_path
     assert command_line("mid", plan["mid"], tmp_path)[3:5] == ["--config-dir", str(tmp_path)]
 
 
+def test_a_stage_s_setting_may_be_new_to_the_experiment():
+    line = CommandLine.parse(["experiment=laptop_d4", "chain_overrides.base.optim.matrix_lr=0.5"])
+    cfg = check(compose_checked("train", line)[0], TrainConfig)
+    plan = dict(plan_chain(cfg, line.overrides))
+    assert compose(plan["base"]).optim.matrix_lr == 0.5
+    assert compose(plan["mid"]).optim.matrix_lr == compose(["stage=mid"]).optim.matrix_lr
+
+
 @pytest.mark.parametrize("value", [None, True, 3, 0.5, "plain", "a b", "null", "3", "x,y", "it's", "", [1, "a,b"]])
 def test_a_value_survives_the_command_line(value: object):
     [override] = flat({"key": value})

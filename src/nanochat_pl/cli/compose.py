@@ -77,7 +77,9 @@ class CommandLine:
         from hydra._internal.utils import get_args_parser
 
         parsed = get_args_parser().parse_args(list(argv))
-        return cls(parsed.overrides, parsed.multirun, Path(parsed.config_dir) if parsed.config_dir else config_dir())
+        # a stage's own settings are new keys unless the experiment has them already: people need not know which
+        overrides = [f"++{o}" if o.startswith("chain_overrides.") else o for o in parsed.overrides]
+        return cls(overrides, parsed.multirun, Path(parsed.config_dir) if parsed.config_dir else config_dir())
 
 
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
