@@ -1,0 +1,308 @@
+"""Runs a Python program that a model wrote, in a process that can hurt nobody: HumanEval's answers are graded so.
+
+The program gets a fresh interpreter with the standard library alone, an empty environment, no input, an empty folder in
+memory, and limits on time, memory, file size and processes. What keeps it in is one of these isolations:
+
+- `bubblewrap`: the command `bwrap`, where it is installed.
+- `namespaces`: the same from Linux itself: no network, its own processes, and a file system that holds nothing but
+  Python and the system's libraries, read-only. Root gives up its rights first, because its processes cannot be limited.
+- `weak`: only the limits, in a process of one's own user: it can read and write that user's files, open sockets and
+  start processes. Never chosen by itself.
+
+`probe` tries the first two with a program that attempts what must not work, and trusts only what held. None of them
+protects from faults of the kernel. `inside.py` is the script that sets the limits and starts the program.
+
+Differs from nanochat (2025-11), which takes functions away from Python inside a forked process: here the system limits,
+the network is closed, and packages other than the standard library cannot be imported.
+"""
+
+import functools
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = [
+    "ISOLATIONS",
+    "MAX_FILE_BYTES",
+    "MAX_OUTPUT_BYTES",
+    "MAX_PROCESSES",
+    "Probe",
+    "Result",
+    "probe",
+    "run_python",
+]
+
+log = logging.getLogger(__name__)
+
+ISOLATIONS = ("bubblewrap", "namespaces")
+"""Strongest first."""
+MAX_PROCESSES = 8
+"""Processes and threads of a program at a time; each may take the memory limit."""
+MAX_FILE_BYTES = 16 * 2**20
+"""Of one file, of standard output, and of all files together where the folder is in memory."""
+MAX_OUTPUT_BYTES = 64 * 1024
+"""Of standard output in a result: a longer one loses its middle."""
+_MAX_FILES = 64
+_INSIDE = str(Path(__file__).with_name("inside.py").resolve())
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache")
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended."""
+
+    success: bool
+    """It ended by itself, in time, with exit code 0."""
+    stdout: str
+    error: str | None
+    """The last line of standard error, or what ended it; None = success."""
+    timed_out: bool
+    memory_exceeded: bool
+    isolation: str
+    """What kept it in; put it beside the figures."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Which isolation holds on this machine."""
+
+    isolation: str | None
+    """The strongest that held; None = none."""
+    reasons: Mapping[str, str]
+    """Of those that did not hold: why."""
+
+
+def run_python(program: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 * 2**20, mode: str = "auto") -> Result:
+    """Run a program as `__main__`; any number of threads may do so at a time.
+
+    Args:
+        program: source text.
+        timeout_s: seconds of wall clock, the interpreter's start (about 0.1) included.
+        memory_bytes: address space of each of its processes.
+        mode: auto (the strongest isolation that holds here), one of `ISOLATIONS`, or weak.
+
+    Raises:
+        ValueError: if mode is no such word, or its isolation does not hold here.
+        RuntimeError: if the isolation breaks down although it held before (no memory, say).
+    """
+    if mode not in ("auto", "weak", *ISOLATIONS):
+        raise ValueError(f"sandbox={mode} is unknown; choose auto, weak, {' or '.join(ISOLATIONS)}")
+    if mode == "weak":
+        _warn_of_weak()
+        return _run(program, "weak", timeout_s, memory_bytes)
+    isolation, reasons = probe().isolation, probe().reasons
+    if isolation is None or mode in reasons:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if mode in ("auto", name))
+        raise ValueError(
+            f"generated code is not run: sandbox={mode} does not hold on this machine ({why}); install bubblewrap or "
+            "allow user namespaces; or, on a machine that has nothing to lose, set sandbox=weak (limits of time and "
+            "memory only)"
+        )
+    return _run(program, isolation if mode == "auto" else mode, timeout_s, memory_bytes)
+
+
+@functools.cache
+def probe() -> Probe:
+    """Try the isolations, once a process (about 0.3 s each)."""
+    reasons = {name: reason for name in ISOLATIONS if (reason := _weakness(name))}
+    return Probe(next((name for name in ISOLATIONS if name not in reasons), None), reasons)
+
+
+def _weakness(isolation: str) -> str | None:
+    """Return why an isolation does not hold, None where it does."""
+    if not sys.platform.startswith("linux"):
+        return f"needs Linux, and this is {sys.platform}"
+    if isolation == "bubblewrap" and shutil.which("bwrap") is None:
+        return "bwrap is not installed"
+    with tempfile.NamedTemporaryFile() as ours, socket.create_server(("127.0.0.1", 0)) as listener:
+        check = _CHECK.format(file=ours.name, port=listener.getsockname()[1], processes=MAX_PROCESSES)
+        try:
+            result = _run(check, isolation, 10.0, 256 * 2**20)
+        except (OSError, RuntimeError) as error:
+            return str(error)
+    held = result.success and result.stdout.strip() == "held"
+    return None if held else result.stdout.strip() or result.error or "the check said nothing"
+
+
+@functools.cache
+def _warn_of_weak() -> None:
+    log.warning(
+        "sandbox=weak: generated code runs with limits of time and memory only; it can reach the network and whatever "
+        "this user can"
+    )
+
+
+def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int) -> Result:
+    with (
+        tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+    ):
+        file = Path(folder) / "program.py"
+        file.write_text(program, encoding="utf-8", errors="surrogatepass")
+        file.chmod(0o644)  # its reader may be another user; the folder is closed
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        command = _command(isolation, Path(folder), write_end, timeout_s, memory_bytes)
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=_ENVIRONMENT,
+                cwd=folder,
+                start_new_session=True,
+                pass_fds=(write_end,),
+            )
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        with open(read_end, "rb", buffering=0) as status:
+            try:
+                process.wait(timeout_s)
+                timed_out = False
+            except subprocess.TimeoutExpired:
+                timed_out = True
+            finally:
+                if process.returncode is None:  # not reaped, so the number is still its
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            code, *_ = (status.read() or b"").decode(errors="replace").split("\n")
+        return _result(code, timed_out, timeout_s, isolation, stdout, stderr)
+
+
+def _result(code: str, timed_out: bool, timeout_s: float, isolation: str, stdout: BinaryIO, stderr: BinaryIO) -> Result:
+    errors = _text(stderr).rstrip().splitlines()
+    last = errors[-1].strip()[:500] if errors else ""
+    if code.startswith("!") or not (code or timed_out or isolation == "weak"):
+        raise RuntimeError(f"{isolation} broke down before the program ended: {code[1:] or last or 'killed'}")
+    success = code == "0" and not timed_out
+    error: str | None = None
+    if timed_out:
+        error = f"timed out after {timeout_s:g} s"
+    elif not success:
+        number = int(code or -signal.SIGKILL)
+        error = f"killed: {signal.strsignal(-number)}" if number < 0 else last or f"exit code {number}"
+    return Result(
+        success=success,
+        stdout=_text(stdout),
+        error=error,
+        timed_out=timed_out,
+        memory_exceeded=not success and last.startswith("MemoryError"),
+        isolation=isolation,
+    )
+
+
+def _text(file: BinaryIO) -> str:
+    """Read a file's first and last part, together at most MAX_OUTPUT_BYTES."""
+    size, half = file.seek(0, os.SEEK_END), MAX_OUTPUT_BYTES // 2
+    file.seek(0)
+    if size <= MAX_OUTPUT_BYTES:
+        return file.read().decode(errors="replace")
+    head = file.read(half)
+    file.seek(-half, os.SEEK_END)
+    return f"{head.decode(errors='replace')}\n...\n{file.read(half).decode(errors='replace')}"
+
+
+def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory_bytes: int) -> list[str]:
+    """Word the command that runs `inside.py`, with the isolation's tool around it."""
+    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    inside = isolation != "weak"
+    binds, links = _visible(python, folder)
+    limits = {
+        "RLIMIT_AS": memory_bytes,
+        "RLIMIT_CPU": int(timeout_s) + 2,
+        "RLIMIT_FSIZE": MAX_FILE_BYTES,
+        "RLIMIT_NOFILE": _MAX_FILES,
+        "RLIMIT_CORE": 0,
+    }
+    if inside:  # elsewhere it would count the user's other processes; two are those that start the program
+        limits["RLIMIT_NPROC"] = MAX_PROCESSES + 2
+    spec = {
+        "isolation": isolation,
+        "status": status,
+        "python": python,
+        "program": "/program.py" if inside else str(folder / "program.py"),
+        "limits": limits,
+        "folder_bytes": MAX_FILE_BYTES,
+        "binds": binds,
+        "links": links,
+        "root": str(folder / "root"),
+    }
+    script = [python, "-I", "-S", "/inside.py" if isolation == "bubblewrap" else _INSIDE, json.dumps(spec)]
+    if isolation != "bubblewrap":
+        return script
+    binds.append((_INSIDE, "/inside.py"))
+    mounts = [word for source, target in binds for word in ("--ro-bind", source, target)]
+    mounts += [word for source, target in links for word in ("--symlink", source, target)]
+    mounts += ["--dev-bind", "/dev/null", "/dev/null", "--size", str(MAX_FILE_BYTES), "--tmpfs", "/tmp"]
+    flags = ["--unshare-all", "--die-with-parent", "--new-session", *mounts, "--remount-ro", "/", "--chdir", "/tmp"]
+    return [shutil.which("bwrap") or "bwrap", *flags, "--", *script]
+
+
+def _visible(python: str, folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """List what the program may see, read-only: folders and files (source, target), and links (text, place)."""
+    prefixes = {sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.dirname(python))}
+    places = [place for place in _SYSTEM if os.path.exists(place)]
+    places += sorted(prefix for prefix in map(os.path.realpath, prefixes) if not prefix.startswith("/usr"))
+    links = [(os.readlink(place), place) for place in places if os.path.islink(place)]
+    binds = [(place, place) for place in places if not os.path.islink(place)]
+    return [*binds, (str(folder / "program.py"), "/program.py")], links
+
+
+_CHECK = """
+import os, socket, sys
+faults = []
+for path in ({file!r}, "/etc/passwd", "/proc/1/environ"):
+    if os.path.exists(path):
+        faults.append("the caller's files can be seen")
+for path in ("/outside", "/usr/outside", sys.prefix + "/outside"):
+    try:
+        open(path, "w").close()
+        faults.append("files can be written outside")
+    except OSError:
+        pass
+try:
+    socket.create_connection(("127.0.0.1", {port}), timeout=1).close()
+    faults.append("the network can be reached")
+except OSError:
+    pass
+if os.getuid() == 0 or set(os.environ) - {{"PATH", "HOME", "LANG", "LC_CTYPE", "OMP_NUM_THREADS", "PWD"}} - {{
+    "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"}}:
+    faults.append("it runs as root or with the caller's environment")
+read_end, write_end = os.pipe()
+children = 0
+try:
+    while children <= {processes}:
+        if os.fork() == 0:
+            os.close(write_end)
+            os.read(read_end, 1)
+            os._exit(0)
+        children += 1
+    faults.append("the number of processes is not limited")
+except BlockingIOError:
+    pass
+print("; ".join(dict.fromkeys(faults)) or "held")
+"""
+"""What must not work, tried; at most one process too many, which ends with the others."""

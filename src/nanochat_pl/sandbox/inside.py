@@ -1,0 +1,142 @@
+"""The script that runs inside the sandbox: it moves into namespaces, sets the limits, and starts the program.
+
+Started by `run_python` in a fresh interpreter without packages, with what to do as JSON; it imports nothing of ours and
+little of the standard library, since it runs anew for every program. What it has to say goes through a pipe that the
+program does not have: the program's exit code, or `!` and why there is none.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+__all__: list[str] = []
+
+_NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+_DETACH = 2
+_PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS = 1, 4, 38
+_FIRST_UID = 61184
+"""Users of no name, systemd's range for such; each run takes another, so that their processes are counted apart."""
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Call a function of the C library.
+
+    Raises:
+        OSError: if it says -1.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    plain = [argument.encode() if isinstance(argument, str) else argument for argument in arguments]
+    if getattr(libc, name)(*plain) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def _enter_namespaces(spec: Mapping[str, Any]) -> None:
+    """Move into new namespaces, as their first process, and see nothing but what `spec` lists; returns only inside."""
+    uid, gid = os.getuid(), os.getgid()
+    _call("prctl", _PDEATHSIG, signal.SIGKILL)
+    _call("unshare", _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET | (_NEWUSER if uid else 0))
+    if uid:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        os._exit(0)
+    _call("prctl", _PDEATHSIG, signal.SIGKILL)
+    _call("mount", None, "/", None, _REC | _PRIVATE, None)
+    _build_root(spec)
+    os.chdir(spec["root"])
+    _call("pivot_root", ".", ".")
+    _call("umount2", ".", _DETACH)
+    os.chdir("/tmp")
+    if not uid:
+        nobody = _FIRST_UID + int.from_bytes(os.urandom(2)) % 4000
+        os.setgroups([])
+        os.setresgid(nobody, nobody, nobody)
+        os.setresuid(nobody, nobody, nobody)
+        _call("prctl", _PDEATHSIG, signal.SIGKILL)  # another user forgets it
+
+
+def _build_root(spec: Mapping[str, Any]) -> None:
+    """Build the program's file system: what `spec` lists, read-only, and an empty folder in memory."""
+    root = spec["root"]
+    os.mkdir(root)
+    _call("mount", "tmpfs", root, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+    for source, target in [*spec["binds"], ["/dev/null", "/dev/null"]]:
+        place = root + target
+        os.makedirs(place if os.path.isdir(source) else os.path.dirname(place), exist_ok=True)
+        if not os.path.isdir(source):
+            open(place, "w").close()
+        _call("mount", source, place, None, _BIND, None)
+        if source != "/dev/null":  # flags that the source has cannot be taken from it: noexec and times
+            kept = os.statvfs(place).f_flag & ~(_RDONLY | _NOSUID | _NODEV)
+            flags = sum(flag for bit, flag in _KEPT.items() if kept & bit)
+            _call("mount", None, place, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV | flags, None)
+    for text, place in spec["links"]:
+        os.symlink(text, root + place)
+    os.mkdir(f"{root}/tmp")
+    options = f"size={spec['folder_bytes']},nr_inodes=1k,mode=1777"
+    _call("mount", "tmpfs", f"{root}/tmp", "tmpfs", _NOSUID | _NODEV, options)
+    _call("mount", None, root, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV, None)
+
+
+_KEPT = {8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
+"""Bits of statvfs -> of mount: noexec, noatime, nodiratime, relatime."""
+
+
+def _limit(limits: Mapping[str, int], strict: bool) -> None:
+    for name, value in limits.items():
+        number = getattr(resource, name)
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(number, (value, value))
+        except (ValueError, OSError):  # macOS knows no limit of address space
+            if strict:
+                raise
+
+
+def _supervise(spec: Mapping[str, Any]) -> NoReturn:
+    """Start the program, wait for it, and write its exit code (negative = signal) where it cannot write."""
+    status: int = spec["status"]
+    os.set_inheritable(status, False)
+    if spec["isolation"] != "weak":
+        _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
+        _call("prctl", _DUMPABLE, 0, 0, 0, 0)  # the program has the same user, and shall not reach into this process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        try:
+            _limit(spec["limits"], strict=spec["isolation"] != "weak")
+            os.execve(spec["python"], [spec["python"], "-s", "-S", "-P", spec["program"]], dict(os.environ))
+        except BaseException as error:
+            os.write(status, f"!{error}\n".encode())
+        os._exit(127)
+    _, ended = os.waitpid(child, 0)
+    os.write(status, str(os.waitstatus_to_exitcode(ended)).encode())
+    if spec["isolation"] == "weak":
+        os.killpg(0, signal.SIGKILL)  # whatever it has left running
+    os._exit(0)
+
+
+def _main() -> NoReturn:
+    spec = json.loads(sys.argv[1])
+    os.umask(0o022)  # what is made here must be readable to the program's user
+    try:
+        if spec["isolation"] == "namespaces":
+            _enter_namespaces(spec)
+        _supervise(spec)
+    except BaseException as error:
+        os.write(spec["status"], f"!{error}\n".encode())
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,270 @@
+"""Laws of the sandbox: what a program may not do fails, what it may do works, and how it ended is told truly.
+
+Hostile programs limit themselves and run only where the probe has shown that the limit holds; those that would harm
+without isolation are skipped where there is none, those that limits alone can stop run in weak mode too.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nanochat_pl import sandbox
+from nanochat_pl.sandbox import MAX_OUTPUT_BYTES, MAX_PROCESSES, Probe, probe, run_python
+
+MIB = 2**20
+HELD = [name for name in sandbox.ISOLATIONS if name not in probe().reasons]
+isolated = pytest.mark.parametrize(
+    "mode", HELD or [pytest.param("none", marks=pytest.mark.skip(reason=f"no isolation holds here: {probe().reasons}"))]
+)
+anywhere = pytest.mark.parametrize("mode", [*HELD, "weak"])
+
+
+@anywhere
+def test_a_good_program_succeeds_with_its_output(mode):
+    program = "import sys, math, tempfile\nassert __name__ == '__main__'\nprint('ü', math.pi > 3)\n"
+    program += "with tempfile.TemporaryFile() as file:\n    file.write(b'x')\nprint('warned', file=sys.stderr)"
+    result = run_python(program, mode=mode)
+    assert result.success and result.stdout == "ü True\n" and result.error is None
+    assert not result.timed_out and not result.memory_exceeded and result.isolation == mode
+
+
+@anywhere
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("print('fine')\nraise KeyError('after all')", "KeyError: 'after all'"),
+        ("print('fine')\nassert 1 == 2, 'never'", "AssertionError: never"),
+        ("print('fine')\nimport sys\nsys.exit(3)", "exit code 3"),
+        ("print('fine', flush=True)\nimport os\nos._exit(4)", "exit code 4"),
+        ("print('fine')\nimport sys\nsys.exit('no more')", "no more"),
+    ],
+)
+def test_printing_success_and_failing_is_a_failure_that_says_why(mode, program, error):
+    result = run_python(program, mode=mode)
+    assert not result.success and result.error == error and result.stdout == "fine\n"
+    assert not result.timed_out and not result.memory_exceeded
+
+
+@anywhere
+@pytest.mark.parametrize("program", ["def f(:", "\0", "\ud800 = 1", "input()", "import numpy", "# coding: none"])
+def test_what_cannot_run_fails_and_never_raises(mode, program):
+    result = run_python(program, mode=mode)
+    assert not result.success and result.error and not result.timed_out
+
+
+@anywhere
+def test_an_empty_program_succeeds_and_sys_exit_0_counts_as_an_end(mode):
+    assert run_python("", mode=mode).success
+    assert run_python("raise SystemExit", mode=mode).success
+
+
+@anywhere
+def test_a_killed_program_is_no_success(mode):
+    result = run_python("print('fine', flush=True)\nimport os\nos.kill(os.getpid(), 9)", mode=mode)
+    assert not result.success and result.error.startswith("killed") and result.stdout == "fine\n"
+    assert not run_python("import os\nos.abort()", mode=mode).success
+
+
+@anywhere
+def test_an_endless_loop_ends_at_the_time_limit(mode):
+    start = time.monotonic()
+    result = run_python("print('begun', flush=True)\nwhile True: pass", timeout_s=1.0, mode=mode)
+    assert result.timed_out and not result.success and result.error == "timed out after 1 s"
+    assert result.stdout == "begun\n" and time.monotonic() - start < 10
+    assert run_python("import time\ntime.sleep(20)", timeout_s=0.5, mode=mode).timed_out
+
+
+@anywhere
+def test_the_environment_is_the_same_for_every_program_and_holds_no_secret(mode, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "do not tell")
+    program = "import os\nprint(sorted(set(os.environ) - {'PWD', 'LC_CTYPE'}), list({'a', 'b', 'c', 'd'}))"
+    outputs = {run_python(program, mode=mode).stdout for _ in range(2)}
+    assert len(outputs) == 1 and "SECRET" not in outputs.pop()
+
+
+@anywhere
+def test_a_huge_file_is_cut_off(mode):
+    program = "with open('huge', 'wb') as file:\n    for _ in range(100):\n        file.write(bytes(2**20))"
+    result = run_python(program, mode=mode)
+    assert not result.success and result.error.startswith("OSError")
+
+
+@isolated
+def test_many_files_cannot_fill_the_memory(mode):
+    program = "for i in range(20):\n    with open(str(i), 'wb') as file:\n        file.write(bytes(2**21))"
+    result = run_python(program, mode=mode)
+    assert not result.success and "No space left" in result.error
+
+
+@anywhere
+def test_a_flood_of_output_is_cut_off_and_the_result_stays_small(mode):
+    program = "import sys\nfor _ in range(200):\n    sys.stdout.write('x' * 2**20)"
+    result = run_python(program, mode=mode)
+    assert not result.success and len(result.stdout) <= MAX_OUTPUT_BYTES + 10
+    long = run_python("print('first')\nprint('x' * 2**20)\nprint('last')", mode=mode)
+    assert long.success and len(long.stdout) <= MAX_OUTPUT_BYTES + 10
+    assert long.stdout.startswith("first\n") and long.stdout.endswith("last\n")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS cannot limit the address space")
+@anywhere
+def test_a_memory_bomb_meets_its_limit(mode):
+    program = "kept = []\nwhile len(kept) < 64:\n    kept.append(bytearray(2**24))"  # at most 1 GiB
+    result = run_python(program, memory_bytes=128 * MIB, mode=mode)
+    assert not result.success and result.memory_exceeded and result.error.startswith("MemoryError")
+    assert run_python("kept = bytearray(2**24)", memory_bytes=128 * MIB, mode=mode).success
+
+
+@isolated
+def test_a_process_bomb_meets_its_limit_and_leaves_nothing(mode):
+    program = """
+import os, time
+count = 0
+try:
+    for _ in range(200):
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        count += 1
+except BlockingIOError:
+    print(count)
+"""
+    start = time.monotonic()
+    result = run_python(program, mode=mode)
+    assert result.success and MAX_PROCESSES - 2 <= int(result.stdout) <= MAX_PROCESSES
+    assert time.monotonic() - start < 10
+
+
+@isolated
+def test_a_child_that_leaves_its_session_does_not_outlive_the_program(mode):
+    nap = f"20.{os.getpid()}{time.monotonic_ns() % 10**6}"
+    program = (
+        f"import os, time\nif not (pid := os.fork()):\n    os.setsid()\n    os.execv('/bin/sleep', ['', '{nap}'])\n"
+    )
+    alive = "time.sleep(0.5)\nassert os.waitpid(pid, os.WNOHANG) == (0, 0)"
+    assert run_python(program + alive, mode=mode).success
+    assert run_python(program + "time.sleep(20)", timeout_s=1.0, mode=mode).timed_out
+    time.sleep(0.5)
+    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and nap in command(pid)]
+
+
+def command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read().split("\0")
+    except OSError:
+        return []
+
+
+def test_in_weak_mode_a_child_of_the_same_group_does_not_outlive_the_program(tmp_path):
+    file = tmp_path / "late"
+    program = f"import os, time\nif os.fork() == 0:\n    time.sleep(1)\n    open({str(file)!r}, 'w')"
+    assert run_python(program, mode="weak").success
+    time.sleep(1.5)
+    assert not file.exists()
+
+
+@isolated
+def test_nothing_outside_can_be_read_or_written(mode, tmp_path):
+    secret, target = tmp_path / "secret", tmp_path / "written"
+    secret.write_text("do not tell")
+    tmp_path.chmod(0o777)
+    program = f"""
+import os
+for path in ({str(secret)!r}, {__file__!r}, "/etc/shadow", "/etc/passwd", "/proc/self/environ", "/sys/kernel"):
+    assert not os.path.exists(path), path
+for path in ({str(target)!r}, "/written", "/usr/written", "/dev/written", os.__file__, "/program.py"):
+    try:
+        open(path, "a")
+    except OSError:
+        continue
+    raise SystemExit("wrote " + path)
+for path in ("/", "/usr", "/dev", os.path.dirname(os.__file__)):
+    assert not os.access(path, os.W_OK), path
+try:
+    os.kill({os.getpid()}, 0)
+    raise SystemExit("sees its caller")
+except OSError:
+    pass
+"""
+    result = run_python(program, mode=mode)
+    assert result.success, result.error
+    assert not target.exists()
+
+
+@isolated
+def test_no_socket_reaches_anything(mode):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2)"
+        result = run_python(program, mode=mode)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not result.success and "Error" in result.error
+    unknown = run_python("import socket\nsocket.getaddrinfo('example.org', 80)", mode=mode)
+    assert not unknown.success
+
+
+@isolated
+def test_rights_cannot_be_won_back(mode):
+    program = """
+import ctypes, os
+assert os.getuid() != 0 and os.geteuid() != 0
+libc = ctypes.CDLL(None)
+for call, *arguments in ((os.setuid, 0), (os.setgid, 0), (os.chroot, "/tmp"), (os.mknod, "x", 0o20600, 0x103)):
+    try:
+        call(*arguments)
+    except OSError:
+        continue
+    raise SystemExit("got a right")
+assert libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == -1
+assert libc.umount2(b"/tmp", 2) == -1
+assert libc.ptrace(16, os.getppid(), None, None) == -1
+"""
+    result = run_python(program, mode=mode)
+    assert result.success, result.error
+
+
+@anywhere
+def test_programs_run_side_by_side(mode):
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: run_python(f"print({i} * {i})", timeout_s=30, mode=mode), range(12)))
+    assert [int(result.stdout) for result in results] == [i * i for i in range(12)]
+
+
+def test_without_isolation_a_program_is_refused_unless_weak_is_asked_for(monkeypatch):
+    monkeypatch.setattr(sandbox, "probe", lambda: Probe(None, {"bubblewrap": "absent", "namespaces": "forbidden"}))
+    with pytest.raises(ValueError, match=r"not run.*bubblewrap: absent; namespaces: forbidden.*sandbox=weak"):
+        run_python("print(1)")
+    with pytest.raises(ValueError, match=r"sandbox=namespaces does not hold.*forbidden"):
+        run_python("print(1)", mode="namespaces")
+    assert run_python("print(1)", mode="weak").isolation == "weak"
+    with pytest.raises(ValueError, match="sandbox=strong is unknown"):
+        run_python("print(1)", mode="strong")
+
+
+def test_weak_mode_warns_once(caplog):
+    sandbox._warn_of_weak.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            run_python("", mode="weak")
+    assert [record.getMessage()[:12] for record in caplog.records] == ["sandbox=weak"]
+
+
+def test_an_isolation_that_does_not_hold_is_found_out(monkeypatch):
+    monkeypatch.setattr(sandbox, "ISOLATIONS", ("weak",))
+    monkeypatch.setattr(sandbox, "_CHECK", sandbox._CHECK.replace("os.fork()", "os.getpid() * 0 + 1"))
+    found = sandbox.probe.__wrapped__()
+    assert found.isolation is None and "the network can be reached" in found.reasons["weak"]
+    assert "the caller's files can be seen" in found.reasons["weak"]
+    assert "the number of processes is not limited" in found.reasons["weak"]
+
+
+def test_another_system_has_no_isolation(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert sandbox.probe.__wrapped__().reasons["namespaces"] == "needs Linux, and this is darwin"
