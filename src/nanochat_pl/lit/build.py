@@ -161,7 +161,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         "device": str(device),
         "compute_dtype": str(dtype).removeprefix("torch."),
         "compiled": compiled,
-        "inputs": inputs_of(cfg, folder, resume),
+        "inputs": inputs_of(cfg, folder, resume, shards),
     }
     summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
     callbacks: list[L.Callback] = [progress, checkpoints, validation, ConversationCounts(data, facts), summary]
@@ -244,12 +244,12 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
     return Start(config, tokenizer, weights, origin)
 
 
-def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None) -> dict[str, Any]:
+def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shards | None) -> dict[str, Any]:
     """Describe what the run is made from; a run that resumes in its own folder says what it said when it began."""
     summary = folder / "summary.json"
     if resume is not None and summary.is_file():
         return json.loads(summary.read_text()).get("inputs") or {}
-    return run_inputs(cfg)
+    return run_inputs(cfg, shards)
 
 
 def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:

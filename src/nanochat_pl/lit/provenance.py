@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
 from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
@@ -21,8 +22,12 @@ READ_ENDS_BYTES = 2**20
 """Of larger ones, so much of the beginning and the end."""
 
 
-def run_inputs(cfg: TrainConfig) -> dict[str, Any]:
+def run_inputs(cfg: TrainConfig, shards: Shards | None = None) -> dict[str, Any]:
     """Describe what a run of this config would be made from now; equal content gives equal descriptions.
+
+    Args:
+        cfg: of one stage.
+        shards: the text, where it has been listed before.
 
     Returns:
         `start` (a checkpoint's fingerprint; None = from a seed), `tokenizer` (its fingerprint; None = the start
@@ -33,7 +38,7 @@ def run_inputs(cfg: TrainConfig) -> dict[str, Any]:
     """
     described: dict[str, Any] = {"start": None, "tokenizer": None}
     if cfg.stage.name in (StageName.base, StageName.tokenizer):
-        shards = prepare_text(cfg.data, offline=True)
+        shards = shards or prepare_text(cfg.data, offline=True)
         described["text"] = together({path.name: path for path in [*shards.train, shards.val]})
     else:
         if cfg.data.source == DataSource.microworld:

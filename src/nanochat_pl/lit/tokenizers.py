@@ -38,7 +38,7 @@ def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "train_seconds": round(seconds, 2),
         **rates,
-        "inputs": run_inputs(cfg),
+        "inputs": run_inputs(cfg, shards),
     }
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     log.info(
