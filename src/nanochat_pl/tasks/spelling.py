@@ -1,0 +1,277 @@
+"""Spelling words and counting letters in them, which tokens hide from a model: made from a plain list of words.
+
+After nanochat's tasks of these names (2025-11): a question names a letter and a word in one of many wordings, several
+languages among them, and the answer spells, counts by hand and checks with the calculator.
+
+Differs: whether a word belongs to training or to the test is decided by the word itself (a hash of it), for both tasks
+alike, so that no size and no seed can ever ask in the test what was trained. The original drew the test by negated
+seeds, which Python takes for the same. And each word comes once an epoch, with another letter and wording every time,
+so that a short list gives few questions instead of many alike.
+"""
+
+import hashlib
+import random
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.gsm8k import final_answer
+
+__all__ = ["QUESTIONS", "WORDS_URL", "SimpleSpelling", "SpellingBee", "counting_parts", "read_words", "spelled"]
+
+WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/master/words_alpha.txt"
+"""Some 370,000 English words (dwyl/english-words, public domain)."""
+SPLITS = ("train", "test")
+
+_TEST_IN = 8
+"""One word in so many belongs to the test split."""
+_ORDER_SEED = 42
+_LETTER_OF_WORD = 0.9
+"""Share of the questions whose letter is one of the word's."""
+_LOWER_CASE = 0.3
+_QUESTION_MARK = 0.5
+
+QUESTIONS = (
+    "Spell {word} and tell me how often {letter} comes up",
+    "How often does {letter} come up in {word}",
+    "How often is {letter} used to write {word}",
+    "How often do I type {letter} when I write {word}",
+    "How often would I have to write {letter} to spell {word}",
+    "Which number of {letter} does one need to spell {word}",
+    "Please count for me: {letter} in the word {word}",
+    "Please go through {word} and count each {letter}",
+    "Please tell me how many of the letters of {word} are {letter}",
+    "Of all the letters in {word}, how many are {letter}",
+    "Looking at {word}, how many {letter} do you see",
+    "Looking for {letter} in {word}, how many would I find",
+    "The word is {word} and the letter is {letter}. What is the count",
+    "Letter: {letter}. Word: {word}. Count",
+    "Here is a word: {word}. How often do you find {letter} in it",
+    "Take the word {word}. How many of its letters are {letter}",
+    "Do you know how many {letter} it takes to write {word}",
+    "Do you know how often {letter} stands in {word}",
+    "Could you work out how many {letter} the word {word} has",
+    "Could you check how often {letter} is in {word}",
+    "I wonder how many {letter} there are in {word}",
+    "I am writing {word}. How many {letter} will that be",
+    "I need to know how often {letter} shows up in {word}",
+    "If you spell {word}, how many times do you say {letter}",
+    "If I cross out every {letter} in {word}, how many letters do I cross out",
+    "Does {word} have any {letter}, and how many",
+    "Is there a {letter} in {word}, and if so, how many",
+    "Among the letters of {word}, how many times is {letter} found",
+    "With how many {letter} is {word} spelled",
+    "A puzzle: how many {letter} hide in {word}",
+    # Spanish
+    "Cuenta cada {letter} que veas en {word}",
+    "Dime con cuántas {letter} se escribe {word}",
+    "Al escribir {word}, ¿cuántas veces pongo {letter}",
+    "¿Cuántas de las letras de {word} son {letter}",
+    # Chinese
+    "请数一数 {word} 这个词里的字母 {letter}",
+    "写 {word} 的时候要写几次 {letter}",
+    "{word} 的字母当中有多少个是 {letter}",
+    "单词 {word} 里一共出现几次 {letter}",
+    # Korean, with particles that suit any letter and any word
+    "단어 {word} 안에 {letter} 글자 모두 몇 개 있나요",
+    "{word} 쓸 때 {letter} 글자 몇 번 써야 하나요",
+    "{word}에 들어 있는 {letter} 개수 좀 세어 주세요",
+    "{word}의 글자 중에서 {letter} 글자 수를 알려 주세요",
+    # French
+    "Compte chaque {letter} que tu vois dans {word}",
+    "Avec combien de {letter} écrit-on {word}",
+    "Parmi les lettres de {word}, combien de fois trouve-t-on {letter}",
+    # German
+    "Mit wie vielen {letter} schreibt man {word}",
+    "Zähle bitte jedes {letter} im Wort {word}",
+    "Wie viele der Buchstaben von {word} sind ein {letter}",
+    # Japanese
+    "{word} のつづりの中で {letter} を数えてください",
+    "{word} と書くとき {letter} を何回書きますか",
+    "{word} の文字のうち {letter} はいくつですか",
+)
+"""What the user asks, `{word}` and `{letter}` to be put in; a question mark follows half of the time."""
+
+
+def read_words(path: str | Path, split: str) -> list[str]:
+    """Read the words of one split, lower-cased, each once, in a fixed random order.
+
+    Args:
+        path: text file with one word a line; empty lines are passed over.
+        split: train or test, an eighth of the words.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: for another split, a line that is not one word of letters, or a split without a word.
+    """
+    path = Path(path)
+    if split not in SPLITS:
+        raise ValueError(f"split={split} of {path.name} is not one of {', '.join(SPLITS)}")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no list of words {path}; fetch one with `curl --create-dirs -o {path} {WORDS_URL}`, set path to "
+            "a file with one word a line, or leave the task out with mixture.tasks.<name>=null"
+        )
+    words: dict[str, None] = {}
+    wrong: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        word = line.strip().lower()
+        if word.isalpha():
+            words[word] = None
+        elif word:
+            wrong.append(f"{number} ({word[:20]!r})")
+    if wrong:
+        raise ValueError(
+            f"{path} has {len(wrong)} lines that are not one word of letters: line {', '.join(wrong[:10])}"
+            f"{' …' if len(wrong) > 10 else ''}; drop them, or split them into a word a line"
+        )
+    chosen = [word for word in words if _is_test(word) == (split == "test")]
+    if not chosen:
+        raise ValueError(f"{path} has {len(words)} words, none of them in the {split} split; give a longer list")
+    random.Random(_ORDER_SEED).shuffle(chosen)
+    return chosen
+
+
+def _is_test(word: str) -> bool:
+    return hashlib.sha256(word.encode()).digest()[0] % _TEST_IN == 0
+
+
+def spelled(word: str) -> str:
+    """Write a word and its letters: `cat:c,a,t`. No space, so that the first letter is the token it is elsewhere."""
+    return f"{word}:{','.join(word)}"
+
+
+def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
+    """Word the answer to how many `letter` there are in `word`: spelled, counted by hand, checked with the calculator.
+
+    Returns:
+        The parts of an assistant's turn: text, the call, its output, text that ends in `#### ` and the number.
+    """
+    lines, count = [], 0
+    for place, found in enumerate(word, 1):
+        count += found == letter
+        lines.append(f"{place}:{found}" + (f" yes, that makes {count}" if found == letter else ""))
+    by_hand = (
+        f"I am looking for '{letter}' in '{word}'. These are its letters:\n{spelled(word)}\n\n"
+        "Now one after the other:\n" + "\n".join(lines) + f"\nBy hand I find {count}."
+    )
+    return [
+        {"type": "text", "text": by_hand},
+        {"type": "text", "text": "\n\nLet the calculator count as well:\n\n"},
+        {"type": "python", "text": f"'{word}'.count('{letter}')"},
+        {"type": "python_output", "text": str(count)},
+        {"type": "text", "text": f"\n\nIt finds {count} too, so the answer is:\n\n#### {count}"},
+    ]
+
+
+class SimpleSpelling(Task):
+    """Words to be spelled: `Spell the word: cat` is answered `cat:c,a,t`.
+
+    Extras of a conversation: `id` (split/row), `word`, `answer` (what is to be said).
+
+    Args:
+        path: text file with one word a line.
+        split: train or test; no word is in both, nor in one of `SpellingBee` and the other here.
+        size: so many words of the split, or all where there are fewer; None = all.
+        chosen: which of these, see `Task`.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: for another split, a size below 1, or a line that is not one word.
+    """
+
+    graded = True
+
+    def __init__(self, path: str | Path, split: str = "train", *, size: int | None = None, **chosen: Unpack[RowChoice]):
+        self._split = split
+        self._words = _first(read_words(path, split), size)
+        super().__init__(**chosen)
+
+    @property
+    def name(self) -> str:
+        return f"SimpleSpelling {self._split}"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._words)
+
+    def conversation(self, row: int, epoch: int) -> Conversation:
+        word = self._words[row]
+        messages = [
+            {"role": "user", "content": f"Spell the word: {word}"},
+            {"role": "assistant", "content": spelled(word)},
+        ]
+        return {"messages": messages, "id": f"{self._split}/{row}", "word": word, "answer": spelled(word)}
+
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether the answer is the word and its letters and nothing else, spaces around it apart."""
+        return completion.strip() == conversation["answer"]
+
+
+class SpellingBee(Task):
+    """Questions for the number of times that a letter stands in a word, answered as `counting_parts` does.
+
+    Extras of a conversation: `id` (split/row), `word`, `letter`, `answer` (the number as text).
+
+    Args:
+        path: text file with one word a line.
+        split: train or test; no word is in both.
+        size: so many questions, each about another word, or one about every word where there are fewer; None = about
+            every word. In each epoch letter and wording are drawn anew.
+        chosen: which of these, see `Task`.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: for another split, a size below 1, or a line that is not one word.
+    """
+
+    graded = True
+
+    def __init__(self, path: str | Path, split: str = "train", *, size: int | None = None, **chosen: Unpack[RowChoice]):
+        self._split = split
+        self._words = _first(read_words(path, split), size)
+        super().__init__(**chosen)
+
+    @property
+    def name(self) -> str:
+        return f"SpellingBee {self._split}"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._words)
+
+    def conversation(self, row: int, epoch: int) -> Conversation:
+        word = self._words[row]
+        rng = random.Random(f"{self._split}/{word}/{epoch}")
+        letter = rng.choice(word if rng.random() < _LETTER_OF_WORD else string.ascii_lowercase)
+        messages = [
+            {"role": "user", "content": _question(rng, word, letter)},
+            {"role": "assistant", "content": counting_parts(word, letter)},
+        ]
+        kept = {"id": f"{self._split}/{row}", "word": word, "letter": letter, "answer": str(word.count(letter))}
+        return {"messages": messages, **kept}
+
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether the number after `####` is the right one; without such a number it never is."""
+        return final_answer(completion) == conversation["answer"]
+
+
+def _question(rng: random.Random, word: str, letter: str) -> str:
+    wording = rng.choice(QUESTIONS)
+    if rng.random() < _LOWER_CASE:
+        wording = wording.lower()
+    around_letter, around_word = (rng.choice(("", "'", '"')) for _ in range(2))
+    text = wording.format(letter=f"{around_letter}{letter}{around_letter}", word=f"{around_word}{word}{around_word}")
+    return f"{text}?" if rng.random() < _QUESTION_MARK else text
+
+
+def _first(words: list[str], size: int | None) -> list[str]:
+    if size is not None and size < 1:
+        raise ValueError(f"size={size} of a spelling task makes no sense; 1 or more is needed, or null for all words")
+    return words[:size]

@@ -1,0 +1,175 @@
+"""Laws of conversations of one's own: both layouts, every fault named at once, a validation split that never leaks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanochat_pl.tasks.base import overlap
+from nanochat_pl.tasks.jsonl import JSONL
+from nanochat_pl.tokenizer import Tokenizer
+
+
+def chat(question: str, answer: object = "Ahoy!", system: str | None = None) -> list[dict]:
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def write(folder: Path, *lines: object, name: str = "own.jsonl") -> Path:
+    text = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+    (folder / name).write_text("\n".join(text) + "\n", encoding="utf-8")
+    return folder / name
+
+
+def whole(path: Path) -> JSONL:
+    return JSONL(path, val_fraction=0)
+
+
+def test_both_layouts_system_messages_and_tool_parts_are_read(tmp_path):
+    parts = [
+        {"type": "text", "text": "Aye: "},
+        {"type": "python", "text": "2*3"},
+        {"type": "python_output", "text": "6"},
+    ]
+    long = [*chat("One?"), *chat("Two?", parts)]
+    path = write(
+        tmp_path, chat("Hi"), {"messages": chat("Hi again", system="Talk so."), "source": "me", "task": 1}, "", long
+    )
+    task = whole(path)
+    assert [c["messages"] for c in task] == [chat("Hi"), chat("Hi again", system="Talk so."), long]
+    assert [c["id"] for c in task] == ["own.jsonl:1", "own.jsonl:2", "own.jsonl:4"]
+    assert all(set(c) == {"messages", "id"} for c in task)
+    tokenizer = Tokenizer.train(["Hi, ahoy! One, two, aye."] * 20, 270)
+    for conversation in task:
+        _, mask = tokenizer.render_conversation(conversation)
+        assert sum(mask) > 0
+
+
+def test_fields_beside_role_and_content_are_ignored(tmp_path):
+    noted = [message | {"name": "x", "weight": 1} for message in chat("Hi")]
+    assert whole(write(tmp_path, noted))[0]["messages"] == chat("Hi")
+
+
+def test_byte_order_mark_other_line_ends_and_separators_inside_of_strings_are_read(tmp_path):
+    text = "\r\n".join(json.dumps(chat(q), ensure_ascii=False) for q in ("Grüß\u2028dich", "2\x0b?"))
+    (tmp_path / "own.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n\r\n")
+    assert [c["messages"][0]["content"] for c in whole(tmp_path / "own.jsonl")] == ["Grüß\u2028dich", "2\x0b?"]
+
+
+def user(content: object) -> str:
+    return json.dumps([{"role": "user", "content": content}, {"role": "assistant", "content": "Aye."}])
+
+
+FAULTS = {
+    '{"messages": [': r"not JSON \(.*column",
+    '"hello"': "a string where a list of messages is needed",
+    "7": "a number where",
+    '{"conversations": []}': r"without `messages` \(it has: conversations\)",
+    '{"messages": null}': "null where a list of messages",
+    "[]": "0 messages; one of the user and one of the assistant",
+    '["hi", "ahoy"]': "message 1 is a string, not an object",
+    '[{"from": "human", "value": "hi"}]': r"message 1 has no role and no content \(it has: from, value\)",
+    '[{"role": "user"}]': "message 1 has no content",
+    '[{"role": "assistant", "content": "Ahoy!"}]': "message 1 has the role 'assistant' where 'user' is due",
+    '[{"role": "user", "content": "hi"}, {"role": "user", "content": "hi"}]': "message 2 has the role 'user'",
+    '[{"role": "user", "content": "hi"}]': "1 messages; one of the user and one of the assistant",
+    '[{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]': "one of the assistant are needed",
+    json.dumps([*chat("hi"), {"role": "user", "content": "bye"}]): "the last message is the user's",
+    json.dumps([*chat("hi"), {"role": "system", "content": "x"}]): "message 3 has the role 'system' where 'user'",
+    user(" "): r"message 1 \(user\) has an empty content",
+    user(None): r"message 1 \(user\) has null as content; a string is needed",
+    user([{"type": "text", "text": "hi"}]): r"message 1 \(user\) has a list as content; a string is needed",
+    json.dumps(chat("hi", [{"type": "image", "text": "x"}])): r"message 2 \(assistant\), part 1 is not",
+    json.dumps(chat("hi", [{"type": "text", "text": 3}])): r"message 2 \(assistant\), part 1 is not",
+    json.dumps(chat("hi", [])): r"message 2 \(assistant\) has an empty content",
+    json.dumps(chat("hi", {"text": "x"})): "an object as content; a string or a list of parts is needed",
+}
+
+
+@pytest.mark.parametrize("line", FAULTS)
+def test_a_malformed_line_is_named_with_file_number_and_fault(tmp_path, line):
+    path = write(tmp_path, chat("Hi"), "", line, chat("Bye"))
+    with pytest.raises(ValueError, match=f"1 of the 3 lines of .*\n  {path}:3: .*{FAULTS[line]}"):
+        JSONL(path)
+
+
+def test_all_malformed_lines_are_named_together_twenty_in_full(tmp_path):
+    path = write(tmp_path, *[chat("Hi") if i % 10 == 0 else '{"messages": 1}' for i in range(100)])
+    with pytest.raises(ValueError, match="90 of the 100 lines") as error:
+        JSONL(path)
+    lines = str(error.value).splitlines()
+    named = [int(line.split(":")[1]) for line in lines if line.startswith(f"  {path}:")]
+    assert named == [i + 1 for i in range(100) if i % 10][:20] and "  and 70 more" in lines
+
+
+def test_bytes_that_are_no_utf8_are_a_fault_of_their_line(tmp_path):
+    (tmp_path / "own.jsonl").write_bytes(json.dumps(chat("Hi")).encode() + b'\n[{"role": "user\xff"}]\n')
+    with pytest.raises(ValueError, match=r"own\.jsonl:2: not UTF-8 \(byte 0xff"):
+        JSONL(tmp_path / "own.jsonl")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_plain_json_is_recognised_and_the_remedy_says_so(tmp_path, indent):
+    (tmp_path / "own.jsonl").write_text(json.dumps([chat("Hi"), chat("Bye")], indent=indent))
+    with pytest.raises(ValueError, match="the file as a whole is a list"):
+        JSONL(tmp_path / "own.jsonl")
+    (tmp_path / "own.jsonl").write_text(json.dumps([{"role": "user", "content": "hi"}]))
+    with pytest.raises(ValueError, match="mend or drop these lines"):
+        JSONL(tmp_path / "own.jsonl")
+
+
+def test_the_validation_split_is_drawn_by_chance_and_shares_nothing_with_training(tmp_path):
+    path = write(tmp_path, *[chat(f"Question {i}?") for i in range(200)])
+    train, validation = JSONL(path), JSONL(path, "validation")
+    assert (len(train), len(validation)) == (180, 20) and not overlap(train, validation)
+    lines = [int(c["id"].split(":")[1]) for c in validation]
+    assert lines == sorted(lines) and min(lines) <= 100, "not the tail of the file"
+    assert [c["id"] for c in JSONL(path, "validation")] == [c["id"] for c in validation]
+    assert [c["id"] for c in JSONL(path, "validation", seed=1)] != [c["id"] for c in validation]
+    assert len(JSONL(path, val_fraction=0)) == 200 and len(JSONL(path, "validation", val_fraction=0.25)) == 50
+
+
+def test_conversations_that_begin_alike_are_never_divided(tmp_path):
+    path = write(tmp_path, *[chat(f"Question {i % 30}?", f"Answer {i}.") for i in range(120)])
+    train, validation = JSONL(path), JSONL(path, "validation")
+    assert len(train) + len(validation) == 120 and 0 < len(validation) <= 12
+    assert not overlap(train, validation)
+
+
+def test_a_split_without_conversations_says_why(tmp_path):
+    path = write(tmp_path, chat("Hi"), chat("Hi"), chat("Hi"))
+    assert len(JSONL(path)) == 3
+    for fraction in (0, 0.5):
+        with pytest.raises(ValueError, match=r"validation split .* none of its 3 conversations"):
+            JSONL(path, "validation", val_fraction=fraction)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="none of its 0 conversations"):
+        JSONL(tmp_path / "empty.jsonl")
+    for wrong in ({"split": "test"}, {"val_fraction": 1}, {"val_fraction": -0.1}):
+        with pytest.raises(ValueError, match="must be one of train, validation"):
+            JSONL(path, **wrong)
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"pirate\.jsonl of conversations; write one a line"):
+        JSONL(tmp_path / "pirate.jsonl")
+
+
+def test_a_file_is_mixed_in_from_the_command_line(tmp_path):
+    from hydra.utils import instantiate
+
+    from nanochat_pl.cli.compose import CommandLine, compose_checked, quote_paths
+
+    path = write(tmp_path, *[chat(f"Question {i}?") for i in range(30)], name="pirate.jsonl")
+    task = f"{{_target_: nanochat_pl.tasks.jsonl.JSONL, path: {path}, epochs: 10}}"
+    for stage in ("mid", "sft"):
+        arguments = quote_paths([f"stage={stage}", f"+mixture.tasks.pirate={task}"])
+        (cfg,) = compose_checked("train", CommandLine.parse(arguments))
+        assert len(instantiate(cfg.mixture.tasks.pirate)) == 270
+        assert "smoltalk" in cfg.mixture.tasks
+
+
+def test_real_identity_conversations_are_read(data_root):
+    path = data_root / "identity_conversations.jsonl"
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert [c["messages"] for c in whole(path)] == [json.loads(line) for line in lines]
