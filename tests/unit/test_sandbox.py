@@ -143,7 +143,8 @@ except BlockingIOError:
 @isolated
 def test_a_child_that_leaves_its_session_does_not_outlive_the_program(mode):
     nap = f"20.{os.getpid()}{time.monotonic_ns() % 10**6}"
-    program = f"import os, time\nif not (pid := os.fork()):\n    os.setsid()\n    os.execv('/bin/sleep', ['sleep', '{nap}'])\n"
+    program = "import os, time\nif not (pid := os.fork()):\n    os.setsid()\n"
+    program += f"    os.execv('/bin/sleep', ['sleep', '{nap}'])\n"
     alive = "time.sleep(0.5)\nassert os.waitpid(pid, os.WNOHANG) == (0, 0)"
     assert run_python(program + alive, mode=mode).success
     assert run_python(program + "time.sleep(20)", timeout_s=1.0, mode=mode).timed_out

@@ -1,0 +1,128 @@
+"""HumanEval (Chen et al., 2021): functions to write from their docstrings; what was written runs against hidden tests.
+
+Grading runs code that a model wrote, so it happens in the sandbox or not at all.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from nanochat_pl.sandbox import Result, run_python
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.tables import hub_order, read_split
+
+__all__ = ["HUB_FOLDER", "HUB_REPO", "HumanEval", "extract_code", "extract_imports"]
+
+HUB_REPO = "openai/openai_humaneval"
+HUB_FOLDER = "openai_humaneval"
+
+_FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
+_COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+
+
+def extract_code(completion: str) -> str:
+    """Return the first fenced block of an answer (three backticks, perhaps `python`), all of it without one."""
+    match = _FENCED.search(completion)
+    return (match.group(1) if match else completion).strip()
+
+
+def extract_imports(prompt: str) -> str:
+    """Return the import lines that a prompt begins with; empty lines and comments may stand among them."""
+    imports = []
+    for line in map(str.strip, prompt.splitlines()):
+        if line.startswith(("import ", "from ")):
+            imports.append(line)
+        elif line and not line.startswith("#"):
+            break
+    return "\n".join(imports)
+
+
+class HumanEval(Task):
+    """Rows `prompt` (imports, signature, docstring), `canonical_solution` (the body), `test`, `entry_point`, `task_id`.
+
+    Extras of a conversation: `id` (the task_id), `prompt`, `test`, `entry_point`.
+
+    Args:
+        path: folder with `<split>.parquet`, or the hub's files.
+        split: test is the only one there is.
+        shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        sandbox: how answers run: auto (the strongest isolation that holds), weak (limits only), see `run_python`.
+        timeout_s: seconds that an answer with its tests may take.
+        fetch: fetch what is missing from the hub.
+        offline: open no socket.
+        chosen: which rows, see `Task`.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: if a column is missing, or a row has no prompt, test or entry point.
+    """
+
+    graded = True
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "test",
+        *,
+        shuffle: bool = True,
+        sandbox: str = "auto",
+        timeout_s: float = 5.0,
+        fetch: bool = False,
+        offline: bool = False,
+        **chosen: Unpack[RowChoice],
+    ):
+        rows = read_split(path, split, _COLUMNS, repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
+        for number, row in enumerate(rows):
+            _check(row, split, number)
+        self.split, self.sandbox, self.timeout_s = split, sandbox, timeout_s
+        self._records = hub_order(rows) if shuffle else rows
+        super().__init__(**chosen)
+
+    @property
+    def name(self) -> str:
+        return f"HumanEval {self.split}"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._records)
+
+    def conversation(self, row: int, epoch: int) -> Conversation:
+        record = self._records[row]
+        messages = [
+            {"role": "user", "content": record["prompt"]},
+            {"role": "assistant", "content": f"{record['prompt']}\n{record['canonical_solution']}"},
+        ]
+        kept = {key: record[key] for key in ("prompt", "test", "entry_point")}
+        return {"messages": messages, "id": record["task_id"], **kept}
+
+    def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
+        """Tell whether the code of an answer passes the tests.
+
+        Differs from nanochat (2025-11): the program must also reach its last line, so that code that ends it early
+        (`sys.exit()`) passes nothing.
+
+        Raises:
+            ValueError: if generated code cannot run here as `sandbox` demands.
+        """
+        return self.run(conversation, completion)[0]
+
+    def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, Result]:
+        """Grade, and return with the grade how the program ended: its error, and the isolation it ran in."""
+        reached = secrets.token_hex(16)
+        program = (
+            f"{extract_imports(conversation['prompt'])}\n\n{extract_code(completion)}\n\n{conversation['test']}\n"
+            f"check({conversation['entry_point']})\nprint(end='\\n{reached}')\n"
+        )
+        result = run_python(program, timeout_s=self.timeout_s, mode=self.sandbox)
+        return result.success and result.stdout.endswith(reached), result
+
+
+def _check(row: Mapping[str, Any], split: str, number: int) -> None:
+    missing = [name for name in ("task_id", "prompt", "test", "entry_point") if not row[name]]
+    if missing or not row["entry_point"].isidentifier():
+        raise ValueError(
+            f"row {number} (counted from 0) of HumanEval's {split} split has no {', '.join(missing) or 'entry point'}: "
+            "mend or drop the row"
+        )
