@@ -1,4 +1,4 @@
-"""Laws of HumanEval: its wording, what counts as an answer's code, and that only code that passes the tests is right."""
+"""Laws of HumanEval: its wording, what counts as an answer's code, and that only what passes the tests is right."""
 
 from concurrent.futures import ThreadPoolExecutor
 
