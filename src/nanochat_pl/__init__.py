@@ -12,11 +12,13 @@ _HOME = {
     "GPTConfig": "nanochat_pl.model.config",
     "Tokenizer": "nanochat_pl.tokenizer",
     "Engine": "nanochat_pl.engine",
+    "Request": "nanochat_pl.engine",
+    "Completion": "nanochat_pl.engine",
     "Muon": "nanochat_pl.optim.muon",
     "load_model": "nanochat_pl.checkpoint",
 }
 
-__all__ = ["GPT", "Engine", "GPTConfig", "Muon", "Tokenizer", "load_model"]
+__all__ = ["GPT", "Completion", "Engine", "GPTConfig", "Muon", "Request", "Tokenizer", "load_model"]
 __version__ = "0.1.0"
 
 

@@ -1,10 +1,13 @@
 """Laws of the key/value cache: reading in pieces equals reading at once."""
 
+import copy
+
 import pytest
 import torch
 
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.model.kv_cache import KVCache
 
 VOCAB = 61
@@ -48,7 +51,7 @@ def test_ragged_rows_equal_each_row_alone(model, chunk):
     idx = tokens(3, max(lengths) + more)
     cache = cache_for(model, 3)
     model(idx[:, : max(lengths)], kv_cache=cache)  # beyond a row's length this is padding
-    cache.advance(torch.tensor(lengths))
+    cache.advance(lengths)
     pieces = []
     for step in range(0, more, chunk):
         piece = torch.stack([row[n + step : n + step + chunk] for row, n in zip(idx, lengths, strict=True)])
@@ -61,37 +64,74 @@ def test_ragged_rows_equal_each_row_alone(model, chunk):
 
 
 @torch.inference_mode()
-def test_rows_can_leave_be_copied_and_be_replaced(model):
-    idx = tokens(3, 12)
-    cache = cache_for(model, 3)
+def test_rows_can_leave_be_copied_and_be_added(model):
+    idx = tokens(4, 12)
+    cache = cache_for(model, 4, capacity=9)
     model(idx[:, :8], kv_cache=cache)
-    cache.advance(torch.tensor([8, 3, 6]))
-    cache.select_rows(torch.tensor([2, 2, 0]))
-    assert cache.lengths.tolist() == [6, 6, 8]
-    small = cache_for(model, 1, capacity=4)
-    model(idx[1:2, :4], kv_cache=small)
-    small.advance(4)
-    cache.write_rows(torch.tensor([1]), small)
-    assert cache.lengths.tolist() == [6, 4, 8]
-    assert cache.longest == 8
-    logits = model(torch.stack([idx[2, 6:7], idx[1, 4:5], idx[0, 8:9]]), kv_cache=cache)[:, 0]
-    for row, (b, n) in zip(logits, [(2, 6), (1, 4), (0, 8)], strict=True):
-        torch.testing.assert_close(row, model(idx[b : b + 1, : n + 1])[0, -1], atol=1e-5, rtol=1e-5)
+    cache.advance([8, 3, 6, 7])
+    order = cache.drop_rows([0, 2])
+    assert (sorted(order), [cache.lengths[order.index(row)] for row in (1, 3)]) == ([1, 3], [3, 7])
+    small = cache_for(model, 2, capacity=5)
+    model(idx[:2, :5], kv_cache=small)
+    small.advance([4, 5])
+    cache.reserve(5, 12)
+    cache.add_rows(small, [0, 1, 0])
+    rows = [*order, 0, 1, 0]
+    assert cache.lengths == [{1: 3, 3: 7}[row] for row in order] + [4, 5, 4]
+    for _ in range(4):
+        logits = model(torch.stack([idx[row, n : n + 1] for row, n in zip(rows, cache.lengths)]), kv_cache=cache)[:, 0]
+        cache.advance(1)
+        for ours, row, n in zip(logits, rows, cache.lengths, strict=True):
+            torch.testing.assert_close(ours, model(idx[row : row + 1, :n])[0, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gone", [[], [0], [5], [0, 5], [1, 2, 3], [5, 4, 0], [0, 1, 2, 3, 4, 5], [4, 2]])
+def test_rows_that_stay_keep_what_they_hold(model, gone):
+    cache = cache_for(model, 6, capacity=4)
+    cache.k += torch.arange(6.0)[:, None, None, None]
+    cache.v -= torch.arange(6.0)[:, None, None, None]
+    cache.lengths = [1, 2, 3, 4, 1, 2]
+    order = cache.drop_rows(gone)
+    assert sorted(order) == [row for row in range(6) if row not in gone]
+    for place, row in enumerate(order):
+        assert cache.lengths[place] == [1, 2, 3, 4, 1, 2][row]
+        assert (cache.k[:, place, : cache.lengths[place]] == row).all()
+        assert (cache.v[:, place, : cache.lengths[place]] == -row).all()
 
 
 @torch.inference_mode()
 def test_overflow_is_refused_and_leaves_the_cache_as_it_was(model):
     cache = cache_for(model, 2, capacity=5)
     model(tokens(2, 4), kv_cache=cache)
-    cache.advance(torch.tensor([4, 2]))
+    cache.advance([4, 2])
     before = cache.k.clone()
     with pytest.raises(ValueError, match=r"holds 5 tokens a row; 4 are taken and 2 more .*capacity=6"):
         model(tokens(2, 2), kv_cache=cache)
     assert torch.equal(cache.k, before)
     big = cache_for(model, 1)
     big.advance(9)
-    with pytest.raises(ValueError, match="rows of 9 tokens do not fit"):
-        cache.write_rows(torch.tensor([0]), big)
+    with pytest.raises(ValueError, match=r"1 more rows of up to 9 tokens do not fit .* reserve"):
+        cache.add_rows(big, [0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_copy_laid_out_for_decoding_computes_the_same_and_follows_the_weights(model, dtype):
+    source = copy.deepcopy(model)
+    source.compute_dtype = dtype
+    laid_out = InferenceCopy(source, dtype)
+    atol = 1e-5 if dtype == torch.float32 else 0.05
+    idx = tokens(2, 20)
+    torch.testing.assert_close(laid_out.follow()(idx), source(idx), atol=atol, rtol=1e-5)
+    before = laid_out.follow()
+    for parameter in source.parameters():
+        parameter.mul_(0.5)
+    assert laid_out.follow() is before
+    torch.testing.assert_close(laid_out.follow()(idx), source(idx), atol=atol, rtol=1e-5)
+    source.lm_head.weight.data.zero_()
+    laid_out.refresh()
+    assert laid_out.follow()(idx).count_nonzero() == 0
+    assert [name for name, _ in before.named_parameters()] == [name for name, _ in source.named_parameters()]
 
 
 def test_positions_and_cache_exclude_each_other(model):

@@ -21,8 +21,6 @@ class Prompt:
     ids: list[int]
     cut: bool
     """It lost its end."""
-    room_tokens: int
-    """Most tokens that the answer can have: `max_new_tokens`, or what the context leaves."""
 
 
 def render_prompts(
@@ -57,6 +55,5 @@ def render_prompts(
     for question in questions:
         # <|assistant_start|> comes on top of max_tokens
         ids = list(tokenizer.render_for_completion(question, max_tokens=limit - 1))
-        room = min(max_new_tokens, context_tokens - len(ids))
-        prompts.append(Prompt(ids, cut=ids[-2] != user_end, room_tokens=room))
+        prompts.append(Prompt(ids, cut=ids[-2] != user_end))
     return prompts

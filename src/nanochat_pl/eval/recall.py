@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nanochat_pl.engine import Completion
 from nanochat_pl.eval.answers import recalled_answer
 from nanochat_pl.eval.prompts import Prompt, render_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, mean_row, proportion_row
@@ -64,7 +65,7 @@ def evaluate_recall(
         outputs = engine.generate(ids, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
         log.append(
             [
-                _judge(question, tokenizer.decode(output), prompt, len(output))
+                _judge(question, tokenizer.decode(output.tokens), prompt, output)
                 for question, prompt, output in zip(chunk, prompts, outputs, strict=True)
             ]
         )
@@ -88,7 +89,7 @@ def _baseline(questions: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
     return {"majority": count / len(questions), "majority_answer": answer}
 
 
-def _judge(question: Mapping[str, Any], output: str, prompt: Prompt, output_tokens: int) -> dict[str, Any]:
+def _judge(question: Mapping[str, Any], output: str, prompt: Prompt, completion: Completion) -> dict[str, Any]:
     return {
         "id": str(question["id"]),
         "prompt": next(m["content"] for m in question["messages"] if m["role"] == "user"),
@@ -100,6 +101,6 @@ def _judge(question: Mapping[str, Any], output: str, prompt: Prompt, output_toke
         "correct": recalled_answer(output) == recalled_answer(question["answer"]),
         "prompt_tokens": len(prompt.ids),
         "prompt_cut": prompt.cut,
-        "output_tokens": output_tokens,
-        "truncated": output_tokens >= prompt.room_tokens,
+        "output_tokens": len(completion.tokens),
+        "truncated": completion.stop_token is None,
     }

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from nanochat_pl.engine import Completion
 from nanochat_pl.eval.answers import (
     explanation_agrees,
     explanation_of,
@@ -124,9 +125,9 @@ def evaluate_scienceqa(
                 _judge(
                     question,
                     letter_logprobs=logprobs,
-                    output=tokenizer.decode(output),
+                    output=tokenizer.decode(output.tokens),
                     prompt=prompt,
-                    output_tokens=len(output),
+                    completion=output,
                 )
                 for question, prompt, logprobs, output in zip(chunk, prompts, scores, outputs, strict=True)
             ]
@@ -248,7 +249,7 @@ def _judge(
     letter_logprobs: dict[str, float],
     output: str,
     prompt: Prompt,
-    output_tokens: int,
+    completion: Completion,
 ) -> Record:
     letters, choices, expected = list(question["letters"]), list(question["choices"]), question["answer"]
     likely = max(letters, key=letter_logprobs.__getitem__)
@@ -280,8 +281,8 @@ def _judge(
         likely_correct=likely == expected,
         prompt_tokens=len(prompt.ids),
         prompt_cut=prompt.cut,
-        output_tokens=output_tokens,
-        truncated=output_tokens >= prompt.room_tokens,
+        output_tokens=len(completion.tokens),
+        truncated=completion.stop_token is None,
         rouge_l=(rouge_l(explanation, reference) if explanation else 0.0) if reference else None,
         explanation_agrees=agrees,
         names_own_choice=own,

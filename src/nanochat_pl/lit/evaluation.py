@@ -30,6 +30,7 @@ from nanochat_pl.inputs import prepare_root, prepare_text
 from nanochat_pl.lit.build import make
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, StageName
+from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 
@@ -80,6 +81,7 @@ def evaluate(
             "max_new_tokens": cfg.eval.max_new_tokens,
             "max_questions": cfg.eval.max_questions,
             "compute_dtype": str(dtype),
+            "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
             "data": {k: str(v) for k, v in dataclasses.asdict(data).items()},
             "checkpoint": file_hash(loaded.path),
             "tokenizer": loaded.tokenizer.fingerprint(),
@@ -186,7 +188,7 @@ def answer(
     """Let one model answer the questions, continuing where an interrupted evaluation stopped."""
     tokenizer = loaded.tokenizer
     stops = {tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id}
-    engine = Engine(loaded.model, stop_ids=stops)
+    engine = Engine(loaded.model, stops, tokenizer=tokenizer, dtype=str(cfg.engine.dtype))
     room = loaded.model.config.sequence_len - cfg.eval.max_new_tokens
     if room < 1:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Causal self-attention with rotary positions, QK-norm and grouped key/value heads.
 
-The one place that decides who sees whom: `document_mask` for packed rows, `cache_mask` for decoding; without a mask
-attention is causal over the whole row, on the fast path of `scaled_dot_product_attention`. A mask is built once per
-forward and shared by all layers. Also here: the two building blocks every part of the model uses, `Linear` and `norm`.
+Who sees whom: `document_mask` says it for packed rows, the key/value cache for decoding; without a mask attention is
+causal over the whole row, on the fast path of `scaled_dot_product_attention`. A mask is built once per forward and
+shared by all layers. Also here: the two building blocks every part of the model uses, `Linear` and `norm`.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.kv_cache import KVCache
 
-__all__ = ["CausalSelfAttention", "Linear", "Rotary", "cache_mask", "document_mask", "norm", "rotary_tables"]
+__all__ = ["CausalSelfAttention", "Linear", "Rotary", "document_mask", "norm", "rotary_tables"]
 
 NORM_EPS = torch.finfo(torch.float32).eps
 """Of fp32 whatever the input's dtype, because the statistics are computed in fp32."""
@@ -75,13 +75,20 @@ def document_mask(positions: Tensor) -> Tensor:
     return ((document[:, :, None] == document[:, None, :]) & (t[:, None] >= t))[:, None]
 
 
-def cache_mask(positions: Tensor, num_keys: int) -> Tensor:
-    """Let a query at position p (B, T) see the cached keys 0..p: (B, 1, T, num_keys) bool."""
-    return (torch.arange(num_keys, device=positions.device) <= positions[..., None])[:, None]
+def _rotate_whole(x: Tensor, rotary: Rotary) -> Tensor:
+    """Do what `_rotate` does in few operations, by tables as wide as a head: (cos, cos) and (sin, -sin)."""
+    cos, sin = rotary
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
 
 
 class CausalSelfAttention(nn.Module):
-    """Attention of one block; `layer` is its row in the key/value cache."""
+    """Attention of one block; `layer` is its row in the key/value cache.
+
+    `joined` is None in training. In a copy laid out for decoding (`inference.py`) it holds the rows of c_q, c_k and c_v
+    in one matrix, and rotary tables are as wide as a head.
+    """
+
+    joined: Tensor | None
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -91,16 +98,32 @@ class CausalSelfAttention(nn.Module):
         self.c_k = Linear(config.n_embd, self.n_kv_head * self.head_dim)
         self.c_v = Linear(config.n_embd, self.n_kv_head * self.head_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.joined = None
+
+    def _heads(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, T, H, D), keys and values (B, T, Hkv, D); the first two rotated and normed."""
+        B, T, _ = x.shape
+        if self.joined is None:
+            q = norm(_rotate(self.c_q(x).view(B, T, self.n_head, self.head_dim), rotary))
+            k = norm(_rotate(self.c_k(x).view(B, T, self.n_kv_head, self.head_dim), rotary))
+            return q, k, self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        heads = F.linear(x, self.joined).view(B, T, -1, self.head_dim)
+        turned, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
+        q, k = norm(_rotate_whole(turned, rotary)).split((self.n_head, self.n_kv_head), dim=2)
+        return q, k, v
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
-        """Mix x (B, T, C) over time. Without `mask`, query t sees the keys 0..t."""
+        """Mix x (B, T, C) over time. Without `mask`, query t sees the keys 0..t; a single query sees all keys."""
         B, T, C = x.shape
-        q = norm(_rotate(self.c_q(x).view(B, T, self.n_head, self.head_dim), rotary)).transpose(1, 2)
-        k = norm(_rotate(self.c_k(x).view(B, T, self.n_kv_head, self.head_dim), rotary)).transpose(1, 2)
-        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
+        q, k, v = self._heads(x, rotary)
         if kv_cache is not None:
             k, v = kv_cache.insert(self.layer, k, v)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.n_kv_head != self.n_head
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
+            enable_gqa=self.n_kv_head != self.n_head,
         )
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))

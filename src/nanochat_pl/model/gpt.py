@@ -16,7 +16,6 @@ from nanochat_pl.model.attention import (
     CausalSelfAttention,
     Linear,
     Rotary,
-    cache_mask,
     document_mask,
     norm,
     rotary_tables,
@@ -138,18 +137,18 @@ class GPT(nn.Module):
             ValueError: when the row is longer than the rotary tables, when the cache is full, or when both `positions`
                 and `kv_cache` are given.
         """
+        start: int | None = 0 if positions is None else None
         if kv_cache is not None:
             if positions is not None:
                 raise ValueError("positions and kv_cache exclude each other: cached rows know their own positions")
             self._check_length(kv_cache.longest + idx.size(1))
-            positions = kv_cache.positions(idx.size(1))
-            prefix = kv_cache.longest
-            mask = cache_mask(positions, prefix + idx.size(1)) if prefix else None
+            place = kv_cache.place(idx.size(1))
+            start, positions, mask = place.start, place.positions, place.mask
         else:
             self._check_length(idx.size(1))
             mask = None if positions is None else document_mask(positions)
-        if positions is None:
-            rotary = self.cos[:, : idx.size(1)], self.sin[:, : idx.size(1)]
+        if start is not None:
+            rotary = self.cos[:, start : start + idx.size(1)], self.sin[:, start : start + idx.size(1)]
         else:
             rotary = self.cos[0, positions], self.sin[0, positions]
         x = norm(self.transformer.wte(idx).to(self.compute_dtype))
@@ -159,7 +158,12 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., C) into softcapped fp32 logits (..., vocab_size)."""
-        return softcapped(self.lm_head(hidden).float(), self.config.softcap)[..., : self.config.vocab_size]
+        logits = self.lm_head(hidden).float()
+        if torch.is_grad_enabled():
+            return softcapped(logits, self.config.softcap)[..., : self.config.vocab_size]
+        # the same in its own memory: fresh memory would cost more than the arithmetic
+        cap = self.config.softcap
+        return logits.div_(cap).tanh_().mul_(cap)[..., : self.config.vocab_size]
 
     def forward(
         self,

@@ -1,89 +1,180 @@
 """Keys and values of what a batch of rows has read so far, so that decoding reads each token once.
 
 Every row has its own length: prompts of different lengths are prefilled together, padded on the right; a row's next
-token is written at its own length, over the padding, and a query at position p sees the keys 0..p only. The model
-writes (`insert`), the caller says how many of the written tokens were real (`advance`).
+token is written at its own length, over the padding, and a query at position p sees the keys 0..p only. The model asks
+once a forward where the new tokens belong (`place`) and writes each layer there (`insert`); the caller says how many of
+them were real (`advance`). Lengths are known on the host, so nothing here waits for the device.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "Place"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the next tokens of every row belong, and what they see; made once and shared by all layers."""
+
+    start: int | None
+    """The length of every row, if all are equally long."""
+    positions: Tensor | None
+    """(B, T) int64 position of each token; None if all rows are equally long."""
+    mask: Tensor | None
+    """(B or 1, 1, T, keys), 0 where a query sees a key and -inf where not; None = causal, or nothing to hide."""
 
 
 class KVCache:
     """Room for `capacity` tokens in each of `batch` rows.
 
     Attributes:
-        k, v: (L, B, Hkv, capacity, D), keys after rotation and norm.
-        lengths: (B,) int64, tokens each row holds.
-        longest: the largest of `lengths`, known without asking the device.
+        k, v: (L, rows, capacity, Hkv, D), keys after rotation and norm; the first `batch` rows are in use.
+        lengths: tokens each row in use holds.
     """
 
     def __init__(self, config: GPTConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype):
-        shape = (config.n_layer, batch, config.n_kv_head, capacity, config.head_dim)
+        shape = (config.n_layer, batch, capacity, config.n_kv_head, config.head_dim)
         # Zeros, not empty: hidden keys are multiplied by weight 0, and 0 x NaN would be NaN.
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.longest = 0
+        self.lengths = [0] * batch
+        self._on_device: Tensor | None = None  # lengths, (B,) int64
+        self._index: Tensor | None = None  # (B * T,) of the new tokens among all rows' tokens, if lengths differ
+        self._end = 0
 
     @property
     def batch(self) -> int:
+        """Rows in use."""
+        return len(self.lengths)
+
+    @property
+    def rows(self) -> int:
+        """Rows there is room for."""
         return self.k.size(1)
 
     @property
     def capacity(self) -> int:
-        return self.k.size(3)
+        """Tokens a row has room for."""
+        return self.k.size(2)
 
-    def positions(self, num_tokens: int) -> Tensor:
-        """Return where the next `num_tokens` of each row belong, (B, num_tokens) int64.
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths, default=0)
+
+    def place(self, num_tokens: int) -> Place:
+        """Say where the next `num_tokens` of each row belong; `insert` then writes there.
 
         Raises:
             ValueError: when the longest row has no room for them.
         """
-        if self.longest + num_tokens > self.capacity:
+        longest = self.longest
+        if longest + num_tokens > self.capacity:
             raise ValueError(
-                f"the key/value cache holds {self.capacity} tokens a row; {self.longest} are taken and {num_tokens} "
-                f"more were given; make it with capacity={self.longest + num_tokens} or give less"
+                f"the key/value cache holds {self.capacity} tokens a row; {longest} are taken and {num_tokens} "
+                f"more were given; make it with capacity={longest + num_tokens} or give less"
             )
-        return self.lengths[:, None] + torch.arange(num_tokens, device=self.lengths.device)
+        device = self.k.device
+        self._end = longest + num_tokens
+        if min(self.lengths, default=0) == longest:
+            self._index = None
+            mask = None
+            if longest and num_tokens > 1:
+                mask = self._mask(torch.arange(longest, self._end, device=device)[None])
+            return Place(longest, None, mask)
+        if self._on_device is None:
+            self._on_device = torch.tensor(self.lengths, device=device)
+        positions = self._on_device[:, None]
+        if num_tokens > 1:
+            positions = positions + torch.arange(num_tokens, device=device)
+        first = torch.arange(0, self.batch * self.capacity, self.capacity, device=device)
+        self._index = (first[:, None] + positions).flatten()
+        return Place(None, positions, self._mask(positions))
+
+    def _mask(self, positions: Tensor) -> Tensor:
+        """Let a query at position p (B, T) see the keys 0..p: (B, 1, T, end).
+
+        Numbers, not booleans, which attention would turn into numbers anew in every layer.
+        """
+        hidden = torch.arange(self._end, device=positions.device) > positions[..., None]
+        mask = torch.zeros(hidden.shape, dtype=self.k.dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
     def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, Hkv, T, D) of one layer behind each row's tokens.
+        """Write k, v (B, T, Hkv, D) of one layer where `place` said.
 
         Returns:
-            All keys and values so far as views (B, Hkv, longest + T, D); `advance` has yet to count the new ones.
+            All keys and values so far as views (B, longest + T, Hkv, D); `advance` has yet to count the new ones.
         """
-        num_tokens = k.size(2)
-        where = self.positions(num_tokens)
-        end = self.longest + num_tokens
-        rows = torch.arange(self.batch, device=where.device)[:, None]
-        self.k[layer, rows, :, where] = k.transpose(1, 2)
-        self.v[layer, rows, :, where] = v.transpose(1, 2)
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def advance(self, num_tokens: int | Tensor) -> None:
-        """Count the tokens just written: as many in every row, or (B,) as many as were real in each."""
-        self.lengths = self.lengths + num_tokens
-        if isinstance(num_tokens, int):
-            self.longest += num_tokens
+        batch, end = self.batch, self._end
+        if self._index is None:
+            start = end - k.size(1)
+            self.k[layer, :batch, start:end] = k
+            self.v[layer, :batch, start:end] = v
         else:
-            self.longest = int(self.lengths.max())
+            self.k[layer].flatten(0, 1).index_copy_(0, self._index, k.flatten(0, 1))
+            self.v[layer].flatten(0, 1).index_copy_(0, self._index, v.flatten(0, 1))
+        return self.k[layer, :batch, :end], self.v[layer, :batch, :end]
 
-    def select_rows(self, index: Tensor) -> None:
-        """Keep the rows `index` (n,) int64, in that order; a row may be named several times."""
-        self.k, self.v = self.k.index_select(1, index), self.v.index_select(1, index)
-        self.lengths = self.lengths.index_select(0, index)
-        self.longest = int(self.lengths.max()) if len(index) else 0
+    def advance(self, num_tokens: int | Sequence[int]) -> None:
+        """Count the tokens just written: as many in every row, or for each row as many as were real."""
+        more = [num_tokens] * self.batch if isinstance(num_tokens, int) else num_tokens
+        self.lengths = [length + n for length, n in zip(self.lengths, more, strict=True)]
+        if isinstance(num_tokens, int) and self._on_device is not None:
+            self._on_device = self._on_device + num_tokens
+        else:
+            self._on_device = None
 
-    def write_rows(self, index: Tensor, other: "KVCache") -> None:
-        """Replace the rows `index` (n,) int64 by the n rows of `other`, which may be of smaller capacity."""
-        if other.longest > self.capacity:
-            raise ValueError(f"rows of {other.longest} tokens do not fit a key/value cache of {self.capacity}")
-        self.k[:, index, :, : other.longest] = other.k[:, :, :, : other.longest]
-        self.v[:, index, :, : other.longest] = other.v[:, :, :, : other.longest]
-        self.lengths = self.lengths.index_copy(0, index, other.lengths)
-        self.longest = int(self.lengths.max())
+    def reserve(self, rows: int, capacity: int) -> None:
+        """Make room for at least `rows` rows of `capacity` tokens, keeping what is there."""
+        if rows <= self.rows and capacity <= self.capacity:
+            return
+        layers, _, _, *head = self.k.shape
+        shape = (layers, max(rows, self.rows), max(capacity, self.capacity), *head)
+        batch, longest = self.batch, self.longest
+        for name in ("k", "v"):
+            old = getattr(self, name)
+            new = old.new_zeros(shape)
+            new[:, :batch, :longest] = old[:, :batch, :longest]
+            setattr(self, name, new)
+
+    def add_rows(self, other: "KVCache", index: Sequence[int]) -> None:
+        """Put the rows `index` of `other` behind those in use; a row may be named several times.
+
+        Raises:
+            ValueError: when there is no room; see `reserve`.
+        """
+        lengths = [other.lengths[i] for i in index]
+        longest, begin = max(lengths), self.batch
+        if longest > self.capacity or begin + len(index) > self.rows:
+            raise ValueError(
+                f"{len(index)} more rows of up to {longest} tokens do not fit a key/value cache of {self.rows} rows "
+                f"({begin} in use) of {self.capacity} tokens; call reserve first"
+            )
+        source = torch.tensor(index, device=self.k.device)
+        self.k[:, begin : begin + len(index), :longest] = other.k[:, source, :longest]
+        self.v[:, begin : begin + len(index), :longest] = other.v[:, source, :longest]
+        self.lengths = self.lengths + lengths
+        self._on_device = None
+
+    def drop_rows(self, index: Sequence[int]) -> list[int]:
+        """Give up the rows `index`; rows from the end move into the gaps, so that little is copied.
+
+        Returns:
+            The rows kept, by their old number, in their new order.
+        """
+        order = list(range(self.batch))
+        for gap in sorted(index, reverse=True):
+            number, length = order.pop(), self.lengths.pop()
+            last = len(order)
+            if gap < last:
+                self.k[:, gap, :length] = self.k[:, last, :length]
+                self.v[:, gap, :length] = self.v[:, last, :length]
+                order[gap], self.lengths[gap] = number, length
+        self._on_device = None
+        return order

@@ -1,0 +1,355 @@
+"""What is generated together: requests, the rows they become, and the session that takes them all a token further.
+
+A prompt is read once, its keys and values are then copied to each of its samples. Rows of all lengths share one
+key/value cache; a row that is done leaves and a waiting request takes its place, so a long answer never holds up a
+batch of short ones.
+
+With a `Calculator`, what a row writes between `<|python_start|>` and `<|python_end|>` is worked out and put behind it
+as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step like sampled ones, and count as new tokens.
+(nanochat, 2025-11)
+"""
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat_pl.calculator import calculate
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.model.kv_cache import KVCache
+from nanochat_pl.sampling import sample
+
+__all__ = ["Calculator", "Completion", "Event", "Request", "Session", "check_request"]
+
+PREFILL_TOKENS = 8192
+"""Most tokens (padding among them) of prompts read in one forward; a longer prompt is read alone."""
+CAPACITY_STEP = 64
+"""The cache grows by whole multiples of so many tokens a row."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to generate; every setting is its own.
+
+    The restrictions of sampling hold after the temperature; top-p applies to what top-k leaves.
+    """
+
+    prompt: Sequence[int]
+    """At least one token, fewer than the model's `sequence_len`."""
+    max_new_tokens: int
+    """Most new tokens, those of tools among them; the end of the context may come first."""
+    temperature: float = 0.0
+    """0 = greedy: the most likely token."""
+    top_k: int | None = None
+    """Sample among the k most likely tokens; None = all."""
+    top_p: float | None = None
+    """Sample among the fewest most likely tokens that reach this probability together; None = all."""
+    min_p: float | None = None
+    """Sample among tokens at least this many times as likely as the most likely one; None = all."""
+    seed: int | str = 0
+    """Names the row's random stream: equal seed, settings and prompt give equal tokens."""
+    stop_ids: Collection[int] | None = None
+    """Tokens that end the row; None = the engine's."""
+
+
+@dataclass
+class Completion:
+    """What a request yielded."""
+
+    tokens: list[int] = field(default_factory=list)
+    """New tokens without the stop token, those of tools among them."""
+    mask: list[int] = field(default_factory=list)
+    """1 = sampled by the model, 0 = put there by a tool."""
+    stop_token: int | None = None
+    """The token that ended it; None = it was cut by length, or by whoever listened."""
+    tool_calls: int = 0
+    """Expressions the model handed to the calculator."""
+    tool_errors: int = 0
+    """Those of them that had no result."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of one request."""
+
+    id: int
+    token: int | None
+    """The new token; None where the row ended without one (by a stop token, or no room)."""
+    sampled: bool
+    completion: Completion | None
+    """The whole yield, with the row's last event."""
+
+
+class _Row:
+    """One request on its way."""
+
+    def __init__(self, number: int, request: Request, prompt: tuple[int, ...], room: int, stop_ids: Collection[int]):
+        self.number, self.request, self.prompt, self.room = number, request, prompt, room
+        self.stop_ids = frozenset(stop_ids if request.stop_ids is None else request.stop_ids)
+        self.random = random.Random(str(request.seed)).random
+        greedy = request.temperature == 0
+        self.restrictions = None if greedy else (request.top_k, request.top_p, request.min_p)
+        self.completion = Completion()
+        self.forced: deque[int] = deque()
+        self.expression: list[int] | None = None
+        self.done = False
+
+    def take(self, sampled: int, tool: "Calculator | None") -> Event:
+        """Go on by one token: the next forced one, or else the one sampled."""
+        completion, forced = self.completion, bool(self.forced)
+        token: int | None = self.forced.popleft() if forced else sampled
+        assert token is not None
+        if not forced and token in self.stop_ids:
+            completion.stop_token, token, self.done = token, None, True
+        else:
+            completion.tokens.append(token)
+            completion.mask.append(int(not forced))
+            self.done = len(completion.tokens) >= self.room
+            if tool is not None and not forced:
+                tool.watch(self, token)
+        return Event(self.number, token, not forced, completion if self.done else None)
+
+
+class Calculator:
+    """The tool: follows what a row writes and queues results as forced tokens."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.start, self.end, self.output_start, self.output_end = (
+            tokenizer.special_id(f"<|{name}|>") for name in ("python_start", "python_end", "output_start", "output_end")
+        )
+
+    def watch(self, row: _Row, token: int) -> None:
+        if token == self.start:
+            row.expression = []
+        elif token == self.end:
+            if row.expression:
+                row.completion.tool_calls += 1
+                result = calculate(self.tokenizer.decode(row.expression))
+                if result is None:
+                    row.completion.tool_errors += 1
+                else:
+                    row.forced.extend((self.output_start, *self.tokenizer.encode(result), self.output_end))
+            row.expression = None
+        elif row.expression is not None:
+            row.expression.append(token)
+
+
+@dataclass
+class _Prefill:
+    """Prompts that were read in one forward."""
+
+    cache: KVCache
+    logits: Tensor
+    """(n, V), of what follows each prompt."""
+
+
+@dataclass
+class _Draw:
+    """Rows that are drawn alike; made before the model reads, so that nothing has to be sent to a busy device."""
+
+    restrictions: tuple[Any, ...] | None
+    """top_k, top_p, min_p; None = greedy."""
+    places: list[int]
+    """Which rows of the batch."""
+    index: Tensor | None
+    """The same on the device; None = all rows."""
+    numbers: Tensor | None
+    """(2, n) float64: a uniform number and the temperature of each row; None for greedy."""
+
+
+class Session:
+    """Generation that may be added to while it runs (continuous batching); made by `Engine.session`.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, model: GPT, stop_ids: Collection[int], tool: Calculator | None, batch_size: int):
+        self._model, self._stop_ids, self._tool, self._batch_size = model, stop_ids, tool, batch_size
+        self._waiting: deque[_Row] = deque()
+        self._waiting_for: Counter[tuple[int, ...]] = Counter()
+        self._read: dict[tuple[int, ...], tuple[_Prefill, int]] = {}  # prompts some samples of which still wait
+        self._active: list[_Row] = []  # one a row of the cache
+        self._cache: KVCache | None = None
+        self._capacity = 0
+        self._num_submitted = 0
+        self.num_unfinished = 0
+        """Requests that wait or run."""
+
+    def submit(self, request: Request) -> int:
+        """Queue a request and return the number its events will bear: 0, 1, 2, …
+
+        Raises:
+            ValueError: for a prompt that is empty, leaves no room or holds an unknown id; for settings out of range.
+        """
+        number, prompt = self._num_submitted, tuple(request.prompt)
+        check_request(request, prompt, f"prompt {number}", self._model.config)
+        room = min(request.max_new_tokens, self._model.config.sequence_len - len(prompt))
+        self._waiting.append(_Row(number, request, prompt, room, self._stop_ids))
+        self._waiting_for[prompt] += 1
+        self._capacity = max(self._capacity, -(-(len(prompt) + room) // CAPACITY_STEP) * CAPACITY_STEP)
+        self._num_submitted += 1
+        self.num_unfinished += 1
+        return number
+
+    def cancel(self, number: int) -> Completion | None:
+        """End a request before its time; return what it has so far, or None if it has ended already."""
+        for row in (*self._active, *self._waiting):
+            if row.number == number and not row.done:
+                row.done = True
+                self.num_unfinished -= 1
+                return row.completion
+        return None
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Let each active row go on by one token and waiting requests enter; report every row's new token.
+
+        A request's first token comes in the step in which it enters.
+        """
+        events: list[Event] = []
+        gone = [slot for slot, row in enumerate(self._active) if row.done]
+        if gone and self._cache is not None:
+            self._active = [self._active[slot] for slot in self._cache.drop_rows(gone)]
+        running = self._active
+        if running:
+            self._choose(running, self._draws(running), self._read_tokens(running), events)
+        for rows, prefill, index in self._enter(events):
+            self._active = self._active + rows
+            self._choose(rows, self._draws(rows), prefill.logits[index], events)
+        self.num_unfinished -= sum(event.completion is not None for event in events)
+        return events
+
+    def _enter(self, events: list[Event]) -> Iterator[tuple[list[_Row], _Prefill, list[int]]]:
+        """Give waiting rows the free places in the cache; yield those whose prompts were read together."""
+        entering: list[_Row] = []
+        while self._waiting and len(self._active) + len(entering) < self._batch_size:
+            row = self._waiting.popleft()
+            self._waiting_for[row.prompt] -= 1
+            if row.room > 0 and not row.done:
+                entering.append(row)
+            elif not row.done:
+                row.done = True
+                events.append(Event(row.number, None, False, row.completion))
+        if not entering:
+            return
+        cache = self._reserve(len(self._active) + len(entering))
+        unread = {row.prompt for row in entering} - self._read.keys()
+        for prompts in _portions(sorted(unread, key=len, reverse=True)):
+            prefill = self._read_prompts(prompts)
+            self._read |= {prompt: (prefill, i) for i, prompt in enumerate(prompts)}
+        together: dict[int, list[_Row]] = {}
+        for row in entering:
+            together.setdefault(id(self._read[row.prompt][0]), []).append(row)
+        for rows in together.values():
+            prefill, index = self._read[rows[0].prompt][0], [self._read[row.prompt][1] for row in rows]
+            cache.add_rows(prefill.cache, index)
+            yield rows, prefill, index
+        self._read = {prompt: read for prompt, read in self._read.items() if self._waiting_for[prompt] > 0}
+        self._waiting_for = +self._waiting_for
+
+    def _reserve(self, rows: int) -> KVCache:
+        """Return the cache, with room for `rows` rows of any length submitted so far."""
+        if self._cache is None:
+            rows = min(self._batch_size, rows + len(self._waiting))
+            self._cache = self._make_cache(rows, self._capacity)
+            self._cache.lengths = []
+        elif rows > self._cache.rows:
+            rows = min(self._batch_size, max(rows, 2 * self._cache.rows))
+        self._cache.reserve(rows, self._capacity)
+        return self._cache
+
+    def _make_cache(self, rows: int, capacity: int) -> KVCache:
+        return KVCache(self._model.config, rows, capacity, self._model.device, self._model.compute_dtype)
+
+    def _read_prompts(self, prompts: Sequence[tuple[int, ...]]) -> _Prefill:
+        """Read prompts, the longest first, in one forward."""
+        device, lengths = self._model.device, [len(prompt) for prompt in prompts]
+        padded = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        cache = self._make_cache(len(prompts), lengths[0])
+        last = torch.tensor(lengths, device=device) - 1
+        hidden = self._model.hidden(padded.to(device), kv_cache=cache)
+        cache.advance(lengths)
+        return _Prefill(cache, self._model.logits(hidden[torch.arange(len(prompts), device=device), last]))
+
+    def _read_tokens(self, rows: Sequence[_Row]) -> Tensor:
+        """Read the last token of each row; return the logits (B, V) of what follows."""
+        assert self._cache is not None
+        tokens = torch.tensor([row.completion.tokens[-1:] for row in rows], device=self._model.device)
+        hidden = self._model.hidden(tokens, kv_cache=self._cache)
+        self._cache.advance(1)
+        return self._model.logits(hidden[:, 0])
+
+    def _draws(self, rows: Sequence[_Row]) -> list[_Draw]:
+        """Sort rows by how they are drawn, and draw their random numbers."""
+        device = self._model.device
+        groups: dict[Any, list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault(row.restrictions, []).append(place)
+        draws = []
+        for restrictions, places in groups.items():
+            index = None if len(groups) == 1 else torch.tensor(places, device=device)
+            numbers = None
+            if restrictions is not None:
+                # for a forced token no number is needed: what is drawn for it is thrown away
+                uniform = [0.0 if rows[place].forced else rows[place].random() for place in places]
+                temperatures = [rows[place].request.temperature for place in places]
+                numbers = torch.tensor([uniform, temperatures], dtype=torch.float64, device=device)
+            draws.append(_Draw(restrictions, places, index, numbers))
+        return draws
+
+    def _choose(self, rows: Sequence[_Row], draws: Sequence[_Draw], logits: Tensor, events: list[Event]) -> None:
+        """Draw each row's next token from logits (B, V) and let the row take it."""
+        drawn = []
+        for draw in draws:
+            part = logits if draw.index is None else logits.index_select(0, draw.index)
+            if draw.restrictions is None or draw.numbers is None:
+                drawn.append(part.argmax(dim=-1))
+            else:
+                uniform, temperature = draw.numbers
+                drawn.append(sample(part, uniform, temperature.float(), *draw.restrictions))
+        tokens = torch.cat(drawn).tolist()  # the one place where the device is waited for
+        places = (place for draw in draws for place in draw.places)
+        events.extend(rows[place].take(token, self._tool) for place, token in zip(places, tokens, strict=True))
+
+
+def _portions(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Cut prompts, the longest first, into parts of at most `PREFILL_TOKENS` with padding."""
+    while prompts:
+        count = max(1, PREFILL_TOKENS // len(prompts[0]))
+        yield prompts[:count]
+        prompts = prompts[count:]
+
+
+def check_request(request: Request, prompt: Sequence[int], name: str, config: GPTConfig) -> None:
+    """Raise ValueError, with the remedy, for what cannot be generated."""
+    if request.max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={request.max_new_tokens} must be 0 or more")
+    if not 0 <= request.temperature < math.inf:
+        raise ValueError(f"temperature={request.temperature} must be a number from 0 (greedy) up")
+    if request.top_k is not None and request.top_k < 1:
+        raise ValueError(f"top_k={request.top_k} must be at least 1, or None to sample among all tokens")
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        raise ValueError(f"top_p={request.top_p} must lie above 0 and not above 1; None samples among all tokens")
+    if request.min_p is not None and not 0 <= request.min_p <= 1:
+        raise ValueError(f"min_p={request.min_p} must lie between 0 and 1; None samples among all tokens")
+    if not prompt:
+        raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
+    if len(prompt) >= config.sequence_len and request.max_new_tokens:
+        raise ValueError(
+            f"{name} has {len(prompt)} tokens; with model.sequence_len={config.sequence_len} there is no "
+            f"room for a new one; cut it to {config.sequence_len - 1} tokens or fewer"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        raise ValueError(
+            f"{name} holds ids from {min(prompt)} to {max(prompt)}, the model knows 0 to "
+            f"{config.vocab_size - 1}; was it encoded with this model's tokenizer?"
+        )
