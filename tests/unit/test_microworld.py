@@ -1,5 +1,7 @@
 """Laws of the generated world: its facts are well formed, its splits are apart, its files read like real ones."""
 
+import hashlib
+import json
 import random
 import re
 from collections import Counter, defaultdict
@@ -9,9 +11,30 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_pl.data import microworld
-from nanochat_pl.data.microworld import questions, reading_rows, recall_rows, scienceqa_rows, write_microworld
+from nanochat_pl.data.microworld import write_microworld
+from nanochat_pl.data.microworld_code import programming_problems
 from nanochat_pl.data.microworld_facts import RELATIONS
-from nanochat_pl.data.microworld_text import documents, fact_matching, matching, vocabulary
+from nanochat_pl.data.microworld_identity import CONVERSATIONS, identity_conversations
+from nanochat_pl.data.microworld_questions import (
+    ARC_ROWS,
+    MMLU_ROWS,
+    SPLITS,
+    arc_rows,
+    mmlu_rows,
+    questions,
+    reading_rows,
+    recall_rows,
+    scienceqa_rows,
+)
+from nanochat_pl.data.microworld_text import documents, fact_matching, matching, vocabulary, words_to_spell
+from nanochat_pl.tasks.arc import ARC
+from nanochat_pl.tasks.base import Task, overlap
+from nanochat_pl.tasks.gsm8k import GSM8K
+from nanochat_pl.tasks.jsonl import JSONL
+from nanochat_pl.tasks.mmlu import MMLU
+from nanochat_pl.tasks.recall import Recall
+from nanochat_pl.tasks.scienceqa import ScienceQA
+from nanochat_pl.tasks.spelling import SimpleSpelling, SpellingBee
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +70,7 @@ def test_no_pair_and_no_question_string_is_in_two_splits():
     assert all(len(splits) == 1 for splits in pairs.values())
     assert all(len(splits) == 1 for splits in strings.values())
     for rows in (scienceqa_rows, recall_rows):
-        asked = {split: {row["question"] for row in rows(split)} for split in microworld.SPLITS}
+        asked = {split: {row["question"] for row in rows(split)} for split in SPLITS}
         for left, right in (("train", "test"), ("train", "validation"), ("validation", "test")):
             assert not asked[left] & asked[right]
 
@@ -70,7 +93,7 @@ def test_documents_ask_no_question():
         assert not forms & set(text.split("\n"))
 
 
-@pytest.mark.parametrize("split", microworld.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_multiple_choice_rows_have_one_right_choice_and_balanced_letters(split):
     answers = {(q.text): (q.answer, q.relation, q.fact) for q in questions(0)}
     letters: dict[int, Counter] = defaultdict(Counter)
@@ -127,6 +150,130 @@ def test_word_problems_are_true_and_in_the_gsm8k_form(world):
             value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign]
             assert value == int(result) == int(said)
         assert row["answer"].endswith(f"\n#### {notes[-1][3]}")
+
+
+MEASURED = {
+    "scienceqa": "704509acca0d6ee9", "reading": "af3ef860cd889c80", "recall": "4ea893cf117d0b4e", "matching": "55859f827fe70d9c", "fact_matching": "de1057e07f3b2b28", "gsm8k": "c6af760ecbbe8d7c",
+    "smoltalk": "63f23fe9313cf2ea", "text": "a81ccdf17919f5a8",
+}  # fmt: skip
+"""Beginnings of the SHA-256 of the sets that published measurements were made with."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_measurements_were_made_with_stays_as_it_is(world, name):
+    digest = hashlib.sha256()
+    for file in sorted((world / name).glob("*.parquet")):
+        digest.update(json.dumps(pq.read_table(file).to_pylist(), ensure_ascii=False, sort_keys=True).encode())
+    assert digest.hexdigest()[:16] == MEASURED[name], "other content: measured results no longer hold (see LOG.md)"
+
+
+def held_out_pairs(world) -> dict[str, tuple[Task, list[Task]]]:
+    """Name what is trained on, and what must share no question with it."""
+    scienceqa = [ScienceQA(world / "scienceqa", split) for split in ("validation", "test")]
+    pairs: dict[str, tuple[Task, list[Task]]] = {
+        "scienceqa": (ScienceQA(world / "scienceqa"), scienceqa),
+        "recall": (Recall(world / "recall"), [Recall(world / "recall", split) for split in ("validation", "test")]),
+        "reading": (ScienceQA(world / "reading"), [ScienceQA(world / "reading", "validation")]),
+        "gsm8k": (GSM8K(world / "gsm8k"), [GSM8K(world / "gsm8k", "test")]),
+        "identity": (
+            JSONL(world / "identity_conversations.jsonl"),
+            [JSONL(world / "identity_conversations.jsonl", "validation")],
+        ),
+    }
+    for task in (SimpleSpelling, SpellingBee):
+        words = world / "words_alpha.txt"
+        pairs[task.__name__] = task(words, epochs=2), [task(words, "test", epochs=2)]
+    mmlu = {split: MMLU(world / "mmlu", split) for split in MMLU_ROWS}
+    for split in ("auxiliary_train", "dev", "validation"):
+        pairs[f"mmlu {split}"] = mmlu[split], [mmlu[other] for other in MMLU_ROWS if other != split]
+    for subset in ARC_ROWS:
+        arc = {split: ARC(world / "arc", subset, split) for split in SPLITS}
+        pairs[subset] = arc["train"], [arc["validation"], arc["test"]]
+    return pairs
+
+
+def test_no_split_of_any_set_asks_what_another_asks(world):
+    for name, (train, others) in held_out_pairs(world).items():
+        for other in others:
+            assert len(train) and len(other)
+            shared = overlap(train, other)
+            assert not shared, f"{name}: {train[shared[0]]}"
+
+
+def test_a_fact_held_out_in_one_set_of_questions_is_held_out_in_all(world):
+    asked = {split: {q.text for q in questions(0) if q.split == split} for split in SPLITS}
+    for subset in ARC_ROWS:
+        for split in SPLITS:
+            rows = arc_rows(subset, split)
+            assert {row["question"] for row in rows} <= asked[split]
+            assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows)
+    easy, challenge = ({row["id"] for split in SPLITS for row in arc_rows(subset, split)} for subset in ARC_ROWS)
+    assert not easy & challenge
+
+
+@pytest.mark.parametrize("subset", ARC_ROWS)
+def test_arc_has_the_real_columns_and_one_right_choice(world, subset):
+    answers = {q.text: (q.answer, q.relation, q.fact) for q in questions(0)}
+    numbered, letters = 0, Counter()
+    for split, count in ARC_ROWS[subset].items():
+        table = pq.read_table(world / "arc" / subset / f"{split}.parquet")
+        assert table.column_names == ["id", "question", "choices", "answerKey"] and table.num_rows == count
+        for row in table.to_pylist():
+            texts, labels = row["choices"]["text"], row["choices"]["label"]
+            value, relation, fact = answers[row["question"]]
+            assert labels in (list("ABCD"), list("1234")) and len(set(texts)) == 4
+            assert texts[labels.index(row["answerKey"])] == value
+            assert not set(texts) & set(relation.also_true.get(fact, ()))
+            numbered += labels[0] == "1"
+            letters[labels.index(row["answerKey"])] += 1
+    assert 0 < numbered < sum(letters.values()) / 10 and max(letters.values()) - min(letters.values()) <= len(SPLITS)
+
+
+def test_mmlu_has_the_real_columns_and_is_answered_by_its_own_text(world):
+    for split, count in MMLU_ROWS.items():
+        table = pq.read_table(world / "mmlu" / f"{split}.parquet")
+        assert set(table.column_names) == {"question", "subject", "choices", "answer"} and table.num_rows == count
+        assert table.to_pylist() == mmlu_rows()[split]
+        subjects = Counter(table.column("subject").to_pylist())
+        assert set(subjects) == ({""} if split == "auxiliary_train" else {"passages", "words"})
+        for row in table.to_pylist():
+            right = row["choices"][row["answer"]]
+            assert len(set(row["choices"])) == 4 and right in row["question"]
+    answers = Counter(row["answer"] for rows in mmlu_rows().values() for row in rows)
+    assert max(answers.values()) - min(answers.values()) <= 1
+
+
+def test_the_assistant_knows_who_it_is(world):
+    lines = (world / "identity_conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    conversations = [json.loads(line) for line in lines]
+    assert conversations == identity_conversations(0) and len(conversations) == CONVERSATIONS
+    assert len({chat[0]["content"] for chat in conversations}) == CONVERSATIONS
+    assert len(JSONL(world / "identity_conversations.jsonl", val_fraction=0)) == CONVERSATIONS
+    for chat in conversations:
+        if re.search(r"Who are you\?|What is your name\?", chat[0]["content"]):
+            assert "Minnow" in chat[1]["content"]
+
+
+def test_words_to_spell_are_plain_and_include_the_world_s_own(world):
+    words = (world / "words_alpha.txt").read_text(encoding="utf-8").splitlines()
+    assert words == words_to_spell(0) == sorted(set(words)) and len(words) >= 3000
+    assert all(re.fullmatch("[a-z]{2,}", word) for word in words)
+    assert {"hydrogen", "olive", "apple", "ada"} <= set(words)
+
+
+def test_programming_problems_are_solved_by_their_own_solutions_only(world):
+    rows = pq.read_table(world / "humaneval" / "test.parquet").to_pylist()
+    assert rows == programming_problems() and len({row["entry_point"] for row in rows}) == len(rows) >= 10
+    for row in rows:
+        for body, right in ((row["canonical_solution"], True), ("    return None\n", False)):
+            space: dict = {}
+            exec(row["prompt"] + body + "\n" + row["test"], space)
+            try:
+                space["check"](space[row["entry_point"]])
+                passed = True
+            except AssertionError:
+                passed = False
+            assert passed is right, row["entry_point"]
 
 
 def test_same_seed_same_bytes_other_seed_other_content(world, tmp_path):

@@ -1,7 +1,7 @@
 """Write the microworld: an embedded, generated data set, so that every stage runs offline and learns within minutes.
 
-The facts and their sentences are in `microworld_facts`; this module turns them, by a seed, into files laid out
-like the real data sets, so that the same loaders read both:
+The facts and their sentences are in `microworld_facts`; by a seed they become files laid out like the real data sets,
+so that the same loaders and mixtures read both:
 
     text/shard_0000N.parquet              documents; the last shard is for validation
     scienceqa/{train,validation,test}     multiple choice about facts, in the ScienceQA schema
@@ -10,6 +10,11 @@ like the real data sets, so that the same loaders read both:
     matching/, fact_matching/{train,test} chats that give the letters of listed words or facts
     gsm8k/{train,test}                    arithmetic word problems with calculator annotations
     smoltalk/{train,test}                 short chats
+    mmlu/{auxiliary_train,dev,validation,test}               four choices, about passages and words, in MMLU's schema
+    arc/ARC-{Easy,Challenge}/{train,validation,test}         four choices, about facts, in ARC's schema
+    humaneval/test                        a few functions to write
+    identity_conversations.jsonl          what the assistant says about itself
+    words_alpha.txt                       words to spell
 
 The law of the splits: a question is a (fact, form) pair, and each pair belongs to exactly one split. So a held-out
 question asks, in a form known from other facts, for a fact known from the documents and from other forms.
@@ -20,27 +25,34 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_pl.data.microworld_facts import RELATIONS, Relation
+from nanochat_pl.data.microworld_code import programming_problems
+from nanochat_pl.data.microworld_identity import identity_conversations
+from nanochat_pl.data.microworld_questions import (
+    ARC_ROWS,
+    READING_ROWS,
+    SPLITS,
+    TEXT_COLUMNS,
+    arc_rows,
+    mmlu_rows,
+    reading_rows,
+    recall_rows,
+    scienceqa_rows,
+)
 from nanochat_pl.data.microworld_text import (
     chat,
     documents,
     fact_matching,
     matching,
-    sentence,
-    story,
     vocabulary,
     word_problem,
+    words_to_spell,
 )
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same seed gives other content: folders written by an older version are then written anew."""
 
-SPLITS = ("train", "validation", "test")
-DRAWS_PER_QUESTION = 2
-READING_ROWS = {"train": 6_000, "validation": 400}
 MATCHING = {"train": 22_000, "test": 300}
 FACT_MATCHING = {"train": 12_000, "test": 300}
 CHATS = {"train": 600, "test": 100}
@@ -48,136 +60,8 @@ WORD_PROBLEMS = {"train": 3_000, "test": 500}
 _MANIFEST = "microworld.json"
 
 
-@dataclass(frozen=True)
-class Question:
-    """One (fact, form) pair: what is asked, its answer, and the split that owns it."""
-
-    relation: Relation
-    fact: str
-    """The subject of the fact; with the relation it names the fact."""
-    form: int
-    split: str
-
-    @property
-    def text(self) -> str:
-        """The question as it is asked."""
-        return self.relation.forms[self.form].format(s=self.fact)
-
-    @property
-    def answer(self) -> str:
-        """The object of the fact."""
-        return self.relation.facts[self.fact]
-
-    @property
-    def statement(self) -> str:
-        """The fact as a sentence."""
-        return sentence(self.relation, self.fact, 0)
-
-
-def questions(seed: int = 0) -> list[Question]:
-    """Return every (fact, form) pair with its split: of each fact one form for test, one for validation."""
-    rng = random.Random(f"{seed}/splits")
-    pairs = []
-    for relation in RELATIONS:
-        for fact in relation.facts:
-            forms = rng.sample(range(len(relation.forms)), len(relation.forms))
-            owners = ["test", "validation"] + ["train"] * (len(forms) - 2)
-            pairs += [Question(relation, fact, form, split) for form, split in zip(forms, owners)]
-    return pairs
-
-
-# ---- questions -------------------------------------------------------------------------------------------------------
-
-
-def _choice_row(question: str, right: str, wrong: list[str], letter: int, **fields: str) -> dict:
-    """Return one row of the ScienceQA schema with the right choice at index `letter`."""
-    choices = [*wrong[:letter], right, *wrong[letter:]]
-    row = {"image": None, "question": question, "choices": choices, "answer": letter, "task": "closed choice"}
-    return row | {key: fields.get(key, "") for key in _TEXT_COLUMNS if key != "task"}
-
-
-_TEXT_COLUMNS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
-
-
-class _Letters:
-    """Deal the index of the right choice evenly: for each number of choices a shuffled deck, dealt to the end."""
-
-    def __init__(self, rng: random.Random):
-        self._rng = rng
-        self._decks: dict[int, list[int]] = {}
-
-    def deal(self, choices: int) -> int:
-        deck = self._decks.setdefault(choices, [])
-        if not deck:
-            deck.extend(self._rng.sample(range(choices), choices))
-        return deck.pop()
-
-
-def scienceqa_rows(split: str, seed: int = 0) -> list[dict]:
-    """Return the multiple-choice rows about facts; in training each pair `DRAWS_PER_QUESTION` times."""
-    rng = random.Random(f"{seed}/scienceqa/{split}")
-    letters = _Letters(rng)
-    rows = []
-    for question in (
-        q for q in questions(seed) if q.split == split for _ in range(DRAWS_PER_QUESTION if split == "train" else 1)
-    ):
-        wrong = question.relation.distractors(question.fact)
-        wrong = rng.sample(wrong, min(len(wrong), rng.randint(1, 4)))
-        relation = question.relation
-        rows.append(
-            _choice_row(
-                question.text, question.answer, wrong, letters.deal(len(wrong) + 1),
-                grade=f"grade{relation.grade}", subject=relation.subject, topic=relation.topic,
-                category=relation.category,
-                skill=relation.name, lecture=relation.lecture, solution=question.statement,
-            )
-        )  # fmt: skip
-    rng.shuffle(rows)
-    return rows
-
-
-def reading_rows(split: str, seed: int = 0) -> list[dict]:
-    """Return multiple-choice rows that only their own text can answer: invented passages, named words."""
-    rng = random.Random(f"{seed}/reading/{split}")
-    letters, words = _Letters(rng), vocabulary()
-    fields = {"grade": "grade2", "subject": "language science", "topic": "reading-comprehension"}
-    rows = []
-    for i in range(READING_ROWS[split]):
-        if i % 2:
-            told = story(rng)
-            pick = rng.randrange(len(told.answers))
-            wrong = [a for a in told.answers if a != told.answers[pick]]
-            rng.shuffle(wrong)
-            more = fields | {"category": "Passages", "skill": "find a detail", "hint": told.text}
-            question, right = told.asked[pick], told.answers[pick]
-        else:
-            right, *wrong = rng.sample(words, rng.randint(2, 5))
-            more = fields | {"category": "Words", "skill": "find a word"}
-            question = rng.choice(("Which choice says {}?", "Find the word {}.", "Which of these is {}?")).format(right)
-        rows.append(_choice_row(question, right, wrong, letters.deal(len(wrong) + 1), **more))
-    return rows
-
-
-def recall_rows(split: str, seed: int = 0) -> list[dict]:
-    """Return the same pairs as `scienceqa_rows` without choices: question, answer, and which fact and form they are."""
-    rng = random.Random(f"{seed}/recall/{split}")
-    rows = [
-        {
-            "question": q.text, "answer": q.answer, "subject": q.relation.subject, "topic": q.relation.topic,
-            "grade": f"grade{q.relation.grade}", "fact": f"{q.relation.name}: {q.fact}", "form": q.form,
-        }
-        for q in questions(seed)
-        if q.split == split
-    ]  # fmt: skip
-    rng.shuffle(rows)
-    return rows
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
 def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
-    """Yield (relative path, rows, rows per row group) of every file."""
+    """Yield (relative path, rows, rows per row group) of every parquet file."""
     texts = list(documents(seed))
     held_out = len(texts) // 20
     shards = [texts[held_out::2], texts[held_out + 1 :: 2], texts[:held_out]]
@@ -206,6 +90,18 @@ def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
                     seen.add(key)
                     rows.append(row)
             yield f"{folder}/{split}.parquet", rows, 1024
+    for split, rows in mmlu_rows(seed).items():
+        yield f"mmlu/{split}.parquet", rows, 1024
+    for subset, counts in ARC_ROWS.items():
+        for split in counts:
+            yield f"arc/{subset}/{split}.parquet", arc_rows(subset, split, seed), 1024
+    yield "humaneval/test.parquet", programming_problems(), 1024
+
+
+def _texts(seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield (relative path, lines) of every text file."""
+    yield "identity_conversations.jsonl", [json.dumps(chat) for chat in identity_conversations(seed)]
+    yield "words_alpha.txt", words_to_spell(seed)
 
 
 def _schema(path: str):
@@ -222,18 +118,26 @@ def _schema(path: str):
             return pa.schema({"question": string, "answer": string})
         case "smoltalk" | "matching" | "fact_matching":
             return pa.schema({"messages": pa.list_(pa.struct({"content": string, "role": string}))})
+        case "mmlu":
+            choices = pa.list_(string)
+            return pa.schema({"question": string, "subject": string, "choices": choices, "answer": pa.int64()})
+        case "arc":
+            choices = pa.struct({"text": pa.list_(string), "label": pa.list_(string)})
+            return pa.schema({"id": string, "question": string, "choices": choices, "answerKey": string})
+        case "humaneval":
+            texts = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+            return pa.schema([(name, string) for name in texts])
         case _:
             columns = {"image": pa.struct({"bytes": pa.binary(), "path": string}), "question": string}
             columns |= {"choices": pa.list_(string), "answer": pa.int8()}
-            return pa.schema(columns | dict.fromkeys(_TEXT_COLUMNS, string))
+            return pa.schema(columns | dict.fromkeys(TEXT_COLUMNS, string))
 
 
 def write_microworld(folder: Path, seed: int = 0) -> Path:
     """Write the world of `seed` to `folder` and return it; a folder that already holds it is left as it is.
 
     The folder appears complete or not at all, and processes that start together write it once (a lock file beside
-    it). The
-    same seed gives the same content, whose SHA-256 stands in `microworld.json`.
+    it). The same seed gives the same content, whose SHA-256 stands in `microworld.json`.
 
     Raises:
         ValueError: if `folder` holds files that this function did not write.
@@ -278,5 +182,10 @@ def _write_files(folder: Path, seed: int) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=_schema(path)), target, row_group_size=group)
         digest.update(path.encode() + json.dumps(rows, ensure_ascii=False).encode())
         counts[path] = len(rows)
+    for path, lines in _texts(seed):
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / path).write_bytes(text.encode())
+        digest.update(path.encode() + text.encode())
+        counts[path] = len(lines)
     manifest = {"version": VERSION, "seed": seed, "sha256": digest.hexdigest(), "rows": counts}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

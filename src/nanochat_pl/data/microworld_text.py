@@ -53,6 +53,23 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
+WORDS_TO_SPELL = 3_000
+_ONSETS = tuple("bcdfghjklmnprstvwyz") + ("bl", "br", "ch", "cl", "dr", "fl", "gr", "pl", "qu", "sh", "st", "str", "tr")
+_VOWELS = tuple("aaeeeiioou") + ("ai", "ea", "ee", "oo", "ou")
+_CODAS = ("", "", "", *"lmnrstx", "ck", "ll", "mp", "nd", "ng", "nt", "ss", "st")
+
+
+def words_to_spell(seed: int = 0) -> list[str]:
+    """Return words of this world, and others made of syllables: lower case, a to z, sorted."""
+    rng = random.Random(f"{seed}/words")
+    known = {part for word in vocabulary() for part in word.lower().split()}
+    words = {word for word in known if len(word) > 1 and word.isascii() and word.isalpha()}
+    while len(words) < WORDS_TO_SPELL:
+        syllables = rng.choices((2, 3, 4), weights=(3, 4, 1))[0]
+        words.add("".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables)))
+    return sorted(words)
+
+
 def _word_list(rng: random.Random, words: list[str]) -> str:
     """A labelled list of words and many references to it, by letter and by word: the cheapest lesson in looking up."""
     choices = rng.sample(words, rng.randint(2, 5))
@@ -106,10 +123,10 @@ class Story:
     asked: list[str]
 
 
-def story(rng: random.Random) -> Story:
-    """Draw 2 to 5 random pairs; nothing outside of the passage tells which word goes with which."""
+def story(rng: random.Random, count: int | None = None) -> Story:
+    """Draw `count` random pairs, or 2 to 5; nothing outside of the passage tells which word goes with which."""
     sentence, phrase, question, keys, values = rng.choice(_STORIES)
-    count = rng.randint(2, 5)
+    count = rng.randint(2, 5) if count is None else count
     left, right = rng.sample(keys, count), rng.sample(values, count)
     return Story(
         " ".join(sentence.format(k=k, v=v) for k, v in zip(left, right)),
