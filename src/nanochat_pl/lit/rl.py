@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from nanochat_pl.engine_adapter import Engine
+from nanochat_pl.engine import Engine
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.questions import QuestionBatch
 from nanochat_pl.lit.schema import RLConfig

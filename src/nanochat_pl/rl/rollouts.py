@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from nanochat_pl.engine_adapter import Completion, Engine, Request
+from nanochat_pl.engine import Completion, Engine, Request
 from nanochat_pl.tasks.base import Mixture
 
 __all__ = [
