@@ -239,9 +239,12 @@ def test_the_closing_table_shows_the_figures_that_each_stage_has(tmp_path: Path,
     assert str(tmp_path) in table.replace("\n", "")
 
 
-def test_a_chain_of_conversations_is_evaluated_by_its_last_stage():
-    plan = plan_chain(compose(["chain=[base,mid,sft,evaluate]"]), ["chain=[base,mid,sft,evaluate]"])
-    assert [arguments[1] for stage, arguments in plan if stage == EVALUATE] == ["eval=auto"]
-    overrides = ["chain=[base,sft_scienceqa,evaluate]"]
-    plan = plan_chain(compose(overrides), overrides)
-    assert [arguments[1] for stage, arguments in plan if stage == EVALUATE] == ["eval=scienceqa", "eval=recall"]
+def test_a_chain_ends_with_the_same_questions_to_every_model():
+    for stages in ("base,mid,sft", "base,sft_scienceqa"):
+        overrides = [f"chain=[{stages},evaluate]", "run_name=r"]
+        plan = plan_chain(compose(overrides), overrides)
+        asked = [arguments for stage, arguments in plan if stage == EVALUATE]
+        assert [arguments[1] for arguments in asked] == ["eval=scienceqa", "eval=recall"]
+        assert {arguments[0] for arguments in asked} == {
+            f"ckpt=[{','.join(f'outputs/{stage}/r' for stage in stages.split(','))}]"
+        }

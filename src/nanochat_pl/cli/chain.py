@@ -126,18 +126,11 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         paths = ",".join(str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained)
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         own = flat(cfg.chain_overrides.get(EVALUATE, {}))
-        for name in evaluations(cfg):
+        for name in ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",):
             arguments = quote_paths([f"ckpt=[{paths}]", f"eval={name}", *common, *own])
             compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))
             commands.append((EVALUATE, arguments))
     return commands
-
-
-def evaluations(cfg: TrainConfig) -> tuple[str, ...]:
-    """Name the evaluations that end a chain: the science tutor's, else what `eval=auto` takes for the last stage."""
-    if StageName.sft_scienceqa not in cfg.chain and {StageName.mid, StageName.sft, StageName.rl} & {*cfg.chain}:
-        return ("auto",)
-    return ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",)
 
 
 def flat(tree: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,9 @@ from nanochat_pl.runtime import pick_compute_dtype, pick_device
 
 log = logging.getLogger(__name__)
 
-DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.sft_scienceqa: EvalName.scienceqa}
+DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
+    (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
+)
 
 
 def evaluate(
@@ -156,20 +158,15 @@ def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalCon
     """Make the questions of an evaluation, in the very form the training task gives them.
 
     Raises:
-        ValueError: the checkpoint's mixture has no such task.
+        FileNotFoundError: the data have no such questions.
     """
     prepare_root(data)
-    kind = {EvalName.scienceqa: "ScienceQA", EvalName.recall: "Recall"}[name]
-    present = [dict(spec) for spec in tasks.values() if spec is not None]
-    spec = next((s for s in present if str(s.get("_target_", "")).endswith(f".{kind}")), None)
-    if spec is None:
-        if name == EvalName.recall and data.source == DataSource.microworld:
-            spec = {"_target_": "nanochat_pl.tasks.recall.Recall"}
-        else:
-            raise ValueError(
-                f"eval={name} needs a task of kind {kind}, but the mixture has {', '.join(tasks) or 'none'}; "
-                "give mixture=…"
-            )
+    kind = {EvalName.scienceqa: "scienceqa.ScienceQA", EvalName.recall: "recall.Recall"}[name]
+    spec = next((dict(s) for s in tasks.values() if s and str(s.get("_target_", "")).endswith(f".{kind}")), None)
+    if spec is None:  # the model was not trained on it: ask as the data's own mixture would
+        spec = {"_target_": f"nanochat_pl.tasks.{kind}"}
+        if name == EvalName.scienceqa and data.source == DataSource.microworld:
+            spec |= {"persona": None}
     folder = data.scienceqa if name == EvalName.scienceqa else "recall"
     root = Path(data.root or "")
     spec |= {"path": str(root / folder), "split": cfg.split}
