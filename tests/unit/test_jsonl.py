@@ -61,18 +61,18 @@ def user(content: object) -> str:
 
 
 FAULTS = {
-    '{"messages": [': r"not JSON \(.*column",
+    '{"messages": [': r"not JSON: .*\(column",
     '"hello"': "a string where a list of messages is needed",
     "7": "a number where",
     '{"conversations": []}': r"without `messages` \(it has: conversations\)",
     '{"messages": null}': "null where a list of messages",
-    "[]": "0 messages; one of the user and one of the assistant",
+    "[]": r"too few messages \(0\); one of the user and one of the assistant",
     '["hi", "ahoy"]': "message 1 is a string, not an object",
     '[{"from": "human", "value": "hi"}]': r"message 1 has no role and no content \(it has: from, value\)",
     '[{"role": "user"}]': "message 1 has no content",
     '[{"role": "assistant", "content": "Ahoy!"}]': "message 1 has the role 'assistant' where 'user' is due",
     '[{"role": "user", "content": "hi"}, {"role": "user", "content": "hi"}]': "message 2 has the role 'user'",
-    '[{"role": "user", "content": "hi"}]': "1 messages; one of the user and one of the assistant",
+    '[{"role": "user", "content": "hi"}]': r"too few messages \(1\); one of the user and one of the assistant",
     '[{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]': "one of the assistant are needed",
     json.dumps([*chat("hi"), {"role": "user", "content": "bye"}]): "the last message is the user's",
     json.dumps([*chat("hi"), {"role": "system", "content": "x"}]): "message 3 has the role 'system' where 'user'",

@@ -153,9 +153,15 @@ def test_word_problems_are_true_and_in_the_gsm8k_form(world):
 
 
 MEASURED = {
-    "scienceqa": "704509acca0d6ee9", "reading": "af3ef860cd889c80", "recall": "4ea893cf117d0b4e", "matching": "55859f827fe70d9c", "fact_matching": "de1057e07f3b2b28", "gsm8k": "c6af760ecbbe8d7c",
-    "smoltalk": "63f23fe9313cf2ea", "text": "a81ccdf17919f5a8",
-}  # fmt: skip
+    "scienceqa": "704509acca0d6ee9",
+    "reading": "af3ef860cd889c80",
+    "recall": "4ea893cf117d0b4e",
+    "matching": "55859f827fe70d9c",
+    "fact_matching": "de1057e07f3b2b28",
+    "gsm8k": "c6af760ecbbe8d7c",
+    "smoltalk": "63f23fe9313cf2ea",
+    "text": "a81ccdf17919f5a8",
+}
 """Beginnings of the SHA-256 of the sets that published measurements were made with."""
 
 

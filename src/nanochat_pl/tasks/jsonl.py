@@ -129,7 +129,7 @@ def _read_line(line: bytes) -> list[dict[str, Any]]:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from error
+        raise ValueError(f"not JSON: {error.msg} (column {error.colno})") from error
     if isinstance(value, dict):
         if "messages" not in value:
             raise ValueError(f"an object without `messages` (it has: {', '.join(value) or 'nothing'})")
@@ -153,7 +153,9 @@ def _read_messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{where} has the role {role!r} where {expected!r} is due: user and assistant take turns")
         yield {"role": role, "content": _read_content(content, role, f"{where} ({role})")}
     if len(messages) - first < 2:
-        raise ValueError(f"{len(messages)} messages; one of the user and one of the assistant are needed at least")
+        raise ValueError(
+            f"too few messages ({len(messages)}); one of the user and one of the assistant are needed at least"
+        )
     if messages[-1]["role"] != "assistant":
         raise ValueError("the last message is the user's: there is no answer to learn")
 
