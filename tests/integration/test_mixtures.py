@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.lit.build import build_mixtures
+from nanochat_pl.lit.data import build_mixtures
 from tests.integration.conftest import SFT, compose
 
 TASK = "{_target_: nanochat_pl.tasks.recall.Recall, path: '${data.root}', split: %s}"

@@ -4,85 +4,49 @@
 notebook may call by itself.
 """
 
-import dataclasses
 import inspect
 import json
 import logging
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.strategies import DDPStrategy
 
 from nanochat_pl.checkpoint.lightning import (
     identity,
-    model_weights,
-    read_checkpoint,
-    stored_model_config,
-    stored_tokenizer,
 )
-from nanochat_pl.data.conversations import num_steps as conversation_steps
-from nanochat_pl.data.lengths import Lengths, measure_lengths
-from nanochat_pl.data.parquet import Shards
-from nanochat_pl.data.transcripts import num_steps as transcript_steps
-from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
+from nanochat_pl.inputs import prepare_root, prepare_text
 from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, loss_measure
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
+from nanochat_pl.lit.data import build_data, make
 from nanochat_pl.lit.datamodules import (
     ConversationCounts,
-    StepBatches,
-    conversation_data,
-    text_data,
-    transcript_data,
 )
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.preflight import (
-    batch_micro_batches,
-    check_stage,
     clear_run,
     is_first_process,
-    model_config,
     preflight,
     resume_file,
-    start_arguments,
 )
-from nanochat_pl.lit.provenance import run_inputs
-from nanochat_pl.lit.questions import QuestionData, question_data
+from nanochat_pl.lit.questions import QuestionData
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
 from nanochat_pl.lit.rl import PolicyModel, Samples, pass_at_k_measure
-from nanochat_pl.lit.schema import LongConversations, RLConfig, StageName, TrainConfig
-from nanochat_pl.lit.tokenizers import find_tokenizer, train_tokenizer
+from nanochat_pl.lit.schema import RLConfig, StageName, TrainConfig
+from nanochat_pl.lit.start import find_start, inputs_of
+from nanochat_pl.lit.tokenizers import train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
-from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.paths import checkpoint_file
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
-from nanochat_pl.scaling import plan_horizon
-from nanochat_pl.tasks.base import Mixture, overlap
-from nanochat_pl.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 WORTH_COMPILING_STEPS = 50
 """Shorter runs end before compilation has paid for itself; trainer.compile=true compiles them all the same."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """What a run starts from."""
-
-    config: GPTConfig
-    tokenizer: Tokenizer
-    weights: dict[str, torch.Tensor] | None
-    """None = initialised from the seed."""
-    origin: str
-    """Where they come from, for people."""
 
 
 def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str]) -> dict[str, Any]:
@@ -204,249 +168,6 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     if checkpoints.signal is not None:
         result["signal"] = checkpoints.signal
     return result
-
-
-def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> Start:
-    """Settle config, tokenizer and start weights: from the checkpoint to resume, the one to start from, or nothing.
-
-    Raises:
-        ValueError: tokenizer and checkpoint have different vocabularies.
-        FileNotFoundError: no tokenizer, or no checkpoint where one is needed.
-    """
-    source = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
-    if source is None:
-        tokenizer = find_tokenizer(cfg)
-        return Start(model_config(cfg, tokenizer.vocab_size), tokenizer, None, f"seed {cfg.seed}")
-    file = checkpoint_file(source)
-    checkpoint = read_checkpoint(file)
-    tokenizer = stored_tokenizer(checkpoint)
-    config = dataclasses.replace(stored_model_config(checkpoint), sequence_len=cfg.stage.sequence_len)
-    if cfg.tokenizer.path is not None:
-        given = Tokenizer.load(cfg.tokenizer.path)
-        if given.fingerprint() != tokenizer.fingerprint():
-            raise ValueError(
-                f"tokenizer.path={cfg.tokenizer.path} (vocabulary {given.vocab_size}) is not the tokenizer that {file} "
-                f"was trained with (vocabulary {tokenizer.vocab_size}); leave tokenizer.path null to use that one"
-            )
-    if cfg.depth != config.n_layer:
-        log.warning("depth=%d only names this run: the weights of %s have depth %d", cfg.depth, file, config.n_layer)
-    if resume is not None:
-        trained = checkpoint["nanochat_pl"]["stage"]
-        if trained != cfg.stage.name:
-            raise ValueError(
-                f"{file} is a run of stage={trained}, which stage={cfg.stage.name} cannot continue; to start from its "
-                f"weights: resume=null init_from={file}"
-            )
-        warn_of_changes(checkpoint["nanochat_pl"]["config"], plain)
-    warn_of_other_model(cfg, config, file)
-    weights = None if resume else model_weights(checkpoint)
-    origin = f"{file} ({checkpoint['nanochat_pl']['stage']}, step {checkpoint['global_step']})"
-    return Start(config, tokenizer, weights, origin)
-
-
-def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shards | None) -> dict[str, Any]:
-    """Describe what the run is made from; a run that resumes in its own folder says what it said when it began."""
-    summary = folder / "summary.json"
-    if resume is not None and summary.is_file():
-        return json.loads(summary.read_text()).get("inputs") or {}
-    return run_inputs(cfg, shards)
-
-
-def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
-    """Say which architecture settings have no effect, because the weights were trained with others."""
-    for field in dataclasses.fields(Architecture):
-        asked, stored = getattr(cfg.model, field.name), getattr(config, field.name)
-        if asked != stored:
-            log.warning("model.%s=%s has no effect: the weights of %s have %s", field.name, asked, file, stored)
-
-
-def warn_of_changes(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
-    """Say which settings of a resumed run differ from those it was saved with: they hold from here on."""
-    free = (
-        "depth",  # with model and tokenizer the checkpoint's: see warn_of_other_model
-        "model",
-        "tokenizer",
-        "resume",
-        "force",
-        "init_from",
-        "outputs",
-        "trainer",
-        "logger",
-        "callbacks",
-        "eval",
-        "data.num_workers",
-        "data.root",
-    )
-    for key in sorted(then.keys() | now.keys()):
-        path, before, after = f"{prefix}{key}", then.get(key), now.get(key)
-        if path in free or before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            warn_of_changes(before, after, f"{path}.")
-        else:
-            log.warning("resume: %s was %s, from here on it is %s", path, before, after)
-
-
-def build_data(
-    cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards | None
-) -> tuple[StepBatches, int]:
-    """Make the data module and settle how many optimizer steps the run has."""
-    check_stage(cfg)
-    stage = cfg.stage
-    name, value = stage.horizon
-    if shards is not None:
-        assert stage.total_batch_tokens is not None
-        budget: dict[str, Any] = {name: int(value) if name == "num_steps" else float(value)}
-        plan = plan_horizon(config, stage.total_batch_tokens, **budget)
-        data = text_data(
-            shards.train,
-            shards.val,
-            tokenizer,
-            device_batch=stage.device_batch,
-            sequence_len=stage.sequence_len,
-            micro_batches=batch_micro_batches(cfg),
-            logical_shards=cfg.data.logical_shards,
-            num_workers=cfg.data.num_workers,
-            packing=str(cfg.data.packing),
-            val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
-        )
-        return data, plan.num_steps
-    rows, val_rows = build_mixtures(cfg)
-    if stage.name == StageName.rl:
-        questions = question_data(rows, val_rows, tokenizer, cfg)
-        return questions, int(value) * (1 if name == "num_steps" else questions.steps_per_epoch)
-    if stage.counts_tokens:
-        return build_transcripts(cfg, tokenizer, rows, val_rows)
-    assert stage.total_batch_rows is not None
-    drop_long = stage.long_conversations == LongConversations.drop
-    check_room(rows, tokenizer, stage.sequence_len, drop_long)
-    if name == "num_steps":
-        steps = int(value)
-    else:
-        lengths = epoch_lengths(cfg, rows, tokenizer) if drop_long else None
-        steps = conversation_steps(len(rows), stage.total_batch_rows, int(value), lengths, stage.sequence_len)
-    data = conversation_data(
-        rows,
-        val_rows,
-        tokenizer,
-        total_batch_rows=stage.total_batch_rows,
-        device_batch=stage.device_batch,
-        sequence_len=stage.sequence_len,
-        packed=stage.packed,
-        drop_long=drop_long,
-        seed=cfg.seed,
-        num_val_rows=stage.val_rows,
-        num_workers=cfg.data.num_workers,
-    )
-    return data, steps
-
-
-def build_transcripts(cfg: TrainConfig, tokenizer: Tokenizer, rows: Any, val_rows: Any) -> tuple[StepBatches, int]:
-    """Make the data module of a stage that reads conversations as text, and settle its number of steps."""
-    stage = cfg.stage
-    assert stage.total_batch_tokens is not None
-    name, value = stage.horizon
-    packing = {
-        "device_batch": stage.device_batch,
-        "sequence_len": stage.sequence_len,
-        "micro_batches": batch_micro_batches(cfg),
-        "packing": str(cfg.data.packing),
-    }
-    data = transcript_data(
-        rows,
-        val_rows,
-        tokenizer,
-        **packing,
-        logical_shards=cfg.data.logical_shards,
-        num_workers=cfg.data.num_workers,
-        seed=cfg.seed,
-        val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
-    )
-    if name == "num_steps":
-        return data, int(value)
-    packing["batch_rows"] = packing.pop("device_batch")
-    return data, transcript_steps(epoch_lengths(cfg, rows, tokenizer), **packing, num_epochs=int(value))
-
-
-def epoch_lengths(cfg: TrainConfig, rows: Any, tokenizer: Tokenizer) -> Lengths:
-    """Measure the conversations of an epoch, and say how."""
-    lengths = measure_lengths(rows, tokenizer, cfg.seed, cfg.data.num_workers)
-    log.info("an epoch has %s tokens (%s)", f"{lengths.total:,}", lengths.method)
-    return lengths
-
-
-def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bool = False) -> None:
-    """Refuse rows so short that they cut the answers away; warn where some are.
-
-    Raises:
-        ValueError: not one of the first conversations keeps a token to learn from.
-    """
-    sample = [tokenizer.render_conversation(rows[i], max_tokens=2**31) for i in range(min(len(rows), 256))]
-    longest = max(len(ids) for ids, _ in sample)
-    kept = sum(any(mask[: sequence_len + 1]) for _, mask in sample)
-    cut = sum(len(ids) > sequence_len + 1 for ids, _ in sample)
-    if kept == 0:
-        raise ValueError(
-            f"stage.sequence_len={sequence_len} cuts the answer off every conversation (the first {len(sample)} have "
-            f"up to {longest} tokens); set stage.sequence_len={longest} or more"
-        )
-    if cut:
-        log.warning(
-            "%d of the first %d conversations are longer than stage.sequence_len=%d (up to %d tokens) and are %s",
-            cut,
-            len(sample),
-            sequence_len,
-            longest,
-            "dropped" if drop_long else "cut",
-        )
-
-
-def make(spec: Any, **arguments: Any) -> Any:
-    """Make what a `_target_` names; errors of its own come through unwrapped."""
-    try:
-        return instantiate(spec, **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise error.__cause__ from None
-        raise ValueError(str(error)) from error
-
-
-def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
-    """Make the mixtures of training and validation; say how much both would ask, and leave that out if asked to.
-
-    Raises:
-        ValueError: one has no tasks, or nothing is left to train on.
-    """
-    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
-    twice, drop = overlap(rows, val_rows), cfg.mixture.drop_train_duplicates
-    if not twice:
-        log.info("none of the %s training conversations asks what validation asks", f"{len(rows):,}")
-        return rows, val_rows
-    if drop and len(twice) == len(rows):
-        raise ValueError(
-            f"all {len(rows)} training conversations ask what validation asks, so mixture.drop_train_duplicates=true "
-            "leaves none; give mixture.tasks another split than mixture.val_tasks"
-        )
-    log.log(
-        logging.INFO if drop else logging.WARNING,
-        "%s of %s training conversations ask what validation asks (%s) and are %s",
-        f"{len(twice):,}",
-        f"{len(rows):,}",
-        ", ".join(f"{name}: {count:,}" for name, count in Counter(rows[i]["task"] for i in twice).items()),
-        "left out" if drop else "kept; mixture.drop_train_duplicates=true leaves them out",
-    )
-    return (rows.without(twice) if drop else rows), val_rows
-
-
-def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:
-    """Make a mixture from the tasks that the config names.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not specs:
-        raise ValueError(f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=sft")
-    return Mixture({name: make(spec) for name, spec in specs.items()}, seed=cfg.seed)
 
 
 def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps: int) -> bool:

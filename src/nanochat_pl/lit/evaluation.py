@@ -27,7 +27,7 @@ from nanochat_pl.eval.results import (
 )
 from nanochat_pl.eval.scienceqa import evaluate_scienceqa
 from nanochat_pl.inputs import prepare_root, prepare_text
-from nanochat_pl.lit.build import make
+from nanochat_pl.lit.data import make
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, StageName
 from nanochat_pl.model.inference import pick_inference_dtype

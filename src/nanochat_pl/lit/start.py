@@ -1,0 +1,118 @@
+"""What a run starts from: shape, tokenizer and weights, of a checkpoint or new; and what differs from what was asked.
+
+The checkpoint wins: its tokenizer and architecture are used, and settings that ask for others are named.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat_pl.checkpoint.lightning import model_weights, read_checkpoint, stored_model_config, stored_tokenizer
+from nanochat_pl.data.parquet import Shards
+from nanochat_pl.inputs import start_weights
+from nanochat_pl.lit.preflight import model_config, start_arguments
+from nanochat_pl.lit.provenance import run_inputs
+from nanochat_pl.lit.schema import TrainConfig
+from nanochat_pl.lit.tokenizers import find_tokenizer
+from nanochat_pl.model.config import Architecture, GPTConfig
+from nanochat_pl.paths import checkpoint_file
+from nanochat_pl.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    config: GPTConfig
+    tokenizer: Tokenizer
+    weights: dict[str, torch.Tensor] | None
+    """None = initialised from the seed."""
+    origin: str
+    """Where they come from, for people."""
+
+
+def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> Start:
+    """Settle config, tokenizer and start weights: from the checkpoint to resume, the one to start from, or nothing.
+
+    Raises:
+        ValueError: tokenizer and checkpoint have different vocabularies.
+        FileNotFoundError: no tokenizer, or no checkpoint where one is needed.
+    """
+    source = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
+    if source is None:
+        tokenizer = find_tokenizer(cfg)
+        return Start(model_config(cfg, tokenizer.vocab_size), tokenizer, None, f"seed {cfg.seed}")
+    file = checkpoint_file(source)
+    checkpoint = read_checkpoint(file)
+    tokenizer = stored_tokenizer(checkpoint)
+    config = dataclasses.replace(stored_model_config(checkpoint), sequence_len=cfg.stage.sequence_len)
+    if cfg.tokenizer.path is not None:
+        given = Tokenizer.load(cfg.tokenizer.path)
+        if given.fingerprint() != tokenizer.fingerprint():
+            raise ValueError(
+                f"tokenizer.path={cfg.tokenizer.path} (vocabulary {given.vocab_size}) is not the tokenizer that {file} "
+                f"was trained with (vocabulary {tokenizer.vocab_size}); leave tokenizer.path null to use that one"
+            )
+    if cfg.depth != config.n_layer:
+        log.warning("depth=%d only names this run: the weights of %s have depth %d", cfg.depth, file, config.n_layer)
+    if resume is not None:
+        trained = checkpoint["nanochat_pl"]["stage"]
+        if trained != cfg.stage.name:
+            raise ValueError(
+                f"{file} is a run of stage={trained}, which stage={cfg.stage.name} cannot continue; to start from its "
+                f"weights: resume=null init_from={file}"
+            )
+        warn_of_changes(checkpoint["nanochat_pl"]["config"], plain)
+    warn_of_other_model(cfg, config, file)
+    weights = None if resume else model_weights(checkpoint)
+    origin = f"{file} ({checkpoint['nanochat_pl']['stage']}, step {checkpoint['global_step']})"
+    return Start(config, tokenizer, weights, origin)
+
+
+def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shards | None) -> dict[str, Any]:
+    """Describe what the run is made from; a run that resumes in its own folder says what it said when it began."""
+    summary = folder / "summary.json"
+    if resume is not None and summary.is_file():
+        return json.loads(summary.read_text()).get("inputs") or {}
+    return run_inputs(cfg, shards)
+
+
+def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
+    """Say which architecture settings have no effect, because the weights were trained with others."""
+    for field in dataclasses.fields(Architecture):
+        asked, stored = getattr(cfg.model, field.name), getattr(config, field.name)
+        if asked != stored:
+            log.warning("model.%s=%s has no effect: the weights of %s have %s", field.name, asked, file, stored)
+
+
+def warn_of_changes(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
+    """Say which settings of a resumed run differ from those it was saved with: they hold from here on."""
+    free = (
+        "depth",  # with model and tokenizer the checkpoint's: see warn_of_other_model
+        "model",
+        "tokenizer",
+        "resume",
+        "force",
+        "init_from",
+        "outputs",
+        "trainer",
+        "logger",
+        "callbacks",
+        "eval",
+        "data.num_workers",
+        "data.root",
+    )
+    for key in sorted(then.keys() | now.keys()):
+        path, before, after = f"{prefix}{key}", then.get(key), now.get(key)
+        if path in free or before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            warn_of_changes(before, after, f"{path}.")
+        else:
+            log.warning("resume: %s was %s, from here on it is %s", path, before, after)
