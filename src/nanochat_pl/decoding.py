@@ -266,7 +266,9 @@ class Session:
         return self._cache
 
     def _make_cache(self, rows: int, capacity: int) -> KVCache:
-        return KVCache(self._model.config, rows, capacity, self._model.device, self._model.compute_dtype)
+        device, dtype = self._model.device, self._model.compute_dtype
+        # CPUs attend several times faster in fp32, also where they multiply by weights faster in bf16
+        return KVCache(self._model.config, rows, capacity, device, torch.float32 if device.type == "cpu" else dtype)
 
     def _read_prompts(self, prompts: Sequence[tuple[int, ...]]) -> _Prefill:
         """Read prompts, the longest first, in one forward."""

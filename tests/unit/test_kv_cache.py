@@ -95,8 +95,8 @@ def test_rows_that_stay_keep_what_they_hold(model, gone):
     assert sorted(order) == [row for row in range(6) if row not in gone]
     for place, row in enumerate(order):
         assert cache.lengths[place] == [1, 2, 3, 4, 1, 2][row]
-        assert (cache.k[:, place, : cache.lengths[place]] == row).all()
-        assert (cache.v[:, place, : cache.lengths[place]] == -row).all()
+        assert (cache.k[:, place, :, : cache.lengths[place]] == row).all()
+        assert (cache.v[:, place, :, : cache.lengths[place]] == -row).all()
 
 
 @torch.inference_mode()

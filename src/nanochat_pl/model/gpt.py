@@ -161,9 +161,9 @@ class GPT(nn.Module):
         logits = self.lm_head(hidden).float()
         if torch.is_grad_enabled():
             return softcapped(logits, self.config.softcap)[..., : self.config.vocab_size]
-        # the same in its own memory: fresh memory would cost more than the arithmetic
+        # The same, as tanh(x) = 2 sigmoid(2x) - 1 and in its own memory: several times faster on a CPU.
         cap = self.config.softcap
-        return logits.div_(cap).tanh_().mul_(cap)[..., : self.config.vocab_size]
+        return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)[..., : self.config.vocab_size]
 
     def forward(
         self,

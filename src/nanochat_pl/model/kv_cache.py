@@ -33,18 +33,18 @@ class KVCache:
     """Room for `capacity` tokens in each of `batch` rows.
 
     Attributes:
-        k, v: (L, rows, capacity, Hkv, D), keys after rotation and norm; the first `batch` rows are in use.
+        k, v: (L, rows, Hkv, capacity, D), keys after rotation and norm; the first `batch` rows are in use.
         lengths: tokens each row in use holds.
     """
 
     def __init__(self, config: GPTConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype):
-        shape = (config.n_layer, batch, capacity, config.n_kv_head, config.head_dim)
+        shape = (config.n_layer, batch, config.n_kv_head, capacity, config.head_dim)
         # Zeros, not empty: hidden keys are multiplied by weight 0, and 0 x NaN would be NaN.
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch
         self._on_device: Tensor | None = None  # lengths, (B,) int64
-        self._index: Tensor | None = None  # (B * T,) of the new tokens among all rows' tokens, if lengths differ
+        self._index: Tensor | None = None  # (B * Hkv * T,) places in a layer, if lengths differ
         self._end = 0
 
     @property
@@ -60,7 +60,7 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Tokens a row has room for."""
-        return self.k.size(2)
+        return self.k.size(3)
 
     @property
     def longest(self) -> int:
@@ -92,8 +92,9 @@ class KVCache:
         positions = self._on_device[:, None]
         if num_tokens > 1:
             positions = positions + torch.arange(num_tokens, device=device)
-        first = torch.arange(0, self.batch * self.capacity, self.capacity, device=device)
-        self._index = (first[:, None] + positions).flatten()
+        heads = self.k.size(2)
+        first = torch.arange(0, self.batch * heads * self.capacity, self.capacity, device=device)
+        self._index = (first.view(-1, heads, 1) + positions[:, None]).flatten()
         return Place(None, positions, self._mask(positions))
 
     def _mask(self, positions: Tensor) -> Tensor:
@@ -106,20 +107,20 @@ class KVCache:
         return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
     def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, T, Hkv, D) of one layer where `place` said.
+        """Write k, v (B, Hkv, T, D) of one layer where `place` said.
 
         Returns:
-            All keys and values so far as views (B, longest + T, Hkv, D); `advance` has yet to count the new ones.
+            All keys and values so far as views (B, Hkv, longest + T, D); `advance` has yet to count the new ones.
         """
         batch, end = self.batch, self._end
         if self._index is None:
-            start = end - k.size(1)
-            self.k[layer, :batch, start:end] = k
-            self.v[layer, :batch, start:end] = v
+            start = end - k.size(2)
+            self.k[layer, :batch, :, start:end] = k
+            self.v[layer, :batch, :, start:end] = v
         else:
-            self.k[layer].flatten(0, 1).index_copy_(0, self._index, k.flatten(0, 1))
-            self.v[layer].flatten(0, 1).index_copy_(0, self._index, v.flatten(0, 1))
-        return self.k[layer, :batch, :end], self.v[layer, :batch, :end]
+            for cached, new in ((self.k, k), (self.v, v)):
+                cached[layer].flatten(0, 2).index_copy_(0, self._index, new.to(cached.dtype).flatten(0, 2))
+        return self.k[layer, :batch, :, :end], self.v[layer, :batch, :, :end]
 
     def advance(self, num_tokens: int | Sequence[int]) -> None:
         """Count the tokens just written: as many in every row, or for each row as many as were real."""
@@ -134,13 +135,13 @@ class KVCache:
         """Make room for at least `rows` rows of `capacity` tokens, keeping what is there."""
         if rows <= self.rows and capacity <= self.capacity:
             return
-        layers, _, _, *head = self.k.shape
-        shape = (layers, max(rows, self.rows), max(capacity, self.capacity), *head)
+        layers, _, heads, _, width = self.k.shape
+        shape = (layers, max(rows, self.rows), heads, max(capacity, self.capacity), width)
         batch, longest = self.batch, self.longest
         for name in ("k", "v"):
             old = getattr(self, name)
             new = old.new_zeros(shape)
-            new[:, :batch, :longest] = old[:, :batch, :longest]
+            new[:, :batch, :, :longest] = old[:, :batch, :, :longest]
             setattr(self, name, new)
 
     def add_rows(self, other: "KVCache", index: Sequence[int]) -> None:
@@ -157,8 +158,8 @@ class KVCache:
                 f"({begin} in use) of {self.capacity} tokens; call reserve first"
             )
         source = torch.tensor(index, device=self.k.device)
-        self.k[:, begin : begin + len(index), :longest] = other.k[:, source, :longest]
-        self.v[:, begin : begin + len(index), :longest] = other.v[:, source, :longest]
+        self.k[:, begin : begin + len(index), :, :longest] = other.k[:, source, :, :longest]
+        self.v[:, begin : begin + len(index), :, :longest] = other.v[:, source, :, :longest]
         self.lengths = self.lengths + lengths
         self._on_device = None
 
@@ -173,8 +174,8 @@ class KVCache:
             number, length = order.pop(), self.lengths.pop()
             last = len(order)
             if gap < last:
-                self.k[:, gap, :length] = self.k[:, last, :length]
-                self.v[:, gap, :length] = self.v[:, last, :length]
+                self.k[:, gap, :, :length] = self.k[:, last, :, :length]
+                self.v[:, gap, :, :length] = self.v[:, last, :, :length]
                 order[gap], self.lengths[gap] = number, length
         self._on_device = None
         return order
