@@ -5,7 +5,7 @@ key/value cache; a row that is done leaves and a waiting request takes its place
 batch of short ones.
 
 With a `Calculator`, what a row writes between `<|python_start|>` and `<|python_end|>` is worked out and put behind it
-as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step like sampled ones, and count as new tokens.
+as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step, like sampled ones, and count as new ones.
 (nanochat, 2025-11)
 """
 

@@ -1,24 +1,90 @@
-"""Laws of generation: what a prompt yields is its own affair."""
+"""Laws of generation: what a request yields is its own affair."""
+
+import random
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
-from nanochat_pl.engine import Engine, sample
+from nanochat_pl import decoding
+from nanochat_pl.decoding import Session
+from nanochat_pl.engine import Completion, Engine, Request
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17], [4], [18, 19, 20, 21, 22]]
+START, END, OUTPUT_START, OUTPUT_END, STOP = 50, 51, 52, 53, 54
+
+
+class Characters:
+    """A tokenizer of single characters, digits and signs at ids 30 and up."""
+
+    letters = "0123456789+-*/(). "
+    special = ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
+
+    def special_id(self, name: str) -> int:
+        return START + self.special.index(name)
+
+    def encode(self, text: str) -> list[int]:
+        return [30 + self.letters.index(letter) for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.letters[i - 30] if 30 <= i < 48 else "?" for i in ids)
+
+
+def script(text: str) -> list[int]:
+    """Ids of a text in which `[` and `]` stand for python start and end, and `$` for the stop token."""
+    return [{"[": START, "]": END, "$": STOP}.get(c) or Characters().encode(c)[0] for c in text]
+
+
+class ScriptedSession(Session):
+    """Requests that have a script want its token at each place, whatever the model says; the others are as ever."""
+
+    def __init__(self, session: Session, scripts: Mapping[int, Sequence[int]]):
+        vars(self).update(vars(session))
+        self.scripts = scripts
+
+    def _choose(self, rows, draws, logits: Tensor, events) -> None:
+        logits = logits.clone()
+        for place, row in enumerate(rows):
+            if row.number in self.scripts:
+                logits[place] = -10.0
+                logits[place, self.scripts[row.number][len(row.completion.tokens)]] = 10.0
+        super()._choose(rows, draws, logits, events)
+
+
+class ScriptedEngine(Engine):
+    """An engine whose n-th submitted request wants the tokens of scripts[n]."""
+
+    scripts: Mapping[int, Sequence[int]] = {}
+
+    def session(self, batch_size: int = 32) -> Session:
+        return ScriptedSession(super().session(batch_size), self.scripts)
+
+
+def random_model(seed: int, scale: float, **shape: int) -> GPT:
+    settings = {"sequence_len": 24, "vocab_size": 61, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32} | shape
+    model = GPT(GPTConfig(**settings))
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+    return model
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    model = GPT(GPTConfig(sequence_len=24, vocab_size=61, n_layer=2, n_head=4, n_kv_head=2, n_embd=32))
-    generator = torch.Generator().manual_seed(3)
-    model.init_weights(generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    return model
+    return random_model(3, 0.3)
+
+
+def engine_of(model: GPT, stop_ids=(), **settings) -> Engine:
+    return Engine(model, stop_ids, dtype="float32", **settings)
+
+
+def tokens(completions: Sequence[Completion]) -> list[list[int]]:
+    return [completion.tokens for completion in completions]
 
 
 @torch.inference_mode()
@@ -44,43 +110,288 @@ def test_greedy_equals_reading_each_row_anew(model, batch_size):
     stop_ids = common_stop(model)
     expected = [naive_greedy(model, prompt, 12, stop_ids) for prompt in PROMPTS]
     assert len({len(row) for row in expected}) > 1, "rows must end at different times for this test to mean anything"
-    assert Engine(model, stop_ids).generate(PROMPTS, 12, batch_size=batch_size) == expected
+    assert tokens(engine_of(model, stop_ids).generate(PROMPTS, 12, batch_size=batch_size)) == expected
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+@pytest.mark.parametrize("n_kv_head", [1, 4])
+def test_the_logits_of_every_step_equal_reading_the_row_anew_whatever_the_order_of_finishing(
+    monkeypatch, batch_size, n_kv_head
+):
+    model, chance = random_model(5, 0.2, n_kv_head=n_kv_head), random.Random(batch_size)
+    prompts = [[chance.randrange(61) for _ in range(chance.randint(1, 15))] for _ in range(20)]
+    seen: dict[tuple[int, ...], Tensor] = {}
+    choose = Session._choose
+
+    def record(session, rows, draws, logits, events):
+        for row, of_row in zip(rows, logits, strict=True):
+            seen[(*row.prompt, *row.completion.tokens)] = of_row
+        choose(session, rows, draws, logits, events)
+
+    monkeypatch.setattr(Session, "_choose", record)
+    requests = [Request(p, chance.randint(1, 12), temperature=1.0, seed=i) for i, p in enumerate(prompts)]
+    completions = engine_of(model).run(requests, batch_size)
+    assert len(seen) >= sum(len(completion.tokens) for completion in completions) * 0.9
+    for row, logits in seen.items():
+        torch.testing.assert_close(logits, model(torch.tensor([row]))[0, -1], atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens_do_not_depend_on_the_neighbours_but_for_ties():
+    model, chance, ties = random_model(7, 0.15, sequence_len=64), random.Random(1), 0
+    prompts = [[chance.randrange(61) for _ in range(chance.randint(1, 30))] for _ in range(120)]
+    engine = engine_of(model)
+    alone = tokens([engine.generate([prompt], 12)[0] for prompt in prompts])
+    for prompt, one, other in zip(prompts, alone, tokens(engine.generate(prompts, 12, batch_size=50)), strict=True):
+        if one != other:
+            same = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+            with torch.inference_mode():
+                first, second = model(torch.tensor([prompt + one[:same]]))[0, -1].topk(2).values.tolist()
+            assert first - second < 1e-3
+            ties += 1
+    assert ties <= 0.01 * sum(map(len, alone))
+
+
+SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.95, "min_p": 0.01}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_sampling_does_not_depend_on_the_batch(model, batch_size):
-    engine = Engine(model, common_stop(model))
-    together = engine.generate(PROMPTS, 10, temperature=1.0, top_k=20, seed=5)
-    assert engine.generate(PROMPTS, 10, temperature=1.0, top_k=20, seed=5, batch_size=batch_size) == together
-    assert engine.generate(PROMPTS[:2], 10, temperature=1.0, top_k=20, seed=5) == together[:2]
-    assert engine.generate(PROMPTS, 10, temperature=1.0, top_k=20, seed=6) != together
+@pytest.mark.parametrize("settings", [SAMPLED, {"temperature": 1.3}], ids=["restricted", "free"])
+def test_a_sample_depends_on_prompt_settings_and_seed_only(model, batch_size, settings):
+    engine = engine_of(model, common_stop(model))
+    together = engine.generate(PROMPTS, 10, seed=5, num_samples=3, **settings)
+    assert engine.generate(PROMPTS, 10, seed=5, num_samples=3, batch_size=batch_size, **settings) == together
+    assert engine.generate(PROMPTS[:2], 10, seed=5, num_samples=3, **settings) == together[:6]
+    assert engine.generate(PROMPTS, 10, seed=5, **settings) == together[::3]
+    requests = [Request(p, 10, seed=f"5/{i}/{j}", **settings) for i, p in enumerate(PROMPTS) for j in range(3)]
+    order = random.Random(0).sample(range(len(requests)), len(requests))
+    shuffled = engine.run([requests[i] for i in order], batch_size)
+    assert shuffled == [together[i] for i in order]
+    assert engine.generate(PROMPTS, 10, seed=6, num_samples=3, **settings) != together
 
 
-def test_equal_prompts_draw_different_samples(model):
-    rows = Engine(model, ()).generate([[4]] * 8, 10, temperature=1.0)
-    assert len({tuple(row) for row in rows}) == 8
+def test_samples_of_one_prompt_equal_separate_prompts(model):
+    requests = [Request([4, 5], 8, temperature=1.0, seed=seed) for seed in range(12)]
+    engine = engine_of(model)
+    assert engine.run(requests) == [engine.run([request])[0] for request in requests]
 
 
-def test_top_1_is_greedy(model):
-    engine = Engine(model, ())
-    assert engine.generate(PROMPTS, 8, temperature=1.0, top_k=1) == engine.generate(PROMPTS, 8)
+@pytest.mark.parametrize("batch_size", [3, 5, 64])
+def test_a_prompt_is_read_once_whatever_the_number_of_its_samples(model, monkeypatch, batch_size):
+    read: list[tuple[int, ...]] = []
+    original = Session._read_prompts
+    monkeypatch.setattr(Session, "_read_prompts", lambda self, prompts: read.extend(prompts) or original(self, prompts))
+    engine_of(model).generate(PROMPTS, 4, temperature=1.0, num_samples=8, batch_size=batch_size)
+    assert sorted(read) == sorted({tuple(prompt) for prompt in PROMPTS})
+
+
+def test_each_sample_draws_its_own_first_token(model):
+    rows = tokens(engine_of(model).generate([[4]], 10, temperature=1.0, num_samples=16))
+    assert len({tuple(row) for row in rows}) == 16
+    assert len({row[0] for row in rows}) > 3
+
+
+def test_every_request_has_settings_of_its_own(model):
+    stop = naive_greedy(model, [4], 6, set())[3]
+    requests = [
+        Request([4], 6),
+        Request([4], 3),
+        Request([4], 6, stop_ids={stop}),
+        Request([4], 6, temperature=2.0, seed=1),
+        Request([4], 6, temperature=2.0, top_k=1, seed=1),
+        Request([4], 6, temperature=2.0, top_p=1e-6, seed="a"),
+        Request([4], 6, temperature=2.0, min_p=1.0, seed=2),
+        Request([4], 0),
+    ]
+    greedy, short, stopped, free, *likeliest, none = engine_of(model).run(requests)
+    assert greedy.tokens == naive_greedy(model, [4], 6, set())
+    assert (short.tokens, short.stop_token) == (greedy.tokens[:3], None)
+    assert (stopped.tokens, stopped.stop_token) == (greedy.tokens[: greedy.tokens.index(stop)], stop)
+    assert free.tokens != greedy.tokens
+    assert all(completion == greedy for completion in likeliest)
+    assert none == Completion()
 
 
 def test_results_are_new_tokens_without_the_stop_token(model):
-    [first] = Engine(model, ()).generate([PROMPTS[0]], 6)
+    [first] = tokens(engine_of(model).generate([PROMPTS[0]], 6))
     stop = first[3]
-    assert Engine(model, {stop}).generate([PROMPTS[0]], 6) == [first[: first.index(stop)]]
+    [completion] = engine_of(model, {stop}).generate([PROMPTS[0]], 6)
+    new = first[: first.index(stop)]
+    assert completion == Completion(new, [1] * len(new), stop)
 
 
 def test_max_new_tokens_is_respected(model):
     for n in (0, 1, 5):
-        assert [len(row) for row in Engine(model, ()).generate(PROMPTS, n)] == [n] * len(PROMPTS)
-    assert Engine(model, ()).generate([], 5) == []
+        assert [len(row) for row in tokens(engine_of(model).generate(PROMPTS, n))] == [n] * len(PROMPTS)
+    assert engine_of(model).generate([], 5) == []
 
 
 def test_a_row_stops_when_the_context_is_full(model):
-    rows = Engine(model, ()).generate([[1] * 23, [1] * 20, [1]], 100)
+    rows = tokens(engine_of(model).generate([[1] * 23, [1] * 20, [1]], 100))
     assert [len(row) for row in rows] == [1, 4, 23]
+
+
+def test_listeners_hear_every_token_and_may_end_their_row(model):
+    engine, heard = engine_of(model, common_stop(model)), {i: [] for i in range(len(PROMPTS))}
+    whole = engine.generate(PROMPTS, 8)
+    assert engine.generate(PROMPTS, 8, batch_size=3, on_token=lambda i, *what: heard[i].append(what)) == whole
+    assert [[token for token, _ in heard[i]] for i in heard] == tokens(whole)
+    count = dict.fromkeys(heard, 0)
+
+    def enough(i: int, token: int, sampled: bool) -> bool:
+        count[i] += 1
+        return i % 2 == 0 or count[i] < 3
+
+    cut = engine.generate(PROMPTS, 8, batch_size=3, on_token=enough)
+    assert cut[::2] == whole[::2]
+    assert tokens(cut[1::2]) == [row[:3] for row in tokens(whole[1::2])]
+    assert all(completion.stop_token is None for completion in cut[1::2] if len(completion.tokens) == 3)
+
+
+def test_requests_may_come_and_go_while_others_run(model):
+    engine = engine_of(model)
+    requests = [Request(p, 9, temperature=1.0, seed=i) for i, p in enumerate(PROMPTS)]
+    session, completions, streamed = engine.session(batch_size=3), {}, {i: [] for i in range(len(PROMPTS))}
+    for turn in range(100):
+        if turn < len(requests):
+            assert session.submit(requests[turn]) == turn
+        events = session.step()
+        assert len({event.id for event in events}) == len(events) <= 3
+        for event in events:
+            streamed[event.id].append(event.token)
+            if event.completion is not None:
+                completions[event.id] = event.completion
+        if turn == 4:
+            cancelled = session.cancel(1)
+            assert session.cancel(1) is None
+        if not session.num_unfinished:
+            break
+    else:
+        pytest.fail("the session never ended")
+    expected = engine.run(requests)
+    assert cancelled is not None
+    assert cancelled.tokens == streamed.pop(1) == expected[1].tokens[: len(cancelled.tokens)]
+    assert 0 < len(cancelled.tokens) < 9
+    assert completions == {i: expected[i] for i in streamed}
+    assert list(streamed.values()) == [expected[i].tokens for i in streamed]
+    assert session.step() == []
+
+
+def test_a_waiting_request_can_be_cancelled(model):
+    session = engine_of(model).session(batch_size=1)
+    for prompt in PROMPTS[:3]:
+        session.submit(Request(prompt, 2))
+    session.step()
+    assert session.cancel(1) == Completion()
+    ended = [event.id for _ in range(5) for event in session.step() if event.completion]
+    assert ended == [0, 2]
+
+
+def run_scripts(model: GPT, *scripts: str, max_new_tokens: int = 20) -> list[Completion]:
+    engine = ScriptedEngine(model, {STOP}, tokenizer=Characters(), dtype="float32")
+    engine.scripts = {i: script(text) for i, text in enumerate(scripts)}
+    return engine.run([Request([7], max_new_tokens, seed=i) for i in range(len(scripts))])
+
+
+@pytest.mark.parametrize(
+    ("text", "forced", "calls", "errors"),
+    [
+        ("1[12*7]....2$", {7: "84"}, 1, 0),
+        ("[1/0]3$", {}, 1, 1),
+        ("[]3$", {}, 0, 0),
+        ("1]3$", {}, 0, 0),
+        ("[9[3+4]...5$", {7: "7"}, 1, 0),
+        ("[1+1]...[2+2]...$", {5: "2", 13: "4"}, 2, 0),
+        ("[1+1$", {}, 0, 0),
+    ],
+)
+def test_the_calculator_answers_between_the_marks(model, text, forced, calls, errors):
+    [completion] = run_scripts(model, text)
+    expected, mask = script(text)[:-1], [1] * (len(text) - 1)
+    for begin, result in forced.items():
+        answer = [OUTPUT_START, *Characters().encode(result), OUTPUT_END]
+        expected[begin : begin + len(answer)] = answer
+        mask[begin : begin + len(answer)] = [0] * len(answer)
+    assert completion == Completion(expected, mask, STOP, calls, errors)
+
+
+def test_forced_tokens_count_against_the_limit(model):
+    for limit in range(1, 12):
+        [completion] = run_scripts(model, "[12*7]....123456789", max_new_tokens=limit)
+        assert len(completion.tokens) == len(completion.mask) == limit
+        assert completion.mask == ([1] * 6 + [0] * 4 + [1] * 9)[:limit]
+
+
+def test_without_a_tokenizer_tool_tokens_are_ordinary(model):
+    engine = ScriptedEngine(model, {STOP}, dtype="float32")
+    engine.scripts = {0: script("[1+1]222$")}
+    [completion] = engine.run([Request([7], 20)])
+    assert completion == Completion(script("[1+1]222"), [1] * 8, STOP)
+
+
+def test_a_row_that_uses_a_tool_does_not_disturb_its_neighbours(model):
+    engine = ScriptedEngine(model, {STOP}, tokenizer=Characters(), dtype="float32")
+    requests = [Request([7 + i], 15, temperature=1.0, seed=i, stop_ids=()) for i in range(5)]
+    plain = engine.run(requests)
+    engine.scripts = {2: script("1[2*3]...4$..........")}
+    used = engine.run(requests)
+    assert used[2].tool_calls == 1
+    assert [used[i] for i in (0, 1, 3, 4)] == [plain[i] for i in (0, 1, 3, 4)]
+
+
+def test_a_forced_token_is_read_like_any_other(model):
+    engine = ScriptedEngine(model, {STOP}, tokenizer=Characters(), dtype="float32")
+    opening = script("[2*3]...")
+    opening[5:8] = [OUTPUT_START, 36, OUTPUT_END]
+    engine.scripts = {0: script("[2*3]...")}
+    assert engine.run([Request([7], 8)])[0].tokens == opening
+    [after] = engine_of(model).run([Request([7, *opening], 6)])
+
+    class Ends(ScriptedSession):
+        def _choose(self, rows, draws, logits, events):
+            if len(rows[0].completion.tokens) >= 8:
+                self.scripts = {}
+            super()._choose(rows, draws, logits, events)
+
+    session = Ends(engine_of(model, tokenizer=Characters()).session(), engine.scripts)
+    session.submit(Request([7], 14))
+    events = [event for _ in range(14) for event in session.step()]
+    assert [event.token for event in events] == opening + after.tokens
+    assert [event.sampled for event in events] == [True] * 5 + [False] * 3 + [True] * 6
+
+
+def test_the_engine_follows_the_weights():
+    model = random_model(3, 0.3)
+    engine = engine_of(model)
+    before = tokens(engine.generate(PROMPTS, 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.5)
+    assert tokens(engine.generate(PROMPTS, 6)) == tokens(engine_of(model).generate(PROMPTS, 6)) != before
+    for parameter in model.parameters():
+        parameter.data.mul_(-2)
+    engine.refresh()
+    assert tokens(engine.generate(PROMPTS, 6)) == before
+
+
+def test_bfloat16_gives_mostly_the_same_greedy_tokens():
+    model = random_model(11, 0.3, sequence_len=64)
+    prompts = [[i, 2 * i, 3 * i] for i in range(20)]
+    exact = engine_of(model).generate(prompts, 1)
+    rounded = Engine(model, (), dtype="bfloat16").generate(prompts, 1)
+    assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 17
+
+
+def test_the_dtype_is_checked_and_auto_is_one_of_them(model):
+    assert Engine(model, ()).dtype in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"engine\.dtype='half'.*auto, float32 or bfloat16"):
+        Engine(model, (), dtype="half")
+
+
+def test_many_long_prompts_are_read_in_portions(model, monkeypatch):
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 10)
+    expected = [naive_greedy(model, prompt, 5, set()) for prompt in PROMPTS]
+    assert tokens(engine_of(model).generate(PROMPTS, 5)) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,27 +400,17 @@ def test_a_row_stops_when_the_context_is_full(model):
         ([[1], [1] * 24], {}, r"prompt 1 has 24 tokens.*sequence_len=24.*cut it to 23"),
         ([[]], {}, "prompt 0 is empty"),
         ([[1, 61]], {}, "prompt 0 holds ids from 1 to 61"),
-        ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
+        ([[1]], {"temperature": -1.0}, r"temperature=-1\.0"),
+        ([[1]], {"temperature": float("nan")}, "temperature=nan"),
         ([[1]], {"top_k": 0}, "top_k=0"),
+        ([[1]], {"top_p": 0.0}, r"top_p=0\.0"),
+        ([[1]], {"top_p": 1.5}, r"top_p=1\.5"),
+        ([[1]], {"min_p": -0.1}, r"min_p=-0\.1"),
         ([[1]], {"batch_size": 0}, "batch_size=0"),
+        ([[1]], {"num_samples": 0}, "num_samples=0"),
         ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_with_the_remedy(model, prompts, settings, message):
     with pytest.raises(ValueError, match=message):
-        Engine(model, ()).generate(prompts, **{"max_new_tokens": 3} | settings)
-
-
-def test_sampled_tokens_follow_the_softmax():
-    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
-    uniform = ((torch.arange(4000) + 0.5) / 4000).tolist()
-    tokens = sample(logits.expand(4000, -1), 0.7, None, uniform)
-    shares = torch.bincount(tokens, minlength=4) / 4000
-    torch.testing.assert_close(shares, torch.softmax(logits[0] / 0.7, -1), atol=1e-3, rtol=0)
-    tokens = sample(logits.expand(4000, -1), 0.7, 2, uniform)
-    assert set(tokens.tolist()) == {1, 2}
-
-
-def test_the_ends_of_the_unit_interval_pick_possible_tokens():
-    logits = torch.tensor([[-1e4, 0.0, 0.0, -1e4]]).expand(2, -1)
-    assert sample(logits, 1.0, None, [0.0, 1 - 2**-53]).tolist() == [1, 2]
+        engine_of(model).generate(prompts, **{"max_new_tokens": 3} | settings)
