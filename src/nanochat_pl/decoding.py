@@ -27,8 +27,9 @@ from nanochat_pl.sampling import sample
 
 __all__ = ["Calculator", "Completion", "Event", "Request", "Session", "check_request"]
 
-PREFILL_TOKENS = 8192
-"""Most tokens (padding among them) of prompts read in one forward; a longer prompt is read alone."""
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Most tokens (padding among them) of prompts read in one forward; a longer prompt is read alone. A CPU is as fast with
+few, and prompts of like length waste little on padding."""
 CAPACITY_STEP = 64
 """The cache grows by whole multiples of so many tokens a row."""
 
@@ -241,7 +242,7 @@ class Session:
             return
         cache = self._reserve(len(self._active) + len(entering))
         unread = {row.prompt for row in entering} - self._read.keys()
-        for prompts in _portions(sorted(unread, key=len, reverse=True)):
+        for prompts in _portions(sorted(unread, key=len, reverse=True), self._model.device.type):
             prefill = self._read_prompts(prompts)
             self._read |= {prompt: (prefill, i) for i, prompt in enumerate(prompts)}
         together: dict[int, list[_Row]] = {}
@@ -323,10 +324,11 @@ class Session:
         events.extend(rows[place].take(token, self._tool) for place, token in zip(places, tokens, strict=True))
 
 
-def _portions(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+def _portions(prompts: Sequence[tuple[int, ...]], device_type: str) -> Iterator[Sequence[tuple[int, ...]]]:
     """Cut prompts, the longest first, into parts of at most `PREFILL_TOKENS` with padding."""
+    limit = PREFILL_TOKENS["cuda" if device_type == "cuda" else "cpu"]
     while prompts:
-        count = max(1, PREFILL_TOKENS // len(prompts[0]))
+        count = max(1, limit // len(prompts[0]))
         yield prompts[:count]
         prompts = prompts[count:]
 

@@ -389,7 +389,7 @@ def test_the_dtype_is_checked_and_auto_is_one_of_them(model):
 
 
 def test_many_long_prompts_are_read_in_portions(model, monkeypatch):
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 10)
+    monkeypatch.setitem(decoding.PREFILL_TOKENS, "cpu", 10)
     expected = [naive_greedy(model, prompt, 5, set()) for prompt in PROMPTS]
     assert tokens(engine_of(model).generate(PROMPTS, 5)) == expected
 
