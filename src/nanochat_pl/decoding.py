@@ -293,7 +293,7 @@ class Session:
 
     def _draws(self, rows: Sequence[_Row]) -> list[_Draw]:
         """Sort rows by how they are drawn, and draw their random numbers."""
-        device = self._model.device
+        device = _sampling_device(self._model.device)
         groups: dict[Any, list[int]] = {}
         for place, row in enumerate(rows):
             groups.setdefault(row.restrictions, []).append(place)
@@ -311,7 +311,7 @@ class Session:
 
     def _choose(self, rows: Sequence[_Row], draws: Sequence[_Draw], logits: Tensor, events: list[Event]) -> None:
         """Draw each row's next token from logits (B, V) and let the row take it."""
-        drawn = []
+        drawn, logits = [], logits.to(_sampling_device(logits.device))
         for draw in draws:
             part = logits if draw.index is None else logits.index_select(0, draw.index)
             if draw.restrictions is None or draw.numbers is None:
@@ -322,6 +322,11 @@ class Session:
         tokens = torch.cat(drawn).tolist()  # the one place where the device is waited for
         places = (place for draw in draws for place in draw.places)
         events.extend(rows[place].take(token, self._tool) for place, token in zip(places, tokens, strict=True))
+
+
+def _sampling_device(device: torch.device) -> torch.device:
+    """Say where tokens are drawn: where the model is, but for MPS, which knows no double precision."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _portions(prompts: Sequence[tuple[int, ...]], device_type: str) -> Iterator[Sequence[tuple[int, ...]]]:
