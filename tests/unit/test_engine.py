@@ -1,5 +1,6 @@
 """Laws of generation: what a request yields is its own affair."""
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 
@@ -392,6 +393,17 @@ def test_many_long_prompts_are_read_in_portions(model, monkeypatch):
     monkeypatch.setitem(decoding.PREFILL_TOKENS, "cpu", 10)
     expected = [naive_greedy(model, prompt, 5, set()) for prompt in PROMPTS]
     assert tokens(engine_of(model).generate(PROMPTS, 5)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("settings", [{}, SAMPLED, {"temperature": 1.0, "top_p": 0.9}], ids=["greedy", "all", "top-p"])
+def test_a_gpu_gives_what_the_cpu_gives(model, settings):
+    on_gpu = copy.deepcopy(model).to("cuda")
+    expected = engine_of(model).generate(PROMPTS, 10, num_samples=3, **settings)
+    ours = engine_of(on_gpu).generate(PROMPTS, 10, num_samples=3, batch_size=5, **settings)
+    assert sum(a == b for a, b in zip(ours, expected, strict=True)) >= len(expected) - 1
+    assert all(Engine(on_gpu, (), dtype="bfloat16").generate(PROMPTS, 10, num_samples=3, **settings))
 
 
 @pytest.mark.parametrize(
