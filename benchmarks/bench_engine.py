@@ -3,8 +3,7 @@
 The plain side is what one writes on a first day: fp32 weights, a rectangular cache, `scaled_dot_product_attention`,
 one `multinomial` a step. It can decode samples of one prompt or prompts one after another, not different ones at once.
 Sides take turns within each round, and ratios are medians over rounds of the rounds' ratios, so that a busy machine
-slows all alike. Weights are random, prompts have 20 to 120 tokens, rows are greedy unless said. Prints Markdown, or JSON
-a line.
+slows all alike. Weights are random, prompts have 20 to 120 tokens, rows are greedy unless said. Prints a table or JSON.
 
     python benchmarks/bench_engine.py                                                # d4 and d12, both vocabularies
     python benchmarks/bench_engine.py --depth 4 --vocab-size 8192 --rows 8 64 --dtype bfloat16

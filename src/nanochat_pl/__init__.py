@@ -12,8 +12,8 @@ _HOME = {
     "GPTConfig": "nanochat_pl.model.config",
     "Tokenizer": "nanochat_pl.tokenizer",
     "Engine": "nanochat_pl.engine",
-    "Request": "nanochat_pl.engine",
-    "Completion": "nanochat_pl.engine",
+    "Request": "nanochat_pl.requests",
+    "Completion": "nanochat_pl.requests",
     "Muon": "nanochat_pl.optim.muon",
     "load_model": "nanochat_pl.checkpoint",
 }

@@ -1,4 +1,4 @@
-"""What is generated together: requests, the rows they become, and the session that takes them all a token further.
+"""What is generated together: rows, and the session that takes them all a token further.
 
 A prompt is read once, its keys and values are then copied to each of its samples. Rows of all lengths share one
 key/value cache; a row that is done leaves and a waiting request takes its place, so a long answer never holds up a
@@ -9,82 +9,28 @@ as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step,
 (nanochat, 2025-11)
 """
 
-import math
 import random
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat_pl.calculator import calculate
-from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.kv_cache import KVCache
+from nanochat_pl.requests import Completion, Event, Request, check_request
 from nanochat_pl.sampling import sample
 
-__all__ = ["Calculator", "Completion", "Event", "Request", "Session", "check_request"]
+__all__ = ["Calculator", "Session"]
 
 PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Most tokens (padding among them) of prompts read in one forward; a longer prompt is read alone. A CPU is as fast with
 few, and prompts of like length waste little on padding."""
 CAPACITY_STEP = 64
 """The cache grows by whole multiples of so many tokens a row."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One row to generate; every setting is its own.
-
-    The restrictions of sampling hold after the temperature; top-p applies to what top-k leaves.
-    """
-
-    prompt: Sequence[int]
-    """At least one token, fewer than the model's `sequence_len`."""
-    max_new_tokens: int
-    """Most new tokens, those of tools among them; the end of the context may come first."""
-    temperature: float = 0.0
-    """0 = greedy: the most likely token."""
-    top_k: int | None = None
-    """Sample among the k most likely tokens; None = all."""
-    top_p: float | None = None
-    """Sample among the fewest most likely tokens that reach this probability together; None = all."""
-    min_p: float | None = None
-    """Sample among tokens at least this many times as likely as the most likely one; None = all."""
-    seed: int | str = 0
-    """Names the row's random stream: equal seed, settings and prompt give equal tokens."""
-    stop_ids: Collection[int] | None = None
-    """Tokens that end the row; None = the engine's."""
-
-
-@dataclass
-class Completion:
-    """What a request yielded."""
-
-    tokens: list[int] = field(default_factory=list)
-    """New tokens without the stop token, those of tools among them."""
-    mask: list[int] = field(default_factory=list)
-    """1 = sampled by the model, 0 = put there by a tool."""
-    stop_token: int | None = None
-    """The token that ended it; None = it was cut by length, or by whoever listened."""
-    tool_calls: int = 0
-    """Expressions the model handed to the calculator."""
-    tool_errors: int = 0
-    """Those of them that had no result."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One step of one request."""
-
-    id: int
-    token: int | None
-    """The new token; None where the row ended without one (by a stop token, or no room)."""
-    sampled: bool
-    completion: Completion | None
-    """The whole yield, with the row's last event."""
 
 
 class _Row:
@@ -336,29 +282,3 @@ def _portions(prompts: Sequence[tuple[int, ...]], device_type: str) -> Iterator[
         count = max(1, limit // len(prompts[0]))
         yield prompts[:count]
         prompts = prompts[count:]
-
-
-def check_request(request: Request, prompt: Sequence[int], name: str, config: GPTConfig) -> None:
-    """Raise ValueError, with the remedy, for what cannot be generated."""
-    if request.max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={request.max_new_tokens} must be 0 or more")
-    if not 0 <= request.temperature < math.inf:
-        raise ValueError(f"temperature={request.temperature} must be a number from 0 (greedy) up")
-    if request.top_k is not None and request.top_k < 1:
-        raise ValueError(f"top_k={request.top_k} must be at least 1, or None to sample among all tokens")
-    if request.top_p is not None and not 0 < request.top_p <= 1:
-        raise ValueError(f"top_p={request.top_p} must lie above 0 and not above 1; None samples among all tokens")
-    if request.min_p is not None and not 0 <= request.min_p <= 1:
-        raise ValueError(f"min_p={request.min_p} must lie between 0 and 1; None samples among all tokens")
-    if not prompt:
-        raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
-    if len(prompt) >= config.sequence_len and request.max_new_tokens:
-        raise ValueError(
-            f"{name} has {len(prompt)} tokens; with model.sequence_len={config.sequence_len} there is no "
-            f"room for a new one; cut it to {config.sequence_len - 1} tokens or fewer"
-        )
-    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
-        raise ValueError(
-            f"{name} holds ids from {min(prompt)} to {max(prompt)}, the model knows 0 to "
-            f"{config.vocab_size - 1}; was it encoded with this model's tokenizer?"
-        )

@@ -9,9 +9,10 @@ of a prompt, and rows that ended go on being computed until the last one ends.
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from nanochat_pl.decoding import Calculator, Completion, Event, Request, Session, check_request
+from nanochat_pl.decoding import Calculator, Session
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import InferenceCopy, pick_inference_dtype
+from nanochat_pl.requests import Completion, Event, Request, check_request
 
 __all__ = ["Completion", "Engine", "Event", "Request", "Session"]
 

@@ -1,0 +1,88 @@
+"""What is asked of the engine and what it gives back; every setting belongs to one request, none to the batch."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from nanochat_pl.model.config import GPTConfig
+
+__all__ = ["Completion", "Event", "Request", "check_request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to generate; every setting is its own.
+
+    The restrictions of sampling hold after the temperature; top-p applies to what top-k leaves.
+    """
+
+    prompt: Sequence[int]
+    """At least one token, fewer than the model's `sequence_len`."""
+    max_new_tokens: int
+    """Most new tokens, those of tools among them; the end of the context may come first."""
+    temperature: float = 0.0
+    """0 = greedy: the most likely token."""
+    top_k: int | None = None
+    """Sample among the k most likely tokens; None = all."""
+    top_p: float | None = None
+    """Sample among the fewest most likely tokens that reach this probability together; None = all."""
+    min_p: float | None = None
+    """Sample among tokens at least this many times as likely as the most likely one; None = all."""
+    seed: int | str = 0
+    """Names the row's random stream: equal seed, settings and prompt give equal tokens."""
+    stop_ids: Collection[int] | None = None
+    """Tokens that end the row; None = the engine's."""
+
+
+@dataclass
+class Completion:
+    """What a request yielded."""
+
+    tokens: list[int] = field(default_factory=list)
+    """New tokens without the stop token, those of tools among them."""
+    mask: list[int] = field(default_factory=list)
+    """1 = sampled by the model, 0 = put there by a tool."""
+    stop_token: int | None = None
+    """The token that ended it; None = it was cut by length, or by whoever listened."""
+    tool_calls: int = 0
+    """Expressions the model handed to the calculator."""
+    tool_errors: int = 0
+    """Those of them that had no result."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of one request."""
+
+    id: int
+    token: int | None
+    """The new token; None where the row ended without one (by a stop token, or no room)."""
+    sampled: bool
+    completion: Completion | None
+    """The whole yield, with the row's last event."""
+
+
+def check_request(request: Request, prompt: Sequence[int], name: str, config: GPTConfig) -> None:
+    """Raise ValueError, with the remedy, for what cannot be generated."""
+    if request.max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={request.max_new_tokens} must be 0 or more")
+    if not 0 <= request.temperature < math.inf:
+        raise ValueError(f"temperature={request.temperature} must be a number from 0 (greedy) up")
+    if request.top_k is not None and request.top_k < 1:
+        raise ValueError(f"top_k={request.top_k} must be at least 1, or None to sample among all tokens")
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        raise ValueError(f"top_p={request.top_p} must lie above 0 and not above 1; None samples among all tokens")
+    if request.min_p is not None and not 0 <= request.min_p <= 1:
+        raise ValueError(f"min_p={request.min_p} must lie between 0 and 1; None samples among all tokens")
+    if not prompt:
+        raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
+    if len(prompt) >= config.sequence_len and request.max_new_tokens:
+        raise ValueError(
+            f"{name} has {len(prompt)} tokens; with model.sequence_len={config.sequence_len} there is no "
+            f"room for a new one; cut it to {config.sequence_len - 1} tokens or fewer"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        raise ValueError(
+            f"{name} holds ids from {min(prompt)} to {max(prompt)}, the model knows 0 to "
+            f"{config.vocab_size - 1}; was it encoded with this model's tokenizer?"
+        )
