@@ -217,3 +217,11 @@ def test_two_processes_train_as_one_and_what_they_leave_of_a_rollout_continues_o
     assert float(metrics(one, "pass@1")[0]) == pytest.approx(float(metrics(two, "pass@1")[0]))
     a, b = last_weights(one), last_weights(two)
     assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-3
+
+
+def test_the_summary_says_what_kept_generated_code_in(train: Train, start: str, world: Path):
+    task = f"_target_:nanochat_pl.tasks.humaneval.HumanEval,path:{world / 'data' / 'humaneval'},sandbox:weak,at_most:2"
+    summary = train(*RL, start, f"+mixture.val_tasks.code={{{task}}}", "stage.num_steps=1", "stage.sequence_len=512")
+    assert summary["sandbox"] == {"code": "weak"}
+    with pytest.raises(ValueError, match="sandbox=none is unknown"):
+        train(*RL, start, f"+mixture.val_tasks.code={{{task.replace('weak', 'none')}}}", "run_name=other")

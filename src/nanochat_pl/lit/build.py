@@ -130,6 +130,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
     callbacks: list[L.Callback] = [progress, checkpoints, validation, ConversationCounts(data, facts), summary]
     if isinstance(data, QuestionData):
+        facts |= {"sandbox": data.sandbox} if data.sandbox else {}
         callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
     callbacks += [make(spec) for spec in cfg.callbacks.values()]
     terminal = is_terminal()

@@ -92,6 +92,7 @@ class QuestionData(StepBatches):
 
     Args:
         train, val: questions with their rewards.
+        sandbox: what isolates the answers of the tasks that run them, by task.
         rl: how many make a rollout, and how many updates.
         seed: of the order.
 
@@ -99,14 +100,14 @@ class QuestionData(StepBatches):
         ValueError: there are too few questions for one rollout.
     """
 
-    def __init__(self, train: Questions, val: Questions, rl: RLConfig, seed: int) -> None:
+    def __init__(self, train: Questions, val: Questions, sandbox: dict[str, str], rl: RLConfig, seed: int) -> None:
         def make(cursor: Cursor | None) -> QuestionBatches:
             shuffle = not getattr(train.rows, "ordered", False)
             return QuestionBatches(train.usable, rl.prompts_per_step, rl.steps_per_rollout, seed, shuffle, cursor)
 
         make(None)
         super().__init__(make, lambda: ())  # type: ignore[arg-type]
-        self.train, self.val = train, val
+        self.train, self.val, self.sandbox = train, val, sandbox
         self.steps_per_epoch = len(train.usable) // rl.prompts_per_step * rl.steps_per_rollout
 
 
@@ -117,7 +118,8 @@ def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) ->
         rows, val_rows: mixtures; questions too long to leave room for an answer are left out.
 
     Raises:
-        ValueError: a task cannot be graded, all questions are too long, or there are too few.
+        ValueError: a task cannot be graded, all questions are too long, there are too few, or answers that have to be
+            run cannot be isolated.
     """
     room = cfg.stage.sequence_len - cfg.rl.max_new_tokens
     train, val = Questions(rows, tokenizer, room), Questions(val_rows, tokenizer, room, cfg.rl.val_questions)
@@ -129,4 +131,6 @@ def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) ->
                 name,
                 room,
             )
-    return QuestionData(train, val, cfg.rl, cfg.seed)
+    members = {**rows.tasks, **val_rows.tasks}
+    sandbox = {name: task.isolation for name, task in members.items() if hasattr(task, "isolation")}
+    return QuestionData(train, val, sandbox, cfg.rl, cfg.seed)

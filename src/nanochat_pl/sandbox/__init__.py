@@ -38,6 +38,7 @@ __all__ = [
     "MAX_PROCESSES",
     "Probe",
     "Result",
+    "isolation_for",
     "probe",
     "run_python",
 ]
@@ -103,11 +104,20 @@ def run_python(program: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 
         ValueError: if mode is no such word, or its isolation does not hold here.
         RuntimeError: if the isolation breaks down although it held before (no memory, say).
     """
+    return _run(program, isolation_for(mode), timeout_s, memory_bytes)
+
+
+def isolation_for(mode: str) -> str:
+    """Return the isolation that programs run in under a mode; with weak, warn once.
+
+    Raises:
+        ValueError: if mode is no such word, or its isolation does not hold here.
+    """
     if mode not in ("auto", "weak", *ISOLATIONS):
         raise ValueError(f"sandbox={mode} is unknown; choose auto, weak, {' or '.join(ISOLATIONS)}")
     if mode == "weak":
         _warn_of_weak()
-        return _run(program, "weak", timeout_s, memory_bytes)
+        return mode
     isolation, reasons = probe().isolation, probe().reasons
     if isolation is None or mode in reasons:
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if mode in ("auto", name))
@@ -116,7 +126,7 @@ def run_python(program: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 
             "allow user namespaces; or, on a machine that has nothing to lose, set sandbox=weak (limits of time and "
             "memory only)"
         )
-    return _run(program, isolation if mode == "auto" else mode, timeout_s, memory_bytes)
+    return isolation if mode == "auto" else mode
 
 
 @functools.cache

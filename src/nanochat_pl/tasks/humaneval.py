@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from nanochat_pl.sandbox import Result, run_python
+from nanochat_pl.sandbox import Result, isolation_for, run_python
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.tables import hub_order, read_split
 
@@ -87,6 +87,11 @@ class HumanEval(Task):
     @property
     def num_rows(self) -> int:
         return len(self._records)
+
+    @property
+    def isolation(self) -> str:
+        """What keeps answers in while they run; ValueError if nothing that `sandbox` asks for holds here."""
+        return isolation_for(self.sandbox)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
         record = self._records[row]
