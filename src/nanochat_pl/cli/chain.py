@@ -34,6 +34,7 @@ from nanochat_pl.cli.compose import (
     quote_paths,
 )
 from nanochat_pl.inputs import START_STAGES
+from nanochat_pl.lit.preflight import check_task_files
 from nanochat_pl.lit.provenance import changes, run_inputs
 from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
@@ -51,8 +52,13 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
 
     Raises:
         ConfigError: a stage's own config is wrong; all are checked before the first begins.
+        FileNotFoundError: a later stage lacks a file, which must not come out after hours of the first.
     """
     commands = plan_chain(cfg, overrides, folder)
+    for stage, arguments in commands:
+        if stage != EVALUATE:
+            [composed] = compose_checked("train", CommandLine(list(arguments), False, folder or config_dir()))
+            check_task_files(check(composed, TrainConfig))
     begin = time.perf_counter()
     for number, (stage, arguments) in enumerate(commands, 1):
         print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments, folder)}", flush=True)

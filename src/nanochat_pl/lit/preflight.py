@@ -139,6 +139,24 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
         )
 
 
+def check_task_files(cfg: TrainConfig) -> None:
+    """Check that the single files that tasks read, and that nothing fetches, are there.
+
+    Raises:
+        FileNotFoundError: one is not; names the task.
+    """
+    if cfg.stage.name in (StageName.base, StageName.tokenizer) or cfg.data.source == DataSource.microworld:
+        return
+    for group, tasks in (("tasks", cfg.mixture.tasks), ("val_tasks", cfg.mixture.val_tasks)):
+        for name, spec in tasks.items():
+            path = Path((spec or {}).get("path") or "")
+            if path.suffix in (".jsonl", ".txt") and not path.is_file():
+                raise FileNotFoundError(
+                    f"there is no {path}, which mixture.{group}.{name} reads and nothing fetches; put it there "
+                    f"(docs/data.md says where from), or leave the task out: mixture.{group}.{name}=null"
+                )
+
+
 def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
     """Find the checkpoint to continue from; None for a fresh run.
 
@@ -192,6 +210,7 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
         return
     check_stage(cfg)
+    check_task_files(cfg)
     start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
     if start is not None:
         start = checkpoint_file(start)

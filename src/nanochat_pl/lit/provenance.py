@@ -6,6 +6,7 @@ contents holds a checksum of every tensor, a parquet file's footer the size of e
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,12 +23,13 @@ READ_ENDS_BYTES = 2**20
 """Of larger ones, so much of the beginning and the end."""
 
 
-def run_inputs(cfg: TrainConfig, shards: Shards | None = None) -> dict[str, Any]:
+def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | None = None) -> dict[str, Any]:
     """Describe what a run of this config would be made from now; equal content gives equal descriptions.
 
     Args:
         cfg: of one stage.
         shards: the text, where it has been listed before.
+        resume: the checkpoint that the run goes on from, in a folder of its own.
 
     Returns:
         `start` (a checkpoint's fingerprint; None = from a seed), `tokenizer` (its fingerprint; None = the start
@@ -49,7 +51,7 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None) -> dict[str, Any]
                     described[f"{group}.{name}"] = together(files)
     if cfg.stage.name == StageName.tokenizer:
         return described
-    start = start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
+    start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
     if start is not None:
         described["start"] = fingerprint(checkpoint_file(start))
     else:
@@ -76,7 +78,9 @@ def task_files(spec: Any) -> Iterator[tuple[str, Path]]:
     elif isinstance(spec, list):
         for value in spec:
             yield from task_files(value)
-    elif isinstance(spec, str) and ("/" in spec or "." in spec) and Path(spec).exists():
+    elif (
+        isinstance(spec, str) and ("/" in spec or "." in spec) and os.path.exists(spec)
+    ):  # a long text is no error here
         path = Path(spec)
         if Path.cwd().is_relative_to(path.resolve()):  # the whole working folder is nobody's data
             return

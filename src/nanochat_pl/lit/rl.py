@@ -125,6 +125,7 @@ class PolicyModel(LanguageModel):
         return RolloutBatch(list(self._lay(now, int(trained), int(count))), tokens, int(trained))
 
     def _roll_out(self, batch: QuestionBatch) -> None:
+        self._check_finite()  # nothing can be sampled from weights that are no numbers; the device is waited for anyway
         asked = list(enumerate(batch.questions))[rank() :: world_size()]
         step = self.trainer.global_step
         rollout = roll_out(
@@ -140,11 +141,11 @@ class PolicyModel(LanguageModel):
         self.groups = rollout.groups
         self.example = rollout.groups[0]
         self._seconds["sampling"] += rollout.seconds
-        *total, resampled, new_tokens = self.total([*sums(rollout.groups), rollout.resampled, rollout.new_tokens])
+        *total, resampled = self.total([*sums(rollout.groups), rollout.resampled])
         self._rollout_figures = figures(total)
         if self.rl.algorithm == "dapo":
             self._rollout_figures["rl/resampled"] = resampled
-        self._rollout_figures["rl/rollout_tok_per_sec"] = new_tokens / max(rollout.seconds, 1e-9)
+        self._rollout_figures["rl/rollout_tok_per_sec"] = rollout.new_tokens / max(rollout.seconds, 1e-9)
         if self.rl.steps_per_rollout > 1:
             self._note_old(asked)
 
@@ -291,18 +292,22 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < trainer.global_step]
-            if len(kept) < len(lines):
-                write_atomically(self.path, "".join(kept))
+            # not splitlines: answers may hold other characters that end a line
+            *lines, half = self.path.read_text(encoding="utf-8").split("\n")
+            kept = [line for line in lines if json.loads(line)["step"] < trainer.global_step]
+            if half or len(kept) < len(lines):
+                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: QuestionBatch, batch_idx: int
     ) -> None:
         step = trainer.global_step - 1
-        if not trainer.is_global_zero or batch.part or step % self.every_steps:
+        assert isinstance(pl_module, PolicyModel)
+        # a rollout is shown with its first step if any of its steps is a logged one
+        logged = -step % self.every_steps < pl_module.rl.steps_per_rollout
+        if not trainer.is_global_zero or batch.part or not logged:
             return
-        assert isinstance(pl_module, PolicyModel) and pl_module.example is not None
+        assert pl_module.example is not None
         group = pl_module.example
         rows = [
             {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers

@@ -80,7 +80,7 @@ def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shard
     summary = folder / "summary.json"
     if resume is not None and summary.is_file():
         return json.loads(summary.read_text()).get("inputs") or {}
-    return run_inputs(cfg, shards)
+    return run_inputs(cfg, shards, resume)
 
 
 def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:

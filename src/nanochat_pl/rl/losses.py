@@ -121,7 +121,8 @@ def policy_loss(
     """
     trained = batch.targets != IGNORE
     A = batch.advantages
-    sums = {"entropy": -logp.detach()[trained].sum()}
+    # where, not an index: that would wait for the device
+    sums = {"entropy": -torch.where(trained, logp.detach(), 0).sum()}
     if algorithm in RATIO:
         ratio = torch.exp(logp - (logp.detach() if batch.old is None else batch.old))
         token_loss = -torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
@@ -132,6 +133,6 @@ def policy_loss(
     if reference is not None:
         d = reference - logp
         kl = torch.exp(d) - d - 1
-        sums["kl"] = kl.detach()[trained].sum()
+        sums["kl"] = torch.where(trained, kl.detach(), 0).sum()
         token_loss = token_loss + kl_coef * kl
     return (token_loss * batch.weights).sum(), sums
