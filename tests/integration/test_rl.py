@@ -72,7 +72,9 @@ def start(train: Train, tmp_path: Path) -> str:
     return f"init_from={tmp_path / 'base' / 'tiny'}"
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "rloo", "grpo", "dapo"])
+@pytest.mark.parametrize(
+    "algorithm", ["reinforce", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "grpo", "dapo"))]
+)
 def test_answers_that_are_rewarded_become_the_rule(train: Train, start: str, tmp_path: Path, algorithm: str):
     summary = train(*RL, start, f"rl.algorithm={algorithm}", "stage.num_steps=25", "stage.val_every_steps=25",
                     "rl.num_samples=8")  # fmt: skip

@@ -45,7 +45,10 @@ def base(train: Train, tmp_path: Path) -> Path:
     return tmp_path / "base" / "tiny"
 
 
-@pytest.mark.parametrize("case", ["mid stream", "mid bestfit", "sft packed", "sft padded"])
+@pytest.mark.parametrize(
+    "case",
+    ["mid stream", *(pytest.param(c, marks=pytest.mark.slow) for c in ("mid bestfit", "sft packed", "sft padded"))],
+)
 def test_resume_equals_a_straight_run_bit_for_bit(train: Train, tmp_path: Path, base: Path, case: str):
     stage, how = case.split()
     option = f"data.packing={how}" if stage == "mid" else f"stage.packed={str(how == 'packed').lower()}"
@@ -103,6 +106,7 @@ def test_the_steps_of_mid_follow_from_its_epochs(train: Train, base: Path, tmp_p
     assert "all 600 conversations counted" in (tmp_path / "mid" / "tiny" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["cut", "drop"])
 @pytest.mark.parametrize("packed", ["true", "false"])
 def test_conversations_longer_than_a_row_are_counted(

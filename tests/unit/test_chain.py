@@ -173,6 +173,7 @@ def go(overrides: list[str]) -> None:
     assert run_chain(compose(overrides), overrides) == 0
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_skipped_until_its_config_or_inputs_change(
     small_world: list[str], ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -282,6 +282,7 @@ def test_programming_problems_are_solved_by_their_own_solutions_only(world):
             assert passed is right, row["entry_point"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_other_seed_other_content(world, tmp_path):
     again = write_microworld(tmp_path / "again", seed=0)
     other = write_microworld(tmp_path / "other", seed=1)
@@ -291,6 +292,7 @@ def test_same_seed_same_bytes_other_seed_other_content(world, tmp_path):
     assert (world / "microworld.json").read_text() != (other / "microworld.json").read_text()
 
 
+@pytest.mark.slow
 def test_writers_that_start_together_leave_one_complete_world(tmp_path, monkeypatch):
     written = []
     write_files = microworld._write_files
@@ -303,6 +305,7 @@ def test_writers_that_start_together_leave_one_complete_world(tmp_path, monkeypa
     assert (tmp_path / "world" / "microworld.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_write_is_made_good(tmp_path):
     (tmp_path / "world.part" / "text").mkdir(parents=True)
     (tmp_path / "world.part" / "text" / "shard_00000.parquet").write_bytes(b"half")
