@@ -283,7 +283,7 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
         if any(text != "-" for text in figures):
             table.add_row(label, *figures)
     baseline = baselines(folders[stages[-1]])
-    console = Console(width=100)
+    console = Console(width=max(100, 28 + 24 * len(stages)))  # an interval a cell on one line
     with console.capture() as capture:
         console.print(table)
     lines = [capture.get().rstrip()]
