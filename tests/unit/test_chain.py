@@ -133,6 +133,8 @@ def small_world(tmp_path: Path) -> list[str]:
         pq.write_table(pa.table({"text": [f"text {number}"]}), tmp_path / "data" / "text" / f"shard_{number}.parquet")
     (tmp_path / "data" / "chats").mkdir()
     (tmp_path / "data" / "chats" / "train.parquet").write_bytes(b"a")
+    for name in ("identity_conversations.jsonl", "words_alpha.txt"):
+        (tmp_path / "data" / name).touch()
     Tokenizer([bytes([byte]) for byte in range(256)]).save(tmp_path / "tokenizer" / "r")
     return [
         "chain=[base,mid]",
@@ -171,6 +173,17 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def go(overrides: list[str]) -> None:
     assert run_chain(compose(overrides), overrides) == 0
+
+
+def test_a_file_that_a_later_stage_lacks_is_missed_before_the_first_begins(
+    small_world: list[str], ran: list[str], tmp_path: Path
+):
+    (tmp_path / "data" / "words_alpha.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"words_alpha\.txt, which mixture\.tasks\.spelling reads"):
+        go(small_world)
+    assert not ran
+    go([*small_world, *(f"+chain_overrides.mid.mixture.tasks.{name}=null" for name in ("spelling", "spelling_bee"))])
+    assert ran == ["base", "mid"]
 
 
 @pytest.mark.slow
