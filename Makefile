@@ -27,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 quickstart: $(READY) ## Train, fine-tune and evaluate a small model on the embedded data (minutes on two CPU cores)
 	$(BIN)/python train.py experiment=quickstart
 
-check: $(READY) lint ## Check style and types, run the quick tests (under two minutes)
+check: $(READY) lint ## Check style and types, run the quick tests (about three minutes)
 	$(BIN)/python -m pytest -m "not slow and not dist and not gpu and not network"
 
 test: check ## The same, then the slow and the two-process tests

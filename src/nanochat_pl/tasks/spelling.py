@@ -170,7 +170,26 @@ def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
     ]
 
 
-class SimpleSpelling(Task):
+class _WordTask(Task):
+    """One row a word of the split; what is asked about it is the subclass's."""
+
+    graded = True
+
+    def __init__(self, path: str | Path, split: str = "train", *, size: int | None = None, **chosen: Unpack[RowChoice]):
+        self._split = split
+        self._words = _first(read_words(path, split), size)
+        super().__init__(**chosen)
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__} {self._split}"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._words)
+
+
+class SimpleSpelling(_WordTask):
     """Words to be spelled: `Spell the word: cat` is answered `cat:c,a,t`.
 
     Extras of a conversation: `id` (split/row), `word`, `answer` (what is to be said).
@@ -186,21 +205,6 @@ class SimpleSpelling(Task):
         ValueError: for another split, a size below 1, or a line that is not one word.
     """
 
-    graded = True
-
-    def __init__(self, path: str | Path, split: str = "train", *, size: int | None = None, **chosen: Unpack[RowChoice]):
-        self._split = split
-        self._words = _first(read_words(path, split), size)
-        super().__init__(**chosen)
-
-    @property
-    def name(self) -> str:
-        return f"SimpleSpelling {self._split}"
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._words)
-
     def conversation(self, row: int, epoch: int) -> Conversation:
         word = self._words[row]
         messages = [
@@ -214,7 +218,7 @@ class SimpleSpelling(Task):
         return completion.strip() == conversation["answer"]
 
 
-class SpellingBee(Task):
+class SpellingBee(_WordTask):
     """Questions for the number of times that a letter stands in a word, answered as `counting_parts` does.
 
     Extras of a conversation: `id` (split/row), `word`, `letter`, `answer` (the number as text).
@@ -230,21 +234,6 @@ class SpellingBee(Task):
         FileNotFoundError: if the file is not there.
         ValueError: for another split, a size below 1, or a line that is not one word.
     """
-
-    graded = True
-
-    def __init__(self, path: str | Path, split: str = "train", *, size: int | None = None, **chosen: Unpack[RowChoice]):
-        self._split = split
-        self._words = _first(read_words(path, split), size)
-        super().__init__(**chosen)
-
-    @property
-    def name(self) -> str:
-        return f"SpellingBee {self._split}"
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._words)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
         word = self._words[row]
