@@ -5,6 +5,8 @@ causal over the whole row, on the fast path of `scaled_dot_product_attention`. A
 shared by all layers. Also here: the two building blocks every part of the model uses, `Linear` and `norm`.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +26,11 @@ Rotary = tuple[Tensor, Tensor]
 class Linear(nn.Linear):
     """A matrix without bias, kept in fp32 and cast to its input's dtype at use.
 
-    Construction draws no random numbers: the weight is NaN until `GPT.init_weights` or `load_state_dict`.
+    Construction draws no random numbers: the weight is NaN until `GPT.init_weights` or `load_state_dict`. `product` is
+    how a copy laid out for decoding (`inference.py`) multiplies in another way.
     """
+
+    product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -34,7 +39,7 @@ class Linear(nn.Linear):
         nn.init.constant_(self.weight, torch.nan)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return self.product(x, self.weight.to(x.dtype))
 
 
 def norm(x: Tensor) -> Tensor:
@@ -121,7 +126,7 @@ class CausalSelfAttention(nn.Module):
             q = norm(_rotate(self.c_q(x).view(B, T, self.n_head, self.head_dim), rotary))
             k = norm(_rotate(self.c_k(x).view(B, T, self.n_kv_head, self.head_dim), rotary))
             return q, k, self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
-        heads = F.linear(x, self.joined).view(B, T, -1, self.head_dim)
+        heads = self.c_q.product(x, self.joined).view(B, T, -1, self.head_dim)
         turned, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
         q, k = norm(_rotate_whole(turned, rotary)).split((self.n_head, self.n_kv_head), dim=2)
         return q, k, v

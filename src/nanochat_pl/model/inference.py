@@ -2,7 +2,7 @@
 
 The copy is a `GPT` like any other and computes the same; only its memory differs: matrices in the compute dtype (a cast
 at every use would read them twice), queries, keys and values as one matrix, and for fp32 on a CPU the unembedding in a
-second layout. What would be the same is shared with the model, not copied.
+second layout and few rows multiplied from the other side. What would be the same is shared with the model, not copied.
 """
 
 import torch
@@ -16,7 +16,10 @@ from nanochat_pl.runtime import has_fast_bf16
 __all__ = ["InferenceCopy", "pick_inference_dtype"]
 
 FEW_ROWS = 2
-"""From four rows on the ordinary layout is faster (a vocabulary of 65,536, fp32, one thread)."""
+"""So many rows read the unembedding's second layout; from four on the ordinary one is faster (fp32)."""
+
+MOST_ROWS = 64
+"""Up to so many rows `_few_rows` has been seen to be faster."""
 
 
 def pick_inference_dtype(name: str, device: torch.device | str) -> torch.dtype:
@@ -38,8 +41,17 @@ class _Unembedding(Linear):
     columns: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        few = x.numel() <= FEW_ROWS * x.size(-1)
-        return F.linear(x, self.columns if few else self.weight)
+        if x.numel() <= FEW_ROWS * x.size(-1):
+            return F.linear(x, self.columns)
+        return _few_rows(x, self.weight)
+
+
+def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """Do what `F.linear` does with the matrix on the left: up to twice as fast for some rows of fp32 on a CPU."""
+    rows = x.numel() // x.size(-1)
+    if not 1 < rows <= MOST_ROWS:
+        return F.linear(x, weight)
+    return (weight @ x.reshape(rows, -1).t()).t().view(*x.shape[:-1], -1)
 
 
 class InferenceCopy:
@@ -104,6 +116,9 @@ class InferenceCopy:
                 for part, memory in zip(parts, module.joined.split(sizes), strict=True):
                     part.weight = copied(part.weight, memory)
         if dtype == torch.float32 and device.type == "cpu":
+            for module in model.modules():
+                if isinstance(module, Linear):
+                    module.product = _few_rows
             with torch.device("meta"):
                 head = _Unembedding(source.config.n_embd, source.config.padded_vocab_size)
             head.columns = torch.empty(head.weight.shape[::-1], dtype=dtype).t()
