@@ -23,10 +23,10 @@ from nanochat_pl.rl.rollouts import (
     Sampling,
     advantages,
     figures,
-    pass_at_k,
     roll_out,
     sums,
 )
+from nanochat_pl.tasks.answers import pass_at_k
 from nanochat_pl.tasks.base import Conversation, Mixture, Task
 
 ALGORITHMS = ("reinforce", "rloo", "grpo", "dapo")
@@ -357,6 +357,12 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(right: int):
     for k in range(1, 6):
         subsets = list(itertools.combinations(samples, k))
         assert pass_at_k(5, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_five_samples_tell_nothing_of_more_than_five(k: int):
+    with pytest.raises(ValueError, match="5 samples"):
+        pass_at_k(5, 2, k)
 
 
 def test_a_group_survives_its_own_state():

@@ -25,8 +25,9 @@ from nanochat_pl.lit.schema import RLConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
-from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, pass_at_k, roll_out, sums
+from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, roll_out, sums
 from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.tasks.answers import pass_at_k
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ __all__ = [
     "advantages",
     "answer_questions",
     "figures",
-    "pass_at_k",
     "roll_out",
     "sums",
 ]
@@ -303,11 +302,3 @@ def figures(total: Sequence[float]) -> dict[str, float]:
         "rl/tool_calls": t["tool_calls"] / n,
         "rl/tool_errors": t["tool_errors"] / n,
     }
-
-
-def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """Estimate without bias the chance that one of k samples is right (Chen et al. 2021): 1 - C(n-c, k) / C(n, k).
-
-    nanochat (2025-11) asks whether one of the first k is right: the same in expectation, with more noise.
-    """
-    return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)

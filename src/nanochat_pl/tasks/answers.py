@@ -1,15 +1,16 @@
-"""What an answer commits to, read from free text: the letter of a choice, or a short phrase.
+"""What an answer commits to, read from free text (the letter of a choice, or a short phrase), and how right ones count.
 
-Grading and evaluation read alike: tasks reward by what `eval/` counts. A reader would rather read nothing than
-something not said. All functions are pure.
+Grading and evaluation read and count alike: tasks reward by what `eval/` counts. A reader would rather read nothing
+than something not said. All functions are pure.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
-__all__ = ["normalize", "recalled_answer", "strict_letter"]
+__all__ = ["normalize", "pass_at_k", "recalled_answer", "strict_letter"]
 
 # Where a letter ends: punctuation (but not in "D.C." or "C-14"), a dash or bracket after a space, the end of the line.
 _LETTER_ENDS = r"""[)\]*"”,:;!]|\.(?!\w)|\s+[-–—(]|[ \t]*(?:\n|$)"""
@@ -57,3 +58,16 @@ def recalled_answer(text: str) -> str:
     line = normalize(text.strip().split("\n", 1)[0])
     line = re.sub(r"^(?:(?:the )?(?:correct )?answer(?: is\b|:)\s*)", "", line)
     return normalize(re.sub(r"^(?:the|an?) ", "", line))
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """Estimate without bias the chance that one of k samples is right (Chen et al. 2021): 1 - C(n-c, k) / C(n, k).
+
+    nanochat (2025-11) asks whether one of the first k is right: the same in expectation, with more noise.
+
+    Raises:
+        ValueError: k is not from 1 to `num_samples`: so few samples say nothing about it.
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} cannot be told from {num_samples} samples; draw at least k of them")
+    return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
