@@ -1,0 +1,379 @@
+"""Ask a chat model the tasks it is known by: by letter where one is the answer, else in the words it finds itself.
+
+A categorical question (MMLU, ARC) is answered by the most likely of its letters as the first token of the answer: one
+forward, nothing to parse. A generative one (GSM8K, HumanEval, SpellingBee) is answered through the engine, tools
+included, once or several times, and the task itself says whether that was right. ChatCORE draws the six together.
+(nanochat, 2025-11)
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypedDict
+
+from nanochat_pl.engine import Completion, Request
+from nanochat_pl.eval.letters import letter_tokens, score_letters
+from nanochat_pl.eval.prompts import Prompt, render_prompts
+from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
+from nanochat_pl.eval.stats import Interval
+from nanochat_pl.tasks.answers import pass_at_k
+
+__all__ = ["CHATCORE_BASELINES", "Grade", "Sample", "chatcore", "evaluate_chat", "summarize_chat", "with_ids"]
+
+_CHUNK_ANSWERS = 256
+"""Answers given between two writes of the log."""
+
+Grade = Callable[[Mapping[str, Any], str], bool]
+"""Whether a completion answers a conversation: a task's `grade`."""
+
+CHATCORE_BASELINES = {
+    "ARC-Easy": 0.25,
+    "ARC-Challenge": 0.25,
+    "MMLU": 0.25,
+    "GSM8K": 0.0,
+    "HumanEval": 0.0,
+    "SpellingBee": 0.0,
+}
+"""The tasks of ChatCORE and what guessing scores in each (nanochat, 2025-11)."""
+
+
+class Sample(TypedDict):
+    """One generated answer."""
+
+    output: str
+    correct: bool
+    output_tokens: int
+    truncated: bool
+    """It ended at `max_new_tokens` or the end of the context, not at a stop token."""
+    tool_calls: int
+    tool_errors: int
+
+
+def evaluate_chat(
+    model: Any,
+    tokenizer: Any,
+    engine: Any,
+    conversations: Iterable[Mapping[str, Any]],
+    *,
+    task: str,
+    kind: Literal["categorical", "generative"],
+    grade: Grade | None = None,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    max_new_tokens: int = 512,
+    max_prompt_tokens: int = 2048,
+    batch_size: int = 32,
+    max_batch_tokens: int = 16_384,
+    grading_threads: int = 1,
+    seed: int = 0,
+    log: ExampleLog | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Answer every question; return records and the rows of `summarize_chat`.
+
+    A record has `id`, `prompt`, `expected`, `output`, `correct`, `subject`, `prompt_tokens`, `prompt_cut`,
+    `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one has also `letters` and
+    `letter_logprobs` (nats, over the whole vocabulary); its output is the first of the likeliest letters. A generative
+    one has also `num_samples`, `num_right` and, of several samples, `samples` (`Sample`); it shows the first right
+    sample, or the first of all if none is, so that `correct` asks whether any was.
+
+    Args:
+        model: A GPT, for the likelihood of letters. (Generative: not used.)
+        tokenizer: The tokenizer saved with the model.
+        engine: An `Engine` of the same model, whose stop ids hold `<|assistant_end|>`. (Categorical: not used.)
+        conversations: Each with `messages`, the last one the assistant's, which is not shown to the model; categorical
+            ones with `letters` and `answer` (a letter). Those without an `id` get one, see `with_ids`.
+        task: Name of the task in the figures.
+        kind: `categorical` or `generative`.
+        grade: Tells of a generative answer whether it is right; must be safe to call from `grading_threads` threads.
+        num_samples: Answers to each generative question.
+        temperature: 0 = greedy.
+        top_k: Sample among so many tokens; None = all.
+        max_new_tokens: Most tokens of a generated answer.
+        max_prompt_tokens: A longer prompt is cut at its end (and counted), see `prompts.render_prompts`.
+        batch_size: Answers generated at once.
+        max_batch_tokens: Most tokens of a batch while letters are scored.
+        grading_threads: Answers graded at once: more than 1 where grading runs programs.
+        seed: For sampling and the bootstrap. Each sample draws from a stream named by seed, question and number, so
+            that neither an interruption nor the other questions change it.
+        log: Answers already given, and where to put new ones; None = memory only.
+        progress: Called with (answered, asked) after each chunk.
+
+    Raises:
+        ValueError: No questions; a question that is not of this kind; a setting without effect for this kind; a letter
+            that is not one token.
+    """
+    started = time.perf_counter()
+    log = log or ExampleLog()
+    questions = with_ids(conversations)
+    chunks = log.pending(questions, max(1, _CHUNK_ANSWERS // max(1, num_samples)))
+    if kind == "categorical":
+        if grade is not None or num_samples != 1 or temperature or top_k is not None:
+            raise ValueError(
+                f"{task}: grade, num_samples, temperature and top_k have no effect on kind=categorical, whose answer "
+                "is the likeliest letter; leave them out, or ask with kind=generative"
+            )
+        _check_categorical(task, questions)
+        tokens = letter_tokens(tokenizer, {letter for q in questions for letter in q["letters"]}, stem="")
+        max_new_tokens = 1
+    elif kind == "generative":
+        _check_generative(task, grade, num_samples, temperature, grading_threads)
+    else:
+        raise ValueError(f"{task}: kind={kind!r} is unknown; choose categorical or generative")
+    context_tokens = (model if kind == "categorical" else engine.model).config.sequence_len
+    for chunk in chunks:
+        prompts = render_prompts(
+            tokenizer,
+            chunk,
+            context_tokens=context_tokens,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        if kind == "categorical":
+            letters = [question["letters"] for question in chunk]
+            scores = score_letters(model, [prompt.ids for prompt in prompts], letters, tokens, max_batch_tokens)
+            records = [_judge_letter(*answered) for answered in zip(chunk, prompts, scores, strict=True)]
+        else:
+            requests = [
+                Request(prompt.ids, max_new_tokens, temperature, top_k, seed=f"{seed}/{question['id']}/{number}")
+                for question, prompt in zip(chunk, prompts, strict=True)
+                for number in range(num_samples)
+            ]
+            completions = engine.run(requests, batch_size=batch_size)
+            assert grade is not None
+            samples = _grade_all(tokenizer, chunk, completions, grade, num_samples, grading_threads)
+            records = [_judge_samples(*answered) for answered in zip(chunk, prompts, samples, strict=True)]
+        log.append(records)
+        if progress is not None:
+            progress(len(log.records), len(questions))
+    records = log.in_order(questions)
+    return Evaluation(
+        records=records,
+        rows=summarize_chat(records, task=task, seed=seed),
+        seconds=time.perf_counter() - started,
+        num_answered=log.num_appended,
+    )
+
+
+def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int = 0) -> list[MetricRow]:
+    """Draw all figures from the records of one task; the first row is the task's score.
+
+    `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, and its bootstrap interval over the
+    questions); for categorical questions with chance and the majority letter beside it, and by subject where there
+    are subjects. Further `prompt_cut_rate`, `prompt_tokens`, and of generated answers `truncation_rate`,
+    `output_tokens`, `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
+
+    Raises:
+        ValueError: No records, or answers of different numbers of samples.
+    """
+    if not records:
+        raise ValueError(f"{task}: there are no records to summarize")
+    cut = [
+        proportion_row(task, "prompt_cut_rate", [r["prompt_cut"] for r in records]),
+        mean_row(task, "prompt_tokens", [r["prompt_tokens"] for r in records], seed=seed),
+    ]
+    if "letters" in records[0]:
+        return [*_letter_rows(records, task, seed), *cut]
+    numbers = {r["num_samples"] for r in records}
+    if len(numbers) > 1:
+        raise ValueError(f"{task}: the records have {sorted(numbers)} samples a question; pass@k needs as many of each")
+    (n,) = numbers
+    if n == 1:
+        score = [proportion_row(task, "accuracy", [r["correct"] for r in records], bootstrap_seed=seed)]
+    else:
+        score = [
+            mean_row(task, f"pass@{k}", [pass_at_k(n, r["num_right"], k) for r in records], seed=seed)
+            for k in range(1, n + 1)
+        ]
+    samples = [sample for r in records for sample in r["samples"] or [r]]
+    return [
+        *score,
+        proportion_row(task, "truncation_rate", [s["truncated"] for s in samples]),
+        mean_row(task, "output_tokens", [s["output_tokens"] for s in samples], seed=seed),
+        mean_row(task, "tool_calls", [s["tool_calls"] for s in samples], seed=seed),
+        proportion_row(task, "tool_error_rate", [s["tool_errors"] > 0 for s in samples if s["tool_calls"]]),
+        *cut,
+    ]
+
+
+def _letter_rows(records: Sequence[Mapping[str, Any]], task: str, seed: int) -> list[MetricRow]:
+    majority = min(Counter(r["expected"] for r in records).items(), key=lambda item: (-item[1], item[0]))[0]
+
+    def row(part: Sequence[Mapping[str, Any]], **named: Any) -> MetricRow:
+        baseline = {
+            "chance": sum(1 / len(r["letters"]) for r in part) / len(part),
+            "majority": sum(r["expected"] == majority for r in part) / len(part),
+            "majority_letter": majority,
+        }
+        return proportion_row(task, "accuracy", [r["correct"] for r in part], baseline=baseline, **named)
+
+    subjects = sorted({r["subject"] for r in records} - {""})
+    return [
+        row(records, bootstrap_seed=seed),
+        *(row([r for r in records if r["subject"] == name], group={"subject": name}) for name in subjects),
+    ]
+
+
+def chatcore(results: Mapping[str, MetricRow]) -> MetricRow:
+    """Draw the tasks of ChatCORE together: the mean of (score - base) / (1 - base), 0 = guessing, 1 = all right.
+
+    Over all six tasks of `CHATCORE_BASELINES` its task is `ChatCORE`; over the five without SpellingBee, as nanochat
+    counts since 2026-07, `ChatCORE-5`: the two are not comparable. `baseline` names the tasks taken, with their bases.
+    The interval recovers the tasks' variances from their own intervals (Zou and Donner, 2008), questions and tasks
+    taken as independent; None if a task has none.
+
+    Args:
+        results: The score of each task by its name in `CHATCORE_BASELINES`; other tasks are not looked at.
+
+    Raises:
+        ValueError: One of the five is missing, or has no value.
+    """
+    bases = {name: base for name, base in CHATCORE_BASELINES.items() if name in results}
+    without = [name for name in CHATCORE_BASELINES if name != "SpellingBee" and name not in bases]
+    rows = {name: results[name] for name in bases}
+    values = {name: row.value for name, row in rows.items() if row.value is not None}
+    without += [name for name in bases if name not in values]
+    if without:
+        raise ValueError(
+            f"ChatCORE needs a score of {', '.join(without)}: it is the mean over all of its tasks; evaluate them too"
+        )
+    centred = [(values[name] - base) / (1 - base) for name, base in bases.items()]
+    value = sum(centred) / len(bases)
+    below = above = 0.0
+    interval, levels = None, {row.interval.level if row.interval else None for row in rows.values()}
+    if len(levels) == 1 and (level := levels.pop()) is not None:
+        for name, base in bases.items():
+            bounds, weight = rows[name].interval, 1 / (1 - base) / len(bases)
+            assert bounds is not None
+            below += (weight * (values[name] - bounds.low)) ** 2
+            above += (weight * (bounds.high - values[name])) ** 2
+        interval = Interval(value - math.sqrt(below), value + math.sqrt(above), level)
+    return MetricRow(
+        task="ChatCORE" if len(bases) == len(CHATCORE_BASELINES) else f"ChatCORE-{len(bases)}",
+        metric="chatcore_metric",
+        value=value,
+        n=sum(row.n for row in rows.values()),
+        interval=interval,
+        baseline=bases,
+    )
+
+
+def with_ids(conversations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Give conversations without an `id` one that another run finds again: a hash of their messages.
+
+    Of equal conversations the second ends in `-2`, the third in `-3`.
+    """
+    questions: list[Mapping[str, Any]] = []
+    seen: Counter[str] = Counter()
+    for question in conversations:
+        if not str(question.get("id") or ""):
+            text = json.dumps(question.get("messages"), sort_keys=True, ensure_ascii=False, default=str)
+            key = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+            seen[key] += 1
+            question = {**question, "id": key if seen[key] == 1 else f"{key}-{seen[key]}"}
+        questions.append(question)
+    return questions
+
+
+def _check_categorical(task: str, questions: Sequence[Mapping[str, Any]]) -> None:
+    for question in questions:
+        letters, answer = question.get("letters") or [], question.get("answer")
+        if answer not in letters or len(set(letters)) < max(2, len(letters)):
+            raise ValueError(
+                f"{task}, question {question['id']}: the answer {answer!r} and the letters {list(letters)} make no "
+                "choice: two different letters or more are needed, the answer among them; ask tasks that have none "
+                "with kind=generative"
+            )
+
+
+def _check_generative(
+    task: str, grade: Grade | None, num_samples: int, temperature: float, grading_threads: int
+) -> None:
+    if grade is None:
+        raise ValueError(f"{task}: kind=generative needs grade, the task's own, to tell right answers from wrong ones")
+    if num_samples < 1 or grading_threads < 1:
+        raise ValueError(f"{task}: num_samples={num_samples} and grading_threads={grading_threads} must be at least 1")
+    if num_samples > 1 and not temperature:
+        raise ValueError(
+            f"{task}: num_samples={num_samples} at temperature=0 would give {num_samples} times the same answer; set a "
+            "temperature such as 0.8, or num_samples=1"
+        )
+
+
+def _grade_all(
+    tokenizer: Any,
+    questions: Sequence[Mapping[str, Any]],
+    completions: Sequence[Completion],
+    grade: Grade,
+    num_samples: int,
+    grading_threads: int,
+) -> list[list[Sample]]:
+    """Grade the completions, `num_samples` of each question in a row, and return each question's samples."""
+    asked = [question for question in questions for _ in range(num_samples)]
+    outputs = [tokenizer.decode(completion.tokens) for completion in completions]
+    if grading_threads == 1:
+        grades = list(map(grade, asked, outputs))
+    else:
+        with ThreadPoolExecutor(grading_threads) as pool:
+            grades = list(pool.map(grade, asked, outputs))
+    samples = [
+        Sample(
+            output=output,
+            correct=bool(right),
+            output_tokens=len(completion.tokens),
+            truncated=completion.stop_token is None,
+            tool_calls=completion.tool_calls,
+            tool_errors=completion.tool_errors,
+        )
+        for output, completion, right in zip(outputs, completions, grades, strict=True)
+    ]
+    return [samples[start : start + num_samples] for start in range(0, len(samples), num_samples)]
+
+
+def _judge_letter(question: Mapping[str, Any], prompt: Prompt, logprobs: dict[str, float]) -> dict[str, Any]:
+    likely = max(question["letters"], key=logprobs.__getitem__)
+    return {
+        **_asked(question, prompt),
+        "letters": list(question["letters"]),
+        "letter_logprobs": logprobs,
+        "output": likely,
+        "correct": likely == question["answer"],
+        "output_tokens": 1,
+        "truncated": False,
+        "tool_calls": 0,
+        "tool_errors": 0,
+    }
+
+
+def _judge_samples(question: Mapping[str, Any], prompt: Prompt, samples: list[Sample]) -> dict[str, Any]:
+    shown = next((sample for sample in samples if sample["correct"]), samples[0])
+    return {
+        **_asked(question, prompt),
+        **shown,
+        "num_samples": len(samples),
+        "num_right": sum(sample["correct"] for sample in samples),
+        "samples": samples if len(samples) > 1 else [],
+    }
+
+
+def _asked(question: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
+    *before, last = question["messages"]
+    expected = question.get("answer")
+    return {
+        "id": str(question["id"]),
+        "prompt": before[-1]["content"],
+        "expected": str(expected) if expected is not None else _said(last["content"]),
+        "subject": question.get("subject") or "",
+        "prompt_tokens": len(prompt.ids),
+        "prompt_cut": prompt.cut,
+    }
+
+
+def _said(content: Any) -> str:
+    """Return an assistant's content as text, its tool calls among it."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
