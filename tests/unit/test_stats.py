@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nanochat_pl.eval.stats import bootstrap_interval, mcnemar_exact, paired_bootstrap, wilson_interval
+from nanochat_pl.eval.stats import (
+    bootstrap_interval,
+    holm_correction,
+    mcnemar_exact,
+    paired_bootstrap,
+    seed_spread,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(21, 50), (0, 7), (7, 7), (1, 1), (903, 2050), (4240, 4241)])
@@ -72,3 +79,56 @@ def test_pairing_narrows_the_interval_where_both_find_the_same_questions_easy():
 def test_impossible_arguments_are_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 10, 31])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_the_spread_over_seeds_equals_scipys_t_interval(count, level):
+    values = np.random.default_rng(count).normal(0.4, 0.02, count).tolist()
+    spread = seed_spread(values, level)
+    expected = scipy.stats.t.interval(level, count - 1, np.mean(values), scipy.stats.sem(values))
+    assert spread.interval is not None
+    assert (spread.interval.low, spread.interval.high) == pytest.approx(expected, rel=1e-9)
+    assert (spread.mean, spread.std, spread.n) == (
+        pytest.approx(np.mean(values)),
+        pytest.approx(np.std(values, ddof=1)),
+        count,
+    )
+
+
+def test_one_seed_has_no_spread_and_equal_seeds_one_of_zero():
+    alone = seed_spread([0.4])
+    assert (alone.mean, alone.std, alone.interval) == (0.4, None, None)
+    same = seed_spread([0.25, 0.25, 0.25])
+    assert same.std == 0
+    assert same.interval is not None
+    assert same.interval.low == same.interval.high == 0.25
+
+
+@pytest.mark.parametrize("values", [[], [0.1, float("nan")], [float("inf"), 1.0]])
+def test_a_spread_of_nothing_or_of_what_is_not_finite_is_refused(values):
+    with pytest.raises(ValueError, match="finite"):
+        seed_spread(values)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_holm_rejects_what_its_steps_reject(seed):
+    draw = np.random.default_rng(seed)
+    p_values = (draw.random(draw.integers(1, 9)) ** 3).tolist()
+    adjusted = holm_correction(p_values)
+    for alpha in (0.01, 0.05, 0.2, 0.6):
+        rejected = set()
+        for rank, index in enumerate(np.argsort(p_values)):  # the procedure as published: stop at the first that holds
+            if p_values[index] > alpha / (len(p_values) - rank):
+                break
+            rejected.add(int(index))
+        assert rejected == {index for index, p in enumerate(adjusted) if p <= alpha}
+
+
+def test_holm_never_lowers_a_p_value_and_leaves_one_alone_as_it_is():
+    assert holm_correction([]) == []
+    assert holm_correction([0.03]) == [0.03]
+    assert holm_correction([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
+    assert holm_correction([0.5, 0.6]) == [1.0, 1.0]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm_correction([0.5, 1.2])
