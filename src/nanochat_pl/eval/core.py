@@ -1,0 +1,282 @@
+"""CORE: how much a base model knows and can do, over 22 tasks, each scaled so that guessing is 0 and all right is 1.
+
+A base model cannot be asked, so it is not: it reads solved examples and a question, and what counts is which of the
+given endings surprises it least per token (multiple choice), after which of two beginnings an ending surprises least
+(schema), or whether it would have written the ending itself, greedily (language modelling). Rules are nanochat's
+(2025-11), to the token; `core_tasks.py` holds the prompts and `core_scoring.py` the computation.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch.distributed as dist
+
+from nanochat_pl.eval.core_scoring import LineEncoder, Row, RowScore, common_prefix, score_items
+from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_prompts
+from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
+from nanochat_pl.eval.stats import Interval
+
+__all__ = ["CORE_METRIC", "CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
+
+CORE_METRIC = "core_metric"
+
+_CHUNK_ROWS = 256
+"""Questions answered between two writes of the log; those of like length among them share a forward."""
+_TAIL_CHARS = 600
+"""Of a prompt's end, kept in the record."""
+
+
+class CoreRecord(TypedDict):
+    """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
+
+    id: str
+    """`<task>/<index>`, the index in the order asked."""
+    task: str
+    type: TaskType
+    prompt: str
+    """The end of what precedes the choices or the continuation; for a schema, the ending that its choices share."""
+    choices: list[str]
+    """Empty for language modelling."""
+    expected: str
+    output: str
+    """The choice picked; for language modelling the most likely tokens in the continuation's place."""
+    picked: int | None
+    """Index of the choice."""
+    losses: list[float | None]
+    """Mean loss of each choice, or of the continuation, nats per token; None where a choice has no token of its own."""
+    correct: bool
+    prompt_tokens: int
+    """Of the longest row, what is scored included."""
+    num_fewshot: int
+    """Solved examples in front."""
+    cropped: int
+    """Tokens that the longest row lost at its beginning."""
+
+
+def evaluate_core(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[CoreTask],
+    *,
+    max_per_task: int | None = None,
+    max_batch_tokens: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    log: ExampleLog | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Ask every question of the tasks; return records (`CoreRecord`) and figures (`summarize_core`).
+
+    Prompts are as long as they are, up to ten times the context (all positions the model knows), as in nanochat; a
+    longer one loses its beginning, which is counted.
+
+    Args:
+        model: A GPT; its weights are only read, so it may be the one in training.
+        tokenizer: The tokenizer of the model.
+        tasks: From `core_tasks.load_bundle`; some of them make a mean over those.
+        max_per_task: Ask so many of each task, chosen by a fixed shuffle. They are also the pool of few-shot examples,
+            so that scores of different `max_per_task` are not comparable. None = all.
+        max_batch_tokens: As in `core_scoring.score_items`.
+        rank: Which share of each task this process answers.
+        world_size: Number of processes; beyond 1 all must call, in a process group, and all get all records.
+        log: Answers already given, and where to put new ones: this process's own. None = memory only.
+        progress: Called with (answered, asked) of this process after each chunk.
+
+    Raises:
+        ValueError: No tasks, two of one label, a share that does not exist, or broken weights.
+    """
+    started = time.perf_counter()
+    log = log or ExampleLog()
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} of world_size={world_size} does not exist; expected 0 to {world_size - 1}")
+    if world_size > 1 and not dist.is_initialized():
+        raise ValueError(f"world_size={world_size} needs a process group to share results in; call it from the trainer")
+    by_label = {task.label: task for task in tasks}
+    if not tasks or len(by_label) < len(tasks):
+        raise ValueError(
+            f"CORE needs one task or more, each of its own label, got {[task.label for task in tasks]}; "
+            "check the list of tasks and the bundle's core.yaml"
+        )
+    samples = {task.label: task.sample(max_per_task) for task in tasks}
+    questions = [
+        {"id": f"{label}/{index}", "task": label, "index": index}
+        for label, sample in samples.items()
+        for index in range(rank, len(sample), world_size)
+    ]
+    encoder, last_label = LineEncoder(tokenizer), ""
+    limit: int = model.config.rotary_rows
+    for chunk in log.pending(questions, _CHUNK_ROWS) if questions else []:
+        asked = []
+        for question in chunk:
+            task, sample = by_label[question["task"]], samples[question["task"]]
+            if task.label != last_label:  # no other task has its lines
+                encoder.forget()
+                last_label = task.label
+            prompts = make_prompts(task, sample, question["index"])
+            rows = make_rows(task.type, encoder.encode(prompts.texts))
+            asked.append(_Question(question["id"], task, sample[question["index"]], prompts, rows))
+        scores = score_items(model, [[_cropped(row, limit) for row in each.rows] for each in asked], max_batch_tokens)
+        log.append([_judge(each, score, limit, tokenizer) for each, score in zip(asked, scores, strict=True)])
+        if progress is not None:
+            progress(len(log.records), len(questions))
+    records, num_answered = log.in_order(questions), log.num_appended
+    if world_size > 1:
+        shares: list[Any] = [None] * world_size
+        dist.all_gather_object(shares, (records, num_answered))
+        by_id = {record["id"]: record for share, _ in shares for record in share}
+        records = [by_id[f"{label}/{index}"] for label, sample in samples.items() for index in range(len(sample))]
+        num_answered = sum(number for _, number in shares)
+    return Evaluation(
+        records=records,
+        rows=summarize_core(records, tasks),
+        seconds=time.perf_counter() - started,
+        num_answered=num_answered,
+    )
+
+
+def make_rows(kind: TaskType, ids: Sequence[Sequence[int]]) -> list[Row]:
+    """Find what is scored: where choices begin to differ, where contexts cease to, or where the continuation begins.
+
+    Differs: nanochat stops at a continuation whose first token also takes in the context's end; here that token is
+    the first one scored.
+
+    Args:
+        kind: Type of the task.
+        ids: Token ids of each text of `CorePrompts`.
+    """
+    if kind == "multiple_choice":
+        start = common_prefix(ids)
+        return [Row(row, start) for row in ids]
+    if kind == "schema":
+        shared = common_prefix([row[::-1] for row in ids])
+        return [Row(row, max(1, len(row) - shared)) for row in ids]
+    return [Row(ids[1], common_prefix(ids))]
+
+
+def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTask]) -> list[MetricRow]:
+    """Draw all figures from the records of all `tasks`.
+
+    Of each task `accuracy`, `centered` (accuracy a, chance c: (a - c) / (1 - c)), `prompt_cropped_rate`, and the means
+    `num_fewshot` and `prompt_tokens`; last task `CORE`, metric `core_metric`: the plain mean of `centered`, with the
+    percentile bootstrap's interval over the questions of each task.
+
+    Raises:
+        ValueError: A task without records.
+    """
+    rows, centered, draws = [], [], []
+    draw = np.random.default_rng(0)
+    for task in tasks:
+        own = [record for record in records if record["task"] == task.label]
+        if not own:
+            raise ValueError(f"there are no records of {task.label} to summarize")
+        baseline, chance = {"chance": task.baseline}, task.baseline
+        accuracy = proportion_row(task.label, "accuracy", [r["correct"] for r in own], baseline=baseline)
+        assert accuracy.value is not None and accuracy.interval is not None
+        n, value, around = len(own), accuracy.value, accuracy.interval
+        centered.append(_centered(value, chance))
+        # Resampling n answers with replacement is drawing the number of right ones.
+        draws.append(_centered(draw.binomial(n, value, 10_000) / n, chance))
+        rows += [
+            accuracy,
+            MetricRow(
+                task=task.label,
+                metric="centered",
+                value=centered[-1],
+                n=n,
+                interval=Interval(_centered(around.low, chance), _centered(around.high, chance), around.level),
+                baseline={"chance": 0.0},
+            ),
+            proportion_row(task.label, "prompt_cropped_rate", [r["cropped"] > 0 for r in own]),
+            *(
+                MetricRow(task=task.label, metric=key, value=sum(r[key] for r in own) / n, n=n)
+                for key in ("num_fewshot", "prompt_tokens")
+            ),
+        ]
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
+    return [
+        *rows,
+        MetricRow(
+            task="CORE",
+            metric=CORE_METRIC,
+            value=sum(centered) / len(centered),
+            n=len(records),
+            interval=Interval(float(low), float(high)),
+            baseline={"chance": 0.0},
+        ),
+    ]
+
+
+def core_csv(rows: Sequence[MetricRow]) -> str:
+    """Return the table nanochat writes: columns Task, Accuracy, Centered, one line a task, and last CORE.
+
+    Args:
+        rows: Of `summarize_core`.
+    """
+    found = {(row.task, row.metric): row.value for row in rows}
+    lines = [("Task", "Accuracy", "Centered")]
+    lines += [
+        (task, f"{value:.6f}", f"{found[task, 'centered']:.6f}")
+        for (task, metric), value in found.items()
+        if metric == "accuracy"
+    ]
+    lines.append(("CORE", "", f"{found['CORE', CORE_METRIC]:.6f}"))
+    return "".join(f"{task:<35}, {accuracy:<10}, {centered:<10}\n" for task, accuracy, centered in lines)
+
+
+def _centered(accuracy: Any, chance: float) -> Any:
+    return (accuracy - chance) / (1 - chance)
+
+
+def _cropped(row: Row, limit: int) -> Row:
+    """Keep the last `limit` tokens."""
+    lost = max(0, len(row.ids) - limit)
+    return Row(row.ids[lost:], max(1, row.start - lost)) if lost else row
+
+
+@dataclass(frozen=True)
+class _Question:
+    id: str
+    task: CoreTask
+    example: Mapping[str, Any]
+    prompts: CorePrompts
+    rows: list[Row]
+
+
+def _judge(question: _Question, scores: Sequence[RowScore], limit: int, tokenizer: Any) -> CoreRecord:
+    task, example, rows = question.task, question.example, question.rows
+    losses = [score.mean_loss for score in scores]
+    choices: list[str] = []
+    picked: int | None = None
+    prompt = question.prompts.texts[0]
+    if task.type == "language_modeling":
+        wrote = scores[0].predictions
+        expected, output = example["continuation"], tokenizer.decode(wrote)
+        correct = wrote == list(rows[0].ids[-len(wrote) :])
+    else:
+        # The first of the lowest. Differs: a choice without a token of its own cannot win; in nanochat its NaN does,
+        # if it comes first.
+        surprise = [math.inf if loss is None else loss for loss in losses]
+        picked = surprise.index(min(surprise))
+        choices = list(example["choices" if task.type == "multiple_choice" else "context_options"])
+        prompt = prompt.removesuffix(choices[0]) if task.type == "multiple_choice" else example["continuation"]
+        expected, output, correct = choices[example["gold"]], choices[picked], picked == example["gold"]
+    longest = max(len(row.ids) for row in rows)
+    return CoreRecord(
+        id=question.id,
+        task=task.label,
+        type=task.type,
+        prompt=prompt[-_TAIL_CHARS:],
+        choices=choices,
+        expected=expected,
+        output=output,
+        picked=picked,
+        losses=losses,
+        correct=correct,
+        prompt_tokens=min(longest, limit),
+        num_fewshot=question.prompts.num_fewshot,
+        cropped=max(0, longest - limit),
+    )

@@ -1,0 +1,274 @@
+"""How surprised a model is by the ends of token rows, when rows come in items that begin alike.
+
+The choices of a question share all that precedes them: with ten solved examples in front, nineteen tokens of twenty.
+That part is read once into a key/value cache, copied to each choice, and only what differs is read on. Items of
+similar length share a forward, and only the hidden states that predict a scored token meet the unembedding. So the
+numbers are those of whole rows read one at a time, up to rounding, at a fraction of the work; memory is bounded by
+the size of a batch, whatever the number of items.
+
+Also here: token ids of many prompts that repeat each other's lines, without encoding a line twice.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat_pl.model.kv_cache import KVCache
+
+__all__ = ["LineEncoder", "Row", "RowScore", "batch_tokens_for", "common_prefix", "score_items"]
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
+"""Most tokens of one forward, by type of device. A CPU gains nothing from more, a GPU is idle with less."""
+
+_CACHED_PER_BATCH_TOKEN = 4
+"""Copies of shared beginnings hold at most so many times the tokens of a batch: they need less memory each."""
+_SHARE_FROM_TOKENS = 12
+"""A shorter common beginning is read again for each choice, which is quicker than to copy it."""
+_LOGITS_AT_ONCE = 2**25
+"""Elements; 128 MiB in fp32."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids of which all from `start` on are scored."""
+
+    ids: Sequence[int]
+    start: int
+    """At least 1: the first token is predicted by nothing."""
+
+
+@dataclass
+class RowScore:
+    """What the model makes of the scored tokens of a row, one entry each."""
+
+    losses: list[float] = field(default_factory=list)
+    """-log p(token | all before it) in nats."""
+    predictions: list[int] = field(default_factory=list)
+    """The most likely token in its place."""
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean over the scored tokens; None if there are none."""
+        return sum(self.losses) / len(self.losses) if self.losses else None
+
+
+def batch_tokens_for(device: torch.device) -> int:
+    """Return the most tokens of one forward that suit a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Count the ids with which all rows begin."""
+    # By columns: the shortest row ends it.
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows)))
+
+
+@torch.no_grad()
+def score_items(
+    model: Any, items: Sequence[Sequence[Row]], max_batch_tokens: int | None = None
+) -> list[list[RowScore]]:
+    """Return the score of each row of each item.
+
+    Args:
+        model: A GPT (`hidden`, `logits`, `config`, `compute_dtype`, `device`).
+        items: Rows that are likely to begin alike; each of at most `config.rotary_rows` tokens.
+        max_batch_tokens: Most tokens of one forward, padding included; a longer row is read alone. Copies of shared
+            beginnings hold at most four times as many. None = `batch_tokens_for` the model's device.
+
+    Raises:
+        ValueError: `max_batch_tokens` is below 1, or a loss is not finite: the weights are broken.
+    """
+    limit = batch_tokens_for(model.device) if max_batch_tokens is None else max_batch_tokens
+    if limit < 1:
+        raise ValueError(f"max_batch_tokens={limit} must be 1 or more; null picks a size for the device")
+    scores: list[list[RowScore]] = []
+    heads: list[_Head] = []
+    for rows in items:
+        # Equal rows are one: two choices of the same words tie exactly.
+        distinct = {(tuple(row.ids), row.start): RowScore() for row in rows}
+        scores.append([distinct[tuple(row.ids), row.start] for row in rows])
+        heads += _heads([(Row(*key), score) for key, score in distinct.items()])
+    # Longest first: if memory does not suffice, it shows at once.
+    heads.sort(key=lambda head: -len(head.ids))
+    for batch in _batches(heads, lambda batch, _: (len(batch) + 1) * len(batch[0].ids) <= limit):
+        _read(model, batch, limit)
+    return scores
+
+
+class LineEncoder:
+    """Encodes texts that have lines in common, each line once.
+
+    Exact, not nearly so: with the split patterns of GPT-4's family no token reaches over the place between a line feed
+    and a character that is no white space, whatever stands before and after. A line feed ends either a chunk of
+    punctuation with the line breaks behind it, or a run of white space up to its last line break; both are taken as
+    long as they go, so they end there, and no rule looks back. For another pattern texts are encoded whole.
+
+    Args:
+        tokenizer: Has `encode`, on texts and on lists of them, `bos_id` and, where it is to be quick, `pattern`.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._known: dict[str, list[int]] | None = {} if getattr(tokenizer, "pattern", None) in _CUT_AT_LINES else None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text behind the token that begins a document."""
+        bos_id: int = self._tokenizer.bos_id
+        if self._known is None:
+            return self._tokenizer.encode(list(texts), prepend=bos_id)
+        rows = []
+        for text in texts:
+            row = [bos_id]
+            for piece in _LINE_STARTS.split(text):
+                ids = self._known.get(piece)
+                if ids is None:
+                    ids = self._known[piece] = self._tokenizer.encode(piece)
+                row += ids
+            rows.append(row)
+        return rows
+
+    def forget(self) -> None:
+        """Drop what is remembered, as when the next texts have other lines."""
+        if self._known is not None:
+            self._known.clear()
+
+
+_DIGITS_AT_ONCE = ("1", "1,2", "1,3")
+_CUT_AT_LINES = {
+    rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|\p{{N}}{{{digits}}}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    for digits in _DIGITS_AT_ONCE
+}
+_LINE_STARTS = re.compile(r"(?<=\n)(?=\S)")
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What one row has behind the part that is read once."""
+
+    ids: Sequence[int]
+    row: Row
+    score: RowScore
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Tokens read once for all rows that begin with them."""
+
+    ids: Sequence[int]
+    tails: list[_Tail]
+
+
+_Wanted = tuple[int, int, Sequence[int], RowScore]
+"""Row of a batch, place in it of the first hidden state wanted, tokens predicted from there on, where to note it."""
+
+
+def _heads(rows: Sequence[tuple[Row, RowScore]]) -> list[_Head]:
+    """Say what of an item is read once. A row's last token is never read: nothing is predicted from it."""
+    shared = min(common_prefix([row.ids for row, _ in rows]), *(row.start for row, _ in rows)) if len(rows) > 1 else 0
+    if shared >= _SHARE_FROM_TOKENS:
+        ids = rows[0][0].ids[:shared]
+        return [_Head(ids, [_Tail(row.ids[shared:-1], row, score) for row, score in rows])]
+    return [_Head(row.ids[:-1], [_Tail((), row, score)]) for row, score in rows if len(row.ids) > row.start]
+
+
+T = TypeVar("T")
+
+
+def _batches(entries: Iterable[T], fits: Callable[[list[T], T], bool]) -> Iterator[list[T]]:
+    """Put entries together as long as the next one fits."""
+    batch: list[T] = []
+    for entry in entries:
+        if batch and not fits(batch, entry):
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
+
+
+def _read(model: Any, heads: Sequence[_Head], limit: int) -> None:
+    """Read heads, the longest first, in one forward, then their tails."""
+    lengths = [len(head.ids) for head in heads]
+    following = [(place, tail) for place, head in enumerate(heads) for tail in head.tails if tail.ids]
+    cache = _cache(model, len(heads), lengths[0]) if following else None
+    hidden = model.hidden(_padded([head.ids for head in heads], model.device), kv_cache=cache)
+    wanted = []
+    for place, head in enumerate(heads):
+        for tail in head.tails:
+            row = tail.row
+            wanted.append((place, row.start - 1, row.ids[row.start : len(head.ids) + 1], tail.score))
+    _note(model, hidden, wanted)
+    if cache is None:
+        return
+    cache.advance(lengths)
+    del hidden
+    following.sort(key=lambda entry: -len(entry[1].ids))
+    room = model.config.rotary_rows
+
+    def fits(batch: list[tuple[int, _Tail]], entry: tuple[int, _Tail]) -> bool:
+        longest, rows = len(batch[0][1].ids), len(batch) + 1
+        deepest = max(lengths[place] for place, _ in (*batch, entry)) + longest
+        # A row less than half as long as the first would be more padding than tokens.
+        return (
+            2 * len(entry[1].ids) >= longest
+            and rows * longest <= limit
+            and rows * deepest <= _CACHED_PER_BATCH_TOKEN * limit
+            and deepest <= room
+        )
+
+    for batch in _batches(following, fits):
+        places = [place for place, _ in batch]
+        own = _cache(model, len(batch), max(lengths[place] for place in places) + len(batch[0][1].ids))
+        own.lengths = []
+        own.add_rows(cache, places)
+        hidden = model.hidden(_padded([tail.ids for _, tail in batch], model.device), kv_cache=own)
+        behind = []
+        for number, (place, tail) in enumerate(batch):
+            begin = max(tail.row.start, lengths[place] + 1)
+            behind.append((number, begin - 1 - lengths[place], tail.row.ids[begin:], tail.score))
+        _note(model, hidden, behind)
+
+
+def _cache(model: Any, rows: int, capacity: int) -> KVCache:
+    # CPUs attend several times faster in fp32
+    dtype = torch.float32 if model.device.type == "cpu" else model.compute_dtype
+    return KVCache(model.config, rows, capacity, model.device, dtype)
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return rows (B, T), padded on the right, where causal attention cannot see."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, own in zip(ids, rows, strict=True):
+        row[: len(own)] = torch.tensor(own)
+    return ids.to(device)
+
+
+def _note(model: Any, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
+    """Append to each score what hidden (B, T, C) says about its tokens."""
+    width, device = hidden.size(1), hidden.device
+    index = [row * width + first + i for row, first, tokens, _ in wanted for i in range(len(tokens))]
+    if not index:
+        return
+    flat = hidden.flatten(0, 1).index_select(0, torch.tensor(index, device=device))
+    targets = torch.tensor([token for _, _, tokens, _ in wanted for token in tokens], device=device)
+    losses, predictions = [], []
+    step = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    for part, target in zip(flat.split(step), targets.split(step), strict=True):
+        logits = model.logits(part)
+        losses.append(F.cross_entropy(logits, target, reduction="none"))
+        predictions.append(logits.argmax(dim=-1))
+    all_losses = torch.cat(losses)
+    if not all_losses.isfinite().all():
+        raise ValueError("the model's losses are not finite: its weights are broken; evaluate an earlier checkpoint")
+    noted, predicted, done = all_losses.tolist(), torch.cat(predictions).tolist(), 0
+    for _, _, tokens, score in wanted:
+        score.losses += noted[done : done + len(tokens)]
+        score.predictions += predicted[done : done + len(tokens)]
+        done += len(tokens)

@@ -1,0 +1,232 @@
+"""The tasks of CORE: what a bundle holds, which examples are asked, and the very text the model reads.
+
+CORE is the mean over 22 tasks of DCLM (Li et al., 2024), asked in the way of nanochat (2025-11): the score of a model
+only means something beside others if every prompt is the same to the last character. So the order of the examples,
+the few-shot examples of each and the line breaks between them are fixed here, by seeds and rules, and there is
+nothing to set. A bundle is a folder with `core.yaml`, `eval_meta_data.csv` and `eval_data/<dataset_uri>`.
+"""
+
+import csv
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+__all__ = ["BUNDLE_URL", "TASK_TYPES", "CorePrompts", "CoreTask", "TaskType", "load_bundle", "make_prompts"]
+
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+
+TaskType = Literal["multiple_choice", "schema", "language_modeling"]
+
+TASK_TYPES: dict[str, dict[str, type]] = {
+    "multiple_choice": {"query": str, "choices": list, "gold": int},
+    "schema": {"context_options": list, "continuation": str, "gold": int},
+    "language_modeling": {"context": str, "continuation": str},
+}
+"""Each type of task, and the fields of its examples."""
+
+_OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
+_ORDER_SEED, _FEW_SHOT_SEED = 1337, 1234
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreTask:
+    """One task of the bundle."""
+
+    label: str
+    type: TaskType
+    num_fewshot: int
+    """Solved examples before each question."""
+    baseline: float
+    """Accuracy of guessing, as the bundle states it, in 0..1."""
+    examples: Sequence[Mapping[str, Any]]
+    """In the order of the file; fields as `TASK_TYPES`."""
+    delimiter: str = " "
+    """Between what is given and what is scored."""
+
+    def sample(self, max_per_task: int | None = None) -> list[Mapping[str, Any]]:
+        """Return the examples in the order asked, which are also the pool of few-shot examples.
+
+        Args:
+            max_per_task: Keep so many of the shuffled ones; None = all. (nanochat shrinks the pool with them.)
+
+        Raises:
+            ValueError: `max_per_task` is below 1.
+        """
+        if max_per_task is not None and max_per_task < 1:
+            raise ValueError(f"max_per_task={max_per_task} leaves nothing to ask; set 1 or more, or null for all")
+        examples = list(self.examples)
+        random.Random(_ORDER_SEED).shuffle(examples)
+        return examples[:max_per_task]
+
+
+@dataclass(frozen=True)
+class CorePrompts:
+    """The texts of one question."""
+
+    texts: list[str]
+    """One a choice; language modelling: the prompt without and with its continuation."""
+    num_fewshot: int
+    """Solved examples in front: fewer than the task's where the pool has no more."""
+
+
+def load_bundle(folder: str | Path) -> list[CoreTask]:
+    """Read the tasks that `core.yaml` lists, in its order.
+
+    Raises:
+        FileNotFoundError: The bundle or a file of it is not there; says how to bring it.
+        ValueError: A file is empty or malformed, or a task has no baseline; names file, line and fault.
+    """
+    folder = Path(folder)
+    path = _existing(folder / "core.yaml", folder)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    entries = content.get("icl_tasks") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} lists no tasks; expected a list under the key icl_tasks")
+    baselines = _read_baselines(_existing(folder / "eval_meta_data.csv", folder))
+    return [_read_task(entry, number, path, folder, baselines) for number, entry in enumerate(entries, start=1)]
+
+
+def make_prompts(task: CoreTask, sample: Sequence[Mapping[str, Any]], index: int) -> CorePrompts:
+    """Render question `index` of `sample` behind its solved examples, each followed by an empty line.
+
+    The examples are drawn without the question itself, by a generator of the question's own. (nanochat, 2025-11)
+    Differs: a pool of fewer than `num_fewshot` is used up, where nanochat fails.
+
+    Args:
+        task: The task.
+        sample: `task.sample(...)`.
+        index: Place of the question in `sample`.
+    """
+    # Drawing places in the list without the question equals drawing from that list, which would have to be built.
+    others = range(len(sample) - 1)
+    drawn = random.Random(_FEW_SHOT_SEED + index).sample(others, min(task.num_fewshot, len(others)))
+    shots = [sample[place + (place >= index)] for place in drawn]
+    before = "".join(f"{_solved(task, shot)}\n\n" for shot in shots)
+    question, delimiter = sample[index], task.delimiter
+    if task.type == "multiple_choice":
+        texts = [f"{before}{question['query']}{delimiter}{choice}" for choice in question["choices"]]
+    elif task.type == "schema":
+        texts = [f"{before}{option}{delimiter}{question['continuation']}" for option in question["context_options"]]
+    else:
+        given = f"{before}{question['context'].strip()}{delimiter}"
+        # stripped so that the space before a word is the word's, as it is in its token
+        texts = [given.strip(), given + question["continuation"]]
+    return CorePrompts(texts, len(shots))
+
+
+def _solved(task: CoreTask, example: Mapping[str, Any]) -> str:
+    if task.type == "multiple_choice":
+        return f"{example['query']}{task.delimiter}{example['choices'][example['gold']]}"
+    if task.type == "schema":
+        return f"{example['context_options'][example['gold']]}{task.delimiter}{example['continuation']}"
+    return f"{example['context'].strip()}{task.delimiter}{example['continuation']}"
+
+
+def _existing(path: Path, folder: Path) -> Path:
+    if path.is_file():
+        return path
+    raise FileNotFoundError(
+        f"no {path.relative_to(folder)} in the evaluation bundle {folder}"
+        f"{'' if folder.is_dir() else ' (no such folder)'}; bring the bundle of nanochat with: "
+        f"curl -LO {BUNDLE_URL} && unzip eval_bundle.zip -d {folder.parent}"
+    )
+
+
+def _read_baselines(path: Path) -> dict[str, float]:
+    """Return the accuracy of guessing, in 0..1, by task."""
+    with path.open(encoding="utf-8", newline="") as file:
+        table = csv.DictReader(file)
+        missing = {"Eval Task", "Random baseline"} - set(table.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it has {table.fieldnames or 'none'}")
+        baselines = {}
+        for row in table:
+            percent = row["Random baseline"]
+            try:
+                baselines[row["Eval Task"]] = 0.01 * float(percent)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{path}: line {table.line_num}: Random baseline={percent!r} of {row['Eval Task']} is no number"
+                ) from None
+    return baselines
+
+
+def _read_task(entry: Any, number: int, path: Path, folder: Path, baselines: Mapping[str, float]) -> CoreTask:
+    where = f"{path}: task {number}"
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is no mapping: {entry!r}")
+    missing = [key for key in ("label", "dataset_uri", "num_fewshot", "icl_task_type") if key not in entry]
+    if missing:
+        raise ValueError(f"{where} ({entry.get('label', 'no label')}) has no {', '.join(missing)}")
+    label, kind, shots = str(entry["label"]), entry["icl_task_type"], entry["num_fewshot"]
+    if kind not in TASK_TYPES:
+        raise ValueError(f"{where} ({label}) has icl_task_type={kind!r}, expected one of {', '.join(TASK_TYPES)}")
+    if not (isinstance(shots, list) and len(shots) == 1 and isinstance(shots[0], int) and shots[0] >= 0):
+        raise ValueError(f"{where} ({label}) has num_fewshot={shots!r}, expected a list of one number, such as [10]")
+    if label not in baselines:
+        raise ValueError(
+            f"{folder / 'eval_meta_data.csv'} has no row for {label}, a task of {path.name}: without its random "
+            "baseline the score cannot be centred; add the row, or take the task out"
+        )
+    if not baselines[label] < 1:
+        raise ValueError(
+            f"{folder / 'eval_meta_data.csv'}: {label} has a random baseline of {100 * baselines[label]:g} percent; "
+            "expected less than 100"
+        )
+    data = _existing(folder / "eval_data" / str(entry["dataset_uri"]), folder)
+    return CoreTask(
+        label=label,
+        type=cast(TaskType, kind),
+        num_fewshot=shots[0],
+        baseline=baselines[label],
+        examples=_read_examples(data, kind),
+        delimiter=str(entry.get("continuation_delimiter", " ")),
+    )
+
+
+def _read_examples(path: Path, kind: str) -> list[dict[str, Any]]:
+    examples = []
+    # As bytes, which are cut at line feeds alone: a text may hold other separators as they are.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                example = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}: line {number} is not valid JSON: {error}") from None
+            fault = _fault(example, kind)
+            if fault:
+                raise ValueError(f"{path}: line {number}: {fault}")
+            examples.append(example)
+    if not examples:
+        raise ValueError(f"{path} is empty; bring the file anew from {BUNDLE_URL}")
+    return examples
+
+
+def _fault(example: Any, kind: str) -> str | None:
+    """Say what keeps an example from being asked, or None."""
+    if not isinstance(example, dict):
+        return f"expected an object, found {type(example).__name__}"
+    for field, wanted in TASK_TYPES[kind].items():
+        if field not in example:
+            return f"no {field!r}, which a {kind} example needs; it has {', '.join(sorted(example)) or 'nothing'}"
+        if not isinstance(example[field], wanted) or isinstance(example[field], bool):
+            return f"{field!r} is {type(example[field]).__name__}, expected {wanted.__name__}"
+    if kind == "language_modeling" and not example["continuation"].strip():
+        return "'continuation' is blank: there is nothing to score"
+    if kind in _OPTIONS:
+        options = example[_OPTIONS[kind]]
+        if len(options) < 2 or not all(isinstance(option, str) for option in options):
+            return f"{_OPTIONS[kind]!r} must hold two texts or more, found {options!r:.100}"
+        if not 0 <= example["gold"] < len(options):
+            return f"'gold' is {example['gold']}, expected 0 to {len(options) - 1}"
+    return None
