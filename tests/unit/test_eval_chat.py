@@ -179,6 +179,14 @@ def test_of_several_samples_pass_at_k_is_the_mean_share_of_subsets_with_a_right_
     assert len({r.seed for r in engine.requests}) == 9
 
 
+def test_no_right_sample_does_not_prove_that_there_never_is_one(tokenizer):
+    texts = {question["id"]: ["x", "y"] for question in SUMS}
+    evaluation, _ = in_words(tokenizer, texts, num_samples=2, temperature=1.0)
+    for row in evaluation.rows[:2]:
+        assert (row.value, row.count, row.interval.low) == (0.0, 0, 0.0)
+        assert row.interval.high > 0.3
+
+
 def test_graders_work_side_by_side_and_grades_stay_with_their_answers(tokenizer):
     both = threading.Barrier(2, timeout=30)
 

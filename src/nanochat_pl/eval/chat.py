@@ -77,7 +77,7 @@ def evaluate_chat(
     """Answer every question; return records and the rows of `summarize_chat`.
 
     A record has `id`, `prompt`, `expected`, `output`, `correct`, `subject`, `prompt_tokens`, `prompt_cut`,
-    `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one has also `letters` and
+    `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one has also `letters`, `choices` and
     `letter_logprobs` (nats, over the whole vocabulary); its output is the first of the likeliest letters. A generative
     one has also `num_samples`, `num_right` and, of several samples, `samples` (`Sample`); it shows the first right
     sample, or the first of all if none is, so that `correct` asks whether any was.
@@ -163,9 +163,9 @@ def evaluate_chat(
 def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int = 0) -> list[MetricRow]:
     """Draw all figures from the records of one task; the first row is the task's score.
 
-    `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, and its bootstrap interval over the
-    questions); for categorical questions with chance and the majority letter beside it, and by subject where there
-    are subjects. Further `prompt_cut_rate`, `prompt_tokens`, and of generated answers `truncation_rate`,
+    `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, with its interval over the questions); for
+    categorical questions with chance and the majority letter beside it, and by subject where there are subjects.
+    Further `prompt_cut_rate`, `prompt_tokens`, and of generated answers `truncation_rate`,
     `output_tokens`, `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
 
     Raises:
@@ -183,13 +183,11 @@ def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int
     if len(numbers) > 1:
         raise ValueError(f"{task}: the records have {sorted(numbers)} samples a question; pass@k needs as many of each")
     (n,) = numbers
-    if n == 1:
-        score = [proportion_row(task, "accuracy", [r["correct"] for r in records], bootstrap_seed=seed)]
-    else:
-        score = [
-            mean_row(task, f"pass@{k}", [pass_at_k(n, r["num_right"], k) for r in records], seed=seed)
-            for k in range(1, n + 1)
-        ]
+    right = [r["num_right"] for r in records]
+    score = [
+        _share_row(task, "accuracy" if n == 1 else f"pass@{k}", [pass_at_k(n, count, k) for count in right], seed)
+        for k in range(1, n + 1)
+    ]
     samples = [sample for r in records for sample in r["samples"] or [r]]
     return [
         *score,
@@ -199,6 +197,16 @@ def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int
         proportion_row(task, "tool_error_rate", [s["tool_errors"] > 0 for s in samples if s["tool_calls"]]),
         *cut,
     ]
+
+
+def _share_row(task: str, metric: str, shares: Sequence[float], seed: int) -> MetricRow:
+    """Make the row of a mean of shares: Wilson's interval where each is 0 or 1, else the bootstrap's.
+
+    A bootstrap of nothing but zeros would be sure that the next question fails too.
+    """
+    if set(shares) <= {0.0, 1.0}:
+        return proportion_row(task, metric, [share == 1.0 for share in shares], bootstrap_seed=seed)
+    return mean_row(task, metric, shares, seed=seed)
 
 
 def _letter_rows(records: Sequence[Mapping[str, Any]], task: str, seed: int) -> list[MetricRow]:
@@ -340,6 +348,7 @@ def _judge_letter(question: Mapping[str, Any], prompt: Prompt, logprobs: dict[st
     return {
         **_asked(question, prompt),
         "letters": list(question["letters"]),
+        "choices": list(question.get("choices") or []),
         "letter_logprobs": logprobs,
         "output": likely,
         "correct": likely == question["answer"],
