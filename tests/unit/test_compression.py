@@ -123,6 +123,11 @@ def test_a_vocabulary_is_opened_only_if_all_its_files_are_whole(cache, monkeypat
     assert "turns tiktoken's cache off" in cached_encoders(["toy"]).missing["toy"]
 
 
+def test_an_unknown_vocabulary_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match=r"vocabulary gpt7; choose of gpt2, cl100k_base"):
+        cached_encoders(["gpt2", "gpt7"])
+
+
 def test_a_real_vocabulary_in_the_cache_gives_back_the_text():
     others = cached_encoders()
     if not others.encoders:

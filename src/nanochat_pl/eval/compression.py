@@ -63,21 +63,28 @@ def cached_encoders(names: Sequence[str] = tuple(OTHERS)) -> Others:
 
     The cache is the folder TIKTOKEN_CACHE_DIR, else DATA_GYM_CACHE_DIR, else `data-gym-cache` beside other temporary
     files, as for tiktoken itself.
+
+    Raises:
+        ValueError: A name is not in `OTHERS`.
     """
     import tiktoken
 
-    found, missing = Others({}, {}), {}
+    unknown = [name for name in names if name not in OTHERS]
+    if unknown:
+        raise ValueError(f"unknown vocabulary {', '.join(unknown)}; choose of {', '.join(OTHERS)}")
+    encoders: dict[str, Encode] = {}
+    missing: dict[str, str] = {}
     for name in names:
         fault = _fault(name)
         if fault is None:
-            found.encoders[name] = tiktoken.get_encoding(name).encode_ordinary
+            encoders[name] = tiktoken.get_encoding(name).encode_ordinary
         else:
             missing[name] = (
                 f"{fault}; where there is a network, run TIKTOKEN_CACHE_DIR=tiktoken_cache python -c "
                 f"\"import tiktoken; tiktoken.get_encoding('{name}')\", bring the folder tiktoken_cache here and set "
                 "TIKTOKEN_CACHE_DIR to it"
             )
-    return found._replace(missing=missing)
+    return Others(encoders, missing)
 
 
 def _fault(name: str) -> str | None:
