@@ -31,6 +31,7 @@ PURE = (
     "decoding",
     "engine",
     "eval",
+    "report",
     "rl",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -50,7 +51,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "requests": ("model",),
     "decoding": ("model", "calculator", "sampling", "requests"),
     "engine": ("model", "decoding", "requests"),
-    "eval": ("engine", "tasks", "runtime"),
+    "eval": ("engine", "tasks", "runtime", "calculator"),
+    "report": ("eval", "paths"),
     "rl": ("engine", "tasks", "runtime", "data.batch"),
     "inputs": ("paths", "data", "tasks", "scaling"),
     "lit": (*PURE, "inputs"),

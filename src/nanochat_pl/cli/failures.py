@@ -1,0 +1,163 @@
+"""`nanochat-pl failures RESULTS`: sort the wrong answers of an evaluation by what is wrong with them.
+
+Reads the `examples.jsonl` beside a `results.json`; no model is loaded and nothing is asked again. How answers are
+sorted is decided in `eval/failures.py`; here it is shown.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nanochat_pl.cli.compare import Arguments, fenced, refuse
+from nanochat_pl.eval.failures import KINDS, Failure, FailureCounts, Kind, count_failures, find_failures
+from nanochat_pl.paths import write_atomically
+from nanochat_pl.report.comparison import Result, find_results, load_result
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted:
+    """One evaluation with its failures."""
+
+    result: Result
+    counts: Sequence[FailureCounts]
+    failures: Sequence[Failure]
+
+
+def main(arguments: list[str]) -> int:
+    """Sort failures; return 0, or 2 where there is nothing to sort."""
+    parser = Arguments(prog="nanochat-pl failures", description="Sort the wrong answers of an evaluation by kind.")
+    parser.add_argument("results", metavar="RESULTS", help="results.json, checkpoint file or run folder")
+    parser.add_argument("--limit", type=int, default=3, help="examples shown of each kind (default 3)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    try:
+        asked = parser.parse_args(arguments)
+        if asked.limit < 0:
+            raise ValueError(f"--limit={asked.limit} must be 0 or more")
+        evaluations = _sort(asked.results)
+        if asked.markdown is not None:
+            write_atomically(asked.markdown, _markdown(evaluations, asked.limit))
+        if asked.json is not None:
+            write_atomically(asked.json, _json(evaluations))
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    for evaluation in evaluations:
+        _print(evaluation, asked.limit)
+    for file in (asked.markdown, asked.json):
+        if file is not None:
+            print(f"wrote {file}")
+    return 0
+
+
+def _sort(path: str) -> list[Sorted]:
+    results = [load_result(file) for file in find_results(path)]
+    answered = [result for result in results if result.records]
+    if not answered:
+        names = ", ".join(str(result.file) for result in results)
+        checkpoint = results[0].checkpoint.get("path", "…")
+        raise FileNotFoundError(
+            f"no answers to sort beside {names}: figures such as bpb have none, and for others examples.jsonl is "
+            f"missing; ask questions with `python evaluate.py ckpt={checkpoint} eval=scienceqa`"
+        )
+    return [
+        Sorted(
+            result=result,
+            counts=count_failures(result.records, _task(result)),
+            failures=find_failures(result.records, _task(result)),
+        )
+        for result in answered
+    ]
+
+
+def _task(result: Result) -> str:
+    """Name the task of records that name none: the one that the figures are of, else the evaluation."""
+    tasks = {row.task for row in result.rows}
+    return tasks.pop() if len(tasks) == 1 else result.name
+
+
+def _said(evaluation: Sorted) -> str:
+    asked, wrong = (sum(getattr(c, key) for c in evaluation.counts) for key in ("asked", "wrong"))
+    result = evaluation.result
+    return f"{result.name} of {result.checkpoint.get('path', result.file)}: {wrong} of {asked} answers are wrong"
+
+
+def _kinds(evaluation: Sorted, limit: int) -> Iterator[tuple[Kind, int, list[Failure]]]:
+    """Give each kind that occurs, how often, and its first examples."""
+    for kind in KINDS:
+        found = [failure for failure in evaluation.failures if failure.kind == kind.name]
+        if found:
+            yield kind, len(found), found[:limit]
+
+
+def _print(evaluation: Sorted, limit: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    print(_said(evaluation))
+    console = Console()
+    table = Table()
+    table.add_column("kind", no_wrap=True)
+    for counts in evaluation.counts:
+        table.add_column(Text(counts.task), justify="right")
+    for kind, _, _ in _kinds(evaluation, 0):
+        cells = [counts.kinds.get(kind.name, 0) for counts in evaluation.counts]
+        shares = [f"{n} ({n / c.wrong:.0%})" if n else "" for n, c in zip(cells, evaluation.counts)]
+        table.add_row(kind.name, *shares)
+    table.add_section()
+    table.add_row("wrong of asked", *(f"{counts.wrong} of {counts.asked}" for counts in evaluation.counts))
+    console.print(table)
+    for kind, count, examples in _kinds(evaluation, limit):
+        console.print(Text(f"\n{kind.name} ({count}): {kind.rule}", style="bold"))
+        console.print(Text(f"try: {kind.remedy}"))
+        for failure in examples:
+            record = failure.record
+            console.print(
+                Text(f"  {record['id']}  expected {_short(record['expected'])}  wrote {_short(record['output'])}")
+            )
+
+
+def _short(text: object, limit: int = 100) -> str:
+    line = json.dumps(str(text), ensure_ascii=False)
+    return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 2 :]}"
+
+
+def _markdown(evaluations: Sequence[Sorted], limit: int) -> str:
+    lines = ["# Failures"]
+    for evaluation in evaluations:
+        kinds = list(_kinds(evaluation, limit))
+        header = ["task", "asked", "wrong", *(kind.name for kind, _, _ in kinds)]
+        lines += ["", f"## {_said(evaluation)}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        for counts in evaluation.counts:
+            cells = [counts.task, counts.asked, counts.wrong, *(counts.kinds.get(k.name, 0) for k, _, _ in kinds)]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        for kind, count, examples in kinds:
+            lines += ["", f"### {kind.name}: {count}", "", f"Rule: {kind.rule}.", "", f"What to try: {kind.remedy}"]
+            for failure in examples:
+                record = failure.record
+                lines += ["", f"#### {failure.task} {record['id']}", "", *fenced(str(record["prompt"]))]
+                lines += ["", "Expected:", *fenced(str(record["expected"])), "", "Written:", *fenced(record["output"])]
+    return "\n".join(lines) + "\n"
+
+
+def _json(evaluations: Sequence[Sorted]) -> str:
+    document = {
+        "kinds": [{"name": kind.name, "rule": kind.rule, "remedy": kind.remedy} for kind in KINDS],
+        "evaluations": [
+            {
+                "results": str(evaluation.result.file),
+                "name": evaluation.result.name,
+                "tasks": [asdict(counts) for counts in evaluation.counts],
+                "failures": [
+                    {"task": failure.task, "kind": failure.kind}
+                    | {key: failure.record[key] for key in ("id", "prompt", "expected", "output")}
+                    for failure in evaluation.failures
+                ],
+            }
+            for evaluation in evaluations
+        ],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
