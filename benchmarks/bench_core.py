@@ -25,6 +25,7 @@ from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.runtime import pick_device
 from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tokenizer import Tokenizer
@@ -100,7 +101,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     def ours(chosen: Sequence[CoreTask]) -> Any:
         return evaluate_core(
-            model, tokenizer, chosen, max_per_task=args.items, max_batch_tokens=args.max_batch_tokens
+            model,
+            tokenizer,
+            chosen,
+            max_per_task=args.items,
+            max_batch_tokens=args.max_batch_tokens,
+            cache_type=KVCache,
         ).records
 
     for turn in range(args.turns + 1):  # a first turn warms up

@@ -64,6 +64,7 @@ def evaluate_core(
     *,
     max_per_task: int | None = None,
     max_batch_tokens: int | None = None,
+    cache_type: Callable[..., Any] | None = None,
     rank: int = 0,
     world_size: int = 1,
     log: ExampleLog | None = None,
@@ -80,7 +81,7 @@ def evaluate_core(
         tasks: From `core_tasks.load_bundle`; some of them make a mean over those.
         max_per_task: Ask so many of each task, chosen by a fixed shuffle. They are also the pool of few-shot examples,
             so that scores of different `max_per_task` are not comparable. None = all.
-        max_batch_tokens: As in `core_scoring.score_items`.
+        max_batch_tokens, cache_type: As in `core_scoring.score_items`; give it the model's `KVCache`.
         rank: Which share of each task this process answers.
         world_size: Number of processes; beyond 1 all must call, in a process group, and all get all records.
         log: Answers already given, and where to put new ones: this process's own. None = memory only.
@@ -119,7 +120,8 @@ def evaluate_core(
             prompts = make_prompts(task, sample, question["index"])
             rows = make_rows(task.type, encoder.encode(prompts.texts))
             asked.append(_Question(question["id"], task, sample[question["index"]], prompts, rows))
-        scores = score_items(model, [[_cropped(row, limit) for row in each.rows] for each in asked], max_batch_tokens)
+        whole = [[_cropped(row, limit) for row in each.rows] for each in asked]
+        scores = score_items(model, whole, max_batch_tokens, cache_type)
         log.append([_judge(each, score, limit, tokenizer) for each, score in zip(asked, scores, strict=True)])
         if progress is not None:
             progress(len(log.records), len(questions))

@@ -19,17 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat_pl.model.kv_cache import KVCache
-
 __all__ = ["LineEncoder", "Row", "RowScore", "batch_tokens_for", "common_prefix", "score_items"]
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
-"""Most tokens of one forward, by type of device. A CPU gains nothing from more, a GPU is idle with less."""
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384, "mps": 4096}
+"""Most tokens of one forward, by type of device; on a CPU more is slower, as activations no longer fit its caches."""
 
-_CACHED_PER_BATCH_TOKEN = 4
-"""Copies of shared beginnings hold at most so many times the tokens of a batch: they need less memory each."""
-_SHARE_FROM_TOKENS = 12
-"""A shorter common beginning is read again for each choice, which is quicker than to copy it."""
 _LOGITS_AT_ONCE = 2**25
 """Elements; 128 MiB in fp32."""
 
@@ -71,15 +65,20 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 @torch.no_grad()
 def score_items(
-    model: Any, items: Sequence[Sequence[Row]], max_batch_tokens: int | None = None
+    model: Any,
+    items: Sequence[Sequence[Row]],
+    max_batch_tokens: int | None = None,
+    cache_type: Callable[..., Any] | None = None,
 ) -> list[list[RowScore]]:
     """Return the score of each row of each item.
 
     Args:
         model: A GPT (`hidden`, `logits`, `config`, `compute_dtype`, `device`).
         items: Rows that are likely to begin alike; each of at most `config.rotary_rows` tokens.
-        max_batch_tokens: Most tokens of one forward, padding included; a longer row is read alone. Copies of shared
-            beginnings hold at most four times as many. None = `batch_tokens_for` the model's device.
+        max_batch_tokens: Most tokens of one forward, padding and what its rows have read before included; a longer row
+            is read alone. Beside it, keys and values of as many tokens are kept. None = `batch_tokens_for` the device.
+        cache_type: The model's `KVCache`, with which common beginnings are read once; None = every row is read whole,
+            which gives the same scores several times slower.
 
     Raises:
         ValueError: `max_batch_tokens` is below 1, or a loss is not finite: the weights are broken.
@@ -93,11 +92,11 @@ def score_items(
         # Equal rows are one: two choices of the same words tie exactly.
         distinct = {(tuple(row.ids), row.start): RowScore() for row in rows}
         scores.append([distinct[tuple(row.ids), row.start] for row in rows])
-        heads += _heads([(Row(*key), score) for key, score in distinct.items()])
+        heads += _heads([(Row(*key), score) for key, score in distinct.items()], share=cache_type is not None)
     # Longest first: if memory does not suffice, it shows at once.
     heads.sort(key=lambda head: -len(head.ids))
     for batch in _batches(heads, lambda batch, _: (len(batch) + 1) * len(batch[0].ids) <= limit):
-        _read(model, batch, limit)
+        _read(model, batch, limit, cache_type)
     return scores
 
 
@@ -169,12 +168,13 @@ _Wanted = tuple[int, int, Sequence[int], RowScore]
 """Row of a batch, place in it of the first hidden state wanted, tokens predicted from there on, where to note it."""
 
 
-def _heads(rows: Sequence[tuple[Row, RowScore]]) -> list[_Head]:
+def _heads(rows: Sequence[tuple[Row, RowScore]], *, share: bool) -> list[_Head]:
     """Say what of an item is read once. A row's last token is never read: nothing is predicted from it."""
-    shared = min(common_prefix([row.ids for row, _ in rows]), *(row.start for row, _ in rows)) if len(rows) > 1 else 0
-    if shared >= _SHARE_FROM_TOKENS:
-        ids = rows[0][0].ids[:shared]
-        return [_Head(ids, [_Tail(row.ids[shared:-1], row, score) for row, score in rows])]
+    if share and len(rows) > 1:
+        shared = min(common_prefix([row.ids for row, _ in rows]), *(row.start for row, _ in rows))
+        if shared:  # rows that were cropped may begin with different tokens
+            ids = rows[0][0].ids[:shared]
+            return [_Head(ids, [_Tail(row.ids[shared:-1], row, score) for row, score in rows])]
     return [_Head(row.ids[:-1], [_Tail((), row, score)]) for row, score in rows if len(row.ids) > row.start]
 
 
@@ -193,11 +193,11 @@ def _batches(entries: Iterable[T], fits: Callable[[list[T], T], bool]) -> Iterat
         yield batch
 
 
-def _read(model: Any, heads: Sequence[_Head], limit: int) -> None:
+def _read(model: Any, heads: Sequence[_Head], limit: int, cache_type: Callable[..., Any] | None) -> None:
     """Read heads, the longest first, in one forward, then their tails."""
     lengths = [len(head.ids) for head in heads]
     following = [(place, tail) for place, head in enumerate(heads) for tail in head.tails if tail.ids]
-    cache = _cache(model, len(heads), lengths[0]) if following else None
+    cache = _cache(cache_type, model, len(heads), lengths[0]) if cache_type is not None and following else None
     hidden = model.hidden(_padded([head.ids for head in heads], model.device), kv_cache=cache)
     wanted = []
     for place, head in enumerate(heads):
@@ -205,7 +205,7 @@ def _read(model: Any, heads: Sequence[_Head], limit: int) -> None:
             row = tail.row
             wanted.append((place, row.start - 1, row.ids[row.start : len(head.ids) + 1], tail.score))
     _note(model, hidden, wanted)
-    if cache is None:
+    if cache_type is None or cache is None:
         return
     cache.advance(lengths)
     del hidden
@@ -216,16 +216,11 @@ def _read(model: Any, heads: Sequence[_Head], limit: int) -> None:
         longest, rows = len(batch[0][1].ids), len(batch) + 1
         deepest = max(lengths[place] for place, _ in (*batch, entry)) + longest
         # A row less than half as long as the first would be more padding than tokens.
-        return (
-            2 * len(entry[1].ids) >= longest
-            and rows * longest <= limit
-            and rows * deepest <= _CACHED_PER_BATCH_TOKEN * limit
-            and deepest <= room
-        )
+        return 2 * len(entry[1].ids) >= longest and rows * deepest <= limit and deepest <= room
 
     for batch in _batches(following, fits):
         places = [place for place, _ in batch]
-        own = _cache(model, len(batch), max(lengths[place] for place in places) + len(batch[0][1].ids))
+        own = _cache(cache_type, model, len(batch), max(lengths[place] for place in places) + len(batch[0][1].ids))
         own.lengths = []
         own.add_rows(cache, places)
         hidden = model.hidden(_padded([tail.ids for _, tail in batch], model.device), kv_cache=own)
@@ -236,10 +231,10 @@ def _read(model: Any, heads: Sequence[_Head], limit: int) -> None:
         _note(model, hidden, behind)
 
 
-def _cache(model: Any, rows: int, capacity: int) -> KVCache:
+def _cache(cache_type: Callable[..., Any], model: Any, rows: int, capacity: int) -> Any:
     # CPUs attend several times faster in fp32
     dtype = torch.float32 if model.device.type == "cpu" else model.compute_dtype
-    return KVCache(model.config, rows, capacity, model.device, dtype)
+    return cache_type(model.config, rows, capacity, model.device, dtype)
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
