@@ -1,0 +1,98 @@
+"""`nanochat-pl report RUN…`: what a chain of runs achieved, as report.md and a page that needs no network.
+
+Only files are read, so that a run may still be going, or another machine may have trained it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Write a report and say where it lies; return the exit code: 0, 1 = cannot be made, 2 = bad command line."""
+    parser = argparse.ArgumentParser(
+        prog="nanochat-pl report",
+        description="Report on runs: settings, curves, evaluations with intervals, samples, time and cost.",
+    )
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folder; the other stages of its chain are found"
+    )
+    parser.add_argument("--log", action="append", default=[], type=Path, metavar="FILE", help="an old text log to plot")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: beside the runs)")
+    parser.add_argument("--usd-per-hour", type=_price, metavar="X", help="price of the whole machine, for the cost")
+    parser.add_argument("--alone", action="store_true", help="only the runs named, not the rest of their chain")
+    try:
+        options = parser.parse_args(arguments)
+        if not options.runs and not options.log:
+            parser.error("nothing to report on: give a run folder, such as outputs/base/<run_name>, or --log FILE")
+    except SystemExit as leave:  # argparse leaves the process; a command returns
+        return int(leave.code or 0)
+    try:
+        return write_report(
+            options.runs, options.log, out=options.out, usd_per_hour=options.usd_per_hour, alone=options.alone
+        )
+    except (ValueError, OSError) as error:
+        from nanochat_pl.cli.train import fail
+
+        return fail(error)
+
+
+def write_report(
+    folders: list[Path], logs: list[Path], *, out: Path | None, usd_per_hour: float | None, alone: bool
+) -> int:
+    """Read runs and logs, write report.md, its plots and report.html into one folder."""
+    from nanochat_pl.paths import write_atomically
+    from nanochat_pl.report.html import render_html
+    from nanochat_pl.report.markdown import every_figure, render_markdown, report_blocks
+    from nanochat_pl.report.runs import find_chain, read_run
+    from nanochat_pl.report.textlog import read_text_log
+
+    folders = [path if path.name.strip(".") else path.resolve() for path in folders]  # `.` has no name to go by
+    found = find_chain(folders, whole=not alone)
+    runs = [read_run(folder) for folder in found]
+    blocks = report_blocks(runs, [read_text_log(path) for path in logs], usd_per_hour=usd_per_hour)
+    if out is None:
+        out = default_folder(runs, folders, logs)
+    files: dict[str, str] = {}  # path -> picture; runs in different folders may bear the same names
+    addresses = {}
+    for figure in every_figure(blocks):
+        alike = sum(path.startswith(f"plots/{figure.name}.") for path in files)
+        path = f"plots/{figure.name}.{alike + 1}.svg" if alike else f"plots/{figure.name}.svg"
+        files[path], addresses[id(figure)] = figure.svg, path
+    for path, svg in files.items():
+        write_atomically(out / path, svg)
+    write_atomically(out / "report.md", render_markdown(blocks, lambda figure: addresses[id(figure)]))
+    write_atomically(out / "report.html", render_html(blocks))
+    for run in runs:
+        print(f"{run.folder}: {run.status}")
+    for run in runs:
+        for problem in run.problems:
+            print(f"note: {run.folder}: {problem}", file=sys.stderr)
+    print(f"report: {out / 'report.html'}\n        {out / 'report.md'}")
+    return 0
+
+
+def default_folder(runs: list[Any], folders: list[Path], logs: list[Path]) -> Path:
+    """Say where a report goes: `<outputs>/report/<run_name>` for a chain, else into the run's folder or by the log."""
+    if not folders:
+        return logs[0].with_name(f"{logs[0].stem}_report")
+    first = next(run for run in runs if run.folder.resolve() == folders[0].resolve())
+    folder = first.folder
+    return folder.parent.parent / "report" / folder.name if folder.parent.name == first.stage else folder / "report"
+
+
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no price; give US dollars an hour, such as 24")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,306 @@
+"""Draw curves and scores as SVG text: axes with units, the best step marked, intervals as whiskers.
+
+Colours are Okabe and Ito's (2008), told apart by colour-blind readers too; lines differ in shape as well. A figure is
+as wide as a phone shows it, so that its letters stay readable there, and text stays text. Long series are thinned:
+a curve of ten thousand points on 400 pixels is only slower.
+"""
+
+import base64
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.report.runs import Curve, best_point, validation_metric
+
+__all__ = [
+    "OKABE_ITO",
+    "Bar",
+    "Figure",
+    "Line",
+    "bar_chart",
+    "bar_figures",
+    "curve_figures",
+    "data_url",
+    "line_chart",
+    "thin",
+]
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+_WIDTH_IN = 4.6
+_BAR_GROUPS = ("subject", "grade")
+_MAX_BAR_PARTS = 16
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nanochat_pl",  # equal reports are equal bytes
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "axes.unicode_minus": False,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+}
+_LEGEND: Any = {"frameon": False, "fontsize": 9, "columnspacing": 1.2, "handlelength": 1.6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A named curve of a chart."""
+
+    label: str
+    points: Curve
+    best: tuple[int, float] | None = None
+    """A point of it to mark as the best step."""
+    sparse: bool = False
+    """Measured now and then: its points are shown as marks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One score: a share between 0 and 1, with its interval and what chance gives."""
+
+    part: str
+    """What was scored, such as a subject; bars of one part stand together."""
+    series: str
+    """Who was scored, such as a checkpoint."""
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, with the words for those who do not see it."""
+
+    name: str
+    """For a file; letters, digits and underscores."""
+    svg: str
+    caption: str
+
+
+def thin(points: Curve, limit: int = 600) -> Curve:
+    """Return at most `limit` points that look the same: the lowest and the highest of each stretch, and both ends.
+
+    Raises:
+        ValueError: `limit` leaves no room for them.
+    """
+    if limit < 4:
+        raise ValueError(f"limit={limit} is too few points for a curve; give at least 4")
+    if len(points) <= limit:
+        return points
+    stretches = (limit - 2) // 2
+    inner = points[1:-1]
+    kept = [points[0]]
+    for index in range(stretches):
+        stretch = inner[index * len(inner) // stretches : (index + 1) * len(inner) // stretches]
+        # NaN compares false with everything: take it for the lowest, so that a gap stays a gap.
+        low = min(stretch, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
+        high = max(stretch, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
+        kept += sorted({low, high})
+    return (*kept, points[-1])
+
+
+def line_chart(lines: Sequence[Line], *, y_label: str, x_label: str = "step", from_zero: bool = False) -> str:
+    """Draw curves over steps; return SVG text.
+
+    Args:
+        lines: The curves, drawn in this order, each with a colour of its own.
+        y_label: What is measured, with its unit.
+        x_label: What is counted.
+        from_zero: Let the axis begin at 0, for what is compared by its size.
+    """
+    figure, axes = _figure(2.9, fitted=False)
+    for index, line in enumerate(lines):
+        steps, values = zip(*thin(line.points)) if line.points else ((), ())
+        colour = OKABE_ITO[index % len(OKABE_ITO)]
+        mark = _MARKERS[index % len(_MARKERS)] if line.sparse and len(steps) <= 60 else None
+        single = "o" if len(steps) == 1 else mark
+        axes.plot(
+            steps,
+            values,
+            color=colour,
+            label=line.label,
+            linewidth=0.7 if len(steps) > 300 else 1.5,  # where a stroke is wider than a step, it hides the noise
+            marker=single,
+            markersize=3.5,
+            zorder=3 if mark else 2,
+        )
+        if line.best is not None:
+            step, value = line.best
+            axes.plot(
+                [step],
+                [value],
+                linestyle="none",
+                marker="*",
+                markersize=13,
+                color="#000000",
+                markeredgecolor="#ffffff",
+                label=f"best: {value:.4g} at step {step:,}",
+                zorder=4,
+                clip_on=False,
+            )
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if from_zero:
+        tallest = max((v for line in lines for _, v in line.points if math.isfinite(v)), default=0.0)
+        axes.set_ylim(0, 1.06 * tallest if tallest > 0 else 1)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
+    if from_zero or max((abs(v) for line in lines for _, v in line.points if math.isfinite(v)), default=0) >= 1e4:
+        axes.yaxis.set_major_formatter(lambda value, position: _short(value))
+    if len(lines) > 1 or any(line.best for line in lines):
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, **_LEGEND)
+    return _svg(figure)
+
+
+def bar_chart(bars: Sequence[Bar], *, x_label: str) -> str:
+    """Draw scores as horizontal bars with whiskers and a dotted line at each part's chance; return SVG text.
+
+    Args:
+        bars: The scores, from top to bottom in the order of their parts.
+        x_label: What the shares are of.
+    """
+    parts = list(dict.fromkeys(bar.part for bar in bars))
+    series = list(dict.fromkeys(bar.series for bar in bars))
+    height = 0.8 / len(series)
+    figure, axes = _figure(0.9 + 0.25 * len(series) + len(parts) * max(0.34, 0.2 * len(series)), fitted=True)
+    for index, name in enumerate(series):
+        own = [bar for bar in bars if bar.series == name]
+        places = [parts.index(bar.part) + (index + 0.5) * height - 0.4 for bar in own]
+        axes.barh(places, [bar.value for bar in own], height * 0.9, color=OKABE_ITO[index % len(OKABE_ITO)], label=name)
+        for place, bar in zip(places, own):
+            axes.plot([bar.low, bar.high], [place, place], color="#333333", linewidth=1, marker="|", markersize=4)
+    chance = {bar.part: bar.chance for bar in bars if bar.chance is not None}
+    for index, (part, share) in enumerate(chance.items()):
+        place = parts.index(part)
+        label = "chance" if index == 0 else None
+        axes.plot(
+            [share, share], [place - 0.46, place + 0.46], color="#000000", linestyle=":", linewidth=1.8, label=label
+        )
+    counts = {bar.part: bar.n for bar in bars}
+    axes.set_yticks(range(len(parts)), [f"{part} (n={counts[part]:,})" for part in parts])
+    axes.set_ylim(len(parts) - 0.45, -0.55)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda value, position: f"{100 * value:.0f}%")
+    axes.set_xlabel(x_label)
+    axes.grid(axis="y", visible=False)
+    handles, names = axes.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda index: names[index] == "chance")
+    named = [handles[index] for index in order], [names[index] for index in order]
+    figure.legend(*named, loc="outside upper center", ncols=3, **_LEGEND)
+    return _svg(figure)
+
+
+def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
+    """Draw what a run logged over its steps, the best step marked on the validation curve it was chosen by."""
+    chosen = validation_metric(curves)
+
+    def line(metric: str, label: str) -> Line:
+        validation = metric.startswith(("val/", "pass@"))
+        best = best_point(curves[metric], chosen[1]) if chosen and metric == chosen[0] else None
+        return Line(label=label, points=curves[metric], best=best, sparse=validation)
+
+    charts: tuple[tuple[str, str, dict[str, str], bool], ...] = (
+        ("loss", "loss (nats per token)", {"train/loss": "training", "val/loss": "validation"}, False),
+        ("bpb", "bits per byte", {"val/bpb": "validation"}, False),
+        ("reward", "mean reward", {"reward": "training"}, False),
+        ("pass", "share solved", {"pass@1": "pass@1", "pass@1_greedy": "greedy"}, True),
+        ("lr", "learning rate (× peak rate)", {"train/lrm": "multiplier"}, True),
+        ("speed", "tokens per second", {"train/tok_per_sec": "training"}, True),
+    )
+    for key, y_label, metrics, from_zero in charts:
+        lines = [line(metric, label) for metric, label in metrics.items() if curves.get(metric)]
+        if not lines or (key == "loss" and "reward" in curves):  # a policy's loss says nothing by its size
+            continue
+        words = [f"{each.label} from {each.points[0][1]:.4g} to {each.points[-1][1]:.4g}" for each in lines]
+        words += [f"best {each.best[1]:.4g} at step {each.best[0]:,}" for each in lines if each.best]
+        svg = line_chart(lines, y_label=y_label, from_zero=from_zero)
+        yield Figure(re.sub(r"\W+", "_", f"{name}_{key}"), svg, f"{y_label} over steps: {'; '.join(words)}")
+
+
+def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterator[Figure]:
+    """Draw the shares of an evaluation by subject and by grade, a figure a metric.
+
+    Args:
+        columns: Rows by the name of their checkpoint.
+        name: Of the evaluation.
+    """
+    for by in _BAR_GROUPS:
+        rows = [
+            (label, row)
+            for label, own in columns.items()
+            for row in own
+            if row.group and set(row.group) == {by} and row.interval and row.value is not None and row.count is not None
+        ]
+        for metric in dict.fromkeys(row.metric for _, row in rows):
+            bars = [
+                Bar(
+                    part=row.group[by],
+                    series=label,
+                    value=row.value,
+                    low=row.interval.low,
+                    high=row.interval.high,
+                    n=row.n,
+                    chance=_chance(row),
+                )
+                for label, row in rows
+                if row.metric == metric and row.group and row.interval and row.value is not None
+            ]
+            if 2 <= len({bar.part for bar in bars}) <= _MAX_BAR_PARTS:
+                caption = f"{name}, {metric} by {by}, with 95% intervals"
+                svg = bar_chart(bars, x_label=metric)
+                yield Figure(re.sub(r"\W+", "_", f"{name}_{metric}_{by}"), svg, caption)
+
+
+def data_url(svg: str) -> str:
+    """Return SVG text as a `data:` address, which keeps its names and styles apart from those of the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _figure(height_in: float, fitted: bool) -> tuple[Any, Any]:
+    """Make a figure with one pair of axes; `fitted` lets the margins follow the labels, which doubles the time."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(_STYLE):
+        if fitted:
+            figure = Canvas(figsize=(_WIDTH_IN, height_in), layout="constrained")
+            return figure, figure.add_subplot()
+        figure = Canvas(figsize=(_WIDTH_IN, height_in))
+        left, right, bottom, top = 0.68 / _WIDTH_IN, 1 - 0.26 / _WIDTH_IN, 0.5 / height_in, 1 - 0.32 / height_in
+        return figure, figure.add_axes((left, bottom, right - left, top - bottom))
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the layout's font lacks: the browser has a font for it.
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing from font.*")
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]  # without the doctype, which names an address that nobody should ask
+
+
+def _chance(row: MetricRow) -> float | None:
+    return float(row.baseline["chance"]) if row.baseline and "chance" in row.baseline else None
+
+
+def _short(value: float) -> str:
+    """Write a tick as people say it: 1.5k, 20M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

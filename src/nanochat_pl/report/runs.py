@@ -1,0 +1,364 @@
+"""Read what a run left in its folder, whatever state it was left in.
+
+A run that is still going, was killed between two writes, or never evaluated has fewer files, and perhaps half a line
+at the end of one. All that is whole is read; all that is missing is named in `Run.problems`, so that a report can say
+so instead of passing over it. Only files are read: no checkpoint is opened, no torch is needed.
+"""
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.stats import Interval
+
+__all__ = [
+    "STAGES",
+    "Curve",
+    "Result",
+    "Run",
+    "best_point",
+    "find_chain",
+    "last_value",
+    "read_metrics",
+    "read_run",
+    "validation_metric",
+]
+
+STAGES = ("tokenizer", "base", "mid", "sft", "sft_scienceqa", "rl")
+"""The stages in the order in which they are trained; others of a chain come after."""
+
+Curve = tuple[tuple[int, float], ...]
+"""Points (step, value) by step; a value may be NaN or infinite where training diverged."""
+
+_RUN_FILES = ("config.yaml", "run.json", "summary.json", "metrics.csv")
+_MAX_SAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One `results.json`: an evaluation of one checkpoint."""
+
+    name: str
+    """Of the evaluation, such as `scienceqa`."""
+    checkpoint: str
+    """Stem of the evaluated file, such as `best`."""
+    rows: tuple[MetricRow, ...]
+    seconds: float
+    examples: tuple[dict[str, Any], ...]
+    """The first answered questions; empty for evaluations that ask none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run folder says."""
+
+    folder: Path
+    stage: str
+    name: str
+    config: Mapping[str, Any]
+    """config.yaml, resolved; empty where it is missing."""
+    config_text: str
+    record: Mapping[str, Any]
+    """run.json: command line, versions, commit."""
+    dirty: bool | None
+    """Uncommitted changes were saved with the run; None = the commit is not known either."""
+    summary: Mapping[str, Any]
+    curves: Mapping[str, Curve]
+    """By the name of the metric, as logged."""
+    results: tuple[Result, ...]
+    """By name of the evaluation; of several checkpoints best comes first, then last."""
+    samples: tuple[dict[str, Any], ...]
+    """Of samples.jsonl (reinforcement learning), the newest."""
+    problems: tuple[str, ...]
+    """What is missing or unfinished, a sentence each."""
+
+    @property
+    def status(self) -> str:
+        """`finished`, `stopped`, `failed: …`, `unfinished` (running or killed), or `unknown` (no summary)."""
+        status = str(self.summary.get("status", "unknown"))
+        return "unfinished" if status == "running" else status
+
+    @property
+    def step(self) -> int | None:
+        """The last step that anything is known of."""
+        logged = max((curve[-1][0] for curve in self.curves.values()), default=None)
+        written = self.summary.get("step")
+        return max((step for step in (logged, written) if step is not None), default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time, as far as it was recorded.
+
+        A resumed run's summary times the last session only, while its training time counts all of them: the longer
+        one is nearer the truth.
+        """
+        known = (
+            self.summary.get("wall_s"),
+            self.summary.get("train_seconds"),
+            last_value(self.curves, "total_training_time"),
+        )
+        return max((float(value) for value in known if value is not None), default=None)
+
+
+def last_value(curves: Mapping[str, Curve], metric: str) -> float | None:
+    """Return the newest value of a metric, None where it was never logged."""
+    return curves[metric][-1][1] if curves.get(metric) else None
+
+
+def validation_metric(curves: Mapping[str, Curve]) -> tuple[str, bool] | None:
+    """Return the metric that chooses the best checkpoint, and whether higher is better; None without validation."""
+    for metric, higher in (("pass@1", True), ("val/bpb", False), ("val/loss", False)):
+        if curves.get(metric):
+            return metric, higher
+    return None
+
+
+def best_point(curve: Curve, higher: bool = False) -> tuple[int, float] | None:
+    """Return the point of the lowest value (of the highest with `higher`), the earliest of equals, NaN left out."""
+    numbers = [point for point in curve if not math.isnan(point[1])]
+    return min(numbers, key=lambda point: -point[1] if higher else point[1], default=None)
+
+
+def find_chain(folders: Sequence[Path], *, whole: bool = True) -> list[Path]:
+    """Return `folders` with the other stages of their chains, in the order of training.
+
+    A chain is what bears the same run name in the other stages' folders, `<outputs>/<stage>/<run_name>`, and what a
+    run says it started from. Without `whole` the folders are only put in order.
+
+    Raises:
+        FileNotFoundError: One of them is no run folder; says what runs lie near it.
+    """
+    found: dict[Path, Path] = {}
+    waiting = [Path(folder) for folder in folders]
+    for folder in waiting:
+        _check_run(folder)
+    while waiting:
+        folder = waiting.pop(0)
+        if folder.resolve() in found:
+            continue
+        found[folder.resolve()] = folder
+        if not whole:
+            continue
+        summary = _read_json(folder / "summary.json", [])
+        start = str(summary.get("init_from") or "").partition(" (")[0]
+        if "/checkpoints/" in start:
+            # Noted as the training command saw it: from its working folder, or the outputs' parent if both moved.
+            ancestor = Path(start).parent.parent
+            places = [ancestor] if ancestor.is_absolute() else [ancestor, folder.parent.parent.parent / ancestor]
+            waiting += [place for place in places if _is_run(place)][:1]
+        if folder.parent.name == _stage_of(folder):
+            siblings = sorted(folder.parent.parent.glob("*/"))
+            waiting += [
+                stage / folder.name
+                for stage in siblings
+                if _is_run(stage / folder.name) and stage.name == _stage_of(stage / folder.name)
+            ]
+    return sorted(found.values(), key=lambda folder: (_stage_order(_stage_of(folder)), folder.name, str(folder)))
+
+
+def read_run(folder: Path, now: float | None = None) -> Run:
+    """Read a run folder; what is missing or torn becomes a sentence in `problems`.
+
+    Args:
+        folder: The run folder.
+        now: Seconds since the epoch, to say how long ago an unfinished run last wrote; None = the clock.
+
+    Raises:
+        FileNotFoundError: This is no run folder.
+    """
+    _check_run(folder)
+    problems: list[str] = []
+    summary = _read_json(folder / "summary.json", problems)
+    record = _read_json(folder / "run.json", problems)
+    config, config_text = _read_config(folder / "config.yaml", problems)
+    stage = _stage_of(folder)
+    curves = read_metrics(folder / "metrics.csv", problems) if stage != "tokenizer" else {}
+    results = tuple(_read_results(folder, problems))
+    status = summary.get("status")
+    if status == "running" or (status is None and curves):
+        ago = (time.time() if now is None else now) - _last_write(folder)
+        problems.append(
+            f"not finished: this run is still going or was killed; it last wrote {_duration(ago)} before this report"
+        )
+    elif isinstance(status, str) and status.startswith("failed"):
+        problems.append(f"{status}; its figures end where it failed (log.txt says why)")
+    elif status == "stopped":
+        problems.append(
+            f"stopped at step {summary.get('step')} of {summary.get('num_steps')}; resume=auto continues it"
+        )
+    if stage != "tokenizer" and not results:
+        problems.append(f"no evaluation yet; python evaluate.py ckpt={folder} makes one")
+    return Run(
+        folder=folder,
+        stage=stage,
+        name=str(summary.get("run_name") or config.get("run_name") or folder.name),
+        config=config,
+        config_text=config_text,
+        record=record,
+        dirty=(folder / "git_diff.patch").is_file() if record.get("git_commit") else None,
+        summary=summary,
+        curves=curves,
+        results=results,
+        samples=tuple(_json_lines(folder / "samples.jsonl")[-_MAX_SAMPLES:]),
+        problems=tuple(problems),
+    )
+
+
+def read_metrics(path: Path, problems: list[str]) -> dict[str, Curve]:
+    """Read metrics.csv into a curve a metric; a step that stands twice counts as written last.
+
+    A last line without its line end is left out, even where it parses: `3.1` may be the beginning of `3.14`.
+    """
+    if not path.is_file():
+        problems.append("no metrics.csv: it ended before the first logged step")
+        return {}
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    if len(whole) < len(text):
+        problems.append("the last line of metrics.csv is half written and was left out")
+    points: dict[str, dict[int, float]] = {}
+    for row in csv.DictReader(io.StringIO(whole.replace("\0", ""))):
+        if not (row.get("step") or "").isdigit():
+            continue
+        for metric, value in row.items():
+            if metric is None or metric == "step" or not value:
+                continue
+            try:
+                points.setdefault(metric, {})[int(row["step"])] = float(value)
+            except ValueError:
+                problems.append(f"metrics.csv, step {row['step']}: {metric} is {value[:40]!r}, no number; left out")
+    if not points:
+        problems.append("metrics.csv holds no whole row yet")
+    return {metric: tuple(sorted(values.items())) for metric, values in points.items()}
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _RUN_FILES)
+
+
+def _check_run(folder: Path) -> None:
+    if _is_run(folder):
+        return
+    near = folder if folder.is_dir() else next((p for p in folder.parents if p.is_dir()), Path())
+    runs = sorted(
+        {path.parent for name in _RUN_FILES for depth in ("*", "*/*") for path in near.glob(f"{depth}/{name}")}
+    )
+    listed = ", ".join(str(run) for run in runs[:8]) + (f" and {len(runs) - 8} more" if len(runs) > 8 else "")
+    raise FileNotFoundError(
+        f"{folder} is no run folder: it holds none of {', '.join(_RUN_FILES)}; "
+        + (f"runs near it: {listed}" if runs else "give a folder that train.py made, such as outputs/base/<run_name>")
+    )
+
+
+def _stage_of(folder: Path) -> str:
+    """Name the stage of a run: as its summary says, else its config, else the folder it lies in."""
+    stage = _read_json(folder / "summary.json", []).get("stage")
+    if stage is None:
+        section = _read_config(folder / "config.yaml", [])[0].get("stage")
+        stage = section.get("name") if isinstance(section, Mapping) else None
+    return str(stage or folder.resolve().parent.name)
+
+
+def _stage_order(stage: str) -> tuple[int, str]:
+    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"no {path.name}")
+        return {}
+    except (ValueError, OSError) as error:
+        problems.append(f"{path.name} cannot be read ({error})")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.name} holds no object")
+        return {}
+    return content
+
+
+def _read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        # The C loader where there is one: a config of 150 keys takes 2 ms instead of 30.
+        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        problems.append(f"no {path.name}")
+        return {}, ""
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        problems.append(f"{path.name} cannot be read ({str(error).splitlines()[0]})")
+        return {}, ""
+    return (content, text) if isinstance(content, dict) else ({}, text)
+
+
+def _read_results(folder: Path, problems: list[str]) -> Iterable[Result]:
+    files = sorted(
+        folder.glob("eval/*/*/results.json"),
+        key=lambda path: (path.parts[-3], _checkpoint_order(path.parts[-2])),
+    )
+    for path in files:
+        unreadable: list[str] = []
+        content = _read_json(path, unreadable)
+        try:
+            rows = tuple(_metric_row(row) for row in content["metrics"])
+            seconds = float(content["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = unreadable[0] if unreadable else f"{type(error).__name__}: {error}"
+            problems.append(f"{path.relative_to(folder)} is no results file ({reason}); left out")
+            continue
+        examples = _json_lines(path.with_name("examples.jsonl"))
+        yield Result(
+            name=path.parts[-3], checkpoint=path.parts[-2], rows=rows, seconds=seconds, examples=tuple(examples)
+        )
+
+
+def _checkpoint_order(name: str) -> tuple[int, str]:
+    preferred = ("best", "last")
+    return (preferred.index(name) if name in preferred else len(preferred), name)
+
+
+def _metric_row(row: Mapping[str, Any]) -> MetricRow:
+    fields = dict(row)
+    for key in ("interval", "bootstrap"):
+        fields[key] = Interval(**fields[key]) if fields.get(key) else None
+    return MetricRow(**fields)
+
+
+def _json_lines(path: Path, limit: int = 5000) -> list[dict[str, Any]]:
+    """Read up to `limit` whole lines of a JSONL file; torn or foreign ones are passed over, the file may be growing."""
+    if not path.is_file():
+        return []
+    records = []
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            try:
+                record = json.loads(line) if line.endswith("\n") else None
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                records.append(record)
+            if len(records) >= limit:
+                break
+    return records
+
+
+def _last_write(folder: Path) -> float:
+    files = (folder / name for name in (*_RUN_FILES, "log.txt"))
+    return max(path.stat().st_mtime for path in files if path.is_file())
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"

@@ -1,0 +1,81 @@
+"""Read training logs that are only text, of programs that wrote no metrics file.
+
+Two kinds of lines count, wherever they stand among others; the step is the first number of each:
+
+    Step 00025 | Val loss: 1.822012
+    Step 00025/00748 | Train loss: 1.597108 | LR: 0.9666 | Tok/s: 2355 | Time: 5.46s
+
+The curves bear the names of this project's own metrics, so that whatever draws a run draws an old log too.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat_pl.report.runs import Curve
+
+__all__ = ["TextLog", "parse_text_log", "read_text_log"]
+
+_NUMBER = r"([+-]?(?:\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?|nan|inf))"
+_STEP = re.compile(r"\bstep\s+(\d+)(?:\s*/\s*(\d+))?\s*\|(.*)", re.IGNORECASE)
+_FIELDS = {
+    "val/loss": re.compile(rf"\bval loss:\s*{_NUMBER}", re.IGNORECASE),
+    "train/loss": re.compile(rf"\btrain loss:\s*{_NUMBER}", re.IGNORECASE),
+    "train/lrm": re.compile(rf"\bLR:\s*{_NUMBER}", re.IGNORECASE),
+    "train/tok_per_sec": re.compile(rf"\btok/s:\s*{_NUMBER}", re.IGNORECASE),
+    "train/dt": re.compile(rf"\btime:\s*{_NUMBER}\s*s\b", re.IGNORECASE),
+}
+"""Metric -> its field; the rate is a multiplier of the peak rates, the time is seconds a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLog:
+    """What a text log says."""
+
+    name: str
+    curves: dict[str, Curve]
+    num_steps: int | None
+    """As announced by `Step 00025/00748`; None where no line does."""
+    num_lines: int
+    """Lines that were understood."""
+
+
+def parse_text_log(text: str, name: str = "log") -> TextLog:
+    """Read the lines of a training log; a step that stands twice (a resumed run) counts as written last.
+
+    Raises:
+        ValueError: No line is in one of the two forms.
+    """
+    points: dict[str, dict[int, float]] = {}
+    num_steps, num_lines = None, 0
+    for line in text.splitlines():
+        if not (match := _STEP.search(line)):
+            continue
+        step, of, rest = match.groups()
+        values = {metric: found[1] for metric, field in _FIELDS.items() if (found := field.search(rest))}
+        if not values:
+            continue
+        num_lines += 1
+        num_steps = int(of) if of else num_steps
+        for metric, value in values.items():
+            points.setdefault(metric, {})[int(step)] = float(value.replace(",", ""))
+    if not points:
+        raise ValueError(
+            f"{name} has no line of a training log; expected lines such as 'Step 00025 | Val loss: 1.822012' or "
+            "'Step 00025/00748 | Train loss: 1.597108 | LR: 0.9666 | Tok/s: 2355 | Time: 5.46s'; "
+            "for a run of this project give its folder instead"
+        )
+    curves = {metric: tuple(sorted(values.items())) for metric, values in points.items()}
+    return TextLog(name=name, curves=curves, num_steps=num_steps, num_lines=num_lines)
+
+
+def read_text_log(path: Path) -> TextLog:
+    """Read a text log from a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: As `parse_text_log`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no log at {path}; give the text file that training printed into")
+    return parse_text_log(path.read_text(encoding="utf-8", errors="replace"), str(path))
