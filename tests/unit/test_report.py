@@ -5,6 +5,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -182,6 +184,19 @@ def test_a_folder_that_is_no_run_is_refused_with_the_runs_near_it(tmp_path: Path
         find_chain([tmp_path / "base"])
 
 
+def test_a_killed_run_still_tells_its_speed(tmp_path: Path):
+    assert read_run(write_run(tmp_path, "base", status="running")).median_speed == 4015.5
+    assert read_run(write_run(tmp_path, "mid", median_tok_per_sec=7.0)).median_speed == 7.0
+
+
+def test_reading_and_reporting_load_no_torch(tmp_path: Path):
+    folder = write_run(tmp_path, "tokenizer")
+    program = "import sys; from nanochat_pl.cli.report import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120)
+    assert "report.html" in done.stdout, done.stderr
+    assert not {"torch", "lightning", "hydra", "omegaconf", "matplotlib"} & set(done.stdout.split())
+
+
 # --- figures ---
 
 
@@ -324,7 +339,7 @@ def test_code_cannot_end_its_own_fence():
 @pytest.mark.usefixtures("no_drawing")
 def test_cost_is_time_times_rate(tmp_path: Path):
     runs = [read_run(write_run(tmp_path, stage, wall_s=1800.0)) for stage in ("base", "mid")]
-    assert "Cost at $24.00 an hour for the machine: $24.00." in pages(runs, usd_per_hour=24.0)[0]
+    assert "Cost at 24.00 USD an hour for the machine: 24.00 USD." in pages(runs, usd_per_hour=24.0)[0]
     assert "Cost" not in pages(runs)[0]
 
 

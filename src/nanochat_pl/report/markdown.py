@@ -223,7 +223,7 @@ def _plain(block: Block, picture: Callable[[Figure], str]) -> str:
 
 def _escaped(text: str) -> str:
     """Write plain text so that Markdown shows it as it is, on one line."""
-    text = re.sub(r"([\\`*|\[\]<>#~])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*|\[\]<>#~$])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
@@ -240,7 +240,7 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
         "Bits per byte": lambda run: _number(last_value(run.curves, "val/bpb")),
         "pass@1": lambda run: _share(last_value(run.curves, "pass@1")),
         "Best step": lambda run: _count(run.summary.get("best_step")),
-        "Tokens/s": lambda run: _count(run.summary.get("median_tok_per_sec")),
+        "Tokens/s": lambda run: _count(run.median_speed),
         "Time": lambda run: _time(run.seconds),
     }
     table = {name: [of(run) for run in runs] for name, of in columns.items()}
@@ -254,7 +254,7 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
     text += f" ({_time(trained)} training, {_time(evaluated)} evaluation)."
     if usd_per_hour is not None:
         cost = (trained + evaluated) / 3600 * usd_per_hour
-        text += f" Cost at ${usd_per_hour:,.2f} an hour for the machine: {at_least}${cost:,.2f}."
+        text += f" Cost at {usd_per_hour:,.2f} USD an hour for the machine: {at_least}{cost:,.2f} USD."
     yield Text(text)
     for run, label in zip(runs, labels):
         for problem in run.problems:
@@ -344,7 +344,7 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
         ),
         ("tokens", _count(last_value(run.curves, "tokens"))),
         ("training FLOPs", _power(last_value(run.curves, "total_training_flops"))),
-        ("tokens per second, median", _count(summary.get("median_tok_per_sec"))),
+        ("tokens per second, median", _count(run.median_speed)),
         ("MFU", _percent(last_value(run.curves, "train/mfu"))),
         ("training time", _time(last_value(run.curves, "total_training_time"))),
         ("time in all", _time(run.seconds)),
@@ -526,8 +526,9 @@ def _name(row: MetricRow, alone: bool = False) -> str:
 def _cell(row: MetricRow) -> str:
     if row.value is None:
         return f"- (n = {row.n})"
-    scale, form = (100, ".1f") if row.count is not None else (1, ".4g")
-    text = f"{scale * row.value:{form}}{'%' if row.count is not None else ''}"
+    share = row.count is not None or row.metric.startswith("pass@")
+    scale, form = (100, ".1f") if share else (1, ".4g")
+    text = f"{scale * row.value:{form}}{'%' if share else ''}"
     if row.interval is None:
         return text
     return f"{text} [{scale * row.interval.low:{form}}, {scale * row.interval.high:{form}}]"

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,14 @@ class Run:
             last_value(self.curves, "total_training_time"),
         )
         return max((float(value) for value in known if value is not None), default=None)
+
+    @property
+    def median_speed(self) -> float | None:
+        """Tokens a second: as summarized at the end, else over the rows after the first, which holds start-up."""
+        if self.summary.get("median_tok_per_sec") is not None:
+            return float(self.summary["median_tok_per_sec"])
+        speeds = [speed for _, speed in self.curves.get("train/tok_per_sec", ())[1:]]
+        return statistics.median(speeds) if speeds else None
 
 
 def last_value(curves: Mapping[str, Curve], metric: str) -> float | None:
