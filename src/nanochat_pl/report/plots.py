@@ -223,8 +223,8 @@ def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
         lines = [line(metric, label) for metric, label in metrics.items() if curves.get(metric)]
         if not lines or (key == "loss" and "reward" in curves):  # a policy's loss says nothing by its size
             continue
-        words = [f"{each.label} from {each.points[0][1]:.4g} to {each.points[-1][1]:.4g}" for each in lines]
-        words += [f"best {each.best[1]:.4g} at step {each.best[0]:,}" for each in lines if each.best]
+        words = [f"{each.label} from {_plain(each.points[0][1])} to {_plain(each.points[-1][1])}" for each in lines]
+        words += [f"best {_plain(each.best[1])} at step {each.best[0]:,}" for each in lines if each.best]
         svg = line_chart(lines, y_label=y_label, from_zero=from_zero)
         yield Figure(re.sub(r"\W+", "_", f"{name}_{key}"), svg, f"{y_label} over steps: {'; '.join(words)}")
 
@@ -296,6 +296,10 @@ def _svg(figure: Any) -> str:
 
 def _chance(row: MetricRow) -> float | None:
     return float(row.baseline["chance"]) if row.baseline and "chance" in row.baseline else None
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 
 def _short(value: float) -> str:
