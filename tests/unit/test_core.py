@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ def words(chance: random.Random, low: int, high: int) -> str:
 def make_tasks(num_examples: int = 9, num_fewshot: int = 3) -> list[CoreTask]:
     """One task of each type, with examples of all lengths."""
     chance = random.Random(0)
-    fields = {"num_fewshot": num_fewshot, "baseline": 0.25}
+    settings = {"num_fewshot": num_fewshot, "baseline": 0.25}
     choice = [
         {
             "query": f"Question: {words(chance, 1, 20)}?",
@@ -53,9 +54,9 @@ def make_tasks(num_examples: int = 9, num_fewshot: int = 3) -> list[CoreTask]:
     ]
     language = [{"context": words(chance, 1, 30), "continuation": words(chance, 1, 3)} for _ in range(num_examples)]
     return [
-        CoreTask(label="choice", type="multiple_choice", examples=choice, delimiter="\nAnswer: ", **fields),
-        CoreTask(label="schema", type="schema", examples=schema, **fields),
-        CoreTask(label="language", type="language_modeling", examples=language, **fields),
+        CoreTask(label="choice", type="multiple_choice", examples=choice, delimiter="\nAnswer: ", **settings),
+        CoreTask(label="schema", type="schema", examples=schema, **settings),
+        CoreTask(label="language", type="language_modeling", examples=language, **settings),
     ]
 
 
@@ -304,6 +305,15 @@ def test_choices_of_the_same_words_tie_exactly(model, tokenizer):
     assert first.losses == again.losses
 
 
+def test_a_beginning_and_an_ending_that_choices_share_may_overlap(model):
+    ids = list(range(20, 32))
+    rows = make_rows("schema", [[9, *ids, *ids], [9, *ids]])
+    assert [row.start for row in rows] == [13, 1]
+    (scores,) = score_items(model, [rows], cache_type=KVCache)
+    for row, score in zip(rows, scores, strict=True):
+        assert score.losses == pytest.approx(read_whole(model, row)[0], abs=1e-4)
+
+
 def test_broken_weights_are_named(tokenizer):
     broken = make_model(tokenizer.vocab_size)
     with torch.no_grad():
@@ -475,6 +485,22 @@ def test_a_bundle_is_read_in_its_own_layout(tmp_path):
     (task,) = load_bundle(write_bundle(tmp_path / "bundle"))
     assert (task.label, task.type, task.num_fewshot, task.baseline) == ("copa", "multiple_choice", 0, 0.5)
     assert (task.delimiter, list(task.examples)) == (" ", [EXAMPLE])
+
+
+def test_a_fingerprint_changes_with_all_that_changes_a_score():
+    task = TASKS[0]
+    changes = {
+        "label": "other",
+        "type": "schema",
+        "num_fewshot": 4,
+        "baseline": 0.5,
+        "delimiter": " ",
+        "examples": task.examples[1:],
+    }
+    assert set(changes) == {field.name for field in fields(CoreTask)}
+    seen = {task.fingerprint(), *(replace(task, **{name: value}).fingerprint() for name, value in changes.items())}
+    assert len(seen) == 7
+    assert replace(task, examples=tuple(task.examples)).fingerprint() == task.fingerprint()
 
 
 @pytest.mark.parametrize("missing", ["", "core.yaml", "eval_meta_data.csv", "eval_data/copa.jsonl"])

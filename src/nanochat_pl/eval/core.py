@@ -84,7 +84,8 @@ def evaluate_core(
         max_batch_tokens, cache_type: As in `core_scoring.score_items`; give it the model's `KVCache`.
         rank: Which share of each task this process answers.
         world_size: Number of processes; beyond 1 all must call, in a process group, and all get all records.
-        log: Answers already given, and where to put new ones: this process's own. None = memory only.
+        log: Answers already given, and where to put new ones: this process's own. Its configuration must hold
+            `max_per_task` and each task's `fingerprint()`. None = memory only.
         progress: Called with (answered, asked) of this process after each chunk.
 
     Raises:

@@ -9,6 +9,7 @@ the size of a batch, whatever the number of items.
 Also here: token ids of many prompts that repeat each other's lines, without encoding a line twice.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ _Wanted = tuple[int, int, Sequence[int], RowScore]
 def _heads(rows: Sequence[tuple[Row, RowScore]], *, share: bool) -> list[_Head]:
     """Say what of an item is read once. A row's last token is never read: nothing is predicted from it."""
     if share and len(rows) > 1:
-        shared = min(common_prefix([row.ids for row, _ in rows]), *(row.start for row, _ in rows))
+        shared = common_prefix([row.ids for row, _ in rows])
         if shared:  # rows that were cropped may begin with different tokens
             ids = rows[0][0].ids[:shared]
             return [_Head(ids, [_Tail(row.ids[shared:-1], row, score) for row, score in rows])]
@@ -259,10 +260,9 @@ def _note(model: Any, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
         logits = model.logits(part)
         losses.append(F.cross_entropy(logits, target, reduction="none"))
         predictions.append(logits.argmax(dim=-1))
-    all_losses = torch.cat(losses)
-    if not all_losses.isfinite().all():
+    noted, predicted, done = torch.cat(losses).tolist(), torch.cat(predictions).tolist(), 0
+    if not all(map(math.isfinite, noted)):
         raise ValueError("the model's losses are not finite: its weights are broken; evaluate an earlier checkpoint")
-    noted, predicted, done = all_losses.tolist(), torch.cat(predictions).tolist(), 0
     for _, _, tokens, score in wanted:
         score.losses += noted[done : done + len(tokens)]
         score.predictions += predicted[done : done + len(tokens)]

@@ -7,10 +7,11 @@ nothing to set. A bundle is a folder with `core.yaml`, `eval_meta_data.csv` and 
 """
 
 import csv
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -62,6 +63,11 @@ class CoreTask:
         examples = list(self.examples)
         random.Random(_ORDER_SEED).shuffle(examples)
         return examples[:max_per_task]
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change with anything that changes a prompt, its answer or the score."""
+        content = json.dumps(asdict(self), sort_keys=True, default=list)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def _existing(path: Path, folder: Path) -> Path:
     raise FileNotFoundError(
         f"no {path.relative_to(folder)} in the evaluation bundle {folder}"
         f"{'' if folder.is_dir() else ' (no such folder)'}; bring the bundle of nanochat with: "
-        f"curl -LO {BUNDLE_URL} && unzip eval_bundle.zip -d {folder.parent}"
+        f"curl -LO {BUNDLE_URL} && unzip eval_bundle.zip -d {folder.parent} (unpacks to eval_bundle/)"
     )
 
 
