@@ -141,13 +141,17 @@ def _entrants(paths: Sequence[str]) -> list[Entrant]:
 
 
 def _run_config(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    file = next(iter(results.values())).file
-    config = file.parents[3] / "config.yaml" if len(file.parents) > 3 else file
-    if file.parent.parent.parent.name != "eval" or not config.is_file():
+    """Read the config of the run that the results lie in: <run>/eval/<name>/<checkpoint>/results.json."""
+    evaluated = next(iter(results.values())).file.resolve().parent.parent.parent
+    config = evaluated.parent / "config.yaml"
+    if evaluated.name != "eval" or not config.is_file():
         return None
     import yaml
 
-    read = yaml.safe_load(config.read_text(encoding="utf-8"))
+    try:
+        read = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config} is no YAML ({error}); mend it or move it away") from error
     return read if isinstance(read, dict) else None
 
 
@@ -345,9 +349,9 @@ def _markdown(shown: Shown) -> str:
                 "Expected:",
                 *fenced(question.expected),
             ]
-            for entrant, answer in zip(shown.entrants, question.answers):
+            for label, answer in question.answers.items():
                 verdict = "right" if answer["correct"] else "wrong"
-                lines += ["", f"**{entrant.label}: {verdict}**", "", *fenced(answer["output"])]
+                lines += ["", f"**{label}: {verdict}**", "", *fenced(str(answer["output"]))]
     return "\n".join(lines) + "\n"
 
 
@@ -357,9 +361,10 @@ body { color: #1a1a1a; background: #fff }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { border-bottom: 1px solid #ccc; padding: .35rem .7rem; white-space: pre-line }
+th, td { border-bottom: 1px solid #ccc; padding: .35rem .7rem; white-space: pre }
 th, td { text-align: right; vertical-align: top }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere }
+th:first-child, td:first-child { text-align: left; white-space: pre-line; overflow-wrap: anywhere; min-width: 8rem }
+svg text { paint-order: stroke; stroke: #fff; stroke-width: 4px }
 li { overflow-wrap: anywhere } svg { max-width: 100%; height: auto; display: block; margin: .5rem 0 1rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .6rem; margin: .3rem 0 }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: .8rem }
@@ -385,9 +390,9 @@ def _html(shown: Shown) -> str:
         for question in questions:
             body.append(f"<h3>{escaped(question.id)}</h3><pre>{escaped(question.prompt)}</pre>")
             body.append(f'Expected: <pre>{escaped(question.expected)}</pre><div class="answers">')
-            for entrant, answer in zip(shown.entrants, question.answers):
+            for label, answer in question.answers.items():
                 verdict = "right" if answer["correct"] else "wrong"
-                said = f"<b>{escaped(entrant.label)}: {verdict}</b><pre>{escaped(answer['output'])}</pre>"
+                said = f"<b>{escaped(label)}: {verdict}</b><pre>{escaped(str(answer['output']))}</pre>"
                 body.append(f'<div class="{verdict}">{said}</div>')
             body.append("</div>")
     return (
@@ -408,7 +413,7 @@ def _svg(line: Line, points: Sequence[tuple[str, MetricRow]], scale: float) -> s
     def x(value: float) -> float:
         return round(left + width * min(max(value, 0.0) / scale, 1.0), 1)
 
-    title = html.escape(f"{line.evaluation} {_name(line)}")
+    title = html.escape(_shortened(f"{line.evaluation} {_name(line)}"))
     parts = [
         f'<svg viewBox="0 0 360 {height}" width="560" role="img" aria-label="{title}" font-family="sans-serif" '
         f'font-size="12"><text x="{left}" y="16" font-weight="bold">{title}</text>'
@@ -430,12 +435,18 @@ def _svg(line: Line, points: Sequence[tuple[str, MetricRow]], scale: float) -> s
     for place, (label, row) in enumerate(points):
         assert row.value is not None
         y = top + step * place + 28
-        parts.append(f'<text x="{left}" y="{y - 14}">{html.escape(f"{label}: {_value(row.value, share)}")}</text>')
+        parts.append(
+            f'<text x="{left}" y="{y - 14}">{html.escape(_shortened(label))}: {_value(row.value, share)}</text>'
+        )
         if row.interval is not None:
             low, high = x(row.interval.low), x(row.interval.high)
             parts.append(f'<line x1="{low}" x2="{high}" y1="{y}" y2="{y}" stroke="#0072b2" stroke-width="3"/>')
         parts.append(f'<circle cx="{x(row.value)}" cy="{y}" r="5" fill="#0072b2"/>')
     return "".join(parts) + "</svg>"
+
+
+def _shortened(text: str, limit: int = 44) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"
 
 
 def _json(shown: Shown) -> str:
@@ -456,8 +467,8 @@ def _json(shown: Shown) -> str:
                     "prompt": question.prompt,
                     "expected": question.expected,
                     "answers": {
-                        entrant.label: {"output": answer["output"], "correct": answer["correct"]}
-                        for entrant, answer in zip(shown.entrants, question.answers)
+                        label: {"output": answer["output"], "correct": answer["correct"]}
+                        for label, answer in question.answers.items()
                     },
                 }
                 for question in questions

@@ -6,11 +6,11 @@ sorted is decided in `eval/failures.py`; here it is shown.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_pl.cli.compare import Arguments, fenced, refuse
-from nanochat_pl.eval.failures import KINDS, Failure, FailureCounts, Kind, count_failures, find_failures
+from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_failures
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.comparison import Result, find_results, load_result
 
@@ -22,8 +22,7 @@ class Sorted:
     """One evaluation with its failures."""
 
     result: Result
-    counts: Sequence[FailureCounts]
-    failures: Sequence[Failure]
+    tasks: Sequence[TaskFailures]
 
 
 def main(arguments: list[str]) -> int:
@@ -62,14 +61,7 @@ def _sort(path: str) -> list[Sorted]:
             f"no answers to sort beside {names}: figures such as bpb have none, and for others examples.jsonl is "
             f"missing; ask questions with `python evaluate.py ckpt={checkpoint} eval=scienceqa`"
         )
-    return [
-        Sorted(
-            result=result,
-            counts=count_failures(result.records, _task(result)),
-            failures=find_failures(result.records, _task(result)),
-        )
-        for result in answered
-    ]
+    return [Sorted(result=result, tasks=sort_failures(result.records, _task(result))) for result in answered]
 
 
 def _task(result: Result) -> str:
@@ -79,15 +71,15 @@ def _task(result: Result) -> str:
 
 
 def _said(evaluation: Sorted) -> str:
-    asked, wrong = (sum(getattr(c, key) for c in evaluation.counts) for key in ("asked", "wrong"))
+    asked, wrong = sum(t.asked for t in evaluation.tasks), sum(len(t.failures) for t in evaluation.tasks)
     result = evaluation.result
     return f"{result.name} of {result.checkpoint.get('path', result.file)}: {wrong} of {asked} answers are wrong"
 
 
-def _kinds(evaluation: Sorted, limit: int) -> Iterator[tuple[Kind, int, list[Failure]]]:
-    """Give each kind that occurs, how often, and its first examples."""
+def _kinds(evaluation: Sorted, limit: int) -> Iterator[tuple[Kind, int, list[tuple[str, Failure]]]]:
+    """Give each kind that occurs, how often, and its first examples with their tasks."""
     for kind in KINDS:
-        found = [failure for failure in evaluation.failures if failure.kind == kind.name]
+        found = [(task.task, f) for task in evaluation.tasks for f in task.failures if f.kind == kind.name]
         if found:
             yield kind, len(found), found[:limit]
 
@@ -101,22 +93,22 @@ def _print(evaluation: Sorted, limit: int) -> None:
     console = Console()
     table = Table()
     table.add_column("kind", no_wrap=True)
-    for counts in evaluation.counts:
-        table.add_column(Text(counts.task), justify="right")
+    for task in evaluation.tasks:
+        table.add_column(Text(task.task), justify="right")
     for kind, _, _ in _kinds(evaluation, 0):
-        cells = [counts.kinds.get(kind.name, 0) for counts in evaluation.counts]
-        shares = [f"{n} ({n / c.wrong:.0%})" if n else "" for n, c in zip(cells, evaluation.counts)]
+        counts = [task.kinds.get(kind.name, 0) for task in evaluation.tasks]
+        shares = [f"{n} ({n / len(task.failures):.0%})" if n else "" for n, task in zip(counts, evaluation.tasks)]
         table.add_row(kind.name, *shares)
     table.add_section()
-    table.add_row("wrong of asked", *(f"{counts.wrong} of {counts.asked}" for counts in evaluation.counts))
+    table.add_row("wrong of asked", *(f"{len(task.failures)} of {task.asked}" for task in evaluation.tasks))
     console.print(table)
     for kind, count, examples in _kinds(evaluation, limit):
         console.print(Text(f"\n{kind.name} ({count}): {kind.rule}", style="bold"))
         console.print(Text(f"try: {kind.remedy}"))
-        for failure in examples:
+        for _, failure in examples:
             record = failure.record
             console.print(
-                Text(f"  {record['id']}  expected {_short(record['expected'])}  wrote {_short(record['output'])}")
+                Text(f"  {record['id']}: expected {_short(record['expected'])}, got {_short(record['output'])}")
             )
 
 
@@ -131,15 +123,22 @@ def _markdown(evaluations: Sequence[Sorted], limit: int) -> str:
         kinds = list(_kinds(evaluation, limit))
         header = ["task", "asked", "wrong", *(kind.name for kind, _, _ in kinds)]
         lines += ["", f"## {_said(evaluation)}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        for counts in evaluation.counts:
-            cells = [counts.task, counts.asked, counts.wrong, *(counts.kinds.get(k.name, 0) for k, _, _ in kinds)]
+        for task in evaluation.tasks:
+            cells = [task.task, task.asked, len(task.failures), *(task.kinds.get(k.name, 0) for k, _, _ in kinds)]
             lines.append(f"| {' | '.join(map(str, cells))} |")
         for kind, count, examples in kinds:
             lines += ["", f"### {kind.name}: {count}", "", f"Rule: {kind.rule}.", "", f"What to try: {kind.remedy}"]
-            for failure in examples:
+            for name, failure in examples:
                 record = failure.record
-                lines += ["", f"#### {failure.task} {record['id']}", "", *fenced(str(record["prompt"]))]
-                lines += ["", "Expected:", *fenced(str(record["expected"])), "", "Written:", *fenced(record["output"])]
+                lines += ["", f"#### {name} {record['id']}", "", *fenced(str(record["prompt"]))]
+                lines += [
+                    "",
+                    "Expected:",
+                    *fenced(str(record["expected"])),
+                    "",
+                    "Written:",
+                    *fenced(str(record["output"])),
+                ]
     return "\n".join(lines) + "\n"
 
 
@@ -150,11 +149,15 @@ def _json(evaluations: Sequence[Sorted]) -> str:
             {
                 "results": str(evaluation.result.file),
                 "name": evaluation.result.name,
-                "tasks": [asdict(counts) for counts in evaluation.counts],
+                "tasks": [
+                    {"task": task.task, "asked": task.asked, "wrong": len(task.failures), "kinds": task.kinds}
+                    for task in evaluation.tasks
+                ],
                 "failures": [
-                    {"task": failure.task, "kind": failure.kind}
+                    {"task": task.task, "kind": failure.kind}
                     | {key: failure.record[key] for key in ("id", "prompt", "expected", "output")}
-                    for failure in evaluation.failures
+                    for task in evaluation.tasks
+                    for failure in task.failures
                 ],
             }
             for evaluation in evaluations

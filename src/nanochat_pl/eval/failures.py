@@ -17,7 +17,7 @@ from nanochat_pl.calculator import calculate
 from nanochat_pl.tasks.answers import normalize, recalled_answer, strict_letter
 from nanochat_pl.tasks.gsm8k import final_answer
 
-__all__ = ["KINDS", "Failure", "FailureCounts", "Kind", "count_failures", "false_steps", "find_failures", "kind_of"]
+__all__ = ["KINDS", "Failure", "Kind", "TaskFailures", "false_steps", "kind_of", "sort_failures"]
 
 Record = Mapping[str, Any]
 
@@ -38,20 +38,24 @@ class Kind:
 class Failure:
     """One wrong answer."""
 
-    task: str
     kind: str
     record: Record
 
 
 @dataclass(frozen=True)
-class FailureCounts:
-    """The answers of one task: how many were asked, how many were wrong, and of which kind."""
+class TaskFailures:
+    """What was asked of one task, and what went wrong."""
 
     task: str
     asked: int
-    wrong: int
-    kinds: Mapping[str, int]
-    """Kinds that occur, in the order of `KINDS`; their sum is `wrong`."""
+    failures: Sequence[Failure]
+    """In the order asked."""
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Wrong answers of each kind that occurs, in the order of `KINDS`."""
+        found = Counter(failure.kind for failure in self.failures)
+        return {kind.name: found[kind.name] for kind in KINDS if found[kind.name]}
 
 
 def kind_of(record: Record) -> str:
@@ -65,8 +69,8 @@ def kind_of(record: Record) -> str:
     return next(kind.name for kind in KINDS if kind.holds(record))
 
 
-def find_failures(records: Sequence[Record], task: str) -> list[Failure]:
-    """Return the wrong answers with their kinds, in the order asked.
+def sort_failures(records: Sequence[Record], task: str) -> list[TaskFailures]:
+    """Return the wrong answers with their kinds, a task at a time, in the order asked.
 
     Args:
         records: Lines of `examples.jsonl`: `id`, `prompt`, `expected`, `output`, `correct`, and what `kind_of` reads.
@@ -75,6 +79,7 @@ def find_failures(records: Sequence[Record], task: str) -> list[Failure]:
     Raises:
         ValueError: A record lacks one of the five fields.
     """
+    by_task: dict[str, list[Record]] = {}
     for number, record in enumerate(records, start=1):
         missing = [field for field in ("id", "prompt", "expected", "output", "correct") if field not in record]
         if missing:
@@ -82,21 +87,11 @@ def find_failures(records: Sequence[Record], task: str) -> list[Failure]:
                 f"record {number} of {task} has no {', '.join(missing)}: failures are sorted from the answers to "
                 "questions, as `python evaluate.py ckpt=… eval=scienceqa` writes them to examples.jsonl"
             )
+        by_task.setdefault(str(record.get("task") or task), []).append(record)
     return [
-        Failure(str(record.get("task") or task), kind_of(record), record) for record in records if not record["correct"]
+        TaskFailures(name, len(asked), [Failure(kind_of(record), record) for record in asked if not record["correct"]])
+        for name, asked in by_task.items()
     ]
-
-
-def count_failures(records: Sequence[Record], task: str) -> list[FailureCounts]:
-    """Count answers, wrong ones and their kinds, a task at a time; arguments and errors as `find_failures`."""
-    failures = find_failures(records, task)
-    asked = Counter(str(record.get("task") or task) for record in records)
-    counted = []
-    for name in asked:
-        found = Counter(failure.kind for failure in failures if failure.task == name)
-        kinds = {kind.name: found[kind.name] for kind in KINDS if found[kind.name]}
-        counted.append(FailureCounts(name, asked[name], found.total(), kinds))
-    return counted
 
 
 # -- what an answer says ------------------------------------------------------------------------------------------
@@ -197,6 +192,8 @@ def _unparseable(record: Record) -> bool:
     return _needs_number(record) and _last_number(record) is None
 
 
+_STEP_CHARS = 100
+"""A step longer than this is not looked at; GSM8K's longest expression has 30 characters."""
 _EQUALS = re.compile(r"=\s*\$?\s*(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?![\d\w%]|[.,]\d|\s*[-+*/×÷^(]\s*[\d($])")
 _TERMS = re.compile(r"[\d\s.,+\-*/×÷()$]+$")
 _OPERATION = re.compile(r"[\d)]\s*(?:[-+*]|//?)\s*[\d(.-]")
@@ -214,8 +211,9 @@ def false_steps(text: str) -> list[str]:
         # "5 x 3": a cross between numbers is a sign, elsewhere a letter
         line = re.sub(r"(?<=[\d)])(\s*)x(?=\s*[$(]?\d)", r"\1×", line)
         for equals in _EQUALS.finditer(line):
-            terms = _TERMS.search(line[: equals.start()])
-            if terms is None or (step := _step(line[: terms.start()], terms.group())) is None:
+            nearby = line[max(0, equals.start() - _STEP_CHARS) : equals.start()]
+            terms = _TERMS.search(nearby)
+            if terms is None or (step := _step(nearby[: terms.start()], terms.group())) is None:
                 continue
             plain, result = step.translate(_SIGNS), equals.group(1)
             # "25 / 1/3": a fraction written without spaces may be meant as one number
@@ -235,6 +233,8 @@ _SIGNS = str.maketrans({"×": "*", "÷": "/", "$": None})
 def _step(before: str, terms: str) -> str | None:
     """Cut from `terms` what belongs to the sentence before it; None where it goes on from something not a number."""
     step = re.split(r"[.,]\s+", terms)[-1]
+    if len(step) == _STEP_CHARS:
+        return None
     cut = len(step) < len(terms) or not before.strip()
     step = re.sub(r"^[-+*]\s+", "", step.lstrip()) if cut else step.lstrip()  # a bullet
     glued = bool(before) and not cut and not terms[0].isspace() and (before[-1].isalnum() or before[-1] in "%^_")

@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 Record = Mapping[str, Any]
-STAGES = ("base", "mid", "sft", "sft_scienceqa", "rl")
+_ANSWER_FIELDS = {"prompt", "expected", "output", "correct"}
+_STAGES = ("base", "mid", "sft", "sft_scienceqa", "rl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +120,14 @@ class SeedLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """One question that all entrants answered."""
+    """One question that several entrants answered."""
 
     evaluation: str
     id: str
     prompt: str
     expected: str
-    answers: Sequence[Record] = field(repr=False)
-    """An entrant each."""
+    answers: Mapping[str, Record] = field(repr=False)
+    """By the label of the entrant."""
     differ: bool
     """Not all of them are right, and not all are wrong."""
 
@@ -229,12 +230,13 @@ _RIGHT: Mapping[str, Callable[[Record], bool]] = {
 def direction(metric: str) -> int:
     """Return 1 where higher is better, -1 where lower is, 0 where neither can be said.
 
-    Accuracy over *scored* answers is 0: what each model left out of it is another set of questions.
+    Accuracy over *scored* answers is 0: each model leaves out other questions. So is centered accuracy, which says
+    again what accuracy says.
     """
     last = metric.rpartition("/")[2]
     if re.fullmatch(r"bpb|.*loss", last):
         return -1
-    good = r"(?!.*over_scored).*accuracy.*|exact_match|pass@\d+|.*core_metric|centered|rouge_l|reward|pass_rate|passed"
+    good = r"(?!.*over_scored).*accuracy.*|exact_match|pass@\d+|.*core_metric|rouge_l|reward|pass_rate|passed"
     return 1 if re.fullmatch(good, last) else 0
 
 
@@ -356,12 +358,20 @@ def _with_verdicts(
             p = next(corrected)
             said = f"{_p(p)}, Holm over {num_tests} tests" if num_tests > 1 else _p(p)
             if p < alpha:
+                rows = {entrant.label: row, first: line.rows[line.reference]}
                 winner, loser = (entrant.label, first) if judgement.difference > 0 else (first, entrant.label)
-                verdict = f"{winner} is better than {loser} ({said}, n = {row.n})"
+                verdict = f"{winner} is better than {loser} ({said}, n = {row.n}){_no_better_than_chance(rows[winner])}"
             else:
                 verdict = f"not distinguishable ({said}, n = {row.n})"
             judgements.append(replace(judgement, corrected=p, verdict=verdict))
     return replace(line, judgements=judgements)
+
+
+def _no_better_than_chance(row: MetricRow | None) -> str:
+    """Say so where even the better of two is not above what guessing reaches."""
+    chance = row.baseline.get("chance") if row is not None and row.baseline else None
+    guessed = isinstance(chance, float) and row is not None and row.interval is not None and row.interval.low <= chance
+    return ", but not than chance" if guessed else ""
 
 
 def _p(value: float) -> str:
@@ -407,7 +417,7 @@ def stage_order(entrants: Sequence[Entrant]) -> list[int]:
     """Return the indices of the entrants from the first stage of training to the last, others behind, else as given."""
     return sorted(
         range(len(entrants)),
-        key=lambda index: STAGES.index(entrants[index].stage) if entrants[index].stage in STAGES else len(STAGES),
+        key=lambda index: _STAGES.index(entrants[index].stage) if entrants[index].stage in _STAGES else len(_STAGES),
     )
 
 
@@ -467,31 +477,33 @@ def compare_seeds(
 
 
 def side_by_side(entrants: Sequence[Entrant], limit: int) -> dict[str, list[Shared]]:
-    """Return, for each evaluation, up to `limit` questions that all entrants answered.
+    """Return, for each evaluation, up to `limit` questions that all who were asked in it answered.
 
     Where some are right and some wrong comes first, then where they wrote different things, then the others.
     """
     shown = {}
-    for name in entrants[0].results:
-        answers = [
-            {_key(r): r for r in e.results[name].records if {"prompt", "output", "expected", "correct"} <= r.keys()}
-            for e in entrants
-            if name in e.results
-        ]
-        keys = [key for key in answers[0] if all(key in own for own in answers)]
-        if len(answers) < len(entrants) or not keys:
+    for name in dict.fromkeys(name for entrant in entrants for name in entrant.results):
+        answers = {
+            entrant.label: {_key(r): r for r in entrant.results[name].records if r.keys() >= _ANSWER_FIELDS}
+            for entrant in entrants
+            if name in entrant.results and entrant.results[name].records
+        }
+        if len(answers) < min(2, len(entrants)):
             continue
+        first = next(iter(answers.values()))
         questions = [
             Shared(
                 evaluation=name,
                 id="/".join(filter(None, key)),
-                prompt=str(answers[0][key]["prompt"]),
-                expected=str(answers[0][key]["expected"]),
-                answers=[own[key] for own in answers],
-                differ=len({bool(own[key]["correct"]) for own in answers}) > 1,
+                prompt=str(record["prompt"]),
+                expected=str(record["expected"]),
+                answers={label: own[key] for label, own in answers.items()},
+                differ=len({bool(own[key]["correct"]) for own in answers.values()}) > 1,
             )
-            for key in keys
+            for key, record in first.items()
+            if all(key in own for own in answers.values())
         ]
-        questions.sort(key=lambda q: (not q.differ, len({answer["output"] for answer in q.answers}) == 1))
-        shown[name] = questions[:limit]
+        questions.sort(key=lambda q: (not q.differ, len({str(a["output"]) for a in q.answers.values()}) == 1))
+        if questions:
+            shown[name] = questions[:limit]
     return shown
