@@ -14,6 +14,7 @@ from nanochat_pl.eval.failures import KINDS, false_steps, kind_of, sort_failures
 LETTERS = {"letters": ["A", "B", "C"], "choices": ["rock salt", "lion", "salt"], "expected": "B"}
 NUMBER = {"expected": "42"}
 TEXT = {"expected": "Asia"}
+PROGRAM = {"expected": "def double(x):\n    return 2 * x\n"}
 
 
 def record(output: str, kind: dict, **more) -> dict:
@@ -46,6 +47,7 @@ CASES = {
         record("Let us think about", LETTERS, truncated=True),
         record("She has 42 apples and then", NUMBER, truncated=True),
         record("It lies in the east of", TEXT, truncated=True),
+        record("def double(x):\n    total = x\n    tot", PROGRAM, truncated=True),
     ],
     "unparseable": [
         record("A lion or salt", LETTERS),
@@ -73,7 +75,12 @@ CASES = {
         record("She has 43 apples.", NUMBER),
         record("<|python_start|>40+3<|python_end|><|output_start|>43<|output_end|>\n#### 43", NUMBER),
     ],
-    "other": [record("Europe", TEXT), record("Eurasia", TEXT), record("Europe\nand so on", TEXT, truncated=True)],
+    "other": [
+        record("Europe", TEXT),
+        record("Eurasia", TEXT),
+        record("Europe\nand so on", TEXT, truncated=True),
+        record("def double(x):\n    return x\n", PROGRAM),
+    ],
 }
 
 

@@ -363,6 +363,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid #ccc; padding: .35rem .7rem; white-space: pre }
 th, td { text-align: right; vertical-align: top }
+th { white-space: normal; overflow-wrap: anywhere }
 th:first-child, td:first-child { text-align: left; white-space: pre-line; overflow-wrap: anywhere; min-width: 8rem }
 svg text { paint-order: stroke; stroke: #fff; stroke-width: 4px }
 li { overflow-wrap: anywhere } svg { max-width: 100%; height: auto; display: block; margin: .5rem 0 1rem }

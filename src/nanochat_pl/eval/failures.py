@@ -117,6 +117,10 @@ def _value(text: str | None) -> Fraction | None:
     return Fraction(match.group().replace(",", "")) if match else None
 
 
+def _one_line(record: Record) -> bool:
+    return "\n" not in str(record["expected"]).strip()
+
+
 def _needs_number(record: Record) -> bool:
     return not _letters(record) and _value(str(record["expected"])) is not None
 
@@ -172,8 +176,8 @@ def _format(record: Record) -> bool:
         # Of an answer that was cut off the last number is any number.
         finished = not record.get("truncated") or final_answer(output) is not None
         return finished and _last_number(record) == _value(expected)
-    wanted, said = recalled_answer(expected), " ".join(output.casefold().split())
-    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", said) is not None
+    wanted = recalled_answer(expected) if _one_line(record) else ""
+    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", normalize(output)) is not None
 
 
 def _truncated(record: Record) -> bool:
@@ -183,7 +187,8 @@ def _truncated(record: Record) -> bool:
         return _letter(record) is None
     if _needs_number(record):
         return final_answer(record["output"]) is None
-    return "\n" not in record["output"].strip()  # a short answer is its first line
+    # Where a line is asked for, the first is the answer, whatever came behind it.
+    return not _one_line(record) or "\n" not in record["output"].strip()
 
 
 def _unparseable(record: Record) -> bool:
