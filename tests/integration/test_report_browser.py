@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_pl.report.html import render_html
-from nanochat_pl.report.markdown import report_blocks
+from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.report.textlog import parse_text_log
 from tests.unit.test_report import LOG, chain
 

@@ -17,11 +17,13 @@ import pytest
 from nanochat_pl.cli.report import main
 from nanochat_pl.eval.results import Evaluation, MetricRow, proportion_row, results_document
 from nanochat_pl.lit.schema import TrainConfig
-from nanochat_pl.report import markdown, plots
+from nanochat_pl.report import plots, sections
 from nanochat_pl.report.html import render_html
-from nanochat_pl.report.markdown import Code, Table, chance_verdict, render_markdown, report_blocks, summary_table
+from nanochat_pl.report.markdown import Code, Table, render_markdown
 from nanochat_pl.report.plots import Line, curve_figures, line_chart, thin
 from nanochat_pl.report.runs import Run, best_point, find_chain, read_run
+from nanochat_pl.report.scores import chance_verdict, summary_table
+from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.report.textlog import parse_text_log
 
 VALIDATION = {0: 3.1, 10: 1.9, 20: 1.4, 30: 1.6}
@@ -313,7 +315,7 @@ def test_a_report_in_which_nothing_beats_chance_says_so_at_its_top(tmp_path: Pat
 
 
 def test_every_setting_that_is_shown_exists():
-    for key in {key for keys in (markdown._SETTINGS, *markdown._OWN_SETTINGS.values()) for key in keys}:
+    for key in {key for keys in (sections._SETTINGS, *sections._OWN_SETTINGS.values()) for key in keys}:
         holder: Any = TrainConfig
         for part in key.split("."):
             fields = get_type_hints(holder)

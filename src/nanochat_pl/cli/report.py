@@ -46,8 +46,9 @@ def write_report(
     """Read runs and logs, write report.md, its plots and report.html into one folder."""
     from nanochat_pl.paths import write_atomically
     from nanochat_pl.report.html import render_html
-    from nanochat_pl.report.markdown import every_figure, render_markdown, report_blocks
+    from nanochat_pl.report.markdown import every_figure, render_markdown
     from nanochat_pl.report.runs import find_chain, read_run
+    from nanochat_pl.report.sections import report_blocks
     from nanochat_pl.report.textlog import read_text_log
 
     folders = [path if path.name.strip(".") else path.resolve() for path in folders]  # `.` has no name to go by

@@ -1,0 +1,310 @@
+"""Say what runs achieved: the parts of a report, in the order they are read.
+
+First how it went and what came out, side by side; then where it ran, each stage with its settings and curves, the
+evaluations (`scores`), and what the models wrote. What was not recorded is left out, what is missing is said.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nanochat_pl.report.markdown import Block, Code, Folded, Heading, Table, Text
+from nanochat_pl.report.plots import curve_figures
+from nanochat_pl.report.runs import Run, best_point, last_value, validation_metric
+from nanochat_pl.report.scores import (
+    chance_verdict,
+    evaluated_checkpoints,
+    evaluation_blocks,
+    run_labels,
+    summary_table,
+)
+from nanochat_pl.report.textlog import TextLog
+
+__all__ = ["report_blocks"]
+
+_SETTINGS = (
+    "data.source", "data.root", "seed", "trainer.devices", "trainer.num_nodes",
+    "stage.sequence_len", "stage.device_batch", "stage.total_batch_tokens", "stage.total_batch_rows",
+    "stage.num_epochs", "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr",
+    "optim.unembedding_lr", "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac",
+    "optim.warmdown_frac",
+)  # fmt: skip
+_OWN_SETTINGS = {
+    "base": ("depth", *_SETTINGS),  # later stages have the shape of their start weights
+    "tokenizer": ("data.source", "data.root", "seed", "tokenizer.backend", "tokenizer.vocab_size",
+                  "tokenizer.max_chars", "tokenizer.doc_cap_chars"),
+    "rl": (*_SETTINGS, "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature",
+           "rl.top_k", "rl.kl_coef"),
+}  # fmt: skip
+_SHOWN_QUESTIONS = 4
+_SHOWN_CHARS = 700
+
+
+def report_blocks(
+    runs: Sequence[Run], logs: Sequence[TextLog] = (), *, usd_per_hour: float | None = None
+) -> list[Block]:
+    """Compose the report.
+
+    Args:
+        runs: Runs in the order of training.
+        logs: Old text logs, each a section of its own.
+        usd_per_hour: Price of the whole machine for an hour; None = no cost is given.
+    """
+    names = list(dict.fromkeys([run.name for run in runs] + [log.name for log in logs]))
+    blocks: list[Block] = [Heading(1, f"Report: {', '.join(names)}")]
+    labels = run_labels(runs)
+    if runs:
+        blocks += _overview(runs, labels, usd_per_hour)
+        environment = _environment(runs, labels)
+        blocks += [
+            Heading(2, "Environment"),
+            environment if environment.rows else Text("Nothing was recorded.", note=True),
+        ]
+        for run, label in zip(runs, labels):
+            blocks += _stage(run, label)
+        blocks += evaluation_blocks(runs, labels)
+        blocks += _samples(runs, labels)
+    for log in logs:
+        blocks += _log(log)
+    return blocks
+
+
+def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | None) -> Iterator[Block]:
+    columns: dict[str, Callable[[Run], str]] = {
+        "State": lambda run: run.status,
+        "Steps": lambda run: _steps(run),
+        "Tokens": lambda run: _count(last_value(run.curves, "tokens")),
+        "Train loss": lambda run: _number(last_value(run.curves, "train/loss")) if run.stage != "rl" else "",
+        "Val loss": lambda run: _number(last_value(run.curves, "val/loss")),
+        "Bits per byte": lambda run: _number(last_value(run.curves, "val/bpb")),
+        "pass@1": lambda run: _share(last_value(run.curves, "pass@1")),
+        "Best step": lambda run: _count(run.summary.get("best_step")),
+        "Tokens/s": lambda run: _count(run.median_speed),
+        "Time": lambda run: _time(run.seconds),
+    }
+    table = {name: [of(run) for run in runs] for name, of in columns.items()}
+    table = {name: cells for name, cells in table.items() if any(cells)}
+    rows = tuple((label, *(cells[i] or "-" for cells in table.values())) for i, label in enumerate(labels))
+    yield Table(("Stage", *table), rows)
+    trained = sum(run.seconds or 0 for run in runs)
+    evaluated = sum(result.seconds for run in runs for result in run.results)
+    at_least = "at least " if any(run.status != "finished" or run.seconds is None for run in runs) else ""
+    text = f"Total time: {at_least}{_time(trained + evaluated)}"
+    text += f" ({_time(trained)} training, {_time(evaluated)} evaluation)."
+    if usd_per_hour is not None:
+        cost = (trained + evaluated) / 3600 * usd_per_hour
+        text += f" Cost at {usd_per_hour:,.2f} USD an hour for the machine: {at_least}{cost:,.2f} USD."
+    yield Text(text)
+    for run, label in zip(runs, labels):
+        for problem in run.problems:
+            yield Text(f"{label}: {problem}", note=True)
+    verdicts = [chance_verdict(result.rows) for run in runs for result in run.results]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if known and not any(number for _, number in known):
+        yield Text("No accuracy in this report is better than chance; see the evaluations below.", note=True)
+    yield Heading(2, "Summary")
+    summary = summary_table(runs)
+    if summary.rows:
+        yield summary
+        yield Text("In brackets: 95% intervals. Figures are of best.ckpt where that was evaluated, else of last.ckpt.")
+    else:
+        yield Text("Nothing has been evaluated yet.", note=True)
+
+
+def _environment(runs: Sequence[Run], labels: Sequence[str]) -> Table:
+    facts: dict[str, dict[str, str]] = {}
+
+    def note(label: str, key: str, value: Any) -> None:
+        if value is not None and value != "":
+            facts.setdefault(key, {})[label] = str(value)
+
+    for run, label in zip(runs, labels):
+        record = dict(run.record)
+        note(label, "git commit", record.pop("git_commit", None))
+        note(label, "uncommitted changes", None if run.dirty is None else "yes" if run.dirty else "no")
+        versions = record.pop("versions", None)
+        for told_elsewhere in ("argv", "started"):
+            record.pop(told_elsewhere, None)
+        for key, value in record.items():
+            note(label, key.replace("_", " "), value if not isinstance(value, dict | list) else json.dumps(value))
+        note(label, "device", run.summary.get("device"))
+        note(label, "compute dtype", run.summary.get("compute_dtype"))
+        note(label, "peak memory", _bytes(run.summary.get("peak_memory_bytes")))
+        if isinstance(versions, Mapping):
+            note(label, "versions", ", ".join(f"{name} {number}" for name, number in versions.items()))
+    rows = []
+    for key, values in facts.items():
+        same = len(set(values.values())) == 1
+        text = (
+            next(iter(values.values())) if same else "; ".join(f"{label}: {value}" for label, value in values.items())
+        )
+        rows.append((key, text))
+    return Table(("Where it ran", ""), tuple(rows))
+
+
+def _stage(run: Run, label: str) -> Iterator[Block]:
+    yield Heading(2, label if run.name in label else f"{label}: {run.name}")
+    if argv := run.record.get("argv"):
+        yield Code(shlex.join(["python", "train.py", *map(str, argv[1:])]))
+    yield Table(("Result", ""), tuple(_outcome(run)))
+    settings = [(key, value) for key in _OWN_SETTINGS.get(run.stage, _SETTINGS) if (value := _setting(run, key)) != ""]
+    mixture = run.config.get("mixture")
+    if isinstance(mixture, Mapping) and isinstance(mixture.get("tasks"), Mapping) and mixture["tasks"]:
+        settings.append(("mixture.tasks", ", ".join(mixture["tasks"])))
+    if settings:
+        yield Table(("Setting", ""), tuple(settings))
+    yield from curve_figures(run.curves, label)
+    if run.config_text:
+        yield Folded("All settings (config.yaml)", (Code(run.config_text.rstrip()),))
+    if run.summary:
+        yield Folded("All recorded figures (summary.json)", (Code(json.dumps(run.summary, indent=2)),))
+
+
+def _outcome(run: Run) -> Iterator[tuple[str, str]]:
+    summary = run.summary
+    yield "state", run.status
+    if run.record.get("started"):
+        yield "started", str(run.record["started"])
+    if run.step is not None:
+        yield "steps", _steps(run)
+    for key, text in (
+        ("init_from", "start weights"),
+        ("device", "device"),
+        ("compute_dtype", "compute dtype"),
+    ):
+        if summary.get(key):
+            yield text, str(summary[key])
+    texts = (
+        ("parameters", _count(summary.get("num_parameters"))),
+        ("vocabulary", _count(summary.get("vocab_size"))),
+        (
+            "bytes per token, training and validation text",
+            _pair(summary, "train_bytes_per_token", "val_bytes_per_token"),
+        ),
+        ("tokens", _count(last_value(run.curves, "tokens"))),
+        ("training FLOPs", _power(last_value(run.curves, "total_training_flops"))),
+        ("tokens per second, median", _count(run.median_speed)),
+        ("MFU", _percent(last_value(run.curves, "train/mfu"))),
+        ("training time", _time(last_value(run.curves, "total_training_time"))),
+        ("time in all", _time(run.seconds)),
+    )
+    yield from ((key, text) for key, text in texts if text)
+    chosen = validation_metric(run.curves)
+    if chosen is None:
+        return
+    metric, higher = chosen
+    best = best_point(run.curves[metric], higher)
+    yield f"{metric}, first and last", f"{run.curves[metric][0][1]:.4f}, {run.curves[metric][-1][1]:.4f}"
+    if best is not None:
+        yield f"{metric}, best", f"{best[1]:.4f} at step {best[0]:,}"
+        kept = summary.get("best_step")
+        if kept is not None and kept != best[0]:
+            why = "; the start itself is never kept" if best[0] == 0 else ""
+            yield "best.ckpt", f"of step {kept:,}, {metric} {_number(summary.get('best'))}{why}"
+
+
+def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
+    blocks: list[Block] = []
+    for name in sorted({result.name for run in runs for result in run.results}):
+        answered = {
+            label: {str(r["id"]): r for r in result.examples if {"id", "prompt", "output"} <= r.keys()}
+            for label, result in evaluated_checkpoints(runs, labels, name).items()
+        }
+        answered = {label: records for label, records in answered.items() if records}
+        if not answered:
+            continue
+        shared = [key for key in next(iter(answered.values())) if all(key in records for records in answered.values())]
+        # What tells the checkpoints apart first; sorting keeps the order asked.
+        shared.sort(key=lambda key: len({bool(records[key].get("correct")) for records in answered.values()}) == 1)
+        for key in shared[:_SHOWN_QUESTIONS]:
+            first = next(iter(answered.values()))[key]
+            inside: list[Block] = [Code(_cut(first["prompt"])), Text(f"Expected: {first.get('expected', '?')}")]
+            for label, records in answered.items():
+                correct = records[key].get("correct")
+                verdict = "not judged" if correct is None else "right" if correct else "wrong"
+                inside += [Text(f"{label} ({verdict}):"), Code(_cut(records[key]["output"]))]
+            blocks.append(Folded(f"{name}: {_cut(str(first['prompt']), 80)}", tuple(inside)))
+    for run, label in zip(runs, labels):
+        for sample in run.samples[-_SHOWN_QUESTIONS:]:
+            inside = [Code(_cut(sample.get("question", "")))]
+            for answer in sample.get("answers", [])[:_SHOWN_QUESTIONS]:
+                inside += [Text(f"reward {answer.get('reward')}:"), Code(_cut(answer.get("text", "")))]
+            blocks.append(Folded(f"{label}, step {sample.get('step')}", tuple(inside)))
+    if blocks:
+        yield Heading(2, "Samples")
+        yield from blocks
+
+
+def _log(log: TextLog) -> Iterator[Block]:
+    yield Heading(2, f"Text log {log.name}")
+    rows = [("lines understood", f"{log.num_lines:,}")]
+    last = max(curve[-1][0] for curve in log.curves.values())
+    rows.append(("last step", f"{last:,}" + (f" of {log.num_steps:,}" if log.num_steps else "")))
+    for metric in ("train/loss", "val/loss"):
+        if metric in log.curves:
+            values = log.curves[metric]
+            rows.append((f"{metric}, first and last", f"{values[0][1]:.4f}, {values[-1][1]:.4f}"))
+    if best := best_point(log.curves.get("val/loss", ())):
+        rows.append(("val/loss, best", f"{best[1]:.4f} at step {best[0]:,}"))
+    yield Table(("Log", ""), tuple(rows))
+    yield from curve_figures(log.curves, "log_" + log.name.replace("\\", "/").rpartition("/")[2])
+
+
+# --- words and figures ---
+
+
+def _setting(run: Run, key: str) -> str:
+    value: Any = run.config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
+
+
+def _steps(run: Run) -> str:
+    if run.step is None:
+        return ""
+    total = run.summary.get("num_steps")
+    return f"{run.step:,}" if total in (None, run.step) else f"{run.step:,} of {total:,}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}%"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _power(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
+
+
+def _bytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 2**30:.2f} GiB"
+
+
+def _pair(source: Mapping[str, Any], *keys: str) -> str:
+    return ", ".join(f"{source[key]:.2f}" for key in keys if source.get(key) is not None)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def _cut(text: str, limit: int = _SHOWN_CHARS) -> str:
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
