@@ -1,7 +1,8 @@
-"""What a run leaves beside its weights: config, command line, versions, commit, log; and how dashboards are closed."""
+"""What a run leaves beside its weights: config, command line, commit, machine, log; and how dashboards are closed."""
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -11,39 +12,101 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from omegaconf import OmegaConf
 
 from nanochat_pl.paths import write_atomically
+
+__all__ = [
+    "describe_machine",
+    "describe_run",
+    "earlier_seconds",
+    "finish_loggers",
+    "is_terminal",
+    "write_log",
+]
 
 log = logging.getLogger(__name__)
 
 
 def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> None:
-    """Save what is needed to repeat a run: resolved config, command line, versions, commit and uncommitted changes."""
+    """Save what is needed to repeat a run, and where it ran: config.yaml, run.json, uncommitted changes as a patch.
+
+    Args:
+        folder: the run folder.
+        plain: the resolved config.
+        arguments: the command line.
+    """
     OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
 
     checkout = Path(__file__).resolve().parents[3]
     where = checkout if (checkout / ".git").exists() else None  # installed: the user's own repository, if in one
 
-    def git(*words: str) -> str | None:
+    def git(*words: str) -> bytes:
         try:
-            out = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, timeout=5, check=True)
+            return subprocess.run(["git", *words], cwd=where, capture_output=True, timeout=5, check=True).stdout
         except (OSError, subprocess.SubprocessError):
-            return None
-        return out.stdout
+            return b""
 
+    commit, branch = [*git("rev-parse", "HEAD", "--abbrev-ref", "HEAD").decode(errors="replace").split(), "", ""][:2]
     packages = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "rustbpe", "numpy", "pyarrow")
     record = {
         "argv": arguments,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_commit": commit or None,
+        "git_branch": None if branch in ("", "HEAD") else branch,  # HEAD: a commit checked out without a branch
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        **describe_machine(),
         "versions": {name: version(name) for name in packages},
-        "git_commit": (git("rev-parse", "HEAD") or "").strip() or None,
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    patch = folder / "git_diff.patch"
     if difference := git("diff", "HEAD"):
-        write_atomically(folder / "git_diff.patch", difference)
+        write_atomically(patch, difference)
+    else:
+        patch.unlink(missing_ok=True)  # of an earlier session, whose changes have been committed since
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what this process may use: `cpu`, `cpu_count`, `memory_bytes`, `gpus` (name and memory), `cuda`.
+
+    What cannot be found out is None. Of several machines it is this one.
+    """
+    if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may have given it a part of the cores only
+        cpu_count: int | None = len(os.sched_getaffinity(0))
+    else:
+        cpu_count = os.cpu_count()
+    try:
+        memory_bytes: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        memory_bytes = None
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_model(),
+        "cpu_count": cpu_count,
+        "memory_bytes": memory_bytes,
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "cuda": torch.version.cuda if gpus else None,
+    }
+
+
+def _cpu_model() -> str | None:
+    """Name the processor as Linux does, else as Python does, which may be no more than its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine() or None
+
+
+def earlier_seconds(summary: Path) -> float:
+    """Return the `wall_s` of a summary.json that an earlier session of a run left; 0 where there is none to be read."""
+    try:
+        return float(json.loads(summary.read_text(encoding="utf-8"))["wall_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def write_log(path: Path | None, first: bool) -> None:
