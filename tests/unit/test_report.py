@@ -314,6 +314,27 @@ def test_a_report_in_which_nothing_beats_chance_says_so_at_its_top(tmp_path: Pat
     assert "not distinguishable from chance" in rest
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_what_is_known_of_some_runs_only_is_not_said_of_all(tmp_path: Path):
+    base, sft = (write_run(tmp_path, stage) for stage in ("base", "sft"))
+    gpu = {"name": "some card", "memory_bytes": 80 * 2**30}
+    machine = {"git_branch": "work", "cpu": "some processor", "cpu_count": 16, "memory_bytes": 2**37, "gpus": [gpu] * 8}
+    for folder, more in ((base, machine), (sft, {})):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"python": "3.11.2"} | more))
+    table = next(
+        block
+        for block in report_blocks([read_run(base), read_run(sft)])
+        if isinstance(block, Table) and block.head[0] == "Where it ran"
+    )
+    facts = {row[0]: row[1] for row in table.rows}
+    assert facts["python"] == "3.11.2"
+    assert facts["git commit"] == "base: a34eb88f (branch work); sft: a34eb88f"
+    assert facts["processor"] == "base: some processor, 16 cores"
+    assert facts["memory"] == "base: 128.00 GiB"
+    assert facts["GPU"] == "base: 8 × some card (80.00 GiB)"
+
+
 def test_every_setting_that_is_shown_exists():
     for key in {key for keys in (sections._SETTINGS, *sections._OWN_SETTINGS.values()) for key in keys}:
         holder: Any = TrainConfig

@@ -67,7 +67,7 @@ class Run:
     """config.yaml, resolved; empty where it is missing."""
     config_text: str
     record: Mapping[str, Any]
-    """run.json: command line, versions, commit."""
+    """run.json: command line, commit, machine, versions."""
     dirty: bool | None
     """Uncommitted changes were saved with the run; None = the commit is not known either."""
     summary: Mapping[str, Any]
@@ -95,10 +95,10 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time, as far as it was recorded.
+        """Wall time over all sessions, as far as it was recorded.
 
-        A resumed run's summary times the last session only, while its training time counts all of them: the longer
-        one is nearer the truth.
+        The summary of a killed run lacks what came after its last write, up to a minute, which the training time of
+        the metrics may hold: the longer one is nearer the truth.
         """
         known = (
             self.summary.get("wall_s"),

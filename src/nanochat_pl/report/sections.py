@@ -6,6 +6,7 @@ evaluations (`scores`), and what the models wrote. What was not recorded is left
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,33 +115,46 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
 
 def _environment(runs: Sequence[Run], labels: Sequence[str]) -> Table:
     facts: dict[str, dict[str, str]] = {}
-
-    def note(label: str, key: str, value: Any) -> None:
-        if value is not None and value != "":
-            facts.setdefault(key, {})[label] = str(value)
-
     for run, label in zip(runs, labels):
-        record = dict(run.record)
-        note(label, "git commit", record.pop("git_commit", None))
-        note(label, "uncommitted changes", None if run.dirty is None else "yes" if run.dirty else "no")
-        versions = record.pop("versions", None)
-        for told_elsewhere in ("argv", "started"):
-            record.pop(told_elsewhere, None)
-        for key, value in record.items():
-            note(label, key.replace("_", " "), value if not isinstance(value, dict | list) else json.dumps(value))
-        note(label, "device", run.summary.get("device"))
-        note(label, "compute dtype", run.summary.get("compute_dtype"))
-        note(label, "peak memory", _bytes(run.summary.get("peak_memory_bytes")))
-        if isinstance(versions, Mapping):
-            note(label, "versions", ", ".join(f"{name} {number}" for name, number in versions.items()))
+        for key, value in _machine(run):
+            if value is not None and value != "":
+                facts.setdefault(key, {})[label] = str(value)
     rows = []
-    for key, values in facts.items():
-        same = len(set(values.values())) == 1
-        text = (
-            next(iter(values.values())) if same else "; ".join(f"{label}: {value}" for label, value in values.items())
-        )
-        rows.append((key, text))
+    for key, by_label in facts.items():
+        where: dict[str, list[str]] = {}
+        for label, value in by_label.items():
+            where.setdefault(value, []).append(label)
+        everywhere = len(where) == 1 and len(by_label) == len(runs)
+        texts = [value if everywhere else f"{', '.join(among)}: {value}" for value, among in where.items()]
+        rows.append((key, "; ".join(texts)))
     return Table(("Where it ran", ""), tuple(rows))
+
+
+def _machine(run: Run) -> Iterator[tuple[str, Any]]:
+    """Give what run.json and summary.json say of where a run ran; facts that this version does not know as well."""
+    record = {key: value for key, value in run.record.items() if key not in ("argv", "started")}
+    commit, branch = record.pop("git_commit", None), record.pop("git_branch", None)
+    yield "git commit", f"{commit} (branch {branch})" if commit and branch else commit
+    yield "uncommitted changes", None if run.dirty is None else "yes" if run.dirty else "no"
+    cores = record.pop("cpu_count", None)
+    yield "processor", ", ".join(map(str, filter(None, (record.pop("cpu", None), cores and f"{cores} cores"))))
+    yield "memory", _bytes(record.pop("memory_bytes", None))
+    yield "GPU", _gpus(record.pop("gpus", None))
+    yield "device", run.summary.get("device")
+    yield "compute dtype", run.summary.get("compute_dtype")
+    yield "peak memory of the device", _bytes(run.summary.get("peak_memory_bytes"))
+    versions = record.pop("versions", None)
+    for key, value in record.items():
+        yield key.replace("_", " "), json.dumps(value) if isinstance(value, dict | list) else value
+    if isinstance(versions, Mapping):
+        yield "versions", ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def _gpus(gpus: Any) -> str:
+    """Write `2 × NVIDIA A100 (80.00 GiB)`, equal ones together; empty where none are known."""
+    known = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
+    names = Counter(f"{gpu.get('name')} ({_bytes(gpu.get('memory_bytes'))})" for gpu in known)
+    return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items())
 
 
 def _stage(run: Run, label: str) -> Iterator[Block]:
