@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,24 @@ def compose(overrides: list[str]) -> TrainConfig:
     return check(compose_checked("train", CommandLine(overrides, False, config_dir()))[0], TrainConfig)
 
 
+def train_below(outputs: Path, world: Path, *overrides: str) -> dict[str, Any]:
+    """Train a stage in this process; returns its summary."""
+    from nanochat_pl.lit.build import run
+
+    arguments = [f"data.root={world / 'data'}", f"outputs={outputs}"]
+    if "stage=base" in overrides:
+        arguments.append(f"tokenizer.path={world / 'tokenizer'}")
+    arguments += overrides
+    composed = compose_checked("train", CommandLine(arguments, False, config_dir()))[0]
+    cfg = check(composed, TrainConfig)
+    plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    return run(cfg, plain, run_dir(cfg.stage.name, cfg.run_name, cfg.outputs), arguments)
+
+
 @pytest.fixture
 def train(world: Path, tmp_path: Path) -> Train:
     """Train a stage in this process below tmp_path; returns its summary."""
-    from nanochat_pl.lit.build import run
-
-    def start(*overrides: str) -> dict[str, Any]:
-        arguments = [f"data.root={world / 'data'}", f"outputs={tmp_path}"]
-        if "stage=base" in overrides:
-            arguments.append(f"tokenizer.path={world / 'tokenizer'}")
-        arguments += overrides
-        composed = compose_checked("train", CommandLine(arguments, False, config_dir()))[0]
-        cfg = check(composed, TrainConfig)
-        plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-        return run(cfg, plain, run_dir(cfg.stage.name, cfg.run_name, cfg.outputs), arguments)
-
-    return start
+    return partial(train_below, tmp_path, world)
 
 
 def metrics(folder: Path, name: str) -> dict[int, str]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nanochat_pl.engine import Completion, Engine
-from nanochat_pl.eval.chat import CHATCORE_BASELINES, chatcore, evaluate_chat, summarize_chat, with_ids
+from nanochat_pl.eval.chat import evaluate_chat, summarize_chat, with_ids
+from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
 from nanochat_pl.eval.results import ExampleLog, MetricRow, find_row, proportion_row
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT

@@ -8,14 +8,13 @@ import argparse
 import html
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.results import MetricRow, fenced
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.comparison import (
     Entrant,
@@ -33,7 +32,7 @@ from nanochat_pl.report.comparison import (
     stage_order,
 )
 
-__all__ = ["Arguments", "fenced", "main", "refuse"]
+__all__ = ["Arguments", "main", "refuse"]
 
 
 class Arguments(argparse.ArgumentParser):
@@ -310,12 +309,6 @@ def _print(shown: Shown) -> None:
 
 
 # -- pages --------------------------------------------------------------------------------------------------------
-
-
-def fenced(text: str) -> list[str]:
-    """Return `text` as lines of a Markdown code block whose fence is longer than any run of backticks inside."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return [fence + "text", text, fence]
 
 
 def _title(shown: Shown) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_pl.cli.compare import Arguments, fenced, refuse
+from nanochat_pl.cli.compare import Arguments, refuse
 from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_failures
+from nanochat_pl.eval.results import fenced
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.comparison import Result, find_results, load_result
 

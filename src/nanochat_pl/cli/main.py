@@ -1,14 +1,24 @@
-"""The installed command: `nanochat-pl train …` and `nanochat-pl evaluate …` work from any folder."""
+"""The installed command: `nanochat-pl train …`, `nanochat-pl evaluate …` and the rest work from any folder."""
 
 import sys
 from importlib import import_module
 
-USAGE = """usage: nanochat-pl <command> [overrides]
-
-  train      train a stage, a sweep or a chain      nanochat-pl train stage=base depth=4
-  evaluate   measure checkpoints                    nanochat-pl evaluate ckpt=outputs/base/d4
-
-nanochat-pl <command> --help shows the config groups."""
+COMMANDS = {
+    "train": ("train a stage, a sweep or a chain", "stage=base depth=4"),
+    "evaluate": ("measure checkpoints", "ckpt=outputs/base/d4"),
+    "compare": ("checkpoints beside each other, and who won", "outputs/base/d4 outputs/sft/d4"),
+    "failures": ("wrong answers sorted, and what to try", "outputs/sft/d4"),
+    "report": ("a run, with all stages before it, as a page", "outputs/sft/d4"),
+}
+USAGE = "\n".join(
+    [
+        "usage: nanochat-pl <command> [arguments]",
+        "",
+        *(f"  {name:<10} {what:<46} nanochat-pl {name} {example}" for name, (what, example) in COMMANDS.items()),
+        "",
+        "nanochat-pl <command> --help shows what each takes.",
+    ]
+)
 
 
 def main() -> int:
@@ -17,7 +27,7 @@ def main() -> int:
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
-    if name not in ("train", "evaluate"):
+    if name not in COMMANDS:
         print(f"error: nanochat-pl has no command {name}\n\n{USAGE}", file=sys.stderr)
         return 2
     module = import_module(f"nanochat_pl.cli.{name}")

@@ -9,8 +9,6 @@ the student project whose figures we reproduce, which takes the article "a" for 
 import re
 from collections.abc import Sequence
 
-from torchmetrics.functional.text import rouge_score
-
 from nanochat_pl.tasks.answers import normalize, recalled_answer, strict_letter
 
 __all__ = [
@@ -49,6 +47,8 @@ def explanation_of(text: str) -> str | None:
 
 def rouge_l(prediction: str, reference: str) -> float:
     """Return the F1 of the longest common subsequence of words (Lin, 2004), in 0..1; lower-cased, not stemmed."""
+    from torchmetrics.functional.text import rouge_score  # seconds to import, and only this needs it
+
     return float(rouge_score(prediction, reference, rouge_keys="rougeL")["rougeL_fmeasure"])
 
 

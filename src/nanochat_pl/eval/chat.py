@@ -2,13 +2,12 @@
 
 A categorical question (MMLU, ARC) is answered by the most likely of its letters as the first token of the answer: one
 forward, nothing to parse. A generative one (GSM8K, HumanEval, SpellingBee) is answered through the engine, tools
-included, once or several times, and the task itself says whether that was right. ChatCORE draws the six together.
+included, once or several times, and the task itself says whether that was right. `chatcore.py` draws the six together.
 (nanochat, 2025-11)
 """
 
 import hashlib
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,26 +18,15 @@ from nanochat_pl.engine import Completion, Request
 from nanochat_pl.eval.letters import letter_tokens, score_letters
 from nanochat_pl.eval.prompts import Prompt, render_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
-from nanochat_pl.eval.stats import Interval
 from nanochat_pl.tasks.answers import pass_at_k
 
-__all__ = ["CHATCORE_BASELINES", "Grade", "Sample", "chatcore", "evaluate_chat", "summarize_chat", "with_ids"]
+__all__ = ["Grade", "Sample", "evaluate_chat", "summarize_chat", "with_ids"]
 
 _CHUNK_ANSWERS = 256
 """Answers given between two writes of the log."""
 
 Grade = Callable[[Mapping[str, Any], str], bool]
 """Whether a completion answers a conversation: a task's `grade`."""
-
-CHATCORE_BASELINES = {
-    "ARC-Easy": 0.25,
-    "ARC-Challenge": 0.25,
-    "MMLU": 0.25,
-    "GSM8K": 0.0,
-    "HumanEval": 0.0,
-    "SpellingBee": 0.0,
-}
-"""The tasks of ChatCORE and what guessing scores in each (nanochat, 2025-11)."""
 
 
 class Sample(TypedDict):
@@ -76,7 +64,7 @@ def evaluate_chat(
 ) -> Evaluation:
     """Answer every question; return records and the rows of `summarize_chat`.
 
-    A record has `id`, `prompt`, `expected`, `output`, `correct`, `subject`, `prompt_tokens`, `prompt_cut`,
+    A record has `id`, `task`, `prompt`, `expected`, `output`, `correct`, `subject`, `prompt_tokens`, `prompt_cut`,
     `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one has also `letters`, `choices` and
     `letter_logprobs` (nats, over the whole vocabulary); its output is the first of the likeliest letters. A generative
     one has also `num_samples`, `num_right` and, of several samples, `samples` (`Sample`); it shows the first right
@@ -137,7 +125,7 @@ def evaluate_chat(
         if kind == "categorical":
             letters = [question["letters"] for question in chunk]
             scores = score_letters(model, [prompt.ids for prompt in prompts], letters, tokens, max_batch_tokens)
-            records = [_judge_letter(*answered) for answered in zip(chunk, prompts, scores, strict=True)]
+            records = [_judge_letter(task, *answered) for answered in zip(chunk, prompts, scores, strict=True)]
         else:
             requests = [
                 Request(prompt.ids, max_new_tokens, temperature, top_k, seed=f"{seed}/{question['id']}/{number}")
@@ -147,7 +135,7 @@ def evaluate_chat(
             completions = engine.run(requests, batch_size=batch_size)
             assert grade is not None
             samples = _grade_all(tokenizer, chunk, completions, grade, num_samples, grading_threads)
-            records = [_judge_samples(*answered) for answered in zip(chunk, prompts, samples, strict=True)]
+            records = [_judge_samples(task, *answered) for answered in zip(chunk, prompts, samples, strict=True)]
         log.append(records)
         if progress is not None:
             progress(len(log.records), len(questions))
@@ -227,50 +215,6 @@ def _letter_rows(records: Sequence[Mapping[str, Any]], task: str, seed: int) -> 
     ]
 
 
-def chatcore(results: Mapping[str, MetricRow]) -> MetricRow:
-    """Draw the tasks of ChatCORE together: the mean of (score - base) / (1 - base), 0 = guessing, 1 = all right.
-
-    Over all six tasks of `CHATCORE_BASELINES` its task is `ChatCORE`; over the five without SpellingBee, as nanochat
-    counts since 2026-07, `ChatCORE-5`: the two are not comparable. `baseline` names the tasks taken, with their bases.
-    The interval recovers the tasks' variances from their own intervals (Zou and Donner, 2008), questions and tasks
-    taken as independent; None if a task has none.
-
-    Args:
-        results: The score of each task by its name in `CHATCORE_BASELINES`; other tasks are not looked at.
-
-    Raises:
-        ValueError: One of the five is missing, or has no value.
-    """
-    bases = {name: base for name, base in CHATCORE_BASELINES.items() if name in results}
-    without = [name for name in CHATCORE_BASELINES if name != "SpellingBee" and name not in bases]
-    rows = {name: results[name] for name in bases}
-    values = {name: row.value for name, row in rows.items() if row.value is not None}
-    without += [name for name in bases if name not in values]
-    if without:
-        raise ValueError(
-            f"ChatCORE needs a score of {', '.join(without)}: it is the mean over all of its tasks; evaluate them too"
-        )
-    centred = [(values[name] - base) / (1 - base) for name, base in bases.items()]
-    value = sum(centred) / len(bases)
-    below = above = 0.0
-    interval, levels = None, {row.interval.level if row.interval else None for row in rows.values()}
-    if len(levels) == 1 and (level := levels.pop()) is not None:
-        for name, base in bases.items():
-            bounds, weight = rows[name].interval, 1 / (1 - base) / len(bases)
-            assert bounds is not None
-            below += (weight * (values[name] - bounds.low)) ** 2
-            above += (weight * (bounds.high - values[name])) ** 2
-        interval = Interval(value - math.sqrt(below), value + math.sqrt(above), level)
-    return MetricRow(
-        task="ChatCORE" if len(bases) == len(CHATCORE_BASELINES) else f"ChatCORE-{len(bases)}",
-        metric="chatcore_metric",
-        value=value,
-        n=sum(row.n for row in rows.values()),
-        interval=interval,
-        baseline=bases,
-    )
-
-
 def with_ids(conversations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Give conversations without an `id` one that another run finds again: a hash of their messages.
 
@@ -343,10 +287,10 @@ def _grade_all(
     return [samples[start : start + num_samples] for start in range(0, len(samples), num_samples)]
 
 
-def _judge_letter(question: Mapping[str, Any], prompt: Prompt, logprobs: dict[str, float]) -> dict[str, Any]:
+def _judge_letter(task: str, question: Mapping[str, Any], prompt: Prompt, logprobs: dict[str, float]) -> dict[str, Any]:
     likely = max(question["letters"], key=logprobs.__getitem__)
     return {
-        **_asked(question, prompt),
+        **_asked(task, question, prompt),
         "letters": list(question["letters"]),
         "choices": list(question.get("choices") or []),
         "letter_logprobs": logprobs,
@@ -359,10 +303,10 @@ def _judge_letter(question: Mapping[str, Any], prompt: Prompt, logprobs: dict[st
     }
 
 
-def _judge_samples(question: Mapping[str, Any], prompt: Prompt, samples: list[Sample]) -> dict[str, Any]:
+def _judge_samples(task: str, question: Mapping[str, Any], prompt: Prompt, samples: list[Sample]) -> dict[str, Any]:
     shown = next((sample for sample in samples if sample["correct"]), samples[0])
     return {
-        **_asked(question, prompt),
+        **_asked(task, question, prompt),
         **shown,
         "num_samples": len(samples),
         "num_right": sum(sample["correct"] for sample in samples),
@@ -370,11 +314,12 @@ def _judge_samples(question: Mapping[str, Any], prompt: Prompt, samples: list[Sa
     }
 
 
-def _asked(question: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
+def _asked(task: str, question: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
     *before, last = question["messages"]
     expected = question.get("answer")
     return {
         "id": str(question["id"]),
+        "task": task,
         "prompt": before[-1]["content"],
         "expected": str(expected) if expected is not None else _said(last["content"]),
         "subject": question.get("subject") or "",

@@ -24,6 +24,7 @@ __all__ = [
     "config_hash",
     "evaluation_summary",
     "examples_page",
+    "fenced",
     "find_row",
     "mean_row",
     "proportion_row",
@@ -193,10 +194,10 @@ def examples_page(records: Mapping[str, Sequence[Mapping[str, Any]]], limit: int
     ]
     for key in shared[:limit]:
         first = next(iter(by_id.values()))[key]
-        lines += ["", f"## {key}", "", *_fenced(first["prompt"]), "", f"Expected: **{first['expected']}**"]
+        lines += ["", f"## {key}", "", *fenced(first["prompt"]), "", f"Expected: **{first['expected']}**"]
         for name, answers in by_id.items():
             verdict = "right" if answers[key]["correct"] else "wrong"
-            lines += ["", f"### {name}: {verdict}", "", *_fenced(answers[key]["output"])]
+            lines += ["", f"### {name}: {verdict}", "", *fenced(answers[key]["output"])]
     return "\n".join(lines) + "\n"
 
 
@@ -288,7 +289,7 @@ def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return record
 
 
-def _fenced(text: str) -> list[str]:
+def fenced(text: str) -> list[str]:
     """Return `text` as a code block whose fence is longer than any run of backticks inside."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return [fence + "text", text, fence]

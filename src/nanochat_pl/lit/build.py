@@ -25,6 +25,7 @@ from nanochat_pl.lit.data import build_data, make
 from nanochat_pl.lit.datamodules import (
     ConversationCounts,
 )
+from nanochat_pl.lit.evaluation import Evaluations
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.preflight import (
@@ -132,6 +133,8 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     if isinstance(data, QuestionData):
         facts |= {"sandbox": data.sandbox} if data.sandbox else {}
         callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
+    if cfg.stage.eval_every_steps is not None:
+        callbacks.append(Evaluations(cfg, start.tokenizer, cfg.stage.eval_every_steps, validation))
     callbacks += [make(spec) for spec in cfg.callbacks.values()]
     terminal = is_terminal()
     if terminal:

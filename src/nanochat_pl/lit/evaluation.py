@@ -1,21 +1,24 @@
-"""Evaluate checkpoints: open them, choose what to measure, ask the same questions, write one schema of results."""
+"""Evaluate checkpoints: open them, choose what to measure, ask the same questions, write one schema of results.
+
+Also the callback that does so with a model in training.
+"""
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
 from nanochat_pl.checkpoint import LoadedModel, load_model
-from nanochat_pl.data.packing import TokenBatches
-from nanochat_pl.engine import Engine
-from nanochat_pl.eval.bpb import evaluate_bpb
+from nanochat_pl.eval.chatcore import CHATCORE_METRIC
 from nanochat_pl.eval.compare import Comparison, compare
-from nanochat_pl.eval.recall import evaluate_recall
+from nanochat_pl.eval.core import CORE_METRIC, core_csv
 from nanochat_pl.eval.results import (
     Evaluation,
     ExampleLog,
@@ -25,16 +28,18 @@ from nanochat_pl.eval.results import (
     examples_page,
     results_document,
 )
-from nanochat_pl.eval.scienceqa import evaluate_scienceqa
-from nanochat_pl.inputs import prepare_root, prepare_text
-from nanochat_pl.lit.data import make
+from nanochat_pl.lit.callbacks import Validation, log_metrics
+from nanochat_pl.lit.measures import MEASURES, Measure, Subject
 from nanochat_pl.lit.record import write_log
-from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, StageName
+from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 
 log = logging.getLogger(__name__)
+
+SCORES = {"accuracy", "pass@1", CORE_METRIC, CHATCORE_METRIC, "pass_rate"}
+"""What is shown of an evaluation with several tasks."""
 
 DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
     (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
@@ -77,25 +82,19 @@ def evaluate(
         if cfg.eval.fresh:
             for old in folder.glob("examples*.jsonl"):
                 old.unlink()
+        subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
+        measure = MEASURES[name](subject)
         settings = {
             "eval": str(name),
-            "split": cfg.eval.split,
-            "max_new_tokens": cfg.eval.max_new_tokens,
-            "max_questions": cfg.eval.max_questions,
+            **measure.settings,
             "compute_dtype": str(dtype),
             "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
             "data": {k: str(v) for k, v in dataclasses.asdict(data).items()},
             "checkpoint": file_hash(loaded.path),
             "tokenizer": loaded.tokenizer.fingerprint(),
         }
-        if name == EvalName.bpb:
-            settings |= {"val_tokens": cfg.eval.val_tokens}
-            evaluation = measure_bpb(loaded, data, cfg)
-        else:
-            questions = ask(name, tasks, data, cfg.eval, cfg.offline)
-            settings |= {"tasks": json.loads(json.dumps(tasks, default=str))}
-            examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
-            evaluation = answer(name, loaded, questions, cfg, examples, shown)
+        examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
+        evaluation = measure.answer(examples, show_progress(shown))
         document = results_document(
             evaluation,
             name=str(name),
@@ -116,10 +115,72 @@ def evaluate(
         target = folders[names[-1]]
         write_atomically(target / "evaluation_summary.json", text + "\n")
         write_atomically(target / "examples.md", page)
+    if name == EvalName.core:
+        for shown, folder in folders.items():
+            write_atomically(folder / "core.csv", core_csv(evaluations[shown].rows))
     print_table(str(name), evaluations, comparisons)
     for shown, folder in folders.items():
         print(f"{shown}: {folder / 'results.json'}")
     return 0
+
+
+class Evaluations(Callback):
+    """Evaluate the model in training on a timetable and at the end, saved beforehand: `evaluate.py`'s own measures.
+
+    Logged are `core_metric`, `chatcore_metric` and, of each task, `<evaluation>/<task>/<metric>`. Ranks share CORE; of
+    other evaluations each does all, since an answer costs what waiting for it would.
+
+    Args:
+        cfg: config of the training run; `cfg.eval` says what to measure.
+        tokenizer: of the model.
+        every_steps: the rhythm.
+        validation: runs before; what is spent here counts as its time, not as training's.
+    """
+
+    def __init__(self, cfg: TrainConfig, tokenizer: Any, every_steps: int, validation: Validation) -> None:
+        self.cfg, self.tokenizer = cfg, tokenizer
+        self.every_steps, self.validation = every_steps, validation
+        self.name = DEFAULT_EVALS[cfg.stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+        self._measure: Measure | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        subject = Subject(
+            model=pl_module.model,
+            tokenizer=self.tokenizer,
+            data=self.cfg.data,
+            tasks=self.cfg.mixture.tasks,
+            cfg=self.cfg,
+        )
+        self._measure = MEASURES[self.name](subject)  # what is missing is missed before the first step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if trainer.should_stop or (step % self.every_steps and step != trainer.max_steps):
+            return
+        begin = time.perf_counter()
+        self.validation.checkpoints.save(trainer)
+        assert self._measure is not None
+        pl_module.eval()
+        evaluation = self._measure.answer(ExampleLog(), None)
+        pl_module.train()
+        found = headlines(str(self.name), evaluation)
+        log_metrics(trainer, found, step)
+        self.validation.seconds += time.perf_counter() - begin
+        text = " | ".join(f"{key} {value:.4f}" for key, value in found.items())
+        log.info("step %05d/%05d | %s (%.0f s)", step, trainer.max_steps, text, evaluation.seconds)
+
+
+def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
+    """Give the figures of an evaluation that a curve is drawn of, by the name they are logged under."""
+    rows = [row for row in evaluation.rows if row.group is None and row.value is not None]
+    several = len({row.task for row in rows}) > 1
+    return {
+        row.metric if row.metric in (CORE_METRIC, CHATCORE_METRIC) else f"{name}/{row.task}/{row.metric}": row.value
+        for row in rows
+        if row.value is not None and (not several or row.metric in SCORES)
+    }
 
 
 def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
@@ -154,91 +215,23 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def ask(name: EvalName, tasks: Mapping[str, Any], data: DataConfig, cfg: EvalConfig, offline: bool) -> list[Any]:
-    """Make the questions of an evaluation, in the very form the training task gives them.
-
-    Raises:
-        FileNotFoundError: the data have no such questions.
-    """
-    prepare_root(data)
-    kind = {EvalName.scienceqa: "scienceqa.ScienceQA", EvalName.recall: "recall.Recall"}[name]
-    spec = next((dict(s) for s in tasks.values() if s and str(s.get("_target_", "")).endswith(f".{kind}")), None)
-    if spec is None:  # the model was not trained on it: ask as the data's own mixture would
-        spec = {"_target_": f"nanochat_pl.tasks.{kind}"}
-        if name == EvalName.scienceqa and data.source == DataSource.microworld:
-            spec |= {"persona": None}
-    folder = data.scienceqa if name == EvalName.scienceqa else "recall"
-    root = Path(data.root or "")
-    spec |= {"path": str(root / folder), "split": cfg.split}
-    if name == EvalName.scienceqa:
-        rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[cfg.split]
-        spec |= {"rows": rows, "shuffle_choices": False, "curriculum": False}
-        spec |= {"hub": data.hub_scienceqa, "offline": offline, "formatted_dir": data.formatted_dir}
-    for training_only in ("epochs", "phase", "start", "stop", "step", "at_most"):
-        spec.pop(training_only, None)
-    return list(itertools.islice(make(spec), cfg.max_questions))
-
-
-def answer(
-    name: EvalName, loaded: LoadedModel, questions: list[Any], cfg: EvaluateConfig, examples: ExampleLog, shown: str
-) -> Evaluation:
-    """Let one model answer the questions, continuing where an interrupted evaluation stopped."""
-    tokenizer = loaded.tokenizer
-    stops = {tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id}
-    engine = Engine(loaded.model, stops, tokenizer=tokenizer, dtype=str(cfg.engine.dtype))
-    room = loaded.model.config.sequence_len - cfg.eval.max_new_tokens
-    if room < 1:
-        raise ValueError(
-            f"eval.max_new_tokens={cfg.eval.max_new_tokens} leaves no room for a question in the model's "
-            f"{loaded.model.config.sequence_len} tokens; lower it"
-        )
-    begin = time.perf_counter()
+def show_progress(shown: str) -> Callable[[int, int], None]:
+    """Make what prints how far an evaluation is, at most once a second and at its end."""
+    begin = last = time.perf_counter()
 
     def progress(done: int, of: int) -> None:
-        print(f"{shown}: {done:,}/{of:,} questions, {time.perf_counter() - begin:.0f} s", flush=True)
+        nonlocal last
+        now = time.perf_counter()
+        if done == of or now - last >= 1:
+            last = now
+            print(f"{shown}: {done:,}/{of:,} questions, {now - begin:.0f} s", flush=True)
 
-    common: dict[str, Any] = {
-        "max_new_tokens": cfg.eval.max_new_tokens,
-        "max_prompt_tokens": room,
-        "batch_size": cfg.eval.batch_size,
-        "seed": cfg.seed,
-        "log": examples,
-        "progress": progress,
-    }
-    if name == EvalName.recall:
-        return evaluate_recall(tokenizer, engine, questions, **common)
-    return evaluate_scienceqa(loaded.model, tokenizer, engine, questions, **common)
-
-
-def measure_bpb(loaded: LoadedModel, data: DataConfig, cfg: EvaluateConfig) -> Evaluation:
-    """Measure bits per byte on the validation shard."""
-    begin = time.perf_counter()
-    shards = prepare_text(data, cfg.offline)
-    length = loaded.model.config.sequence_len
-    rows = max(1, min(32, 16_384 // length))
-    batches = TokenBatches(
-        [shards.val],
-        loaded.tokenizer,
-        batch_rows=rows,
-        sequence_len=length,
-        micro_batches=1,
-        logical_shards=1,
-        rank=0,
-        world_size=1,
-        num_workers=0,
-    )
-    count = max(1, cfg.eval.val_tokens // (rows * length))
-    bpb = evaluate_bpb(loaded.model, itertools.islice(batches, count), loaded.tokenizer.token_bytes())
-    tokens = count * rows * length
-    row = MetricRow(task=shards.val.name, metric="bpb", value=bpb, n=tokens)
-    return Evaluation(records=[], rows=[row], seconds=time.perf_counter() - begin, num_answered=tokens)
+    return progress
 
 
 def compare_all(evaluations: Mapping[str, Evaluation], name: EvalName) -> list[Comparison]:
-    """Compare each checkpoint with the first one, question by question."""
-    if name == EvalName.bpb or len(evaluations) < 2:
-        return []
-    measures = ["correct"] if name == EvalName.recall else ["correct", "likely_correct"]
+    """Compare each checkpoint with the first one, question by question, where an evaluation is one set of questions."""
+    measures = {EvalName.recall: ["correct"], EvalName.scienceqa: ["correct", "likely_correct"]}.get(name, [])
     (first, before), *others = evaluations.items()
     return [
         compare(before.records, after.records, first=first, second=second, measure=measure)
@@ -257,13 +250,24 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation], comparisons: S
     table.add_column("metric", no_wrap=True)
     for shown in names:
         table.add_column(shown, justify="right")
-    rows = {shown: {r.metric: r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
-    for metric in rows[names[0]]:
-        table.add_row(metric, *(cell(rows[shown].get(metric)) for shown in names))
+    rows = {shown: {(r.task, r.metric): r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
+    first = rows[names[0]]
+    several = len({task for task, _ in first}) > 1
+    for task, metric in first:
+        if several and metric not in SCORES:
+            continue  # the rest stands in results.json
+        table.add_row(f"{task} {metric}" if several else metric, *(cell(rows[n].get((task, metric))) for n in names))
+    if name == EvalName.tokenizer:
+        domains = {
+            n: {tuple(r.group.values()): r for r in e.rows if r.group and r.metric == "bytes_per_token"}
+            for n, e in evaluations.items()
+        }
+        for key in domains[names[0]]:
+            table.add_row(f"bytes_per_token {' '.join(key)}", *(cell(domains[n].get(key)) for n in names))
     console = Console()
     console.print(table)
-    baseline = next((r.baseline for r in rows[names[0]].values() if r.baseline), None)
-    if baseline:
+    baseline = next((r.baseline for r in first.values() if r.baseline), None)
+    if baseline and not several:
         text = ", ".join(
             f"{key} {value:.1%}" if isinstance(value, float) else f"({key} {value})" for key, value in baseline.items()
         )
@@ -278,7 +282,7 @@ def cell(row: MetricRow | None) -> str:
     if row is None or row.value is None:
         return "- (n = 0)" if row is not None else ""
     if row.count is None:
-        text = f"{row.value:.4f}"
+        text = f"{row.value:,.0f}" if row.value >= 10_000 else f"{row.value:.4f}"
         return text if row.interval is None else f"{text} [{row.interval.low:.3g}, {row.interval.high:.3g}]"
     assert row.interval is not None
     return f"{row.value:.1%} [{row.interval.low:.1%}, {row.interval.high:.1%}] ({row.count}/{row.n})"

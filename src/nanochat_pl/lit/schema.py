@@ -94,8 +94,12 @@ class EvalName(StrEnum):
 
     auto = "auto"
     bpb = "bpb"
+    core = "core"
+    chat = "chat"
     scienceqa = "scienceqa"
     recall = "recall"
+    tokenizer = "tokenizer"
+    checks = "checks"
 
 
 HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
@@ -139,6 +143,8 @@ class StageConfig:
     """Tokens that each validation reads where the batch counts tokens; null = 20 optimizer steps' worth."""
     val_rows: int | None = None
     """Conversations of the fixed validation set where the batch counts conversations; null = the whole split."""
+    eval_every_steps: int | None = None
+    """Evaluate as eval= says every so many steps and at the end; null = never (a chain may, when all is trained)."""
     checkpoint_every_steps: int | None = None
     """Write step_NNNNNN.ckpt every so many steps; last.ckpt and best.ckpt are always kept."""
     keep_checkpoints: int = 2
@@ -147,7 +153,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         positive(self, "stage", "sequence_len", "device_batch", "total_batch_tokens", "total_batch_rows")
         positive(self, "stage", *HORIZONS, "val_every_steps", "val_tokens", "val_rows", "checkpoint_every_steps")
-        positive(self, "stage", "keep_checkpoints")
+        positive(self, "stage", "keep_checkpoints", "eval_every_steps")
         given = [name for name in HORIZONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(
@@ -342,7 +348,19 @@ class EvalConfig:
     name: EvalName = EvalName.auto
     max_new_tokens: int = 128
     max_questions: int | None = None
-    """Ask only the first so many questions of the split; null = all."""
+    """Ask only the first so many questions of the split, or of each task; null = all."""
+    tasks: list[str] | None = None
+    """Of an evaluation with several tasks (core, chat) only these; null = all."""
+    bundle: str | None = None
+    """Folder of CORE's bundle; null = eval_bundle below data.root."""
+    checks: str | None = None
+    """A YAML file of prompts with expectations; null = those that come with the package."""
+    num_samples: int = 1
+    """Answers to each generative question of chat; above 1 pass@k is measured, which wants a temperature."""
+    temperature: float = 0.0
+    top_k: int | None = None
+    sandbox: str = "auto"
+    """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
     split: str = "test"
     batch_size: int = 64
     """Questions answered at a time."""
@@ -352,7 +370,14 @@ class EvalConfig:
     """Begin again instead of continuing an interrupted evaluation."""
 
     def __post_init__(self) -> None:
-        positive(self, "eval", "max_new_tokens", "max_questions", "batch_size", "val_tokens")
+        positive(self, "eval", "max_new_tokens", "max_questions", "batch_size", "val_tokens", "num_samples", "top_k")
+        if self.temperature < 0:
+            raise ValueError(f"eval.temperature={self.temperature} must be 0 (greedy) or more")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"eval.num_samples={self.num_samples} at eval.temperature=0 gives the same answer each time; set "
+                "eval.temperature=0.8 or so"
+            )
         if self.split not in ("train", "validation", "test"):
             raise ValueError(f"eval.split={self.split} is not one of train, validation, test")
 

@@ -1,0 +1,317 @@
+"""What there is to measure on a model: for each evaluation its questions, the settings its answers depend on, the call.
+
+One function an evaluation, all of one form, so that `evaluate.py` and a callback during training share them: it looks
+its inputs up (a fault is found here, before anything is asked) and returns what is left to do.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.data.packing import TokenBatches
+from nanochat_pl.data.parquet import TextFile, read_documents
+from nanochat_pl.engine import Engine
+from nanochat_pl.eval.bpb import evaluate_bpb
+from nanochat_pl.eval.chat import evaluate_chat, with_ids
+from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
+from nanochat_pl.eval.checks import load_checks, run_checks
+from nanochat_pl.eval.compression import evaluate_compression, sample_texts
+from nanochat_pl.eval.core import evaluate_core
+from nanochat_pl.eval.core_tasks import load_bundle
+from nanochat_pl.eval.recall import evaluate_recall
+from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow
+from nanochat_pl.eval.scienceqa import evaluate_scienceqa
+from nanochat_pl.inputs import prepare_root, prepare_text
+from nanochat_pl.lit.data import make
+from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.model.kv_cache import KVCache
+from nanochat_pl.runtime import rank, world_size
+
+__all__ = ["MEASURES", "Measure", "Subject"]
+
+TEXT_CHARS = 1_000_000
+"""So much of the training and of the validation text is encoded to compare tokenizers."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model in question and what it is to be asked with."""
+
+    model: Any
+    tokenizer: Any
+    data: DataConfig
+    tasks: Mapping[str, Any]
+    """Of the mixture, whose wording of a question is the one the model knows."""
+    cfg: EvaluateConfig | TrainConfig
+
+    def engine(self) -> Engine:
+        """Make an engine that stops where an answer ends."""
+        stops = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
+        return Engine(self.model, stops, tokenizer=self.tokenizer, dtype=str(self.cfg.engine.dtype))
+
+    def answering(self) -> dict[str, Any]:
+        """Give what all evaluations that generate answers take.
+
+        Raises:
+            ValueError: no room is left for a question.
+        """
+        cfg = self.cfg.eval
+        room = self.model.config.sequence_len - cfg.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"eval.max_new_tokens={cfg.max_new_tokens} leaves no room for a question in the model's "
+                f"{self.model.config.sequence_len} tokens; lower it"
+            )
+        common = {"max_new_tokens": cfg.max_new_tokens, "max_prompt_tokens": room, "batch_size": cfg.batch_size}
+        return common | {"seed": self.cfg.seed}
+
+    @property
+    def root(self) -> Path:
+        """The folder with the data sets, made or looked for if need be."""
+        prepare_root(self.data)
+        return Path(self.data.root or "")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An evaluation whose questions are found."""
+
+    settings: Mapping[str, Any]
+    """What the answers depend on, beside checkpoint, tokenizer, data and number formats."""
+    answer: Callable[[ExampleLog, Progress | None], Evaluation]
+
+
+def scienceqa(subject: Subject) -> Measure:
+    """ScienceQA's questions, in the very form the training task gives them."""
+    data, split = subject.data, subject.cfg.eval.split
+    otherwise = {"persona": None} if data.source == DataSource.microworld else {}
+    spec = _known(subject, "scienceqa.ScienceQA", otherwise)
+    rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[split]
+    spec |= {"path": str(subject.root / data.scienceqa), "rows": rows, "shuffle_choices": False, "curriculum": False}
+    spec |= {"hub": data.hub_scienceqa, "offline": subject.cfg.offline, "formatted_dir": data.formatted_dir}
+    questions, common = _first(make(spec), subject.cfg.eval), subject.answering()
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        return evaluate_scienceqa(
+            subject.model, subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress
+        )
+
+    return Measure(_asked(subject) | {"split": split, "tasks": _plain(subject.tasks)}, answer)
+
+
+def recall(subject: Subject) -> Measure:
+    """Facts of the embedded world without choices, in the form of the training task."""
+    spec = _known(subject, "recall.Recall") | {"path": str(subject.root / "recall")}
+    questions, common = _first(make(spec), subject.cfg.eval), subject.answering()
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        return evaluate_recall(subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress)
+
+    return Measure(_asked(subject) | {"split": subject.cfg.eval.split, "tasks": _plain(subject.tasks)}, answer)
+
+
+def bpb(subject: Subject) -> Measure:
+    """Bits per byte on the validation shard."""
+    shards, val_tokens = prepare_text(subject.data, subject.cfg.offline), subject.cfg.eval.val_tokens
+    length = subject.model.config.sequence_len
+    rows = max(1, min(32, 16_384 // length))
+    count = max(1, val_tokens // (rows * length))
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        begin = time.perf_counter()
+        batches = TokenBatches(
+            [shards.val],
+            subject.tokenizer,
+            batch_rows=rows,
+            sequence_len=length,
+            micro_batches=1,
+            logical_shards=1,
+            rank=0,
+            world_size=1,
+            num_workers=0,
+        )
+        value = evaluate_bpb(subject.model, itertools.islice(batches, count), subject.tokenizer.token_bytes())
+        tokens = count * rows * length
+        row = MetricRow(task=shards.val.name, metric="bpb", value=value, n=tokens)
+        return Evaluation(records=[], rows=[row], seconds=time.perf_counter() - begin, num_answered=tokens)
+
+    return Measure({"val_tokens": val_tokens}, answer)
+
+
+def core(subject: Subject) -> Measure:
+    """CORE's tasks, or those of them that `eval.tasks` names."""
+    cfg = subject.cfg.eval
+    bundle = load_bundle(cfg.bundle or subject.root / "eval_bundle")
+    tasks = [task for task in bundle if task.label in _chosen(cfg, [task.label for task in bundle])]
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        return evaluate_core(
+            subject.model,
+            subject.tokenizer,
+            tasks,
+            max_per_task=cfg.max_questions,
+            cache_type=KVCache,
+            rank=rank(),
+            world_size=world_size(),
+            log=log,
+            progress=progress,
+        )
+
+    settings = {"max_per_task": cfg.max_questions, "tasks": {task.label: task.fingerprint() for task in tasks}}
+    return Measure(settings, answer)
+
+
+CHAT_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ARC-Easy": ("arc.ARC", {"path": "arc", "subset": "ARC-Easy"}),
+    "ARC-Challenge": ("arc.ARC", {"path": "arc", "subset": "ARC-Challenge"}),
+    "MMLU": ("mmlu.MMLU", {"path": "mmlu"}),
+    "GSM8K": ("gsm8k.GSM8K", {"path": "gsm8k"}),
+    "HumanEval": ("humaneval.HumanEval", {"path": "humaneval"}),
+    "SpellingBee": ("spelling.SpellingBee", {"path": "words_alpha.txt", "size": 256}),
+}
+"""The tasks of ChatCORE, in the order asked, where they lie below data.root, and how many words are spelled."""
+_BY_LETTER = ("ARC-Easy", "ARC-Challenge", "MMLU")
+
+
+def chat(subject: Subject) -> Measure:
+    """The tasks of ChatCORE, or those of them that `eval.tasks` names, all in one log."""
+    cfg, root = subject.cfg.eval, subject.root
+    asked: dict[str, tuple[Any, list[Mapping[str, Any]]]] = {}
+    for name in _chosen(cfg, list(CHAT_TASKS)):
+        target, arguments = CHAT_TASKS[name]
+        spec = {"_target_": f"nanochat_pl.tasks.{target}", **arguments, "split": "test"}
+        spec["path"] = str(root / arguments["path"])
+        if name == "HumanEval":
+            spec["sandbox"] = cfg.sandbox
+        if name != "SpellingBee":
+            spec |= {"fetch": subject.data.fetch, "offline": subject.cfg.offline}
+        task = make(spec)
+        questions = with_ids(_first(task, cfg))
+        asked[name] = task, [{**question, "id": f"{name}/{question['id']}"} for question in questions]
+    common = subject.answering()
+    sampling = {"num_samples": cfg.num_samples, "temperature": cfg.temperature, "top_k": cfg.top_k}
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        begin, engine = time.perf_counter(), subject.engine()
+        records, rows, scores = [], [], {}
+        total = sum(len(questions) for _, questions in asked.values())
+        for name, (task, questions) in asked.items():
+            how: dict[str, Any] = {"kind": "categorical"}
+            if name not in _BY_LETTER:
+                threads = 4 if name == "HumanEval" else 1  # its grading waits for programs
+                how = {"kind": "generative", "grade": task.grade, "grading_threads": threads, **sampling}
+            one = evaluate_chat(
+                subject.model,
+                subject.tokenizer,
+                engine,
+                questions,
+                task=name,
+                **how,
+                **common,
+                log=log,
+                progress=None if progress is None else lambda answered, _: progress(answered, total),
+            )
+            records += one.records
+            rows += one.rows
+            scores[name] = one.rows[0]
+        if set(CHATCORE_BASELINES) - set(scores) <= {"SpellingBee"}:
+            rows.append(chatcore(scores))
+        return Evaluation(
+            records=records, rows=rows, seconds=time.perf_counter() - begin, num_answered=log.num_appended
+        )
+
+    return Measure(_asked(subject) | sampling | {"tasks": list(asked), "sandbox": cfg.sandbox}, answer)
+
+
+def tokenizer(subject: Subject) -> Measure:
+    """Bytes a token against other vocabularies, on texts of several domains and on the data's own."""
+    shards = prepare_text(subject.data, subject.cfg.offline)
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        own = {"train": _texts(shards.train), "val": _texts([shards.val])}
+        return evaluate_compression(subject.tokenizer, sample_texts() | own, progress=progress)
+
+    return Measure({"text_chars": TEXT_CHARS}, answer)
+
+
+def checks(subject: Subject) -> Measure:
+    """Prompts with expectations, from a file."""
+    entries = load_checks(subject.cfg.eval.checks)[: subject.cfg.eval.max_questions]
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        return run_checks(
+            subject.engine(), subject.tokenizer, entries, seed=subject.cfg.seed, log=log, progress=progress
+        )
+
+    return Measure({"checks": [_plain(dataclasses.asdict(entry)) for entry in entries]}, answer)
+
+
+MEASURES: dict[EvalName, Callable[[Subject], Measure]] = {
+    EvalName.bpb: bpb,
+    EvalName.core: core,
+    EvalName.chat: chat,
+    EvalName.scienceqa: scienceqa,
+    EvalName.recall: recall,
+    EvalName.tokenizer: tokenizer,
+    EvalName.checks: checks,
+}
+
+
+def _known(subject: Subject, kind: str, otherwise: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give the training mixture's task of this kind, to be asked once, in order, on the split to be measured.
+
+    Args:
+        subject: whose mixture.
+        kind: end of the task's `_target_`.
+        otherwise: arguments where the mixture has no such task: the data's own mixture would have them.
+    """
+    specs = (dict(spec) for spec in subject.tasks.values() if spec)
+    spec = next((spec for spec in specs if str(spec.get("_target_", "")).endswith(f".{kind}")), None)
+    spec = spec or {"_target_": f"nanochat_pl.tasks.{kind}", **(otherwise or {})}
+    for training_only in ("epochs", "phase", "start", "stop", "step", "at_most"):
+        spec.pop(training_only, None)
+    return spec | {"split": subject.cfg.eval.split}
+
+
+def _first(task: Any, cfg: EvalConfig) -> list[Any]:
+    return list(itertools.islice(task, cfg.max_questions))
+
+
+def _asked(subject: Subject) -> dict[str, Any]:
+    cfg = subject.cfg.eval
+    return {"max_new_tokens": cfg.max_new_tokens, "max_questions": cfg.max_questions}
+
+
+def _chosen(cfg: EvalConfig, there: Sequence[str]) -> list[str]:
+    """Give the tasks to ask, in their own order.
+
+    Raises:
+        ValueError: `eval.tasks` names one that is not there.
+    """
+    unknown = [name for name in cfg.tasks or () if name not in there]
+    if unknown:
+        raise ValueError(f"eval.tasks names {', '.join(unknown)}; eval={cfg.name} has {', '.join(there)}")
+    return [name for name in there if not cfg.tasks or name in cfg.tasks]
+
+
+def _texts(files: Sequence[TextFile]) -> list[str]:
+    """Read documents until they have TEXT_CHARS characters."""
+    texts, chars = [], 0
+    for text in read_documents(files):
+        texts.append(text)
+        chars += len(text)
+        if chars >= TEXT_CHARS:
+            break
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """Make what JSON can say of it."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,135 @@
+"""Every evaluation on `evaluate.py`'s own path, then compare, failures and report over what it wrote."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat_pl.cli import main as command
+from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir
+from nanochat_pl.lit.evaluation import evaluate
+from nanochat_pl.lit.schema import EvalName, EvaluateConfig
+from tests.integration.conftest import BASE, Train, metrics, train_below
+
+CORE_YAML = """icl_tasks:
+- {label: colors, dataset_uri: colors.jsonl, num_fewshot: [2], icl_task_type: multiple_choice}
+- {label: endings, dataset_uri: endings.jsonl, num_fewshot: [0], icl_task_type: language_modeling}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two base runs that differ in their seed."""
+    outputs = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        train_below(outputs, world, *BASE, "stage.num_steps=4", f"seed={seed}", f"run_name=seed{seed}")
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CORE bundle of two small tasks."""
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "core.yaml").write_text(CORE_YAML)
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\ncolors,50\nendings,0\n")
+    (folder / "eval_data").mkdir()
+    colors = [{"query": f"Snow {i} is", "choices": ["white", "black"], "gold": i % 2} for i in range(5)]
+    endings = [{"context": f"one, two, {i},", "continuation": "and on"} for i in range(4)]
+    for name, rows in (("colors", colors), ("endings", endings)):
+        (folder / "eval_data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def measure(runs: Path, *overrides: str, names: Sequence[str] = ("seed1",)) -> dict[str, Any]:
+    """Evaluate runs as `evaluate.py` does and return the results of the first."""
+    arguments = ["trainer.accelerator=cpu", "trainer.compute_dtype=float32", *overrides]
+    cfg = check(compose_checked("evaluate", CommandLine(arguments, False, config_dir()))[0], EvaluateConfig)
+    assert evaluate(cfg, [str(runs / "base" / name) for name in names], {}, None) == 0
+    [file] = (runs / "base" / names[0] / "eval" / str(cfg.eval.name)).glob("*/results.json")
+    return json.loads(file.read_text())
+
+
+def test_core_writes_a_figure_for_each_task_and_their_mean(runs: Path, bundle: Path):
+    results = measure(runs, "eval=core", f"eval.bundle={bundle}")
+    found = {(row["task"], row["metric"]): row for row in results["metrics"]}
+    assert found["colors", "accuracy"]["n"] == 5
+    centered = [found[task, "centered"]["value"] for task in ("colors", "endings")]
+    assert found["CORE", "core_metric"]["value"] == pytest.approx(sum(centered) / 2)
+    table = runs / "base" / "seed1" / "eval" / "core" / "best" / "core.csv"
+    lines = list(csv.reader(table.read_text().splitlines()))
+    assert [line[0].strip() for line in lines] == ["Task", "colors", "endings", "CORE"]
+
+
+def test_an_edited_bundle_is_asked_anew(runs: Path, bundle: Path):
+    before = measure(runs, "eval=core", f"eval.bundle={bundle}", "eval.max_questions=3")
+    again = measure(runs, "eval=core", f"eval.bundle={bundle}", "eval.max_questions=3")
+    assert (before["config_hash"], again["examples_answered"]) == (again["config_hash"], 0)
+    file = bundle / "eval_data" / "colors.jsonl"
+    file.write_text(file.read_text().replace("Snow", "Soot"))
+    assert measure(runs, "eval=core", f"eval.bundle={bundle}", "eval.max_questions=3")["examples_answered"] == 6
+
+
+def test_chat_asks_all_tasks_into_one_log_and_draws_chatcore(runs: Path):
+    results = measure(runs, "eval=chat", "eval.max_questions=3", "eval.max_new_tokens=4")
+    chatcore = [row for row in results["metrics"] if row["task"] == "ChatCORE"]
+    assert [row["metric"] for row in chatcore] == ["chatcore_metric"]
+    log = runs / "base" / "seed1" / "eval" / "chat" / "best" / "examples.jsonl"
+    tasks = [json.loads(line)["task"] for line in log.read_text().splitlines()]
+    assert tasks == [name for name in chatcore[0]["baseline"] for _ in range(3)]
+
+
+def test_five_tasks_make_another_chatcore(runs: Path):
+    five = "[ARC-Easy,ARC-Challenge,MMLU,GSM8K,HumanEval]"
+    results = measure(runs, "eval=chat", "eval.max_questions=2", "eval.max_new_tokens=2", f"eval.tasks={five}")
+    assert results["metrics"][-1]["task"] == "ChatCORE-5"
+
+
+def test_a_task_that_is_not_there_is_named(runs: Path):
+    with pytest.raises(ValueError, match=r"eval\.tasks names Foo; eval=chat has ARC-Easy"):
+        measure(runs, "eval=chat", "eval.tasks=[Foo]")
+
+
+def test_a_missing_bundle_comes_with_the_command_that_brings_it(runs: Path):
+    with pytest.raises(FileNotFoundError, match=r"eval_bundle\.zip"):
+        measure(runs, "eval=core")
+
+
+@pytest.mark.parametrize("name", sorted(set(EvalName) - {"auto", "core", "chat", "lm_eval"}))
+def test_every_other_evaluation_measures_something(runs: Path, name: str):
+    results = measure(runs, f"eval={name}", "eval.max_questions=4", "eval.max_new_tokens=4", "eval.val_tokens=512")
+    assert results["name"] == name
+    assert any(row["value"] is not None for row in results["metrics"])
+
+
+def test_compare_failures_and_report_read_what_was_written(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    measure(runs, "eval=recall", "eval.max_questions=4", "eval.max_new_tokens=4", names=("seed1", "seed2"))
+
+    def say(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["nanochat-pl", *arguments])
+        assert command.main() == 0
+        return capsys.readouterr().out
+
+    first, second = (str(runs / "base" / name) for name in ("seed1", "seed2"))
+    assert "not distinguishable" in say("compare", first, second)
+    assert "4 of 4" in say("failures", first)
+    say("report", first, "--out", str(tmp_path))
+    assert "recall" in (tmp_path / "report.html").read_text()
+
+
+def test_evaluations_during_training_are_those_of_evaluate(train: Train, tmp_path: Path, bundle: Path):
+    asked = ["eval=core", f"eval.bundle={bundle}"]
+    plain = train(*BASE, "stage.num_steps=4", "run_name=plain")
+    train(*BASE, "stage.num_steps=4", "run_name=asked", *asked, "stage.eval_every_steps=2")
+    found = metrics(tmp_path / "base" / "asked", "core_metric")
+    assert list(found) == [2, 4]
+    after = measure(tmp_path, *asked, names=("asked",))
+    assert float(found[4]) == pytest.approx(after["metrics"][-1]["value"])
+    losses = [metrics(tmp_path / "base" / name, "train/loss") for name in ("plain", "asked")]
+    assert losses[0] == losses[1], "evaluating must not change training"
+    assert plain["step"] == 4
