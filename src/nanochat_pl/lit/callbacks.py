@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from nanochat_pl.eval.bpb import evaluate_loss
 from nanochat_pl.lit.checkpoints import Checkpoints
 from nanochat_pl.lit.datamodules import StepBatches
+from nanochat_pl.lit.health import DATA_WAIT_S, Health, is_logged
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.record import earlier_seconds
 from nanochat_pl.paths import write_atomically
@@ -32,9 +33,42 @@ WRITE_EVERY_S = 60.0
 
 
 def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
-    """Send one row to every logger."""
+    """Send one row to every logger; to a dashboard with all that a curve may be drawn over, in every row.
+
+    metrics.csv has tokens, FLOPs and time in its own rows of the log; whoever reads it joins rows by step.
+    """
+    axes = next((c.axes() for c in trainer.callbacks if isinstance(c, Progress)), {})  # type: ignore[attr-defined]
     for logger in trainer.loggers:
-        logger.log_metrics({"step": step, **metrics}, step)  # W&B draws over a column, not over its own argument
+        row = metrics if isinstance(logger, MetricsFile) else axes | metrics
+        logger.log_metrics({"step": step, **row}, step)  # W&B draws over a column, not over its own argument
+
+
+def over_ranks(
+    trainer: L.Trainer, device: torch.device, means: dict[str, Any], maxima: dict[str, Any]
+) -> dict[str, float]:
+    """Read figures off the device, over all ranks, and wait for it once.
+
+    Args:
+        trainer: reduces.
+        device: where the ranks' figures meet.
+        means: figures (numbers or 0-dim tensors) whose mean over ranks is wanted.
+        maxima: those whose maximum is; the same names on every rank, as in `means`.
+    """
+    figures = means | maxima
+    waiting = {name: value.float() for name, value in figures.items() if isinstance(value, torch.Tensor)}
+    if trainer.world_size == 1:  # what is a number already has no way to go
+        return figures | dict(zip(waiting, torch.stack(list(waiting.values())).tolist(), strict=True))
+    numbers = torch.tensor([float(value) for name, value in figures.items() if name not in waiting])
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    moved = dict(zip((name for name in figures if name not in waiting), numbers.to(device, non_blocking=True)))
+    packed = waiting | moved
+    reduced = []
+    for part, how in ((means, "mean"), (maxima, "max")):
+        if part:
+            own = torch.stack([packed[name].to(device) for name in part])
+            reduced.append(trainer.strategy.reduce(own, reduce_op=how))
+    return dict(zip(figures, torch.cat(reduced).tolist(), strict=True))
 
 
 Measure = Callable[[Any], dict[str, float]]
@@ -171,35 +205,47 @@ class Progress(Callback):
         self.tokens += count
         self._since_tokens += count
         self._since_steps += 1
-        if step % self.every_steps and step + 1 != trainer.max_steps:
+        if not is_logged(step, self.every_steps, trainer.max_steps):
             return
-        # Ranks hold means over their own part, scaled so that their mean is the step's loss: one packed reduction.
+        # Ranks hold means over their own part, scaled so that their mean is the step's loss.
+        own = {"train/loss": outputs["loss"], "train/grad_norm": outputs["grad_norm"], **outputs["figures"]}
         epoch = getattr(batch, "epoch", None)
-        own = outputs["figures"] | ({} if epoch is None else {"epoch": epoch})
-        values = (outputs["loss"], outputs["grad_norm"], *own.values())
-        figures = torch.stack([torch.as_tensor(value).float().to(outputs["loss"].device) for value in values])
-        loss, grad_norm, *means = trainer.strategy.reduce(figures, reduce_op="mean").tolist()
+        own |= {} if epoch is None else {"epoch": epoch}
+        maxima: dict[str, Any] = {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Health):
+                signs, maxima = callback.figures()
+                own |= signs
+        found = over_ranks(trainer, outputs["loss"].device, own, maxima)
         seconds = time.perf_counter() - self._mark - (self.validation.seconds - self._paused)
         self.seconds += seconds
         speed = self._since_tokens / max(seconds, 1e-9)
         if trainer.global_step - self._first_step > self.every_steps:  # the first rows hold compilation
             self.speeds.append(speed)
+        if DATA_WAIT_S in found:
+            found["health/data_wait_frac"] = found.pop(DATA_WAIT_S) / max(seconds, 1e-9)
         self.latest = {
-            "train/loss": loss,
+            "train/loss": found.pop("train/loss"),
             "train/lrm": outputs["lrm"],
-            "train/grad_norm": grad_norm,
+            "train/grad_norm": found.pop("train/grad_norm"),
             "train/dt": seconds / self._since_steps,
             "train/tok_per_sec": speed,
-            "tokens": self.tokens,
-            "total_training_flops": float(self.tokens) * self.flops_per_token,
-            "total_training_time": self.seconds,
-            **dict(zip(own, means, strict=True)),
+            **self.axes(),
+            **found,
         }
         if self.peak_flops:
             self.latest["train/mfu"] = 100 * speed * self.flops_per_token / (self.peak_flops * trainer.world_size)
         log_metrics(trainer, self.latest, step)
         log.info(self.line(step, int(trainer.max_steps)), extra={"in_bar": True})
         self._restart()
+
+    def axes(self) -> dict[str, float]:
+        """Give what else a curve may be drawn over: tokens, FLOPs and, up to the last row, seconds of training."""
+        return {
+            "tokens": self.tokens,
+            "total_training_flops": float(self.tokens) * self.flops_per_token,
+            "total_training_time": self.seconds,
+        }
 
     def line(self, step: int, num_steps: int) -> str:
         """Format the latest figures as one line of plain text."""
