@@ -59,10 +59,12 @@ def write_run(
     return folder
 
 
-def write_results(folder: Path, name: str, rows: list[MetricRow], *, checkpoint: str = "best", **record: Any) -> Path:
+def write_results(
+    folder: Path, name: str, rows: list[MetricRow], *, checkpoint: str = "best", step: int | None = None, **record: Any
+) -> Path:
     """Write an evaluation as `evaluate.py` does."""
     evaluation = Evaluation(records=[], rows=rows, seconds=30.0, num_answered=2)
-    document = results_document(evaluation, name=name, checkpoint={"path": "x", "hash": "y"}, config={})
+    document = results_document(evaluation, name=name, checkpoint={"path": "x", "hash": "y", "step": step}, config={})
     target = folder / "eval" / name / checkpoint
     target.mkdir(parents=True)
     (target / "results.json").write_text(json.dumps(document))
@@ -164,6 +166,18 @@ def test_results_that_cannot_be_read_are_named_and_left_out(tmp_path: Path):
     run = read_run(folder)
     assert [result.name for result in run.results] == ["chat"]
     assert any("eval/core/best/results.json" in problem for problem in run.problems)
+
+
+@pytest.mark.parametrize(("step", "outdated"), [(20, True), (30, False), (None, False)])
+def test_figures_of_a_checkpoint_that_was_written_anew_since_are_called_so(
+    tmp_path: Path, step: int | None, outdated: bool
+):
+    folder = write_run(tmp_path, "base", best_step=30)
+    write_results(folder, "chat", [accuracy("MMLU", 5, 10)], step=step)
+    write_results(folder, "chat", [accuracy("MMLU", 5, 10)], checkpoint="last", step=step)
+    found = [problem for problem in read_run(folder).problems if "of step 20" in problem]
+    assert len(found) == 2 * outdated
+    assert all("is of step 30 now" in problem and "eval=chat" in problem for problem in found)
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "base", "sft", "rl"])

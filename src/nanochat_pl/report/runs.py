@@ -50,6 +50,8 @@ class Result:
     """Of the evaluation, such as `scienceqa`."""
     checkpoint: str
     """Stem of the evaluated file, such as `best`."""
+    step: int | None
+    """Of the weights when they were evaluated; the file may have been written anew since."""
     rows: tuple[MetricRow, ...]
     seconds: float
     examples: tuple[dict[str, Any], ...]
@@ -202,6 +204,15 @@ def read_run(folder: Path, now: float | None = None) -> Run:
         problems.append(
             f"stopped at step {summary.get('step')} of {summary.get('num_steps')}; resume=auto continues it"
         )
+    now_of = {"best": summary.get("best_step"), "last": summary.get("step") if status == "finished" else None}
+    for result in results:
+        step = now_of.get(result.checkpoint)
+        if step is not None and result.step not in (None, step):
+            problems.append(
+                f"the figures of {result.name} are of step {result.step}, {result.checkpoint}.ckpt is of step {step} "
+                f"now; python evaluate.py ckpt={folder / 'checkpoints' / result.checkpoint}.ckpt eval={result.name} "
+                "measures it"
+            )
     if stage != "tokenizer" and not results:
         problems.append(f"no evaluation yet; python evaluate.py ckpt={folder} makes one")
     return Run(
@@ -321,13 +332,19 @@ def _read_results(folder: Path, problems: list[str]) -> Iterable[Result]:
         try:
             rows = tuple(_metric_row(row) for row in content["metrics"])
             seconds = float(content["seconds"])
-        except (KeyError, TypeError, ValueError) as error:
+            step = content["checkpoint"].get("step")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = unreadable[0] if unreadable else f"{type(error).__name__}: {error}"
             problems.append(f"{path.relative_to(folder)} is no results file ({reason}); left out")
             continue
         examples = _json_lines(path.with_name("examples.jsonl"))
         yield Result(
-            name=path.parts[-3], checkpoint=path.parts[-2], rows=rows, seconds=seconds, examples=tuple(examples)
+            name=path.parts[-3],
+            checkpoint=path.parts[-2],
+            step=step,
+            rows=rows,
+            seconds=seconds,
+            examples=tuple(examples),
         )
 
 

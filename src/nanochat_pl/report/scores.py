@@ -5,6 +5,7 @@ figure stands beside what needs no model. Of long tables the headline figures co
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
@@ -156,13 +157,7 @@ def _headline_table(columns: Mapping[str, Result]) -> Table:
     rows = [row for result in columns.values() for row in result.rows if row.group is None and row.metric in _HEADLINES]
     chosen = {(row.task, row.metric) for row in rows}
     short = {
-        label: Result(
-            name=result.name,
-            checkpoint=result.checkpoint,
-            rows=tuple(row for row in result.rows if (row.task, row.metric) in chosen),
-            seconds=result.seconds,
-            examples=(),
-        )
+        label: replace(result, rows=tuple(row for row in result.rows if (row.task, row.metric) in chosen))
         for label, result in columns.items()
     }
     return _metric_table(short, grouped=False)
