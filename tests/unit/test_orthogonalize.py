@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanochat_pl import runtime
+from nanochat_pl.optim import orthogonalize
 from nanochat_pl.optim.orthogonalize import choose_ns_dtype, newton_schulz
 
 SHAPES = [(24, 24), (24, 64), (64, 24), (1, 7), (7, 1)]
@@ -85,3 +86,17 @@ def test_a_named_dtype_holds_everywhere():
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match=r"set optim\.ns_dtype to auto, float32 or bfloat16"):
         choose_ns_dtype("fp8", torch.device("cpu"))
+
+
+def test_bfloat16_by_rounding_float32_is_what_the_device_computes(monkeypatch):
+    matrices = random_matrices(2, 48, 96)
+    found = []
+    for rounded in (False, True):
+        monkeypatch.setattr(orthogonalize, "_rounding", lambda *_, rounded=rounded: rounded)
+        found.append(newton_schulz(matrices, 5, torch.bfloat16))
+    own, by_rounding = found
+    assert by_rounding.dtype == torch.bfloat16
+    exact = newton_schulz(matrices, 5, torch.float32)
+    apart = [(x.float() - exact).abs().mean().item() for x in found]
+    assert apart[1] <= 1.5 * apart[0]
+    torch.testing.assert_close(by_rounding, own, atol=2e-2, rtol=0)

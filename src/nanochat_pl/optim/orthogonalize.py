@@ -58,10 +58,26 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     x = (matrices / (norm + NORM_EPS)).to(dtype).reshape(-1, rows, cols)
     if rows > cols:  # X X^T of the wide form is the smaller square
         x = x.mT
+    rounded = _rounding(dtype, x.device)
+    x = x.float() if rounded else x
     for _ in range(steps):
-        gram = x @ x.mT
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
-        x = torch.baddbmm(x, poly, x, beta=a)  # a X + (b A + c A^2) X
+        gram = _round(x @ x.mT, rounded)
+        poly = _round(torch.baddbmm(gram, gram, gram, beta=b, alpha=c), rounded)  # b A + c A^2
+        x = _round(torch.baddbmm(x, poly, x, beta=a), rounded)  # a X + (b A + c A^2) X
     if rows > cols:
         x = x.mT
-    return x.reshape(matrices.shape)
+    return x.to(dtype).reshape(matrices.shape)
+
+
+@functools.cache
+def _rounding(dtype: torch.dtype, device: torch.device) -> bool:
+    """Say whether bfloat16 is to be had by rounding float32 products.
+
+    A CPU without it in hardware would emulate it a hundred times slower; hardware, too, adds up in float32 and rounds
+    once.
+    """
+    return dtype == torch.bfloat16 and device.type == "cpu" and not runtime.has_fast_bf16(device)
+
+
+def _round(x: Tensor, rounded: bool) -> Tensor:
+    return x.bfloat16().float() if rounded else x
