@@ -1,0 +1,319 @@
+"""The tasks of EleutherAI's lm-evaluation-harness, asked of our models.
+
+The harness brings hundreds of benchmarks, each a YAML file: prompts, solved examples, filters, metrics. Here its tasks
+are loaded and put to a `HarnessModel`, and what it finds becomes records and rows like those of every evaluation
+(`results.py`). The harness is the extra `lm-eval`, imported where it is used.
+"""
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from nanochat_pl.eval.harness_model import HarnessModel, request_digest
+from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
+from nanochat_pl.eval.stats import Interval
+
+__all__ = ["run_harness"]
+
+_TAIL_CHARS = 600
+"""Of a prompt's end, kept in the record."""
+_BOOTSTRAP_RESAMPLES = 1000
+"""For standard errors the harness has no formula for."""
+_CHANCE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+"""Of multiple choice: right by luck once in so many choices."""
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+def run_harness(
+    model: Any,
+    tokenizer: Any,
+    engine: Any,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | Sequence[str | Path] | None = None,
+    num_fewshot: int | None = None,
+    limit: int | float | None = None,
+    chat: bool = False,
+    system_prompt: str | None = None,
+    batch_size: int = 32,
+    max_batch_tokens: int | None = None,
+    cache_type: Callable[..., Any] | None = None,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    offline: bool = False,
+    confirm_run_unsafe_code: bool = False,
+    answers: ExampleLog | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Ask tasks of the harness; return a record of each sample (and filter) and a row of each task, group and metric.
+
+    A record has `id` (`<task>/<document>`, and the filter's name if there is one), `task`, `filter`, `prompt` (its
+    end), `expected`, `output` (the likeliest choice, the text written, or the log-likelihood), `correct` (of the first
+    metric that is 0 or 1; None where there is none), `scores` (metric -> value) and `prompt_tokens`; where nothing is
+    written, `loglikelihoods`; where there are choices, `choices` and `picked`; where something is written, `answer`
+    (what the filter took from it) and `output_tokens`. A row's metric is the harness's name, behind the filter's if
+    there is one. Its interval is Wilson's for a share of samples, else the value and 1.96 of the harness's standard
+    errors to each side; None where the harness states none.
+
+    Args:
+        model, tokenizer, engine: As in `HarnessModel`.
+        tasks: Names of tasks, groups or tags, or paths of YAML files. Paths in such a file are those of the current
+            folder.
+        include_path: Folders with more task files; they go before the harness's own of that name.
+        num_fewshot: Solved examples in front; None = as each task says. A task that says 0 keeps to it.
+        limit: Ask the first so many samples of each task, or this share of them if below 1.
+        chat: Ask in conversations, solved examples as earlier turns.
+        system_prompt: Set before each prompt.
+        batch_size, max_batch_tokens, cache_type, max_new_tokens, answers, progress: As in `HarnessModel`.
+        seed: Of few-shot examples, of tasks that shuffle, and of sampled answers.
+        offline: Open no socket for data; what is not there is an error.
+        confirm_run_unsafe_code: Let tasks run the programs the model writes, outside any sandbox.
+
+    Raises:
+        ValueError: The harness is not installed, there is no such task, or `limit` or `num_fewshot` is below its range.
+    """
+    started = time.perf_counter()
+    if limit is not None and limit <= 0:
+        raise ValueError(f"limit={limit} leaves nothing to ask; give a number of samples, a share below 1, or null")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise ValueError(f"num_fewshot={num_fewshot} must be 0 or more, or null for what each task says")
+    LM, harness_evaluate, TaskManager = _import_harness()
+
+    class Adapted(HarnessModel, LM):  # type: ignore[misc, valid-type]
+        """The model as the harness knows models."""
+
+    adapted = Adapted(
+        model,
+        tokenizer,
+        engine,
+        chat=chat,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+        cache_type=cache_type,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        answers=answers,
+        progress=progress,
+    )
+    with _own_surroundings(seed, offline):
+        loaded = _load_tasks(TaskManager, tasks, include_path)
+        for task in loaded["tasks"].values():
+            given = task.get_config("num_fewshot")
+            if num_fewshot is not None and given != 0:
+                task.set_config(key="num_fewshot", value=num_fewshot)
+            elif given is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=seed)
+        results = harness_evaluate(
+            adapted,
+            loaded,
+            limit=limit,
+            bootstrap_iters=_BOOTSTRAP_RESAMPLES,
+            system_instruction=system_prompt,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
+        )
+    kinds = {name: results["configs"][name]["output_type"] for name in results["samples"]}
+    records = [
+        _record(adapted, name, kinds[name], sample)
+        for name, samples in results["samples"].items()
+        for sample in samples
+    ]
+    fresh = {
+        (name, sample["doc_id"])
+        for name, samples in results["samples"].items()
+        for sample in samples
+        if any(request_digest(_request_kind(kinds[name]), args) in adapted.answered for args in sample["arguments"])
+    }
+    return Evaluation(
+        records=records,
+        rows=_rows(results, kinds),
+        seconds=time.perf_counter() - started,
+        num_answered=len(fresh),
+    )
+
+
+def _import_harness() -> tuple[Any, Callable[..., Any], Any]:
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.evaluator import evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(
+            f"the lm-evaluation-harness cannot be imported ({error}); it is the extra lm-eval: "
+            "pip install 'nanochat-pl[lm-eval]'"
+        ) from error
+    return LM, evaluate, TaskManager
+
+
+def _load_tasks(manager_type: Any, tasks: Sequence[str], include_path: Any) -> dict[str, Any]:
+    """Load tasks by name; those of the harness itself are looked through only if one is wanted: it takes seconds."""
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"tasks={tasks!r} must be a list of one task or more, such as ['arc_easy']")
+    paths = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
+    for path in paths:
+        if not Path(path).is_dir():
+            raise ValueError(f"include_path={str(path)!r} is no folder; it must hold the YAML files of tasks")
+    manager = manager_type(include_path=paths, include_defaults=False)
+    if not set(tasks) <= set(manager.all_subtasks):
+        manager = manager_type(include_path=paths)
+    for name in tasks:
+        if name not in manager.all_tasks and not Path(name).is_file():
+            near = get_close_matches(name, manager.all_tasks, n=5)
+            raise ValueError(
+                f"the harness knows no task {name!r}{', only ' + ', '.join(near) if near else ''}; "
+                "`lm-eval ls tasks` lists its own, include_path adds folders with yours"
+            )
+    return manager.load(list(tasks))
+
+
+@contextmanager
+def _own_surroundings(seed: int, offline: bool) -> Iterator[None]:
+    """Seed what tasks draw from, without a trace in the caller's random streams; keep the harness to one process."""
+    import datasets
+    import huggingface_hub.constants
+
+    switches = ((datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE"))
+    before = [getattr(owner, name) for owner, name in switches]
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - tasks draw from the global one
+    single = os.environ.get("DISABLE_MULTIPROC")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    os.environ["DISABLE_MULTIPROC"] = "1"  # a fork of a process with threads may hang
+    if offline:
+        for owner, name in switches:
+            setattr(owner, name, True)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        for (owner, name), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+        if single is None:
+            os.environ.pop("DISABLE_MULTIPROC", None)
+        else:
+            os.environ["DISABLE_MULTIPROC"] = single
+
+
+def _request_kind(output_type: str) -> str:
+    return "loglikelihood" if output_type == "multiple_choice" else output_type
+
+
+def _rows(results: Mapping[str, Any], kinds: Mapping[str, str]) -> list[MetricRow]:
+    """Draw the rows of the tasks, then of the groups that have figures of their own."""
+    rows = []
+    for name, samples in results["samples"].items():
+        for metric, taken_by, value, error in _figures(results["results"][name]):
+            own = [s for s in samples if s["filter"] == taken_by and metric in s]
+            shown = metric if taken_by == "none" else f"{taken_by}/{metric}"
+            baseline = None
+            if kinds[name] == "multiple_choice" and metric in _CHANCE_METRICS:
+                baseline = {"chance": sum(map(_chance, own)) / len(own)}
+            values = [s[metric] for s in own]
+            if _is_share(values, value):
+                rows.append(proportion_row(name, shown, [bool(v) for v in values], baseline=baseline))
+            else:
+                rows.append(_row(name, shown, value, error, len(own)))
+    for name, figures in results.get("groups", {}).items():
+        for metric, taken_by, value, error in _figures(figures):
+            shown = metric if taken_by == "none" else f"{taken_by}/{metric}"
+            rows.append(_row(name, shown, value, error, figures["sample_len"]))
+    return rows
+
+
+def _figures(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield metric, filter, value and standard error of each figure of a task or group."""
+    for key, value in entry.items():
+        metric, comma, taken_by = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            yield metric, taken_by, value, entry.get(f"{metric}_stderr,{taken_by}")
+
+
+def _row(task: str, metric: str, value: Any, error: Any, n: int) -> MetricRow:
+    number = float(value) if _is_number(value) else None
+    interval = None
+    if number is not None and _is_number(error):
+        interval = Interval(number - _Z95 * float(error), number + _Z95 * float(error))
+    return MetricRow(task=task, metric=metric, value=number, n=n, interval=interval)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
+
+
+def _is_share(values: Sequence[Any], value: Any) -> bool:
+    """Say whether a figure is the share of samples on which something holds."""
+    holds = bool(values) and all(_is_number(v) and v in (0, 1) for v in values)
+    return holds and _is_number(value) and math.isclose(sum(values) / len(values), value, abs_tol=1e-12)
+
+
+def _chance(sample: Mapping[str, Any]) -> float:
+    """Return how often a blind pick among a sample's choices is right."""
+    right = len(sample["target"]) if isinstance(sample["target"], list) else 1
+    return right / _num_choices(sample)
+
+
+def _num_choices(sample: Mapping[str, Any]) -> int:
+    # For mutual information each choice is asked a second time, alone.
+    return len(sample["arguments"]) // (2 if "acc_mutual_info" in sample["metrics"] else 1)
+
+
+def _record(adapted: HarnessModel, task: str, output_type: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Put one sample as the harness logs it into the form of our records."""
+    arguments, responses, target = sample["arguments"], [r[0] for r in sample["resps"]], sample["target"]
+    rolling = output_type == "loglikelihood_rolling"
+    context = "" if rolling else arguments[0][0]
+    scores = {metric: _plain(sample[metric]) for metric in sample["metrics"]}
+    taken_by = sample["filter"]
+    ids = adapted.encode(context)
+    record: dict[str, Any] = {
+        "id": f"{task}/{sample['doc_id']}" + ("" if taken_by == "none" else f"/{taken_by}"),
+        "task": task,
+        "filter": taken_by,
+        "prompt": context[-_TAIL_CHARS:],
+        "expected": _plain(target) if isinstance(target, str) else str(_plain(target)),
+        "correct": next((bool(value) for value in scores.values() if _is_number(value) and value in (0, 1)), None),
+        "scores": scores,
+        "prompt_tokens": len(ids),
+    }
+    if output_type == "multiple_choice":
+        count = _num_choices(sample)
+        contexts = {args[0] for args in arguments[:count]}
+        choices = [args[0 if len(contexts) > 1 else 1].strip()[-_TAIL_CHARS:] for args in arguments[:count]]
+        totals = [total for total, _ in responses[:count]]
+        picked = int(np.argmax(totals))
+        if isinstance(target, int) and 0 <= target < count:
+            record["expected"] = choices[target]
+        record |= {"output": choices[picked], "choices": choices, "picked": picked, "loglikelihoods": totals}
+    elif output_type == "generate_until":
+        record |= {
+            "output": responses[0],
+            "answer": str(sample["filtered_resps"][0]),
+            "output_tokens": len(adapted.tokenizer.encode(responses[0])),
+        }
+    else:
+        total = responses[0] if rolling else responses[0][0]
+        record |= {"output": f"log-likelihood {total:.4f}", "loglikelihoods": [total]}
+    return record
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON types."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -1,0 +1,313 @@
+"""A model as evaluation harnesses ask it: how likely is a text, how likely its end, and what follows it.
+
+`HarnessModel` answers with what the other evaluations use: beginnings that are shared are read once
+(`core_scoring.py`), answers come from the engine, many at a time. It needs no harness; `harness.py` hands it to
+EleutherAI's. Rules are those of that one's Hugging Face model (lm-eval 0.4, 2026) except where `Differs:` stands, so
+that figures may stand beside published ones.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nanochat_pl.engine import Request
+from nanochat_pl.eval.core_scoring import LineEncoder, Row, common_prefix, score_items
+from nanochat_pl.eval.results import ExampleLog
+
+__all__ = ["HarnessModel", "generation_settings", "request_digest", "windows"]
+
+log = logging.getLogger(__name__)
+
+_CHUNK_REQUESTS = 256
+"""Answered between two writes of the log; those of like length among them share a forward."""
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the most tokens of an answer; the first that is given counts."""
+
+# Control tokens are written by name in a rendered conversation; "<|" in anyone's words is parted by a word joiner.
+_CONTROL = re.compile(r"(<\|[a-z_]+\|>)")
+_OPENING = re.compile("<(\u2060*)\\|")
+_PARTED = re.compile("<\u2060(\u2060*)\\|")
+
+
+class HarnessModel:
+    """Answers the harness's requests with a model, its tokenizer and an engine.
+
+    A request has `args`, and `task_name` and `doc_id`, which say what belongs together. To hand the model to the
+    harness yourself, derive a class from this one and `lm_eval.api.model.LM`, in this order.
+
+    Args:
+        model: A GPT; its weights are only read.
+        tokenizer: The tokenizer of the model.
+        engine: An `Engine` over the model; its stop ids end answers as well as stop strings do.
+        chat: Contexts are conversations (`apply_chat_template`), not plain text.
+        batch_size: Most answers written at once.
+        max_batch_tokens, cache_type: As in `core_scoring.score_items`; give it the model's `KVCache`.
+        max_new_tokens: Most tokens of an answer where the task does not say.
+        seed: Names the random streams of sampled answers.
+        answers: Requests already answered, and where to put new answers (`id`, `response`): a log of its own, beside
+            that of the records. Its configuration must hold `chat`, `max_new_tokens` and `seed`. None = memory only.
+        progress: Called with (answered, asked) of the requests of one kind after each chunk.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        engine: Any,
+        *,
+        chat: bool = False,
+        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
+        cache_type: Callable[..., Any] | None = None,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        answers: ExampleLog | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.engine, self.chat = model, tokenizer, engine, chat
+        self.batch_size, self.max_batch_tokens, self.cache_type = batch_size, max_batch_tokens, cache_type
+        self.max_new_tokens, self.seed, self.progress = max_new_tokens, seed, progress
+        self.answers = answers or ExampleLog()
+        self.answered: set[str] = set()
+        """Digests (`request_digest`) of the requests answered in this session."""
+        self._context_tokens: int = model.config.sequence_len
+        self._encoder = LineEncoder(tokenizer)
+        self._ignored: set[str] = set()
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name under which the harness may cache what depends on the tokenizer and its chat form."""
+        return f"nanochat_pl-{self.tokenizer.fingerprint()[:16]}"
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Return of each request (context, continuation) ln p(continuation | context), and whether greedy choice
+        would have written it.
+
+        Both are encoded as one text behind `<|bos|>`; white space at the context's end counts as the continuation's.
+        A row longer than the model's context loses its beginning; an empty continuation is certain.
+        Differs: the harness finds the continuation's tokens by counting those of the context, which loses one that
+        reaches over the border; here that token is the first one scored.
+        """
+        responses = self._answer("loglikelihood", requests, self._score_pairs)
+        return [(total, greedy) for total, greedy in responses]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Return ln p(text) of each request (text,), behind `<|bos|>`, in windows where it is longer than the context.
+
+        Each token is scored once; all windows but the first are whole ones, of which the last scores what is left.
+        """
+        return self._answer("loglikelihood_rolling", requests, self._score_texts)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Return what the model writes behind each request (context, settings), up to the first stop string.
+
+        Settings: `until` (text or texts), `max_gen_toks` (or `max_new_tokens`, `max_tokens`,
+        `max_completion_tokens`), `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`; others are warned of. A context
+        loses its beginning where it leaves too little room, but an answer takes at most half of the model's context
+        from it. Equal requests that are sampled are different samples.
+        Differs: for the harness an answer as long as the model's context is an error.
+        """
+        return self._answer("generate_until", requests, self._write)
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """Lay a conversation out as text that this class reads as control tokens and words, whatever the words say.
+
+        Args:
+            chat_history: Messages, user and assistant by turns, a system message first where there is one.
+            add_generation_prompt: Open the assistant's turn; else the last message, the assistant's, stays open.
+
+        Raises:
+            ValueError: The model was made with `chat=False`, or the turns are out of order.
+        """
+        if not self.chat:
+            raise ValueError("conversations are asked of a model made for plain text; make it with chat=True")
+        messages = [{"role": m["role"], "content": _escaped(m["content"])} for m in chat_history]
+        ids, _ = self.tokenizer.render_conversation({"messages": messages}, max_tokens=2**31)
+        if add_generation_prompt:
+            ids = [*ids, self.tokenizer.special_id("<|assistant_start|>")]
+        elif messages[-1]["role"] == "assistant":
+            ids = ids[:-1]
+        return self.tokenizer.decode(ids)
+
+    def encode(self, context: str, continuation: str = "") -> list[int]:
+        """Return the ids of a context and what follows it, `<|bos|>` first."""
+        if not self._is_rendered(context):
+            return self._encoder.encode([context + continuation])[0]
+        ids: list[int] = []
+        for piece in _CONTROL.split(context + _escaped(continuation)):
+            control = _CONTROL.fullmatch(piece) is not None
+            ids += [self.tokenizer.special_id(piece)] if control else self.tokenizer.encode(_unescaped(piece))
+        return ids
+
+    def _is_rendered(self, context: str) -> bool:
+        return self.chat and context.startswith("<|bos|>")
+
+    def _answer(self, kind: str, requests: Sequence[Any], solve: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """Give the logged response to each request; `solve` answers chunks of those there is none of."""
+        times: Counter[str] = Counter()
+        questions: dict[str, dict[str, Any]] = {}
+        keys = []
+        for request in requests:
+            digest = request_digest(kind, request.args)
+            times[digest] += 1
+            # The same question twice has one answer, unless answers are drawn.
+            key = f"{digest}/{times[digest]}" if kind == "generate_until" else digest
+            keys.append(key)
+            questions.setdefault(key, {"id": key, "digest": digest, "request": request})
+        asked = list(questions.values())
+        pending = self.answers.pending(asked, _CHUNK_REQUESTS) if asked else []
+        done = len(asked) - sum(map(len, pending))
+        for chunk in pending:
+            responses = solve(list(chunk))
+            self._encoder.forget()
+            self.answers.append([{"id": q["id"], "response": r} for q, r in zip(chunk, responses, strict=True)])
+            self.answered |= {question["digest"] for question in chunk}
+            done += len(chunk)
+            if self.progress is not None:
+                self.progress(done, len(asked))
+        return [self.answers.records[key]["response"] for key in keys]
+
+    def _score_pairs(self, chunk: list[Any]) -> list[tuple[float, bool]]:
+        rows = []
+        for question in chunk:
+            context, continuation = question["request"].args
+            ids = self.encode(context, continuation)
+            rows.append((question["request"], ids, common_prefix([self.encode(context.rstrip()), ids])))
+        self._warn_of_cuts([len(ids) - 1 for _, ids, _ in rows])
+        return self._score(rows)
+
+    def _score_texts(self, chunk: list[Any]) -> list[float]:
+        rows = [(question["request"], self._encoder.encode(list(question["request"].args))[0], 1) for question in chunk]
+        return [total for total, _ in self._score(rows)]
+
+    def _score(self, rows: Sequence[tuple[Any, list[int], int]]) -> list[tuple[float, bool]]:
+        """Return the sum of ln p over the tokens of each row from its start on, and whether all are the likeliest."""
+        items: list[list[Row]] = []
+        owners: list[list[int]] = []
+        document = None
+        for number, (request, ids, start) in enumerate(rows):
+            for row in windows(ids, start, self._context_tokens):
+                # Choices of a question are read as one where they share most of what they have.
+                same = document == (request.task_name, request.doc_id)
+                if same and 2 * common_prefix([items[-1][0].ids, row.ids]) >= len(row.ids):
+                    items[-1].append(row)
+                    owners[-1].append(number)
+                else:
+                    items.append([row])
+                    owners.append([number])
+                document = request.task_name, request.doc_id
+        totals, greedy = [0.0] * len(rows), [True] * len(rows)
+        for item, numbers, scores in zip(
+            items, owners, score_items(self.model, items, self.max_batch_tokens, self.cache_type), strict=True
+        ):
+            for row, number, score in zip(item, numbers, scores, strict=True):
+                totals[number] -= sum(score.losses)
+                greedy[number] &= score.predictions == list(row.ids[row.start :])
+        return list(zip(totals, greedy, strict=True))
+
+    def _write(self, chunk: list[Any]) -> list[str]:
+        requests, answers, lengths = [], [], []
+        for question in chunk:
+            context, given = question["request"].args
+            settings, until, ignored = generation_settings(given, self.max_new_tokens)
+            if new := ignored - self._ignored:
+                self._ignored |= new
+                log.warning("generation settings without effect here: %s", ", ".join(sorted(new)))
+            ids = self.encode(context)
+            room = self._context_tokens - min(settings["max_new_tokens"], self._context_tokens // 2)
+            lengths.append(len(ids) + self._context_tokens - room)
+            requests.append(Request(ids[-room:], seed=f"{self.seed}/{question['id']}", **settings))
+            answers.append(_Answer(self.tokenizer, until))
+        self._warn_of_cuts(lengths)
+        self.engine.run(requests, self.batch_size, on_token=lambda i, token, _: answers[i].take(token))
+        return [answer.text for answer in answers]
+
+    def _warn_of_cuts(self, lengths: Sequence[int]) -> None:
+        cut = sum(length > self._context_tokens for length in lengths)
+        if cut:
+            log.warning(
+                "%d of %d requests are longer than the model's %d tokens of context and lost their beginning",
+                cut,
+                len(lengths),
+                self._context_tokens,
+            )
+
+
+class _Answer:
+    """Text as it is written, up to the first of its stop strings."""
+
+    def __init__(self, tokenizer: Any, until: Sequence[str]) -> None:
+        self._tokenizer, self._stops, self._bytes = tokenizer, [text.encode() for text in until], bytearray()
+
+    def take(self, token: int) -> bool | None:
+        """Add a token; False = a stop string is complete."""
+        # Among bytes, since a character may be several tokens; UTF-8 has no false matches.
+        known = len(self._bytes)
+        self._bytes += self._tokenizer.decode_bytes([token])
+        places = [self._bytes.find(stop, max(0, known - len(stop) + 1)) for stop in self._stops]
+        found = [place for place in places if place >= 0]
+        if not found:
+            return None
+        del self._bytes[min(found) :]
+        return False
+
+    @property
+    def text(self) -> str:
+        return self._bytes.decode("utf-8", errors="replace")
+
+
+def windows(ids: Sequence[int], start: int, context_tokens: int) -> Iterator[Row]:
+    """Yield rows in which each token from `start` on is scored once, each row reading at most `context_tokens`.
+
+    A row that is not the first is as long as can be: its last scored token has the whole context before it.
+    """
+    done = start
+    while done < len(ids):
+        # All that is left, if it has room with what must precede it.
+        end = min(len(ids), done + context_tokens)
+        first = max(0, end - context_tokens - 1)
+        yield Row(ids[first:end], done - first)
+        done = end
+
+
+def generation_settings(given: Mapping[str, Any], max_new_tokens: int) -> tuple[dict[str, Any], list[str], set[str]]:
+    """Translate a task's generation settings; return settings of a `Request`, stop strings, and names unknown here.
+
+    Answers are greedy where `do_sample` is false, or neither it nor a temperature is given; `do_sample` alone means
+    temperature 1. `top_k` 0 means all tokens.
+    """
+    until = given.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    sampled, temperature = given.get("do_sample"), given.get("temperature")
+    if sampled is False:
+        temperature = 0.0
+    elif temperature is None:
+        temperature = 1.0 if sampled else 0.0
+    settings = {
+        "max_new_tokens": int(next((given[name] for name in _LENGTHS if given.get(name) is not None), max_new_tokens)),
+        "temperature": float(temperature),
+        "top_k": given.get("top_k") or None,
+        "top_p": given.get("top_p"),
+        "min_p": given.get("min_p"),
+    }
+    known = {"until", "do_sample", *_LENGTHS, *settings}
+    return settings, [text for text in until if text], set(given) - known
+
+
+def request_digest(kind: str, args: Sequence[Any]) -> str:
+    """Return 32 hex digits that name a request of a kind by all that is asked."""
+    text = json.dumps([kind, *args], sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _escaped(text: str) -> str:
+    return _OPENING.sub("<\u2060\\1|", text)
+
+
+def _unescaped(text: str) -> str:
+    return _PARTED.sub(r"<\1|", text)
