@@ -78,7 +78,7 @@ def load_d4(reference_root: Path, step: int) -> tuple[GPT, tuple[Muon, torch.opt
     model = GPT(GPTConfig(**shape))
     model.load_state_dict(torch.load(folder / f"model_{step:06d}.pt", weights_only=True))
     check_roles(model.param_roles(), model.named_parameters())
-    return model, build_optimizers(model.param_roles(), shape["n_embd"], OptimConfig())
+    return model, build_optimizers(model.param_roles(), shape["n_embd"], OptimConfig(ns_dtype="bfloat16"))
 
 
 def adopt_nanochat_state(optimizers: tuple[Muon, torch.optim.AdamW], saved: list[dict]) -> None:
