@@ -16,8 +16,9 @@ import pytest
 
 from nanochat_pl.cli.report import main
 from nanochat_pl.eval.results import Evaluation, MetricRow, proportion_row, results_document
+from nanochat_pl.eval.stats import Interval
 from nanochat_pl.lit.schema import TrainConfig
-from nanochat_pl.report import plots, sections
+from nanochat_pl.report import plots, scores, sections
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.markdown import Code, Table, render_markdown
 from nanochat_pl.report.plots import Line, curve_figures, line_chart, thin
@@ -270,11 +271,11 @@ def test_a_long_run_stays_a_small_page(tmp_path: Path):
 
 def chain(outputs: Path) -> list[Run]:
     base, sft = write_run(outputs, "base"), write_run(outputs, "sft")
-    core = MetricRow(task="CORE", metric="core_metric", value=0.0123, n=22)
+    core = MetricRow(task="CORE", metric="core_metric", value=0.0123, n=22, baseline={"chance": 0.0})
     write_results(base, "core", [accuracy("piqa", 51, 100, chance=0.5), core])
     write_results(base, "chat", [accuracy("MMLU", 20, 100)], checkpoint="last")
     write_results(base, "chat", [accuracy("MMLU", 30, 100)], checkpoint="best")
-    chatcore = MetricRow(task="ChatCORE", metric="chatcore_metric", value=0.25, n=6)
+    chatcore = MetricRow(task="ChatCORE", metric="chatcore_metric", value=0.25, n=6, baseline={"MMLU": 0.25})
     rows = [accuracy("MMLU", 40, 100), chatcore, accuracy("ARC-Easy", 45, 100)]
     rows += [accuracy("MMLU", i + 1, 10, group={"subject": f"part {i} | $x$"}) for i in range(3)]
     write_results(sft, "chat", rows)
@@ -291,6 +292,17 @@ def test_the_summary_table_picks_the_best_checkpoints_headline_figures(tmp_path:
     assert cells["ChatCORE"] == ("-", "-", "0.25", "-")
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_only_shares_are_written_in_percent(tmp_path: Path):
+    text = pages(chain(tmp_path))[0]
+    assert "| CORE, core_metric | 0.0123 | chance 0 | 22 |" in text
+    assert "| ChatCORE, chatcore_metric | - | - | 0.25 | chance 0 | 6 |" in text
+    assert re.search(r"\| MMLU, accuracy \| 30\.0% .* \| chance 25\.0% \|", text)
+    folder = write_run(tmp_path, "mid")
+    write_results(folder, "tokenizer", [MetricRow(task="tokenizer", metric="tokens", value=573_210.0, n=9)])
+    assert "| tokens | 573,210 | - | 9 |" in pages([read_run(folder)])[0]
+
+
 def test_several_runs_of_a_stage_have_columns_of_their_own(tmp_path: Path):
     runs = [read_run(write_run(tmp_path, "base", name)) for name in ("one", "two")]
     assert summary_table(runs).head == ("Metric", "base/one", "base/two")
@@ -299,19 +311,47 @@ def test_several_runs_of_a_stage_have_columns_of_their_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("correct", "said"),
     [
-        ((26, 24), "not distinguishable from chance"),
-        ((60, 60), "better than chance in all of 2 accuracies"),
+        ((26, 24), "not distinguishable from chance (2 accuracies measured; smallest p = 1.000, Holm over 2 tests)"),
+        ((60, 60), "better than chance (all 2 accuracies measured)"),
         ((60, 25), "better than chance in 1 of 2 accuracies: first"),
         ((0, 25), "nowhere better than chance (2 accuracies measured); worse than chance: first"),
         ((60, 0), "better than chance in 1 of 2 accuracies: first; worse than chance: second"),
     ],
 )
-def test_only_an_interval_wholly_above_chance_is_called_better(correct: tuple[int, int], said: str):
+def test_only_what_luck_does_not_explain_is_called_better_than_chance(correct: tuple[int, int], said: str):
     rows = [accuracy(task, number, 100) for task, number in zip(("first", "second"), correct)]
     verdict = chance_verdict(rows)
     assert verdict is not None
     assert verdict[0].startswith(said)
     assert verdict[1] == sum(number == 60 for number in correct)
+
+
+def test_one_lucky_task_of_many_is_not_better_than_chance():
+    lucky = accuracy("lucky", 36, 100)  # p = 0.019 by itself
+    alone = chance_verdict([lucky])
+    assert alone is not None
+    assert alone[0] == "better than chance (one accuracy measured)"
+    among = chance_verdict([lucky, *(accuracy(f"task {i}", 25, 100) for i in range(21))])
+    assert among is not None
+    assert among[0].startswith("not distinguishable from chance (22 accuracies measured; smallest p = 0.414")
+    assert among[1] == 0
+
+
+@pytest.mark.parametrize("chance", [0.25, 0.62, 0.0, 1.0])
+@pytest.mark.parametrize("n", [1, 12, 500])
+def test_the_test_against_chance_is_the_exact_binomial_one(chance: float, n: int):
+    stats = pytest.importorskip("scipy.stats")
+    for count in {0, 1, n // 4, n // 2, n}:
+        tails = stats.binom.cdf(count, n, chance), stats.binom.sf(count - 1, n, chance)
+        assert scores._chance_p(count, n, chance) == pytest.approx(min(1.0, 2 * min(tails)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("low", "said"), [(-0.05, True), (0.02, False)])
+def test_a_mean_over_tasks_says_itself_whether_it_is_guessing(low: float, said: bool):
+    core = MetricRow(task="CORE", metric="core_metric", value=0.06, n=22, interval=Interval(low, 0.19))
+    verdict = chance_verdict([accuracy("piqa", 60, 100), core])
+    assert verdict is not None
+    assert ("CORE itself is not distinguishable from 0" in verdict[0]) == said
 
 
 def test_without_a_chance_baseline_nothing_is_compared_with_chance():

@@ -1,13 +1,15 @@
 """What the evaluations of runs say, side by side and with their intervals.
 
-Nothing is claimed inside the noise: accuracies whose intervals contain what chance gives are called that, and every
-figure stands beside what needs no model. Of long tables the headline figures come first.
+Nothing is claimed inside the noise: accuracies that luck explains are called that, and every figure stands beside what
+needs no model. Of long tables the headline figures come first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import exp, fsum, lgamma, log
 
 from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.stats import holm_correction
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
 from nanochat_pl.report.plots import bar_figures
 from nanochat_pl.report.runs import STAGES, Result, Run
@@ -27,7 +29,9 @@ _HEADLINES = {
     "bpb": "bits per byte",
 }
 """Metrics of the summary table -> how they are called after the name of the task."""
+_COMPOSITES = ("core_metric", "chatcore_metric")
 _LONG_TABLE_ROWS = 14
+_ALPHA = 0.05
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -53,32 +57,51 @@ def summary_table(runs: Sequence[Run]) -> Table:
 def chance_verdict(rows: Sequence[MetricRow]) -> tuple[str, int] | None:
     """Say how the accuracies stand to what chance gives, and how many are better; None if nothing can be compared.
 
-    An accuracy is better than chance if its whole interval lies above; the intervals are not widened for their number.
+    Each accuracy is tested against its chance (exact binomial test, two-sided), all of them corrected together (Holm):
+    of twenty tasks one would otherwise be better by luck. Where chances differ from question to question their mean
+    stands for them, which errs towards saying nothing. CORE and ChatCORE, where 0 is chance, go by their intervals.
     """
     compared = [
-        (row, row.interval, float(row.baseline["chance"]))
+        (row, float(row.baseline["chance"]))
         for row in rows
-        if row.group is None and row.interval and row.count is not None and row.baseline and "chance" in row.baseline
+        if row.group is None and row.count is not None and row.n and row.baseline and "chance" in row.baseline
     ]
     if not compared:
         return None
-    alone = len({row.task for row, _, _ in compared}) == 1
-    above = [_name(row, alone) for row, interval, chance in compared if interval.low > chance]
-    below = [_name(row, alone) for row, interval, chance in compared if interval.high < chance]
+    alone = len({row.task for row, _ in compared}) == 1
+    corrected = holm_correction([_chance_p(row.count or 0, row.n, chance) for row, chance in compared])
+    found = [(row, (row.value or 0.0) - chance) for (row, chance), p in zip(compared, corrected) if p < _ALPHA]
+    above = [_name(row, alone) for row, difference in found if difference > 0]
+    below = [_name(row, alone) for row, difference in found if difference < 0]
     of = f"{len(compared)} accuracies" if len(compared) > 1 else "one accuracy"
+    holm = f", Holm over {len(compared)} tests" if len(compared) > 1 else ""
     if len(above) == len(compared):
-        return f"better than chance in all of {of}", len(above)
-    if not above and not below:
-        every = "every 95% interval contains" if len(compared) > 1 else "the 95% interval contains"
-        return f"not distinguishable from chance ({of} measured; {every} its chance baseline)", 0
-    if above:
+        text = f"better than chance ({'all ' if holm else ''}{of} measured)"
+    elif above:
         text = f"better than chance in {len(above)} of {of}: {', '.join(above)}"
-        text += "; the intervals are not corrected for their number" if len(compared) > 5 else ""
-    else:
+    elif below:
         text = f"nowhere better than chance ({of} measured)"
+    else:
+        p = min(corrected)
+        text = f"not distinguishable from chance ({of} measured; {'smallest ' if holm else ''}p = {p:.3f}{holm})"
     if below:
         text += f"; worse than chance: {', '.join(below)} (an answer that cannot be read counts as wrong)"
+    for row in rows:
+        if row.metric in _COMPOSITES and row.interval is not None and row.interval.low <= 0 <= row.interval.high:
+            text += f"; {row.task} itself is not distinguishable from 0, which is guessing"
     return text, len(above)
+
+
+def _chance_p(count: int, n: int, chance: float) -> float:
+    """Return twice the smaller tail of the binomial distribution, at most 1: the chance of a result at least as far."""
+
+    def tail(numbers: range) -> float:
+        if not 0 < chance < 1:
+            return float((n if chance else 0) in numbers)
+        odds, constant = log(chance / (1 - chance)), lgamma(n + 1) + n * log(1 - chance)
+        return fsum(exp(constant - lgamma(k + 1) - lgamma(n - k + 1) + k * odds) for k in numbers)
+
+    return min(1.0, 2 * min(tail(range(count + 1)), tail(range(count, n + 1))))
 
 
 def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
@@ -141,12 +164,12 @@ def _metric_table(columns: Mapping[str, Result], grouped: bool) -> Table:
     rows = []
     for (task, part, metric), found in cells.items():
         counts = sorted({row.n for row in found.values()})
-        baseline = next((row.baseline for row in found.values() if row.baseline), {})
+        baseline = next((text for row in found.values() if (text := _baseline(row))), "-")
         rows.append(
             (
                 ", ".join(word for word in ("" if alone else task, part, metric) if word),
                 *(_cell(found[label]) if label in found else "-" for label in columns),
-                _baseline(baseline) or "-",
+                baseline,
                 " / ".join(f"{n:,}" for n in counts),
             )
         )
@@ -172,8 +195,9 @@ def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
             rows = [row for row in rows if row.metric == "core_metric"]
         for row in rows:
             place = {"core_metric": 0, "chatcore_metric": 2}.get(row.metric, 1)
-            chance = f" (chance {row.baseline['chance']:.1%})" if row.baseline and "chance" in row.baseline else ""
-            name = _name(row) + chance
+            name = _name(row)
+            if row.count is not None and row.baseline and "chance" in row.baseline:
+                name += f" (chance {row.baseline['chance']:.1%})"
             found.setdefault((place, name.casefold(), name), row)
     return found
 
@@ -194,16 +218,21 @@ def _cell(row: MetricRow) -> str:
     if row.value is None:
         return f"- (n = {row.n})"
     share = row.count is not None or row.metric.startswith("pass@")
-    scale, form = (100, ".1f") if share else (1, ".4g")
+    scale, form = (100, ".1f") if share else (1, ",.0f" if abs(row.value) >= 1000 else ".4g")
     text = f"{scale * row.value:{form}}{'%' if share else ''}"
     if row.interval is None:
         return text
     return f"{text} [{scale * row.interval.low:{form}}, {scale * row.interval.high:{form}}]"
 
 
-def _baseline(baseline: Mapping[str, float | str]) -> str:
-    """Write `chance 33.8%, majority 35.0% (A)`."""
+def _baseline(row: MetricRow) -> str:
+    """Write `chance 33.8%, majority 35.0% (A)`; of a figure that is no share `chance 0`."""
+    if row.metric in _COMPOSITES:  # its baseline may be those of its tasks, which are scaled to 0
+        return "chance 0"
     text = ""
-    for key, value in baseline.items():
-        text += f" ({value})" if isinstance(value, str) else f", {key} {value:.1%}"
+    for key, value in (row.baseline or {}).items():
+        if isinstance(value, str):
+            text += f" ({value})"
+        else:
+            text += f", {key} {value:.4g}" if row.count is None else f", {key} {value:.1%}"
     return text.lstrip(", ")
