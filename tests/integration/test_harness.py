@@ -160,7 +160,7 @@ def test_a_long_context_loses_its_beginning_aloud(asks, model, tokenizer, caplog
     scored = len(tokenizer.encode(" The cat"))
     kept = ids[-CONTEXT - 1 :]
     assert total == pytest.approx(by_forward(model, kept, len(kept) - scored)[0], abs=1e-4)
-    assert "1 of 1 requests are longer than the model's 48 tokens" in caplog.text
+    assert "loglikelihood: 1 of 1 requests are longer than the model's context of 48 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("length", [0, 1, CONTEXT - 1, CONTEXT, CONTEXT + 1, 2 * CONTEXT, 2 * CONTEXT + 7])
@@ -249,7 +249,7 @@ def test_a_setting_without_effect_and_a_cut_prompt_are_told_once(asks, caplog):
     assert text
     assert [record.getMessage() for record in caplog.records] == [
         "generation settings without effect here: num_beams",
-        "1 of 1 requests are longer than the model's 48 tokens of context and lost their beginning",
+        "generate_until: 1 of 1 requests are longer than the model's context of 48 tokens and lost their beginning",
     ]
 
 
@@ -412,6 +412,7 @@ class TestWithTheHarness:
             assert record["expected"] == question["choices"][question["gold"]]
             assert record["correct"] == (picked == question["gold"])
             assert record["prompt_tokens"] == len(prompt)
+            assert not record["prompt_cut"]
 
             text = f"{question['question']} {TEXT * 3}"
             ids = tokenizer.encode(text, prepend=tokenizer.bos_id)
@@ -428,7 +429,11 @@ class TestWithTheHarness:
         around = rows["finish", "perplexity"].interval
         assert around.low < rows["finish", "perplexity"].value < around.high
         assert rows["read", "bits_per_byte"].value == pytest.approx(-total_nats / total_bytes / np.log(2), rel=1e-5)
-        assert {metric for task, metric in rows if task == "write"} == {"exact_match", "first_word/exact_match"}
+        assert {metric for task, metric in rows if task == "write"} == {
+            "exact_match",
+            "first_word/exact_match",
+            "prompt_cut_rate",
+        }
         assert {"write/0", "write/0/first_word"} <= records.keys()
         assert evaluation.num_answered == 4 * len(QUESTIONS)
         json.dumps(
@@ -446,11 +451,57 @@ class TestWithTheHarness:
             ours = list(windows([0, *ids], 1, CONTEXT))
             assert [(list(row.ids[:-1]), list(row.ids[row.start :])) for row in ours] == [(a, b) for a, b in theirs]
 
-    def test_a_group_has_a_row_of_its_own(self, model, tokenizer, engine, task_folder):
-        rows = rows_of(self.run(model, tokenizer, engine, task_folder, ["both"], limit=3))
+    def test_answers_are_those_of_the_harnesss_own_model_class(self, asks, model, tokenizer, task_folder):
+        from lm_eval.api.model import TemplateLM
+
+        class Plain(TemplateLM):
+            """One row at a time, in a plain forward; texts are cut and windows laid by the harness."""
+
+            eot_token_id = tokenizer.bos_id
+
+            def tok_encode(self, string, add_special_tokens=None, **_):
+                return tokenizer.encode(string, prepend=None if add_special_tokens is False else tokenizer.bos_id)
+
+            def _loglikelihood_tokens(self, requests, **_):
+                pairs = [
+                    ((context + continuation)[-CONTEXT - 1 :], len(continuation))
+                    for _, context, continuation in requests
+                ]
+                return [by_forward(model, ids, len(ids) - scored) for ids, scored in pairs]
+
+            def loglikelihood_rolling(self, requests, disable_tqdm=False):
+                raise NotImplementedError
+
+            generate_until = loglikelihood_rolling
+
+        contexts = ["", "The cat sat", f"{TEXT}The dog ", "2 + 3 =\n", TEXT * 2]
+        requests = [
+            Asked((context, continuation), number)
+            for number, context in enumerate(contexts)
+            for continuation in (" on the mat.", " 5", "  A red house\n")
+        ]
+        ours, theirs = asks().loglikelihood(requests), Plain().loglikelihood(requests, disable_tqdm=True)
+        assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+        assert [total for total, _ in ours] == pytest.approx([total for total, _ in theirs], abs=1e-4)
+
+    def test_a_group_has_a_row_of_its_own_and_a_path_is_a_task(self, model, tokenizer, engine, task_folder):
+        rows = rows_of(
+            self.run(model, tokenizer, engine, task_folder, ["both", str(task_folder / "read.yaml")], limit=3)
+        )
         parts = [rows[name, "acc"] for name in ("choose", "finish")]
         assert rows["both", "acc"].n == 6
         assert rows["both", "acc"].value == pytest.approx(sum(part.value for part in parts) / 2)
+        assert rows["read", "bits_per_byte"].n == 3
+
+    def test_data_that_are_not_here_are_named_with_what_to_do(self, model, tokenizer, engine, task_folder):
+        text = (task_folder / "choose.yaml").read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if not line.startswith("dataset_kwargs")]
+        (task_folder / "far.yaml").write_text(
+            "\n".join(lines).replace("task: choose", "task: far").replace("path: json", "path: nobody/nothing"),
+            encoding="utf-8",
+        )
+        with pytest.raises(FileNotFoundError, match=r"'nobody/nothing'.*the data of far.*HF_HOME"):
+            self.run(model, tokenizer, engine, task_folder, ["far"])
 
     def test_a_limit_and_solved_examples_reach_the_model(self, model, tokenizer, engine, task_folder):
         few = self.run(model, tokenizer, engine, task_folder, ["choose"], num_fewshot=1, limit=2)
@@ -462,14 +513,16 @@ class TestWithTheHarness:
 
     def test_in_conversations_the_prompt_is_a_turn(self, model, tokenizer, engine, task_folder):
         evaluation = self.run(
-            model, tokenizer, engine, task_folder, ["choose", "write"], chat=True, num_fewshot=1, system_prompt="Hi."
+            model, tokenizer, engine, task_folder, ["choose", "write"], chat=True, num_fewshot=2, system_prompt="Hi."
         )
         record = evaluation.records[0]
         assert record["prompt"].startswith("<|bos|><|user_start|>Hi.\n\nQ: ")
-        assert record["prompt"].count("<|assistant_start|>") == 2
+        assert record["prompt"].count("<|assistant_start|>") == 3
         ids = HarnessModel(model, tokenizer, engine, chat=True).encode(record["prompt"])
         assert ids[-1] == tokenizer.special_id("<|assistant_start|>")
-        assert record["prompt_tokens"] == len(ids)
+        assert record["prompt_tokens"] == len(ids) > CONTEXT
+        assert all(record["prompt_cut"] for record in evaluation.records)
+        assert rows_of(evaluation)["choose", "prompt_cut_rate"].count == len(QUESTIONS)
 
     def test_nothing_is_asked_twice_after_an_interruption(self, model, tokenizer, engine, task_folder, tmp_path):
         path = tmp_path / "requests.jsonl"

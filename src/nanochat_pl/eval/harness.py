@@ -58,11 +58,12 @@ def run_harness(
 
     A record has `id` (`<task>/<document>`, and the filter's name if there is one), `task`, `filter`, `prompt` (its
     end), `expected`, `output` (the likeliest choice, the text written, or the log-likelihood), `correct` (of the first
-    metric that is 0 or 1; None where there is none), `scores` (metric -> value) and `prompt_tokens`; where nothing is
-    written, `loglikelihoods`; where there are choices, `choices` and `picked`; where something is written, `answer`
-    (what the filter took from it) and `output_tokens`. A row's metric is the harness's name, behind the filter's if
-    there is one. Its interval is Wilson's for a share of samples, else the value and 1.96 of the harness's standard
-    errors to each side; None where the harness states none.
+    metric that is 0 or 1; None where there is none), `scores` (metric -> value), `prompt_tokens` and `prompt_cut` (it
+    lost its beginning); where nothing is written, `loglikelihoods`; where there are choices, `choices` and `picked`;
+    where something is written, `answer` (what the filter took from it) and `output_tokens`. A row's metric is the
+    harness's name, behind the filter's if there is one. Its interval is Wilson's for a share of samples, else the value
+    and 1.96 of the harness's standard errors to each side; None where the harness states none. Each task has
+    `prompt_cut_rate` besides.
 
     Args:
         model, tokenizer, engine: As in `HarnessModel`.
@@ -80,6 +81,7 @@ def run_harness(
 
     Raises:
         ValueError: The harness is not installed, there is no such task, or `limit` or `num_fewshot` is below its range.
+        FileNotFoundError: A task's data are neither here nor to be had.
     """
     started = time.perf_counter()
     if limit is not None and limit <= 0:
@@ -123,21 +125,16 @@ def run_harness(
             fewshot_as_multiturn=chat,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
-    kinds = {name: results["configs"][name]["output_type"] for name in results["samples"]}
-    records = [
-        _record(adapted, name, kinds[name], sample)
-        for name, samples in results["samples"].items()
-        for sample in samples
-    ]
-    fresh = {
-        (name, sample["doc_id"])
-        for name, samples in results["samples"].items()
-        for sample in samples
-        if any(request_digest(_request_kind(kinds[name]), args) in adapted.answered for args in sample["arguments"])
-    }
+    records, fresh = [], set()
+    for name, samples in results["samples"].items():
+        kind = results["configs"][name]["output_type"]
+        for sample in samples:
+            records.append(_record(adapted, name, kind, sample))
+            if not adapted.answered.isdisjoint(_digests(kind, sample)):
+                fresh.add((name, sample["doc_id"]))
     return Evaluation(
         records=records,
-        rows=_rows(results, kinds),
+        rows=_rows(results, records),
         seconds=time.perf_counter() - started,
         num_answered=len(fresh),
     )
@@ -174,7 +171,13 @@ def _load_tasks(manager_type: Any, tasks: Sequence[str], include_path: Any) -> d
                 f"the harness knows no task {name!r}{', only ' + ', '.join(near) if near else ''}; "
                 "`lm-eval ls tasks` lists its own, include_path adds folders with yours"
             )
-    return manager.load(list(tasks))
+    try:
+        return manager.load(list(tasks))
+    except ConnectionError as error:
+        raise FileNotFoundError(
+            f"{error}: the data of {', '.join(tasks)} are not here; run this once where there is a network and bring "
+            "the folder HF_HOME, or ask tasks over files of your own (include_path)"
+        ) from error
 
 
 @contextmanager
@@ -206,30 +209,37 @@ def _own_surroundings(seed: int, offline: bool) -> Iterator[None]:
             os.environ["DISABLE_MULTIPROC"] = single
 
 
-def _request_kind(output_type: str) -> str:
-    return "loglikelihood" if output_type == "multiple_choice" else output_type
+def _digests(output_type: str, sample: Mapping[str, Any]) -> set[str]:
+    """Name the requests that a sample was."""
+    kind = "loglikelihood" if output_type == "multiple_choice" else output_type
+    return {request_digest(kind, args) for args in sample["arguments"]}
 
 
-def _rows(results: Mapping[str, Any], kinds: Mapping[str, str]) -> list[MetricRow]:
+def _rows(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[MetricRow]:
     """Draw the rows of the tasks, then of the groups that have figures of their own."""
     rows = []
     for name, samples in results["samples"].items():
         for metric, taken_by, value, error in _figures(results["results"][name]):
             own = [s for s in samples if s["filter"] == taken_by and metric in s]
-            shown = metric if taken_by == "none" else f"{taken_by}/{metric}"
             baseline = None
-            if kinds[name] == "multiple_choice" and metric in _CHANCE_METRICS:
+            if results["configs"][name]["output_type"] == "multiple_choice" and metric in _CHANCE_METRICS:
                 baseline = {"chance": sum(map(_chance, own)) / len(own)}
             values = [s[metric] for s in own]
             if _is_share(values, value):
+                shown = _shown(metric, taken_by)
                 rows.append(proportion_row(name, shown, [bool(v) for v in values], baseline=baseline))
             else:
-                rows.append(_row(name, shown, value, error, len(own)))
+                rows.append(_row(name, _shown(metric, taken_by), value, error, len(own)))
+        cut = {r["id"].removesuffix(f"/{r['filter']}"): r["prompt_cut"] for r in records if r["task"] == name}
+        rows.append(proportion_row(name, "prompt_cut_rate", list(cut.values())))
     for name, figures in results.get("groups", {}).items():
         for metric, taken_by, value, error in _figures(figures):
-            shown = metric if taken_by == "none" else f"{taken_by}/{metric}"
-            rows.append(_row(name, shown, value, error, figures["sample_len"]))
+            rows.append(_row(name, _shown(metric, taken_by), value, error, figures["sample_len"]))
     return rows
+
+
+def _shown(metric: str, taken_by: str) -> str:
+    return metric if taken_by == "none" else f"{taken_by}/{metric}"
 
 
 def _figures(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
@@ -276,7 +286,6 @@ def _record(adapted: HarnessModel, task: str, output_type: str, sample: Mapping[
     context = "" if rolling else arguments[0][0]
     scores = {metric: _plain(sample[metric]) for metric in sample["metrics"]}
     taken_by = sample["filter"]
-    ids = adapted.encode(context)
     record: dict[str, Any] = {
         "id": f"{task}/{sample['doc_id']}" + ("" if taken_by == "none" else f"/{taken_by}"),
         "task": task,
@@ -285,7 +294,8 @@ def _record(adapted: HarnessModel, task: str, output_type: str, sample: Mapping[
         "expected": _plain(target) if isinstance(target, str) else str(_plain(target)),
         "correct": next((bool(value) for value in scores.values() if _is_number(value) and value in (0, 1)), None),
         "scores": scores,
-        "prompt_tokens": len(ids),
+        "prompt_tokens": len(adapted.encode(context)),
+        "prompt_cut": not adapted.cut.isdisjoint(_digests(output_type, sample)),
     }
     if output_type == "multiple_choice":
         count = _num_choices(sample)

@@ -48,8 +48,9 @@ class HarnessModel:
         max_batch_tokens, cache_type: As in `core_scoring.score_items`; give it the model's `KVCache`.
         max_new_tokens: Most tokens of an answer where the task does not say.
         seed: Names the random streams of sampled answers.
-        answers: Requests already answered, and where to put new answers (`id`, `response`): a log of its own, beside
-            that of the records. Its configuration must hold `chat`, `max_new_tokens` and `seed`. None = memory only.
+        answers: Requests already answered, and where to put new answers (`id`, `response`, `cut`): a log of its own,
+            beside that of the records. Its configuration must hold `chat`, `max_new_tokens` and `seed`. None = memory
+            only.
         progress: Called with (answered, asked) of the requests of one kind after each chunk.
     """
 
@@ -75,6 +76,8 @@ class HarnessModel:
         self.answers = answers or ExampleLog()
         self.answered: set[str] = set()
         """Digests (`request_digest`) of the requests answered in this session."""
+        self.cut: set[str] = set()
+        """Digests of the requests that lost their beginning."""
         self._context_tokens: int = model.config.sequence_len
         self._encoder = LineEncoder(tokenizer)
         self._ignored: set[str] = set()
@@ -148,7 +151,7 @@ class HarnessModel:
         return self.chat and context.startswith("<|bos|>")
 
     def _answer(self, kind: str, requests: Sequence[Any], solve: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """Give the logged response to each request; `solve` answers chunks of those there is none of."""
+        """Give the logged response to each request; `solve` gives (response, cut) for those there is none of."""
         times: Counter[str] = Counter()
         questions: dict[str, dict[str, Any]] = {}
         keys = []
@@ -165,25 +168,41 @@ class HarnessModel:
         for chunk in pending:
             responses = solve(list(chunk))
             self._encoder.forget()
-            self.answers.append([{"id": q["id"], "response": r} for q, r in zip(chunk, responses, strict=True)])
+            self.answers.append(
+                [
+                    {"id": question["id"], "response": response, "cut": cut}
+                    for question, (response, cut) in zip(chunk, responses, strict=True)
+                ]
+            )
             self.answered |= {question["digest"] for question in chunk}
             done += len(chunk)
             if self.progress is not None:
                 self.progress(done, len(asked))
-        return [self.answers.records[key]["response"] for key in keys]
+        found = [self.answers.records[key] for key in keys]
+        cut = {key.partition("/")[0] for key, record in zip(keys, found, strict=True) if record["cut"]}
+        self.cut |= cut
+        if cut:
+            log.warning(
+                "%s: %d of %d requests are longer than the model's context of %d tokens and lost their beginning",
+                kind,
+                len(cut),
+                len(times),
+                self._context_tokens,
+            )
+        return [record["response"] for record in found]
 
-    def _score_pairs(self, chunk: list[Any]) -> list[tuple[float, bool]]:
+    def _score_pairs(self, chunk: list[Any]) -> list[tuple[tuple[float, bool], bool]]:
         rows = []
         for question in chunk:
             context, continuation = question["request"].args
             ids = self.encode(context, continuation)
             rows.append((question["request"], ids, common_prefix([self.encode(context.rstrip()), ids])))
-        self._warn_of_cuts([len(ids) - 1 for _, ids, _ in rows])
-        return self._score(rows)
+        cut = [len(ids) - 1 > self._context_tokens for _, ids, _ in rows]
+        return list(zip(self._score(rows), cut, strict=True))
 
-    def _score_texts(self, chunk: list[Any]) -> list[float]:
+    def _score_texts(self, chunk: list[Any]) -> list[tuple[float, bool]]:
         rows = [(question["request"], self._encoder.encode(list(question["request"].args))[0], 1) for question in chunk]
-        return [total for total, _ in self._score(rows)]
+        return [(total, False) for total, _ in self._score(rows)]
 
     def _score(self, rows: Sequence[tuple[Any, list[int], int]]) -> list[tuple[float, bool]]:
         """Return the sum of ln p over the tokens of each row from its start on, and whether all are the likeliest."""
@@ -210,8 +229,8 @@ class HarnessModel:
                 greedy[number] &= score.predictions == list(row.ids[row.start :])
         return list(zip(totals, greedy, strict=True))
 
-    def _write(self, chunk: list[Any]) -> list[str]:
-        requests, answers, lengths = [], [], []
+    def _write(self, chunk: list[Any]) -> list[tuple[str, bool]]:
+        requests, answers, cut = [], [], []
         for question in chunk:
             context, given = question["request"].args
             settings, until, ignored = generation_settings(given, self.max_new_tokens)
@@ -220,22 +239,11 @@ class HarnessModel:
                 log.warning("generation settings without effect here: %s", ", ".join(sorted(new)))
             ids = self.encode(context)
             room = self._context_tokens - min(settings["max_new_tokens"], self._context_tokens // 2)
-            lengths.append(len(ids) + self._context_tokens - room)
+            cut.append(len(ids) > room)
             requests.append(Request(ids[-room:], seed=f"{self.seed}/{question['id']}", **settings))
             answers.append(_Answer(self.tokenizer, until))
-        self._warn_of_cuts(lengths)
         self.engine.run(requests, self.batch_size, on_token=lambda i, token, _: answers[i].take(token))
-        return [answer.text for answer in answers]
-
-    def _warn_of_cuts(self, lengths: Sequence[int]) -> None:
-        cut = sum(length > self._context_tokens for length in lengths)
-        if cut:
-            log.warning(
-                "%d of %d requests are longer than the model's %d tokens of context and lost their beginning",
-                cut,
-                len(lengths),
-                self._context_tokens,
-            )
+        return [(answer.text, shortened) for answer, shortened in zip(answers, cut, strict=True)]
 
 
 class _Answer:
@@ -268,7 +276,7 @@ def windows(ids: Sequence[int], start: int, context_tokens: int) -> Iterator[Row
     """
     done = start
     while done < len(ids):
-        # All that is left, if it has room with what must precede it.
+        # The token before the first scored one is read, too, so there is room for a whole context of scored ones.
         end = min(len(ids), done + context_tokens)
         first = max(0, end - context_tokens - 1)
         yield Row(ids[first:end], done - first)
