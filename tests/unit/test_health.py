@@ -1,6 +1,4 @@
-"""Health figures say what their names promise, and training does not notice that they are taken."""
-
-from pathlib import Path
+"""Health figures say what their names promise; that runs do not notice them is tested in tests/integration."""
 
 import pytest
 import torch
@@ -9,17 +7,6 @@ from nanochat_pl.lit.callbacks import over_ranks
 from nanochat_pl.lit.health import is_logged, logit_max_frac, peak_memory_gib, update_ratio
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from tests.integration.conftest import BASE, SFT, Train, metrics, train, world
-
-__all__ = ["train", "world"]  # fixtures
-
-ROLES = ("matrix", "embedding", "unembedding")
-EVERY_RUN = {f"health/update_ratio_{role}" for role in ROLES} | {
-    "health/logit_max_frac",
-    "health/padding_frac",
-    "health/data_wait_frac",
-    "health/peak_memory_gib",
-}
 
 
 @pytest.fixture
@@ -27,19 +14,6 @@ def model() -> GPT:
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, vocab_size=50, sequence_len=16))
     model.init_weights(torch.Generator().manual_seed(0))
     return model
-
-
-def columns(folder: Path) -> set[str]:
-    header = (folder / "metrics.csv").read_text().splitlines()[0]
-    return {name for name in header.split(",") if name.startswith("health/")}
-
-
-def figures(folder: Path, name: str) -> list[float]:
-    return [float(value) for value in metrics(folder, name).values()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_an_update_ratio_is_one_rms_over_another():
@@ -110,70 +84,3 @@ def test_figures_of_ranks_are_averaged_or_the_largest_taken_whatever_their_kind(
     assert found == {"a": 1.5, "b": 3, "c": 4.5, "d": 10, "e": 12}
     assert list(found) == list("abcde")
     assert over_ranks(Ranks(), torch.device("cpu"), means, {}) == {"a": 1.5, "b": 3, "c": 4.5}  # type: ignore[arg-type]
-
-
-def test_training_is_the_same_bit_for_bit_with_and_without(train: Train, tmp_path: Path):
-    config = [*BASE, "stage.num_steps=8", "stage.val_every_steps=4", "trainer.log_every_steps=3"]
-    summary = train(*config, "run_name=with")
-    train(*config, "run_name=without", "~callbacks.health")
-    watched, plain = tmp_path / "base" / "with", tmp_path / "base" / "without"
-    for name in ("train/loss", "train/grad_norm", "val/loss", "val/bpb", "tokens"):
-        assert metrics(watched, name) == metrics(plain, name), name
-    one, two = weights(watched), weights(plain)
-    assert all(torch.equal(one[key], two[key]) for key in two)
-    assert columns(plain) == set()
-    assert columns(watched) == EVERY_RUN
-    for name in EVERY_RUN:
-        assert sorted(metrics(watched, name)) == [0, 3, 6, 7], name
-    assert summary["health/logit_max_frac"] == figures(watched, "health/logit_max_frac")[-1]
-
-
-def test_base_training_shows_plausible_figures(train: Train, tmp_path: Path):
-    train(*BASE, "stage.num_steps=6")
-    folder = tmp_path / "base" / "tiny"
-    assert figures(folder, "health/update_ratio_unembedding")[0] == 1  # it begins at zero
-    assert figures(folder, "health/update_ratio_embedding")[0] == 0  # so nothing comes back through it yet
-    assert figures(folder, "health/logit_max_frac")[0] == pytest.approx(0, abs=1e-6)
-    assert figures(folder, "health/logit_max_frac")[-1] > 0
-    for role in ROLES:
-        assert all(0 < ratio <= 1 for ratio in figures(folder, f"health/update_ratio_{role}")[1:]), role
-    assert figures(folder, "health/padding_frac") == [0] * 6  # a stream of tokens has none
-    assert all(0 <= share <= 1 for share in figures(folder, "health/data_wait_frac"))
-    assert all(0 < gib < 1024 for gib in figures(folder, "health/peak_memory_gib"))
-
-
-def test_the_update_ratio_of_a_run_is_that_of_its_checkpoints(train: Train, tmp_path: Path):
-    train(*BASE, "stage.num_steps=3", "stage.checkpoint_every_steps=1", "stage.keep_checkpoints=3")
-    folder = tmp_path / "base" / "tiny"
-    before, after = (
-        torch.load(folder / "checkpoints" / f"step_{step:06d}.ckpt", weights_only=True)["state_dict"] for step in (2, 3)
-    )
-    names = {"embedding": "wte", "unembedding": "lm_head", "matrix": ".h."}
-    for role, part in names.items():
-        keys = [key for key in after if part in key]
-        expected = update_ratio([before[key].clone() for key in keys], [after[key] for key in keys])
-        found = figures(folder, f"health/update_ratio_{role}")[2]
-        assert found == pytest.approx(float(expected), rel=1e-5), role
-
-
-def test_fine_tuning_counts_what_was_cut_and_what_was_padded(train: Train, tmp_path: Path):
-    train(*BASE, "stage.num_steps=2")
-    start = [f"init_from={tmp_path / 'base' / 'tiny'}", "trainer.log_every_steps=4", "stage.num_steps=8"]
-    summary = train(*SFT, *start, "stage.sequence_len=192")
-    folder = tmp_path / "sft_scienceqa" / "tiny"
-    cut, padded = figures(folder, "health/cut_frac"), figures(folder, "health/padding_frac")
-    rows = (1, 4, 3)  # steps behind each of the rows of steps 0, 4 and 7
-    assert sum(share * steps * 8 for share, steps in zip(cut, rows)) == pytest.approx(summary["conversations"]["cut"])
-    assert 0 < summary["conversations"]["cut"] < 64
-    assert all(0 < share < 1 for share in padded)
-
-
-def test_a_resumed_run_counts_only_its_own_steps(train: Train, tmp_path: Path):
-    train(*BASE, "stage.num_steps=2")
-    start = [*SFT, f"init_from={tmp_path / 'base' / 'tiny'}", "stage.num_steps=6", "stage.sequence_len=96"]
-    train(*start, "run_name=straight")
-    train(*start, "run_name=halves", "trainer.stop_after_steps=3")
-    train(*start, "run_name=halves", "resume=auto")
-    straight, halves = (tmp_path / "sft_scienceqa" / name for name in ("straight", "halves"))
-    for name in ("cut_frac", "padding_frac", "logit_max_frac", "update_ratio_matrix"):
-        assert metrics(halves, f"health/{name}") == metrics(straight, f"health/{name}"), name

@@ -2,21 +2,53 @@
 
 `metrics.csv` is written in every run: append-only, one row a step that logged, columns as they come. Lightning's
 own CSV logger wipes its file when a run folder is used again; this one drops only the rows past the step that a
-run resumes from. Weights & Biases is opt-in and falls back to offline where there is no account.
+run resumes from. Weights & Biases is opt-in and falls back to offline where there is no account; an evaluation joins
+the dashboard of the run that trained its checkpoint.
 """
 
 import csv
+import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
+from nanochat_pl.eval.chatcore import CHATCORE_METRIC
+from nanochat_pl.eval.core import CORE_METRIC
+from nanochat_pl.lit.preflight import is_first_process
 from nanochat_pl.paths import write_atomically
 
+__all__ = ["AXES", "SUMMARIES", "MetricsFile", "evaluation_figures", "log_evaluation", "weights_and_biases"]
+
 log = logging.getLogger(__name__)
+
+AXES = ("step", "tokens", "total_training_flops", "total_training_time")
+"""What a curve may be drawn over: the first by default. Every row that a dashboard gets has all four."""
+
+SUMMARIES = {
+    "train/loss": "min,last",
+    "val/loss": "min,last",
+    "val/bpb": "min,last",
+    CORE_METRIC: "max,last",
+    CHATCORE_METRIC: "max,last",
+    "reward": "max,last",
+    "pass@1": "max,last",
+}
+"""Figures whose best value stands beside the last one in W&B's table of runs."""
+
+RUN_ID = "wandb_run_id.txt"
+"""File of a run folder with the id of its W&B run."""
+
+MAX_EXAMPLES = 1000
+"""Rows of a table of answers on a dashboard; examples.jsonl has all."""
+
+EXAMPLE_COLUMNS = ("id", "task", "prompt", "expected", "output", "correct", "prompt_tokens", "output_tokens")
+"""Fields of an evaluation's records that make its table, those of them that it has."""
 
 
 class MetricsFile(Logger):
@@ -92,25 +124,131 @@ def weights_and_biases(project: str, name: str, offline: bool, folder: str = "."
     """
     from lightning.pytorch.loggers import WandbLogger
 
+    # Lightning would let every figure be drawn over a count of its own. W&B does not say which of two patterns that
+    # fit a name holds, so ours must be the only one: the run is started here.
+    run = None
+    if is_first_process():
+        run = _start_run(project, name, offline, Path(folder), run_id)
+        _define_metrics(run)
+    return WandbLogger(project=project, name=name, save_dir=folder, id=run_id, experiment=run)
+
+
+def _start_run(project: str, name: str | None, offline: bool, folder: Path, run_id: str | None) -> Any:
+    """Start or continue the W&B run of a run folder, and note its id there."""
+    import wandb
+
     if not offline and not os.environ.get("WANDB_API_KEY") and not _netrc_knows_wandb():
         log.warning(
             "logger=wandb: no WANDB_API_KEY and no login found; writing offline, see the sync command at the end"
         )
         offline = True
-    note = Path(folder) / "wandb_run_id.txt"
+    note = folder / RUN_ID
     if run_id is None and note.is_file():
         run_id = note.read_text().strip()
-    logger = WandbLogger(
-        project=project, name=name, offline=offline, save_dir=folder, id=run_id, resume="allow" if run_id else None
+    run = wandb.init(
+        project=project,
+        name=name,
+        dir=folder,
+        id=run_id,
+        resume="allow" if run_id and not offline else None,  # offline the id alone says which run goes on
+        mode="offline" if offline else None,
+        config=_config(folder),
+        reinit="finish_previous",
     )
-    run = logger.experiment
-    if isinstance(getattr(run, "id", None), str):
-        write_atomically(note, run.id + "\n")
-    for pattern in ("train/*", "val/*", "rl/*", "pass@*", "reward", "sequence_length"):
-        run.define_metric(pattern, step_metric="step")
-    return logger
+    write_atomically(note, run.id + "\n")
+    return run
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Read the resolved config of a run folder; empty where there is none."""
+    file = folder / "config.yaml"
+    config = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def _define_metrics(run: Any) -> None:
+    """Draw everything over the step; tokens, FLOPs and time can be chosen in its place, panel by panel."""
+    for axis in AXES:
+        run.define_metric(axis, hidden=True)
+    run.define_metric("*", step_metric=AXES[0])
+    for name, summary in SUMMARIES.items():
+        run.define_metric(name, step_metric=AXES[0], summary=summary)
 
 
 def _netrc_knows_wandb() -> bool:
     netrc = Path.home() / ".netrc"
     return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+
+
+def log_evaluation(results: Path, run_folder: Path) -> bool:
+    """Add an evaluation to the W&B run that trained its checkpoint: the figures at its step, and a table of answers.
+
+    Args:
+        results: the evaluation's `results.json`; `examples.jsonl` lies beside it if questions were asked.
+        run_folder: of the training run.
+
+    Returns:
+        False where that run was not logged to W&B: then nothing is done.
+    """
+    specs = (_config(run_folder).get("logger") or {}).values()
+    spec = next((s for s in specs if s and str(s.get("_target_", "")).endswith(".weights_and_biases")), None)
+    if spec is None or not (run_folder / RUN_ID).is_file():
+        return False
+    import wandb
+
+    document = json.loads(results.read_text(encoding="utf-8"))
+    run = _start_run(spec["project"], spec.get("name"), bool(spec.get("offline")), run_folder, spec.get("run_id"))
+    _define_metrics(run)
+    step = document["checkpoint"].get("step")
+    row = evaluation_figures(document) | _axes_at(run_folder, step)
+    columns, table = _examples(results.with_name("examples.jsonl"))
+    if table:
+        row[f"{document['name']}/examples"] = wandb.Table(columns=columns, data=table, allow_mixed_types=True)
+    run.log(row)
+    folder, offline = Path(run.dir).parent, run.settings.mode == "offline"
+    run.finish()
+    if offline:
+        log.info("W&B wrote offline; to upload: wandb sync %s", folder)
+    return True
+
+
+def evaluation_figures(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the figures of a `results.json` as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
+
+    Figures of parts of the questions and those that could not be measured are left out.
+    """
+    name = document["name"]
+    figures = {
+        row["metric"]
+        if row["metric"] in (CORE_METRIC, CHATCORE_METRIC)
+        else f"{name}/{row['task']}/{row['metric']}": row["value"]
+        for row in document["metrics"]
+        if row["group"] is None and row["value"] is not None
+    }
+    if document.get("examples_per_s"):
+        figures[f"{name}/examples_per_s"] = document["examples_per_s"]
+    return figures
+
+
+def _axes_at(run_folder: Path, step: int | None) -> dict[str, float]:
+    """Give what a curve may be drawn over after `step` updates: of the row of the last of them, if it was logged."""
+    if step is None:
+        return {}
+    rows = MetricsFile(run_folder / "metrics.csv").rows()
+    found = next((row for row in reversed(rows) if int(row["step"]) == step - 1 and row.get(AXES[1])), {})
+    return {"step": step} | {axis: float(found[axis]) for axis in AXES[1:] if found.get(axis)}
+
+
+def _examples(file: Path) -> tuple[list[str | int], list[list[Any]]]:
+    """Read the columns and rows of the table of answers."""
+    if not file.is_file():
+        return [], []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end is half written
+    records = [json.loads(line) for line in lines[:MAX_EXAMPLES]]
+    columns: list[str | int] = [key for key in EXAMPLE_COLUMNS if any(key in record for record in records)]
+    return columns, [[_cell(record.get(key)) for key in columns] for record in records]
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
