@@ -88,8 +88,7 @@ class HarnessModel:
         return f"nanochat_pl-{self.tokenizer.fingerprint()[:16]}"
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Return of each request (context, continuation) ln p(continuation | context), and whether greedy choice
-        would have written it.
+        """Return ln p(continuation | context), and whether it is the greedy one, of each (context, continuation).
 
         Both are encoded as one text behind `<|bos|>`; white space at the context's end counts as the continuation's.
         A row longer than the model's context loses its beginning; an empty continuation is certain.
