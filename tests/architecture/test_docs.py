@@ -9,6 +9,9 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from nanochat_pl.cli.compose import (
     known_names,
     quote_paths,
 )
+from nanochat_pl.cli.main import COMMANDS
 
 REPO = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -51,7 +55,14 @@ def check_command(words: list[str]) -> None:
     """Raise unless a command can be run as it stands."""
     program, *rest = words
     script = rest[0] if PYTHON.match(program) and rest else program
-    if script in ("train.py", "evaluate.py") or program == "nanochat-pl":
+    if program == "nanochat-pl" and rest[0] not in ("train", "evaluate"):
+        assert rest[0] in COMMANDS, f"unknown command {rest[0]}"
+        said = StringIO()
+        with redirect_stdout(said), suppress(SystemExit):
+            import_module(f"nanochat_pl.cli.{rest[0]}").main(["--help"])
+        unknown = [word for word in rest if word.startswith("--") and word.partition("=")[0] not in said.getvalue()]
+        assert not unknown, f"unknown {', '.join(unknown)}"
+    elif script in ("train.py", "evaluate.py") or program == "nanochat-pl":
         name, arguments = (script.removesuffix(".py"), rest[1:]) if program != "nanochat-pl" else (rest[0], rest[1:])
         line = CommandLine.parse(quote_paths(arguments))
         assert compose_checked(name, line)

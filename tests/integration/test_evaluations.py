@@ -105,6 +105,24 @@ def test_every_other_evaluation_measures_something(runs: Path, name: str):
     assert any(row["value"] is not None for row in results["metrics"])
 
 
+def test_arc_is_asked_as_a_tutor_is_asked_and_counted_by_subset(runs: Path):
+    results = measure(runs, "eval=arc", "eval.max_questions=3", "eval.max_new_tokens=4")
+    rows = [row for row in results["metrics"] if row["metric"] == "loglikelihood/accuracy" and row["group"] is None]
+    assert [(row["task"], row["n"]) for row in rows] == [("ARC-Easy", 3), ("ARC-Challenge", 3)]
+    log = runs / "base" / "seed1" / "eval" / "arc" / "best" / "examples.jsonl"
+    record = json.loads(log.read_text().splitlines()[0])
+    assert "\nA. " in record["prompt"] and record["letters"][0] == "A"
+
+
+def test_bpb_measures_further_texts_by_name(runs: Path, world: Path):
+    text = world / "data" / "text"
+    results = measure(runs, "eval=bpb", "eval.val_tokens=512", f"+eval.texts.all={text}")
+    by_name = {row["task"]: row["value"] for row in results["metrics"]}
+    assert len(by_name) == 2 and by_name["all"] > 0
+    with pytest.raises(FileNotFoundError, match=r"eval\.texts\.gone"):
+        measure(runs, "eval=bpb", f"+eval.texts.gone={text / 'gone'}")
+
+
 def test_compare_failures_and_report_read_what_was_written(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

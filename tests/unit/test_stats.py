@@ -10,6 +10,7 @@ from nanochat_pl.eval.stats import (
     mcnemar_exact,
     paired_bootstrap,
     seed_spread,
+    weighted_sum_interval,
     wilson_interval,
 )
 
@@ -132,3 +133,16 @@ def test_holm_never_lowers_a_p_value_and_leaves_one_alone_as_it_is():
     assert holm_correction([0.5, 0.6]) == [1.0, 1.0]
     with pytest.raises(ValueError, match="between 0 and 1"):
         holm_correction([0.5, 1.2])
+
+
+def test_the_interval_of_a_sum_of_one_is_that_one():
+    interval = wilson_interval(3, 10)
+    assert weighted_sum_interval([(1.0, 0.3, interval)]) == interval
+
+
+def test_the_interval_of_a_mean_of_zeros_is_no_point_and_narrower_than_its_parts():
+    interval = wilson_interval(0, 4)
+    around = weighted_sum_interval([(0.5, 0.0, interval)] * 2)
+    assert around.low == 0 and 0 < around.high < interval.high
+    with pytest.raises(ValueError, match="all of one level"):
+        weighted_sum_interval([])

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nanochat_pl.lit import schema
 
 PATH_KEYS = ("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output")
-OPEN_KEYS = ("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides")
+OPEN_KEYS = ("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts")
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
 

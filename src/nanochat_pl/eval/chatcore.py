@@ -3,11 +3,10 @@
 (nanochat, 2025-11)
 """
 
-import math
 from collections.abc import Mapping
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval
+from nanochat_pl.eval.stats import Interval, weighted_sum_interval
 
 __all__ = ["CHATCORE_BASELINES", "CHATCORE_METRIC", "chatcore"]
 
@@ -47,17 +46,14 @@ def chatcore(results: Mapping[str, MetricRow]) -> MetricRow:
         raise ValueError(
             f"ChatCORE needs a score of {', '.join(without)}: it is the mean over all of its tasks; evaluate them too"
         )
-    centred = [(values[name] - base) / (1 - base) for name, base in bases.items()]
-    value = sum(centred) / len(bases)
-    below = above = 0.0
-    interval, levels = None, {row.interval.level if row.interval else None for row in rows.values()}
-    if len(levels) == 1 and (level := levels.pop()) is not None:
-        for name, base in bases.items():
-            bounds, weight = rows[name].interval, 1 / (1 - base) / len(bases)
-            assert bounds is not None
-            below += (weight * (values[name] - bounds.low)) ** 2
-            above += (weight * (bounds.high - values[name])) ** 2
-        interval = Interval(value - math.sqrt(below), value + math.sqrt(above), level)
+    value = sum((values[name] - base) / (1 - base) for name, base in bases.items()) / len(bases)
+    intervals = {name: row.interval for name, row in rows.items() if row.interval is not None}
+    interval = None
+    if len(intervals) == len(bases):
+        parts = [(1 / (1 - base) / len(bases), values[name], intervals[name]) for name, base in bases.items()]
+        around = weighted_sum_interval(parts)
+        offset = value - sum(weight * score for weight, score, _ in parts)
+        interval = Interval(around.low + offset, around.high + offset, around.level)
     return MetricRow(
         task="ChatCORE" if len(bases) == len(CHATCORE_BASELINES) else f"ChatCORE-{len(bases)}",
         metric=CHATCORE_METRIC,

@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-import numpy as np
 import torch.distributed as dist
 
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, RowScore, common_prefix, score_items
 from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
-from nanochat_pl.eval.stats import Interval
+from nanochat_pl.eval.stats import Interval, weighted_sum_interval
 
 __all__ = ["CORE_METRIC", "CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
 
@@ -164,14 +163,14 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
     """Draw all figures from the records of all `tasks`.
 
     Of each task `accuracy`, `centered` (accuracy a, chance c: (a - c) / (1 - c)), `prompt_cropped_rate`, and the means
-    `num_fewshot` and `prompt_tokens`; last task `CORE`, metric `core_metric`: the plain mean of `centered`, with the
-    percentile bootstrap's interval over the questions of each task.
+    `num_fewshot` and `prompt_tokens`; last task `CORE`, metric `core_metric`: the plain mean of `centered`, with an
+    interval drawn from those of the tasks.
 
     Raises:
         ValueError: A task without records.
     """
-    rows, centered, draws = [], [], []
-    draw = np.random.default_rng(0)
+    rows: list[MetricRow] = []
+    parts = []
     for task in tasks:
         own = [record for record in records if record["task"] == task.label]
         if not own:
@@ -179,18 +178,18 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
         baseline, chance = {"chance": task.baseline}, task.baseline
         accuracy = proportion_row(task.label, "accuracy", [r["correct"] for r in own], baseline=baseline)
         assert accuracy.value is not None and accuracy.interval is not None
-        n, value, around = len(own), accuracy.value, accuracy.interval
-        centered.append(_centered(value, chance))
-        # Resampling n answers with replacement is drawing the number of right ones.
-        draws.append(_centered(draw.binomial(n, value, 10_000) / n, chance))
+        n, around = len(own), accuracy.interval
+        centered = _centered(accuracy.value, chance)
+        bounds = Interval(_centered(around.low, chance), _centered(around.high, chance), around.level)
+        parts.append((1 / len(tasks), centered, bounds))
         rows += [
             accuracy,
             MetricRow(
                 task=task.label,
                 metric="centered",
-                value=centered[-1],
+                value=centered,
                 n=n,
-                interval=Interval(_centered(around.low, chance), _centered(around.high, chance), around.level),
+                interval=bounds,
                 baseline={"chance": 0.0},
             ),
             proportion_row(task.label, "prompt_cropped_rate", [r["cropped"] > 0 for r in own]),
@@ -199,15 +198,14 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
                 for key in ("num_fewshot", "prompt_tokens")
             ),
         ]
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
     return [
         *rows,
         MetricRow(
             task="CORE",
             metric=CORE_METRIC,
-            value=sum(centered) / len(centered),
+            value=sum(weight * value for weight, value, _ in parts),
             n=len(records),
-            interval=Interval(float(low), float(high)),
+            interval=weighted_sum_interval(parts),
             baseline={"chance": 0.0},
         ),
     ]
@@ -230,7 +228,7 @@ def core_csv(rows: Sequence[MetricRow]) -> str:
     return "".join(f"{task:<35}, {accuracy:<10}, {centered:<10}\n" for task, accuracy, centered in lines)
 
 
-def _centered(accuracy: Any, chance: float) -> Any:
+def _centered(accuracy: float, chance: float) -> float:
     return (accuracy - chance) / (1 - chance)
 
 

@@ -35,6 +35,7 @@ class Record(TypedDict):
     """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
 
     id: str
+    task: str
     prompt: str
     choices: list[str]
     letters: list[str]
@@ -124,6 +125,7 @@ def evaluate_scienceqa(
             [
                 _judge(
                     question,
+                    task=task,
                     letter_logprobs=logprobs,
                     output=tokenizer.decode(output.tokens),
                     prompt=prompt,
@@ -203,6 +205,35 @@ def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", 
     return rows
 
 
+def bertscore_row(
+    records: Sequence[Mapping[str, Any]], model: str, *, task: str = "scienceqa", seed: int = 0
+) -> MetricRow:
+    """Draw `explanation/bertscore`: the mean F1 of BERTScore (Zhang et al., 2020) of explanations with a reference.
+
+    An answer without an explanation scores 0, as for ROUGE-L.
+
+    Args:
+        records: of `evaluate_scienceqa`.
+        model: folder of a language model of Hugging Face's form; nothing is fetched.
+        task: name of the task in the figure.
+        seed: for the bootstrap.
+
+    Raises:
+        ValueError: transformers is not installed.
+    """
+    try:
+        from torchmetrics.functional.text.bert import bert_score
+    except ImportError:
+        raise ValueError("BERTScore needs transformers: pip install transformers, or set eval.bertscore=null") from None
+    told = [(explanation_of(r["output"]), r["reference"]) for r in records if r.get("reference")]
+    pairs = [(said, reference) for said, reference in told if said]
+    scores = [0.0] * (len(told) - len(pairs))
+    if pairs:
+        found = bert_score([p for p, _ in pairs], [r for _, r in pairs], model_name_or_path=model, truncation=True)
+        scores += [float(value) for value in found["f1"].reshape(-1)]
+    return mean_row(task, "explanation/bertscore", scores, seed=seed)
+
+
 _NOT_GIVEN = "not given"
 _BREAKDOWNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "subject": lambda r: r["subject"] or _NOT_GIVEN,
@@ -246,6 +277,7 @@ def _check_questions(questions: Sequence[Mapping[str, Any]]) -> None:
 def _judge(
     question: Mapping[str, Any],
     *,
+    task: str,
     letter_logprobs: dict[str, float],
     output: str,
     prompt: Prompt,
@@ -263,6 +295,7 @@ def _judge(
             agrees = explanation_agrees(explanation, chosen, [choice for choice in choices if choice != chosen])
     return Record(
         id=str(question["id"]),
+        task=task,
         prompt=next(m["content"] for m in question["messages"] if m["role"] == "user"),
         choices=choices,
         letters=letters,

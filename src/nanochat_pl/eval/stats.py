@@ -20,6 +20,7 @@ __all__ = [
     "mcnemar_exact",
     "paired_bootstrap",
     "seed_spread",
+    "weighted_sum_interval",
     "wilson_interval",
 ]
 
@@ -68,6 +69,28 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     low = 0.0 if successes == 0 else centre - reach
     high = 1.0 if successes == trials else centre + reach
     return Interval(low, high, level)
+
+
+def weighted_sum_interval(parts: Sequence[tuple[float, float, Interval]]) -> Interval:
+    """Bound a weighted sum of independent figures by the intervals of each (Zou and Donner, 2008).
+
+    Unlike a bootstrap over their questions it does not shrink to a point where a figure is 0 or 1 by luck.
+
+    Args:
+        parts: (weight above 0, value, its interval) of each figure; the intervals of one level.
+
+    Raises:
+        ValueError: No parts, or intervals of several levels.
+    """
+    levels = {interval.level for _, _, interval in parts}
+    if len(levels) != 1:
+        raise ValueError(
+            f"the intervals to be added up are of the levels {sorted(levels)}; give some, all of one level"
+        )
+    centre = sum(weight * value for weight, value, _ in parts)
+    below = sum((weight * (value - interval.low)) ** 2 for weight, value, interval in parts)
+    above = sum((weight * (interval.high - value)) ** 2 for weight, value, interval in parts)
+    return Interval(centre - sqrt(below), centre + sqrt(above), levels.pop())
 
 
 def bootstrap_interval(

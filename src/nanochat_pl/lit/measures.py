@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.data.packing import TokenBatches
-from nanochat_pl.data.parquet import TextFile, read_documents
+from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.engine import Engine
 from nanochat_pl.eval.bpb import evaluate_bpb
 from nanochat_pl.eval.chat import evaluate_chat, with_ids
@@ -25,12 +25,13 @@ from nanochat_pl.eval.core import evaluate_core
 from nanochat_pl.eval.core_tasks import load_bundle
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow
-from nanochat_pl.eval.scienceqa import evaluate_scienceqa
+from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
 from nanochat_pl.inputs import prepare_root, prepare_text
 from nanochat_pl.lit.data import make
 from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, TrainConfig
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.tasks.scienceqa import format_answer, format_question
 
 __all__ = ["MEASURES", "Measure", "Subject"]
 
@@ -90,20 +91,82 @@ class Measure:
 
 def scienceqa(subject: Subject) -> Measure:
     """ScienceQA's questions, in the very form the training task gives them."""
+    cfg, split = subject.cfg.eval, subject.cfg.eval.split
+    questions, common = _first(_tutor(subject), cfg), subject.answering()
+    if cfg.bertscore is not None and not Path(cfg.bertscore).is_dir():
+        raise FileNotFoundError(f"eval.bertscore={cfg.bertscore} is no folder; give that of a local model, or null")
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        found = evaluate_scienceqa(
+            subject.model, subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress
+        )
+        if cfg.bertscore is not None:
+            found.rows.append(bertscore_row(found.records, cfg.bertscore, seed=subject.cfg.seed))
+        return found
+
+    return Measure(_asked(subject) | {"split": split, "tasks": _plain(subject.tasks)}, answer)
+
+
+def arc(subject: Subject) -> Measure:
+    """ARC's questions in the tutor's wording: what a science tutor knows beyond the set it was trained on."""
+    cfg, root = subject.cfg.eval, subject.root
+    persona = [message for message in _tutor(subject)[0]["messages"] if message["role"] == "system"]
+    fetched = {"fetch": subject.data.fetch, "offline": subject.cfg.offline}
+    asked: dict[str, list[Any]] = {}
+    for subset in _chosen(cfg, ["ARC-Easy", "ARC-Challenge"]):
+        task = make(
+            {
+                "_target_": "nanochat_pl.tasks.arc.ARC",
+                "path": str(root / "arc"),
+                "subset": subset,
+                "split": cfg.split,
+                **fetched,
+            }
+        )
+        asked[subset] = [_as_tutor(question, persona, subset) for question in _first(task, cfg)]
+    common = subject.answering()
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        begin, engine = time.perf_counter(), subject.engine()
+        records, rows = [], []
+        for subset, questions in asked.items():
+            one = evaluate_scienceqa(
+                subject.model, subject.tokenizer, engine, questions, task=subset, **common, log=log
+            )
+            records += one.records
+            rows += one.rows
+            if progress is not None:
+                progress(len(records), sum(map(len, asked.values())))
+        return Evaluation(
+            records=records, rows=rows, seconds=time.perf_counter() - begin, num_answered=log.num_appended
+        )
+
+    return Measure(_asked(subject) | {"split": cfg.split, "subsets": list(asked), "persona": persona}, answer)
+
+
+def _tutor(subject: Subject) -> Any:
+    """Make ScienceQA as the model was trained on it, on the split to be measured."""
     data, split = subject.data, subject.cfg.eval.split
     otherwise = {"persona": None} if data.source == DataSource.microworld else {}
     spec = _known(subject, "scienceqa.ScienceQA", otherwise)
     rows = {"train": data.train_rows, "validation": data.val_rows, "test": data.test_rows}[split]
     spec |= {"path": str(subject.root / data.scienceqa), "rows": rows, "shuffle_choices": False, "curriculum": False}
     spec |= {"hub": data.hub_scienceqa, "offline": subject.cfg.offline, "formatted_dir": data.formatted_dir}
-    questions, common = _first(make(spec), subject.cfg.eval), subject.answering()
+    return make(spec)
 
-    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        return evaluate_scienceqa(
-            subject.model, subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress
-        )
 
-    return Measure(_asked(subject) | {"split": split, "tasks": _plain(subject.tasks)}, answer)
+def _as_tutor(question: Mapping[str, Any], persona: list[Any], subset: str) -> dict[str, Any]:
+    """Word a question of ARC as ScienceQA's are."""
+    choices = question["choices"]
+    right = question["letters"].index(question["answer"])
+    messages = [
+        *persona,
+        {"role": "user", "content": format_question(question["question"], choices)},
+        {"role": "assistant", "content": format_answer(choices, right)},
+    ]
+    letters = [chr(65 + i) for i in range(len(choices))]
+    own = {"id": f"{subset}/{question['id']}", "letters": letters, "answer": letters[right], "choices": choices}
+    return {"messages": messages, **own}
 
 
 def recall(subject: Subject) -> Measure:
@@ -118,31 +181,49 @@ def recall(subject: Subject) -> Measure:
 
 
 def bpb(subject: Subject) -> Measure:
-    """Bits per byte on the validation shard."""
-    shards, val_tokens = prepare_text(subject.data, subject.cfg.offline), subject.cfg.eval.val_tokens
+    """Bits per byte on the validation shard and on each of `eval.texts`."""
+    cfg = subject.cfg.eval
+    val = prepare_text(subject.data, subject.cfg.offline).val
+    sources = {val.name: [val]} | {name: _text_files(name, Path(path)) for name, path in cfg.texts.items()}
     length = subject.model.config.sequence_len
-    rows = max(1, min(32, 16_384 // length))
-    count = max(1, val_tokens // (rows * length))
+    batch_rows = max(1, min(32, 16_384 // length))
+    count = max(1, cfg.val_tokens // (batch_rows * length))
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        begin = time.perf_counter()
-        batches = TokenBatches(
-            [shards.val],
-            subject.tokenizer,
-            batch_rows=rows,
-            sequence_len=length,
-            micro_batches=1,
-            logical_shards=1,
-            rank=0,
-            world_size=1,
-            num_workers=0,
-        )
-        value = evaluate_bpb(subject.model, itertools.islice(batches, count), subject.tokenizer.token_bytes())
-        tokens = count * rows * length
-        row = MetricRow(task=shards.val.name, metric="bpb", value=value, n=tokens)
-        return Evaluation(records=[], rows=[row], seconds=time.perf_counter() - begin, num_answered=tokens)
+        begin, tokens = time.perf_counter(), count * batch_rows * length
+        rows = []
+        for done, (name, files) in enumerate(sources.items(), start=1):
+            batches = TokenBatches(
+                files,
+                subject.tokenizer,
+                batch_rows=batch_rows,
+                sequence_len=length,
+                micro_batches=1,
+                logical_shards=1,
+                rank=0,
+                world_size=1,
+                num_workers=0,
+            )
+            value = evaluate_bpb(subject.model, itertools.islice(batches, count), subject.tokenizer.token_bytes())
+            rows.append(MetricRow(task=name, metric="bpb", value=value, n=tokens))
+            if progress is not None:
+                progress(done, len(sources))
+        seconds = time.perf_counter() - begin
+        return Evaluation(records=[], rows=rows, seconds=seconds, num_answered=tokens * len(rows))
 
-    return Measure({"val_tokens": val_tokens}, answer)
+    return Measure({"val_tokens": cfg.val_tokens, "texts": dict(cfg.texts)}, answer)
+
+
+def _text_files(name: str, path: Path) -> list[Path]:
+    """List the parquet files of a further text.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise FileNotFoundError(f"eval.texts.{name}={path} is no parquet file, nor a folder that holds one")
+    return files
 
 
 def core(subject: Subject) -> Measure:
@@ -195,7 +276,8 @@ def chat(subject: Subject) -> Measure:
         task = make(spec)
         questions = with_ids(_first(task, cfg))
         asked[name] = task, [{**question, "id": f"{name}/{question['id']}"} for question in questions]
-    common = subject.answering()
+    # A long question leaves an answer less room than it may want, rather than lose its end.
+    common = {"max_new_tokens": cfg.max_new_tokens, "batch_size": cfg.batch_size}
     sampling = {"num_samples": cfg.num_samples, "temperature": cfg.temperature, "top_k": cfg.top_k}
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
@@ -203,10 +285,12 @@ def chat(subject: Subject) -> Measure:
         records, rows, scores = [], [], {}
         total = sum(len(questions) for _, questions in asked.values())
         for name, (task, questions) in asked.items():
-            how: dict[str, Any] = {"kind": "categorical"}
+            how: dict[str, Any] = {
+                "kind": "categorical"
+            }  # whose answer is one token: all else is room for the question
             if name not in _BY_LETTER:
                 threads = 4 if name == "HumanEval" else 1  # its grading waits for programs
-                how = {"kind": "generative", "grade": task.grade, "grading_threads": threads, **sampling}
+                how = {"kind": "generative", "grade": task.grade, "grading_threads": threads, **sampling, **common}
             one = evaluate_chat(
                 subject.model,
                 subject.tokenizer,
@@ -214,7 +298,7 @@ def chat(subject: Subject) -> Measure:
                 questions,
                 task=name,
                 **how,
-                **common,
+                seed=subject.cfg.seed,
                 log=log,
                 progress=None if progress is None else lambda answered, _: progress(answered, total),
             )
@@ -258,6 +342,7 @@ MEASURES: dict[EvalName, Callable[[Subject], Measure]] = {
     EvalName.core: core,
     EvalName.chat: chat,
     EvalName.scienceqa: scienceqa,
+    EvalName.arc: arc,
     EvalName.recall: recall,
     EvalName.tokenizer: tokenizer,
     EvalName.checks: checks,
@@ -301,7 +386,7 @@ def _chosen(cfg: EvalConfig, there: Sequence[str]) -> list[str]:
     return [name for name in there if not cfg.tasks or name in cfg.tasks]
 
 
-def _texts(files: Sequence[TextFile]) -> list[str]:
+def _texts(files: Sequence[Path]) -> list[str]:
     """Read documents until they have TEXT_CHARS characters."""
     texts, chars = [], 0
     for text in read_documents(files):

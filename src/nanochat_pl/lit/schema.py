@@ -97,6 +97,7 @@ class EvalName(StrEnum):
     core = "core"
     chat = "chat"
     scienceqa = "scienceqa"
+    arc = "arc"
     recall = "recall"
     tokenizer = "tokenizer"
     checks = "checks"
@@ -350,7 +351,7 @@ class EvalConfig:
     max_questions: int | None = None
     """Ask only the first so many questions of the split, or of each task; null = all."""
     tasks: list[str] | None = None
-    """Of an evaluation with several tasks (core, chat) only these; null = all."""
+    """Of an evaluation with several tasks (core, chat, arc) only these; null = all."""
     bundle: str | None = None
     """Folder of CORE's bundle; null = eval_bundle below data.root."""
     checks: str | None = None
@@ -366,6 +367,10 @@ class EvalConfig:
     """Questions answered at a time."""
     val_tokens: int = 262_144
     """Tokens of the validation shard that bpb reads."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Further texts for bpb: a name, and a parquet file or a folder of them (column `text`)."""
+    bertscore: str | None = None
+    """Folder of a language model of Hugging Face's form; then explanations get a BERTScore. null = not measured."""
     fresh: bool = False
     """Begin again instead of continuing an interrupted evaluation."""
 
