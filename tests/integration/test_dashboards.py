@@ -21,6 +21,7 @@ from nanochat_pl.cli.workspace import SECTIONS, Curves, Table, layout, main
 from nanochat_pl.lit.health import update_ratio
 from nanochat_pl.lit.loggers import AXES, SUMMARIES, evaluation_figures, log_evaluation
 from tests.integration.conftest import BASE, SFT, Train, metrics
+from tests.integration.test_processes import command, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "nanochat_pl"
 
@@ -339,3 +340,21 @@ def test_a_resumed_run_counts_only_its_own_steps(train: Train, tmp_path: Path):
     straight, halves = (tmp_path / "sft_scienceqa" / name for name in ("straight", "halves"))
     for name in ("cut_frac", "padding_frac", "logit_max_frac", "update_ratio_matrix"):
         assert metrics(halves, f"health/{name}") == metrics(straight, f"health/{name}"), name
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_agree_on_the_figures_and_take_the_larger_of_maxima(world: Path, tmp_path: Path):
+    config = [*BASE, "stage.num_steps=4", "data.logical_shards=2", "optim.ns_dtype=float32"]
+    for devices in (1, 2):
+        done = run(command(world, tmp_path, *config, f"run_name=n{devices}", f"trainer.devices={devices}"), tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "base" / "n1", tmp_path / "base" / "n2"
+    assert columns(two) == columns(one) == EVERY_RUN
+    for role in ROLES:
+        name = f"health/update_ratio_{role}"
+        assert figures(one, name) == pytest.approx(figures(two, name), rel=1e-3), role
+    # of one process the first rows of the step are looked at, of two the first rows of each one's part
+    pairs = zip(figures(one, "health/logit_max_frac"), figures(two, "health/logit_max_frac"), strict=True)
+    assert all(of_two >= of_one - 1e-4 for of_one, of_two in pairs)
+    assert all(0 <= share <= 1 for share in figures(two, "health/data_wait_frac"))
