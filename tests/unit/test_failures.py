@@ -96,7 +96,16 @@ def test_every_kind_is_tried_here():
     assert [kind.name for kind in KINDS] == list(CASES)
 
 
-@pytest.mark.parametrize("text", ["ho ho ho, ho ho", "1111111", "abc abc abc", "1:a\n2:b\n3:c\n4:d\n5:e\n6:f\n7:g"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ho ho ho, ho ho",
+        "1111111",
+        "#### 1000000000000000000000000",
+        "abc abc abc",
+        "1:a\n2:b\n3:c\n4:d\n5:e\n6:f\n7:g",
+    ],
+)
 def test_a_short_repetition_or_a_list_is_no_loop(text):
     assert kind_of(record(text, TEXT)) == "other"
 
@@ -115,6 +124,7 @@ def test_a_short_repetition_or_a_list_is_no_loop(text):
         ("- 3 + 4 = 8", ["3 + 4 = 8"]),
         ("-3+4=2", ["-3+4 = 2"]),
         ("1,000 + 1 = 1,002", ["1,000 + 1 = 1,002"]),
+        ("100/3 = 34", ["100/3 = 34"]),
         ("48/2 = <|python_start|>48/2<|python_end|><|output_start|>24<|output_end|>25", ["48/2 = 25"]),
     ],
 )

@@ -52,6 +52,10 @@ def refuse(error: BaseException) -> int:
     return 2
 
 
+MANY = 8
+"""Beyond so many verdicts the terminal counts those that name no winner."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shown:
     """All that one comparison has to say."""
@@ -301,7 +305,11 @@ def _print(shown: Shown) -> None:
         console.print(table)
     if chart := _text_chart(shown):
         print(f"over the stages (full: below the 95% interval, shaded: within it)\n{chart}\n")
-    for sentence in (*_verdicts(shown), *shown.notes):
+    verdicts = list(_verdicts(shown))
+    told = [verdict for verdict in verdicts if len(verdicts) <= MANY or "not distinguishable" not in verdict]
+    if len(told) < len(verdicts):
+        told.append(f"{len(verdicts) - len(told)} further figures: not distinguishable (--markdown lists them)")
+    for sentence in (*told, *shown.notes):
         print(sentence)
     for name, questions in shown.answers.items():
         differ = sum(question.differ for question in questions)

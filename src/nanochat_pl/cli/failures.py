@@ -92,16 +92,15 @@ def _print(evaluation: Sorted, limit: int) -> None:
 
     print(_said(evaluation))
     console = Console()
+    kinds = [kind.name for kind, _, _ in _kinds(evaluation, 0)]
     table = Table()
-    table.add_column("kind", no_wrap=True)
+    table.add_column("task", no_wrap=True)
+    for name in ("wrong of asked", *kinds):
+        table.add_column(name, justify="right")
     for task in evaluation.tasks:
-        table.add_column(Text(task.task), justify="right")
-    for kind, _, _ in _kinds(evaluation, 0):
-        counts = [task.kinds.get(kind.name, 0) for task in evaluation.tasks]
-        shares = [f"{n} ({n / len(task.failures):.0%})" if n else "" for n, task in zip(counts, evaluation.tasks)]
-        table.add_row(kind.name, *shares)
-    table.add_section()
-    table.add_row("wrong of asked", *(f"{len(task.failures)} of {task.asked}" for task in evaluation.tasks))
+        counts = [task.kinds.get(name, 0) for name in kinds]
+        shares = [f"{n} ({n / len(task.failures):.0%})" if n else "" for n in counts]
+        table.add_row(Text(task.task), f"{len(task.failures)} of {task.asked}", *shares)
     console.print(table)
     for kind, count, examples in _kinds(evaluation, limit):
         console.print(Text(f"\n{kind.name} ({count}): {kind.rule}", style="bold"))

@@ -227,9 +227,15 @@ def false_steps(text: str) -> list[str]:
                 continue
             last_digit = Fraction(1, 10 ** len(result.partition(".")[2]))
             told = Fraction(result.replace(",", ""))
-            if all(abs(Fraction(value) - told) >= last_digit for value in values if value is not None):
+            if not any(_rounds_to(Fraction(value), told, last_digit) for value in values if value is not None):
                 steps.append(f"{step} = {result}")
     return steps
+
+
+def _rounds_to(value: Fraction, told: Fraction, last_digit: Fraction) -> bool:
+    """Tell whether `told` is `value` rounded, or cut off, at the last digit."""
+    rounded = 2 * abs(value - told) <= last_digit
+    return rounded or (abs(told) < abs(value) and abs(value - told) < last_digit)
 
 
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "$": None})

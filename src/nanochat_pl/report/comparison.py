@@ -151,6 +151,8 @@ def find_results(path: str | Path) -> list[Path]:
         path = path.parent
     if (path / "results.json").is_file():
         return [path / "results.json"]
+    if path.name == "checkpoints" and path.is_dir():
+        path = path.parent
     if path.is_file() and path.suffix != ".ckpt":
         raise ValueError(f"{path} is neither a results.json, nor a checkpoint (.ckpt), nor a run folder")
     run = path
