@@ -101,7 +101,6 @@ def test_every_kind_is_tried_here():
     [
         "ho ho ho, ho ho",
         "1111111",
-        "#### 1000000000000000000000000",
         "abc abc abc",
         "1:a\n2:b\n3:c\n4:d\n5:e\n6:f\n7:g",
     ],

@@ -234,7 +234,7 @@ def _letters_fault(value: Any) -> str | None:
     letters = isinstance(value, list) and all(isinstance(letter, str) and letter for letter in value)
     if letters and len(set(value)) == len(value) > 1:
         return None
-    return f"a list of two different letters or more is needed, found {value!r} (quote Y and N)"
+    return f"a list of two letters or more, all different, is needed, found {value!r} (quote Y and N)"
 
 
 def _count_fault(value: Any, least: int = 1) -> str | None:
