@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# A process a core, one thread each, files kept together: half the time of one process with all threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart check test lint format clean
@@ -27,11 +29,11 @@ $(READY): requirements.lock pyproject.toml
 quickstart: $(READY) ## Train, fine-tune and evaluate a small model on the embedded data (minutes on two CPU cores)
 	$(BIN)/python train.py experiment=quickstart
 
-check: $(READY) lint ## Check style and types, run the quick tests (about three minutes)
-	$(BIN)/python -m pytest -m "not slow and not dist and not gpu and not network"
+check: $(READY) lint ## Check style and types, run the quick tests (some minutes)
+	$(PYTEST) -m "not slow and not dist and not gpu and not network"
 
 test: check ## The same, then the slow and the two-process tests
-	$(BIN)/python -m pytest -m "(slow or dist) and not gpu and not network"
+	$(PYTEST) -m "(slow or dist) and not gpu and not network"
 
 lint: $(READY) ## Check style and types only
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": ("measure checkpoints", "ckpt=outputs/base/d4"),
     "compare": ("checkpoints beside each other, and who won", "outputs/base/d4 outputs/sft/d4"),
     "failures": ("wrong answers sorted, and what to try", "outputs/sft/d4"),
+    "workspace": ("a layout of panels for W&B", "--out workspace.yaml"),
     "report": ("a run, with all stages before it, as a page", "outputs/sft/d4"),
 }
 USAGE = "\n".join(

@@ -222,6 +222,7 @@ def bertscore_row(
         ValueError: transformers is not installed.
     """
     try:
+        import torch
         from torchmetrics.functional.text.bert import bert_score
     except ImportError:
         raise ValueError("BERTScore needs transformers: pip install transformers, or set eval.bertscore=null") from None
@@ -230,7 +231,7 @@ def bertscore_row(
     scores = [0.0] * (len(told) - len(pairs))
     if pairs:
         found = bert_score([p for p, _ in pairs], [r for _, r in pairs], model_name_or_path=model, truncation=True)
-        scores += [float(value) for value in found["f1"].reshape(-1)]
+        scores += torch.as_tensor(found["f1"]).reshape(-1).tolist()
     return mean_row(task, "explanation/bertscore", scores, seed=seed)
 
 

@@ -135,7 +135,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
     if cfg.stage.eval_every_steps is not None:
         callbacks.append(Evaluations(cfg, start.tokenizer, cfg.stage.eval_every_steps, validation))
-    callbacks += [make(spec) for spec in cfg.callbacks.values()]
+    callbacks += [make(spec) for spec in cfg.callbacks.values() if spec is not None]
     terminal = is_terminal()
     if terminal:
         callbacks.append(Bar(progress))
@@ -213,7 +213,7 @@ def build_trainer(
         keep = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
         strategy = DDPStrategy(gradient_as_bucket_view=True, process_group_backend=backend, **{keep: False})
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
-    loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values()]
+    loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values() if spec is not None]
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=cfg.trainer.devices,

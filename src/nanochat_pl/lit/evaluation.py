@@ -29,6 +29,7 @@ from nanochat_pl.eval.results import (
     results_document,
 )
 from nanochat_pl.lit.callbacks import Validation, log_metrics
+from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES, Measure, Subject
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
@@ -107,6 +108,7 @@ def evaluate(
             config=settings,
         )
         write_atomically(folder / "results.json", json.dumps(document, indent=2) + "\n")
+        log_evaluation(folder / "results.json", run_folder(loaded.path))
         evaluations[shown], folders[shown] = evaluation, folder
     comparisons = compare_all(evaluations, name)
     if name == EvalName.scienceqa:

@@ -23,6 +23,7 @@ from nanochat_pl.eval.checks import load_checks, run_checks
 from nanochat_pl.eval.compression import evaluate_compression, sample_texts
 from nanochat_pl.eval.core import evaluate_core
 from nanochat_pl.eval.core_tasks import load_bundle
+from nanochat_pl.eval.harness import run_harness
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow
 from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
@@ -337,6 +338,42 @@ def checks(subject: Subject) -> Measure:
     return Measure({"checks": [_plain(dataclasses.asdict(entry)) for entry in entries]}, answer)
 
 
+def lm_eval(subject: Subject) -> Measure:
+    """Tasks of EleutherAI's lm-evaluation-harness (the extra lm-eval), its own or those below `eval.include_path`."""
+    cfg = subject.cfg.eval
+    if not cfg.tasks:
+        raise ValueError("eval=lm_eval needs tasks; give eval.tasks=[arc_easy] or the like, as the harness names them")
+    asked: dict[str, Any] = {
+        "include_path": cfg.include_path,
+        "num_fewshot": cfg.num_fewshot,
+        "limit": cfg.max_questions,
+        "chat": cfg.as_chat,
+        "max_new_tokens": cfg.max_new_tokens,
+    }
+
+    def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
+        # Requests are logged as they are answered; samples, the records of other evaluations, are drawn from them.
+        requests = None if log.path is None else ExampleLog(log.path.with_name("requests.jsonl"), log.config)
+        found = run_harness(
+            subject.model,
+            subject.tokenizer,
+            subject.engine(),
+            cfg.tasks or (),
+            **asked,
+            batch_size=cfg.batch_size,
+            cache_type=KVCache,
+            seed=subject.cfg.seed,
+            offline=subject.cfg.offline,
+            answers=requests,
+            progress=progress,
+        )
+        judged = [record for record in found.records if record["correct"] is not None]
+        log.append([record for record in judged if record["id"] not in log.records])
+        return found
+
+    return Measure(asked | {"tasks": list(cfg.tasks), "seed": subject.cfg.seed}, answer)
+
+
 MEASURES: dict[EvalName, Callable[[Subject], Measure]] = {
     EvalName.bpb: bpb,
     EvalName.core: core,
@@ -346,6 +383,7 @@ MEASURES: dict[EvalName, Callable[[Subject], Measure]] = {
     EvalName.recall: recall,
     EvalName.tokenizer: tokenizer,
     EvalName.checks: checks,
+    EvalName.lm_eval: lm_eval,
 }
 
 

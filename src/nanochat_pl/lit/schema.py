@@ -101,6 +101,7 @@ class EvalName(StrEnum):
     recall = "recall"
     tokenizer = "tokenizer"
     checks = "checks"
+    lm_eval = "lm_eval"
 
 
 HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
@@ -351,7 +352,13 @@ class EvalConfig:
     max_questions: int | None = None
     """Ask only the first so many questions of the split, or of each task; null = all."""
     tasks: list[str] | None = None
-    """Of an evaluation with several tasks (core, chat, arc) only these; null = all."""
+    """Of an evaluation with several tasks (core, chat, arc) only these, null = all; those of lm_eval."""
+    include_path: str | None = None
+    """A folder with further task files of lm_eval."""
+    num_fewshot: int | None = None
+    """Solved examples in front (lm_eval); null = as each task says."""
+    as_chat: bool = False
+    """Ask lm_eval's tasks in conversations."""
     bundle: str | None = None
     """Folder of CORE's bundle; null = eval_bundle below data.root."""
     checks: str | None = None
