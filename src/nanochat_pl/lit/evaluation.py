@@ -28,9 +28,10 @@ from nanochat_pl.eval.results import (
     examples_page,
     results_document,
 )
+from nanochat_pl.lit.asking import Measure, Subject
 from nanochat_pl.lit.callbacks import Validation, log_metrics
 from nanochat_pl.lit.loggers import log_evaluation
-from nanochat_pl.lit.measures import MEASURES, Measure, Subject
+from nanochat_pl.lit.measures import MEASURES
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.model.inference import pick_inference_dtype
