@@ -146,7 +146,7 @@ class Evaluations(Callback):
         self.name = DEFAULT_EVALS[cfg.stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
         self._measure: Measure | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         subject = Subject(
             model=pl_module.model,
             tokenizer=self.tokenizer,
@@ -154,7 +154,7 @@ class Evaluations(Callback):
             tasks=self.cfg.mixture.tasks,
             cfg=self.cfg,
         )
-        self._measure = MEASURES[self.name](subject)  # what is missing is missed before the first step
+        self._measure = MEASURES[self.name](subject)  # what is missing is missed before anything is computed
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
