@@ -1,5 +1,6 @@
 """The installed command: `nanochat-pl train …`, `nanochat-pl evaluate …` and the rest work from any folder."""
 
+import keyword
 import sys
 from importlib import import_module
 
@@ -31,7 +32,7 @@ def main() -> int:
     if name not in COMMANDS:
         print(f"error: nanochat-pl has no command {name}\n\n{USAGE}", file=sys.stderr)
         return 2
-    module = import_module(f"nanochat_pl.cli.{name}")
+    module = import_module(f"nanochat_pl.cli.{name}" + "_" * keyword.iskeyword(name))
     # Lightning starts further processes by running the file that argv names.
     sys.argv = [str(module.__file__), *arguments]
     return module.main(arguments)
