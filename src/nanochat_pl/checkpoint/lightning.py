@@ -6,9 +6,6 @@ the tokenizer, all as plain data, so that one file is enough to evaluate, chat o
 """
 
 import json
-import pickle
-import warnings
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nanochat_pl.checkpoint.plain import read_torch
+from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
+
+__all__ = ["identity", "model_weights", "read", "read_checkpoint", "stored_model_config", "stored_tokenizer"]
 
 FORMAT = 1
 
@@ -42,33 +43,46 @@ def identity(stage: str, model_config: GPTConfig, config: dict[str, Any], tokeni
     }
 
 
+def read(path: Path) -> Stored:
+    """Read one checkpoint file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: truncated, carrying code, not written by this project, or not of one model.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        ours = checkpoint["nanochat_pl"]
+        stored = Stored(
+            config=stored_model_config(checkpoint),
+            state=model_weights(checkpoint),
+            tokenizer=stored_tokenizer(checkpoint),
+            stage=ours["stage"],
+            step=checkpoint["global_step"],
+            run_config=ours["config"],
+            file=path,
+            format="lightning",
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error} in its nanochat_pl entry") from error
+    check_weights(stored.state, stored.config, path)
+    check_tokenizer(stored.tokenizer, stored.config, path)
+    return stored
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file onto the CPU without running any code in it.
+    """Read all of a checkpoint file onto the CPU without running any code in it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: truncated, carrying code, or not written by this project.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        with warnings.catch_warnings():  # torch warns of pickle protocols that it then refuses
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a plain checkpoint: it holds objects beyond tensors and plain values, which may run code, "
-            f"or is damaged; nothing was executed ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; use another one, "
-            f"such as last.ckpt or step_*.ckpt of the same run ({str(error).splitlines()[0]})"
-        ) from error
+    checkpoint = read_torch(path, remedy="use another one, such as last.ckpt or step_*.ckpt of the same run")
     ours = checkpoint.get("nanochat_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or "model_config" not in ours:
         raise ValueError(
-            f"{path} was not written by this project (it has no nanochat_pl entry); use a .ckpt of its own"
+            f"{path} was not written by this project (it has no nanochat_pl entry); use a .ckpt of its own, or a "
+            "nanochat file under its own name, model_NNNNNN.pt beside meta_NNNNNN.json"
         )
     if ours["format"] > FORMAT:
         raise ValueError(f"{path} has format {ours['format']}, this version reads up to {FORMAT}; update nanochat-pl")

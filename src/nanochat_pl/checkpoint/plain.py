@@ -1,0 +1,99 @@
+"""Files of torch, read without running anything: the one place where a `.pt` or `.ckpt` is opened.
+
+`torch.save` writes a pickle, and a pickle can run any code. torch's weights-only reader builds tensors and plain values
+and refuses the rest; this module calls it, and says in one way what is wrong with a file that it refuses.
+"""
+
+import json
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["read_json", "read_tensors", "read_torch"]
+
+MAX_JSON_BYTES = 64 * 2**20
+"""Metadata are a page; a larger file is none."""
+
+
+def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
+    """Read what `torch.save` wrote, onto the CPU, without running any code in it.
+
+    Args:
+        path: the file; its tensors are mapped, not copied, where its format allows.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: truncated, carrying code, or no such file at all.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with warnings.catch_warnings():  # torch warns of pickle protocols that it then refuses
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a plain checkpoint: it holds objects beyond tensors and plain values, which may run code, "
+            f"or is damaged; nothing was executed ({_first_line(error)})"
+        ) from error
+    except Exception as error:  # a damaged or crafted file fails in a dozen ways
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {remedy} "
+            f"({_first_line(error)})"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file that maps names to tensors, as nanochat saves a model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `read_torch`; also where it holds anything else; says what.
+    """
+    state = read_torch(path)
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{path} holds {_kind(state)}, expected a dict of tensors by name, as nanochat saves a model")
+    wrong = [f"{key!r} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
+    if wrong:
+        raise ValueError(
+            f"{path} is no file of weights: it should map names to tensors, but holds {', '.join(wrong[:5])}"
+            + (", …" if len(wrong) > 5 else "")
+        )
+    return state
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none; says what was found.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, too many for metadata")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({_first_line(error)}); it is damaged or of another kind") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {_kind(content)}, expected a JSON object")
+    return content
+
+
+def _is_weight(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+def _kind(value: Any) -> str:
+    return "an empty dict" if value == {} and isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,108 @@
+"""A trained model as it lies on disk, whatever the format: what every reader gives and every writer takes.
+
+Readers (`lightning`, `nanochat`, `sciassist`, `huggingface`) turn a file or folder into a `Stored`; writers turn one
+back. What comes out of a reader has been checked against the shape it claims, so that a wrong file fails where it is
+named.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_pl.model.config import GPTConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nanochat_pl.tokenizer import Tokenizer
+
+__all__ = ["Stored", "check_tokenizer", "check_weights", "weight_shapes"]
+
+UNKNOWN_STAGE = "unknown"
+"""Stage of a checkpoint that does not say how it was trained."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One trained model with what belongs to it."""
+
+    config: GPTConfig
+    state: "dict[str, Tensor]"
+    """Weights by our names, without a prefix, float32 on the CPU."""
+    tokenizer: "Tokenizer"
+    stage: str
+    """Stage that trained it; `unknown` where the files do not say."""
+    step: int
+    """Optimizer updates within that stage."""
+    run_config: dict[str, Any]
+    """Resolved config of the run, as `config.yaml` has it; empty where unknown."""
+    file: Path
+    """Where the weights came from."""
+    format: str
+    """`lightning`, `nanochat`, `sciassist` or `huggingface`."""
+    notes: tuple[str, ...] = ()
+    """What was converted or assumed on reading, for people."""
+
+
+def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Give the name and shape of every weight of a model, in the order of its state dict."""
+    width, keys = config.n_embd, config.n_kv_head * config.head_dim
+    table = (config.padded_vocab_size, width)
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": table}
+    for layer in range(config.n_layer):
+        block = f"transformer.h.{layer}"
+        shapes |= {
+            f"{block}.attn.c_q.weight": (width, width),
+            f"{block}.attn.c_k.weight": (keys, width),
+            f"{block}.attn.c_v.weight": (keys, width),
+            f"{block}.attn.c_proj.weight": (width, width),
+            f"{block}.mlp.c_fc.weight": (4 * width, width),
+            f"{block}.mlp.c_proj.weight": (width, 4 * width),
+        }
+    return shapes | {"lm_head.weight": table}
+
+
+def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str | Path) -> None:
+    """Check that `state` holds the weights of a model of this config, and nothing else.
+
+    Raises:
+        ValueError: weights are missing, too many, or of another shape; names them.
+    """
+    layers = {int(found[1]) for name in state if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
+    if len(layers) != config.n_layer:  # before anything is laid out for a number nobody checked
+        raise ValueError(f"{where} holds the weights of {len(layers)} layers, its config says n_layer={config.n_layer}")
+    shapes = weight_shapes(config)
+    missing = [name for name in shapes if name not in state]
+    extra = [name for name in state if name not in shapes]
+    faults = [
+        f"{len(names)} {word} ({_some(names)})" for word, names in (("missing", missing), ("unknown", extra)) if names
+    ]
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != shape
+    ][:4]
+    faults += [f"{name} is {t.dtype}" for name, t in state.items() if not t.dtype.is_floating_point][:4]
+    if faults:
+        raise ValueError(
+            f"the weights in {where} do not fit its config: {'; '.join(faults)}; the files are not of one model"
+        )
+
+
+def check_tokenizer(tokenizer: "Tokenizer", config: GPTConfig, where: str | Path) -> None:
+    """Check that a tokenizer has as many ids as the model has.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the tokenizer at {where} has {tokenizer.vocab_size} ids, the model {config.vocab_size}; they do not "
+            "belong together: put the model's own tokenizer beside it"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
