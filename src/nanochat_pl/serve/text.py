@@ -1,0 +1,134 @@
+"""Tokens to text, as they come: never half a character, never a special token, never what stands behind a stop string.
+
+A token is a piece of bytes, and a character may need several: decoding tokens one by one shows U+FFFD where a letter
+was meant. Terminal, server and page all show what a `TextStream` gives out.
+"""
+
+import codecs
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+__all__ = ["Part", "PartType", "TextStream", "merge_parts"]
+
+PartType = Literal["text", "python", "python_output"]
+
+
+class Part(NamedTuple):
+    """A piece of an answer: some of its text, or the whole of what was handed to a tool or came from it."""
+
+    type: PartType
+    text: str
+
+
+class TextStream:
+    """Follow one answer, token by token.
+
+    Text is given out as soon as it is certain; what stands between `<|python_start|>` and `<|python_end|>`, and a
+    tool's result, when it is complete. Special tokens never become text. Only what a tool put there is a
+    `python_output`: where a model writes `<|output_start|>` of its own accord, what follows is ordinary text.
+
+    Differs: nanochat (2025-11) shows tool tokens as text and repairs split characters by decoding all tokens again
+    with each new one.
+
+    Args:
+        tokenizer: the model's.
+        stop: the first of these strings to be completed ends the text. The text before it is given out; it, and all
+            that follows, never. It is looked for in text only, from one tool call to the next. What may be its
+            beginning is held back; how the text is cut into tokens makes no difference.
+
+    Raises:
+        ValueError: for an empty stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        if isinstance(stop, str):
+            raise ValueError(f"stop={stop!r} is one string; pass a list of strings")
+        if not all(stop):
+            raise ValueError("a stop string is empty and would stop everything; leave it out")
+        self.stopped = False
+        """Whether a stop string was met."""
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._special = {tokenizer.special_id(name): name for name in SPECIAL_TOKENS}
+        self._kind: PartType = "text"
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+
+    def push(self, token: int, sampled: bool = True) -> list[Part]:
+        """Take the next token and return what has become certain, usually one part or none.
+
+        Args:
+            token: id; those that end an answer may come or not.
+            sampled: False where a tool put the token there.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
+        if self.stopped:
+            return []
+        name = self._special.get(token)
+        if name is None:
+            return self._take(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+        if name == "<|python_start|>":
+            return self._turn_to("python")
+        if name == "<|output_start|>" and not sampled:
+            return self._turn_to("python_output")
+        if name == "<|python_end|>" and self._kind == "python":
+            return self._turn_to("text")
+        if name == "<|output_end|>" and self._kind == "python_output":
+            return self._turn_to("text")
+        return []
+
+    def finish(self) -> list[Part]:
+        """Return what was held back; bytes that became no character are U+FFFD, a tool call may be incomplete."""
+        return [] if self.stopped else self._turn_to("text")
+
+    def _take(self, text: str) -> list[Part]:
+        self._held += text
+        if self._kind != "text":
+            return []
+        found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            # the first to end, as if the characters had come one by one
+            text, self._held = self._held[: min(found)[1]], ""
+        else:
+            certain = len(self._held) - self._uncertain()
+            text, self._held = self._held[:certain], self._held[certain:]
+        return [Part("text", text)] if text else []
+
+    def _uncertain(self) -> int:
+        """Count the characters at the end that may be the beginning of a stop string."""
+        longest = 0
+        for stop in self._stop:
+            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest
+
+    def _turn_to(self, kind: PartType) -> list[Part]:
+        """Give out all of the present part and begin another."""
+        parts = self._take(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
+        if not self.stopped and self._held:
+            parts.append(Part(self._kind, self._held))
+        self._held, self._kind = "", kind
+        return parts
+
+
+def merge_parts(parts: Iterable[Part]) -> str | list[dict[str, str]]:
+    """Return an assistant's content as conversations hold it: the text, or the list of parts where a tool was used.
+
+    Neighbouring pieces of text become one; see `Tokenizer.render_conversation`.
+    """
+    merged: list[dict[str, str]] = []
+    for kind, text in parts:
+        if kind == "text" and merged and merged[-1]["type"] == "text":
+            merged[-1]["text"] += text
+        elif text:
+            merged.append({"type": kind, "text": text})
+    if all(part["type"] == "text" for part in merged):
+        return "".join(part["text"] for part in merged)
+    return merged
