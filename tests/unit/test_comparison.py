@@ -22,19 +22,10 @@ from nanochat_pl.eval.results import (
     results_document,
 )
 from nanochat_pl.eval.stats import mcnemar_exact
-from nanochat_pl.report.comparison import (
-    Entrant,
-    Result,
-    compare_entrants,
-    compare_seeds,
-    direction,
-    find_results,
-    group_by_seed,
-    load_result,
-    settings_that_differ,
-    side_by_side,
-    stage_order,
-)
+from nanochat_pl.report.comparison import compare_entrants, direction, settings_that_differ
+from nanochat_pl.report.entrants import Entrant, Result, find_results, load_result, stage_order
+from nanochat_pl.report.seeds import compare_seeds, group_by_seed
+from nanochat_pl.report.side_by_side import side_by_side
 
 
 def answers(right: Sequence[bool], task: str = "", prompt: str = "What is {}?") -> list[dict]:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_pl.cli.compare import Arguments, refuse
+from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_failures
 from nanochat_pl.eval.results import fenced
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.report.comparison import Result, find_results, load_result
+from nanochat_pl.report.entrants import Result, find_results, load_result
 
 __all__ = ["main"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from nanochat_pl.cli.compare import Arguments, refuse
+from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.paths import write_atomically
 
 __all__ = ["SECTIONS", "Curves", "Table", "layout", "main"]

@@ -320,11 +320,15 @@ def _kind(value: Any) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain data only, and no key twice: YAML would silently take the second."""
+    """Plain data only, and no key twice: YAML would silently take the second.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    Keys are compared as they stand in the file: one that is merged in (`<<: *other`) may be overridden.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[1]!r} comes twice", node.start_mark)
+        return node

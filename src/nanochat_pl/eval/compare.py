@@ -1,16 +1,20 @@
 """Is one checkpoint better than another, or are these the same figures twice?
 
 Two accuracies whose intervals overlap may still differ, and two that look different may not: what decides is the
-questions that only one of the two got right. Both must have been asked the same questions.
+questions that one of the two answered better. Both must have been asked the same questions.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat_pl.eval.stats import Interval, mcnemar_exact, paired_bootstrap
+from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.stats import Interval, mcnemar_exact, paired_bootstrap, sign_flip_test
+from nanochat_pl.tasks.answers import pass_at_k
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "scores_behind"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,10 @@ class Comparison:
     interval: Interval
     """Of the difference, by paired bootstrap."""
     only_first: int
-    """Questions only the first got right."""
+    """Questions only the first got right, or answered better."""
     only_second: int
     p_value: float
-    """McNemar's exact test, two-sided."""
+    """Two-sided: McNemar's exact test where answers are right or wrong, else the sign-flip test of the scores."""
     verdict: str
 
 
@@ -52,28 +56,32 @@ def compare(
         records_second: Records over the same questions.
         first: Name of the first checkpoint in the verdict.
         second: Name of the second.
-        measure: A true/false field of the records: `correct`, or `likely_correct` for the likelihood of letters.
+        measure: A field of the records: true or false, as `correct`, or `likely_correct` for the likelihood of
+            letters; or a score, better where higher, as of `scores_behind`.
         alpha: The verdict names a winner where p < alpha.
-        seed: For the bootstrap.
+        seed: For resampling.
 
     Raises:
         ValueError: The two did not answer the same questions, or none.
     """
-    right_first = {record["id"]: bool(record[measure]) for record in records_first}
-    right_second = {record["id"]: bool(record[measure]) for record in records_second}
-    if right_first.keys() != right_second.keys() or not right_first:
+    scores_first = {record["id"]: float(record[measure]) for record in records_first}
+    scores_second = {record["id"]: float(record[measure]) for record in records_second}
+    if scores_first.keys() != scores_second.keys() or not scores_first:
         raise ValueError(
-            f"{first} answered {len(right_first)} questions, {second} {len(right_second)}, "
-            f"{len(right_first.keys() & right_second.keys())} in common: a comparison needs the same "
+            f"{first} answered {len(scores_first)} questions, {second} {len(scores_second)}, "
+            f"{len(scores_first.keys() & scores_second.keys())} in common: a comparison needs the same "
             "questions; evaluate both with the same task, split and row limit"
         )
-    before = [right_first[key] for key in right_first]
-    after = [right_second[key] for key in right_first]
+    before = list(scores_first.values())
+    after = [scores_second[key] for key in scores_first]
     n = len(before)
-    only_first = sum(a and not b for a, b in zip(before, after))
-    only_second = sum(b and not a for a, b in zip(before, after))
-    p_value = mcnemar_exact(only_first, only_second)
-    difference = (only_second - only_first) / n
+    only_first = sum(a > b for a, b in zip(before, after))
+    only_second = sum(b > a for a, b in zip(before, after))
+    if {*before, *after} <= {0.0, 1.0}:
+        p_value = mcnemar_exact(only_first, only_second)
+    else:
+        p_value = sign_flip_test(before, after, seed=seed)
+    difference = (sum(after) - sum(before)) / n
     p_text = f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
     if p_value < alpha:
         better, worse = (second, first) if difference > 0 else (first, second)
@@ -94,3 +102,48 @@ def compare(
         p_value=p_value,
         verdict=verdict,
     )
+
+
+def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the score of each question that a figure is the mean of, as `id` and `score`.
+
+    Args:
+        row: The figure, over all questions of its task.
+        records: The answers to them.
+
+    Returns:
+        One a question that counts; nothing where the figure is no mean over questions, or not over these answers.
+    """
+    try:
+        scores = [(record["id"], _score(row, record)) for record in records]
+    except (KeyError, ValueError):  # records of another kind, or of too few samples
+        return []
+    counted = [{"id": key, "score": score} for key, score in scores if score is not None]
+    if row.value is None or len(counted) != row.n or not counted:
+        return []
+    # The figure itself must come out of the answers, or they are not the ones it was taken over.
+    mean = math.fsum(entry["score"] for entry in counted) / row.n
+    return counted if math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12) else []
+
+
+def _score(row: MetricRow, record: Mapping[str, Any]) -> float | None:
+    """Read one answer again, as the metric's name says; None where it does not count.
+
+    Raises:
+        KeyError: The metric is no mean over questions, or the record is not of its kind.
+        ValueError: The record has fewer samples than the k of pass@k.
+    """
+    if samples := re.fullmatch(r"pass@(\d+)", row.metric):
+        return pass_at_k(record["num_samples"], record["num_right"], int(samples[1]))
+    if row.metric == "explanation/rouge_l":
+        return record["rouge_l"]
+    if row.count is None:
+        raise KeyError(row.metric)
+    match row.metric.rpartition("/")[0]:
+        case "" | "strict":
+            return float(record["correct"])
+        case "loglikelihood":
+            return float(record["likely_correct"])
+        case "letter_regex":
+            return float(record["regex_letter"] == record["expected"])
+    raise KeyError(row.metric)

@@ -20,6 +20,7 @@ __all__ = [
     "mcnemar_exact",
     "paired_bootstrap",
     "seed_spread",
+    "sign_flip_test",
     "weighted_sum_interval",
     "wilson_interval",
 ]
@@ -102,11 +103,7 @@ def bootstrap_interval(
         ValueError: No values, a value that is not finite, or `level` outside (0, 1).
     """
     _check_level(level)
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
-        raise ValueError(
-            f"a bootstrap needs at least one value, all finite, in one dimension; got shape {sample.shape}"
-        )
+    sample = _finite(values, "bootstrap")
     draw = np.random.default_rng(seed)
     means = np.empty(num_resamples)
     rows = max(1, _DRAWS_PER_CHUNK // sample.size)
@@ -133,10 +130,7 @@ def paired_bootstrap(
     Raises:
         ValueError: The lengths differ, or as `bootstrap_interval`.
     """
-    before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if before.shape != after.shape:
-        raise ValueError(f"a paired bootstrap needs the same questions in both, got {before.shape} and {after.shape}")
-    return bootstrap_interval(after - before, level, num_resamples, seed)
+    return bootstrap_interval(_paired_differences(first, second, "bootstrap"), level, num_resamples, seed)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -155,6 +149,46 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     # Integers of any size: exact where a float binomial would underflow beyond a thousand questions.
     tail = sum(comb(discordant, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def sign_flip_test(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    num_resamples: int = 100_000,
+    seed: int = 0,
+) -> float:
+    """Return the two-sided p-value that two models score equally well, where entry i of both is the same question.
+
+    If they do, the difference at each question could as well have the other sign (Fisher, 1935): p is the share of all
+    ways to give signs whose sum is at least as far from 0. For scores of 0 and 1 this is McNemar's exact test.
+
+    Args:
+        first: Scores of the first model, such as the share of right answers to each question.
+        second: Scores of the second model.
+        num_resamples: Up to so many ways every one is counted, and p is exact. Of more so many are drawn, and the
+            observed one is counted among them: p is never 0.
+        seed: For drawing.
+
+    Raises:
+        ValueError: The lengths differ, no scores, or one that is not finite.
+    """
+    differences = _paired_differences(first, second, "sign-flip test")
+    # Where both score the same, the sign changes nothing.
+    distances = np.abs(differences[differences != 0])
+    # Sums that are equal on paper differ in their last bits by the order of adding.
+    reach = abs(differences.sum()) - 1e-9 * distances.sum()
+    if 2.0**distances.size <= num_resamples:
+        sums = np.zeros(1)
+        for distance in distances:
+            sums = np.concatenate([sums + distance, sums - distance])
+        return float((np.abs(sums) >= reach).mean())
+    draw = np.random.default_rng(seed)
+    as_far, rows = 1, max(1, _DRAWS_PER_CHUNK // distances.size)
+    for start in range(0, num_resamples, rows):
+        shape = (min(rows, num_resamples - start), -(-distances.size // 8))
+        positive = np.unpackbits(draw.integers(0, 256, shape, dtype=np.uint8), axis=1, count=distances.size)
+        as_far += int((np.abs(2 * (positive @ distances) - distances.sum()) >= reach).sum())
+    return as_far / (num_resamples + 1)
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
@@ -221,3 +255,19 @@ def _t_quantile(level: float, freedom: int) -> float:
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level={level} is not a confidence level; give a number between 0 and 1, such as 0.95")
+
+
+def _finite(values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"a {what} needs at least one value, all finite, in one dimension; got shape {sample.shape}")
+    return sample
+
+
+def _paired_differences(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, what: str
+) -> np.ndarray:
+    before, after = _finite(first, what), _finite(second, what)
+    if before.shape != after.shape:
+        raise ValueError(f"a paired {what} needs the same questions in both, got {before.shape} and {after.shape}")
+    return after - before

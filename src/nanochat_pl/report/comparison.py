@@ -1,75 +1,22 @@
 """Two checkpoints or more beside each other: what their evaluations say, and what of it is more than chance.
 
-The first one given is what the others are measured against. Where both answered the same questions, the questions
-that only one of them got right decide (McNemar), and all such tests of one comparison are corrected together (Holm):
-of twenty comparisons of equal models one would otherwise find a winner. Figures without answers to pair are judged by
-their intervals alone, and said to be. Only files are read: `results.json` and `examples.jsonl` of finished evaluations.
+The first one given is what the others are measured against. Where both answered the same questions, those that one of
+them answered better decide, and all such tests of one comparison are corrected together (Holm): of twenty comparisons
+of equal models one would otherwise find a winner. Figures without answers to pair are judged by their intervals alone,
+and said to be.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat_pl.eval.compare import compare
-from nanochat_pl.eval.results import SCHEMA, MetricRow
-from nanochat_pl.eval.stats import Interval, Spread, holm_correction, seed_spread
-from nanochat_pl.paths import checkpoint_file
+from nanochat_pl.eval.compare import compare, scores_behind
+from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.stats import Interval, holm_correction
+from nanochat_pl.report.entrants import Entrant, evaluate_command, evaluations, question_key
 
-__all__ = [
-    "Entrant",
-    "Judgement",
-    "Line",
-    "Result",
-    "SeedLine",
-    "Shared",
-    "compare_entrants",
-    "compare_seeds",
-    "direction",
-    "find_results",
-    "group_by_seed",
-    "load_result",
-    "settings_that_differ",
-    "side_by_side",
-    "stage_order",
-]
-
-Record = Mapping[str, Any]
-_ANSWER_FIELDS = {"prompt", "expected", "output", "correct"}
-_STAGES = ("base", "mid", "sft", "sft_scienceqa", "rl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One finished evaluation of one checkpoint."""
-
-    file: Path
-    """Its `results.json`."""
-    name: str
-    checkpoint: Mapping[str, Any]
-    """Identity of the weights: `path`, `hash`, `stage`, `step`."""
-    settings: Mapping[str, Any]
-    """What the answers depend on."""
-    rows: Sequence[MetricRow]
-    records: Sequence[Record] = ()
-    """The answers; empty where none were kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """One checkpoint in a comparison."""
-
-    label: str
-    results: Mapping[str, Result]
-    """By the name of the evaluation."""
-    run: Mapping[str, Any] | None = None
-    """The config its run was started with; None where it is not known."""
-
-    @property
-    def stage(self) -> str:
-        return str(next(iter(self.results.values())).checkpoint.get("stage") or "")
+__all__ = ["Judgement", "Line", "compare_entrants", "direction", "settings_that_differ", "verdict_of_intervals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +28,7 @@ class Judgement:
     interval: Interval | None = None
     """Of the difference, by paired bootstrap; None where the answers could not be paired."""
     p_value: float | None = None
-    """McNemar's, as it is; None where the answers could not be paired."""
+    """Of the paired answers alone (`eval.compare.compare`); None where they could not be paired."""
     corrected: float | None = None
     """The p-value after Holm's correction over all tests of the comparison."""
     verdict: str = ""
@@ -103,130 +50,6 @@ class Line:
     def reference(self) -> int:
         """Index of the entrant that the others are held against: the first that has the figure."""
         return next((i for i, row in enumerate(self.rows) if row is not None and row.value is not None), 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedLine:
-    """One figure of groups of runs that differ in their seed only."""
-
-    evaluation: str
-    task: str
-    metric: str
-    spreads: Sequence[Spread | None]
-    """A group each; None where none of its runs has the figure."""
-    verdicts: Sequence[str]
-    """A group each, against the first; empty for the first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """One question that several entrants answered."""
-
-    evaluation: str
-    id: str
-    prompt: str
-    expected: str
-    answers: Mapping[str, Record] = field(repr=False)
-    """By the label of the entrant."""
-    differ: bool
-    """Not all of them are right, and not all are wrong."""
-
-
-# -- reading ------------------------------------------------------------------------------------------------------
-
-
-def find_results(path: str | Path) -> list[Path]:
-    """Return the `results.json` files that a path stands for, one for each evaluation.
-
-    Args:
-        path: A `results.json` (or the `examples.jsonl` beside it), the folder it lies in, a checkpoint file, or a run
-            folder. Of a run folder whose checkpoints were evaluated severally, `best` is taken, else `last`.
-
-    Raises:
-        FileNotFoundError: Nothing was evaluated there; the message says how to, or what there is.
-        ValueError: Several other checkpoints were evaluated: one is to be named.
-    """
-    path = Path(path)
-    if path.name in ("results.json", "examples.jsonl") and path.is_file():
-        path = path.parent
-    if (path / "results.json").is_file():
-        return [path / "results.json"]
-    if path.name == "checkpoints" and path.is_dir():
-        path = path.parent
-    if path.is_file() and path.suffix != ".ckpt":
-        raise ValueError(f"{path} is neither a results.json, nor a checkpoint (.ckpt), nor a run folder")
-    run = path
-    if path.is_file():
-        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    found = sorted(run.glob("eval/*/*/results.json"))
-    names = list(dict.fromkeys(file.parent.name for file in found))
-    chosen = path.stem if path.is_file() else next((n for n in ("best", "last", *names[:1]) if n in names), "")
-    if path.is_dir() and len(names) > 1 and chosen not in ("best", "last"):
-        raise ValueError(f"{path} has results of {', '.join(names)}; name one of these checkpoints' results.json")
-    files = [file for file in found if file.parent.name == chosen]
-    if not files:
-        there = f"; {run} has results of {', '.join(names)}" if names else ""
-        # Says itself what is wrong where there is no such path, or no checkpoint to evaluate.
-        checkpoint = path if path.is_file() else checkpoint_file(path)
-        raise FileNotFoundError(
-            f"{path} has no results of an evaluation{there}; measure it with `python evaluate.py ckpt={checkpoint}`"
-        )
-    return files
-
-
-def load_result(file: Path) -> Result:
-    """Read a `results.json` and the `examples.jsonl` beside it.
-
-    A last line of examples that a crash has torn is passed over.
-
-    Raises:
-        ValueError: Not a results document, of another schema version, or answers that are not those of its figures.
-    """
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        schema = document["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no results document ({error!r}); evaluate again to write a new one") from error
-    again = f"evaluate again with `python evaluate.py ckpt={(document.get('checkpoint') or {}).get('path', '…')}`"
-    if schema != SCHEMA:
-        raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}; {again}")
-    try:
-        rows = [_row(metric) for metric in document["metrics"]]
-        name, checkpoint, settings = document["name"], document["checkpoint"], document["config"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} lacks {error} of a results document; {again}") from error
-    examples = file.with_name("examples.jsonl")
-    records = _records(examples) if examples.is_file() else []
-    if foreign := {str(r["config"]) for r in records if "config" in r} - {str(document.get("config_hash"))}:
-        raise ValueError(
-            f"{examples} holds answers of other settings (config {', '.join(sorted(foreign))}) than {file.name} "
-            f"({document.get('config_hash')}): an evaluation was begun and not finished; {again}"
-        )
-    return Result(file=file, name=name, checkpoint=checkpoint, settings=settings, rows=rows, records=records)
-
-
-def _row(metric: Mapping[str, Any]) -> MetricRow:
-    intervals = {key: Interval(**metric[key]) for key in ("interval", "bootstrap") if metric.get(key)}
-    return MetricRow(**{**metric, **intervals})
-
-
-def _records(file: Path) -> list[Record]:
-    whole, newline, _torn = file.read_text(encoding="utf-8").rpartition("\n")
-    try:
-        return [json.loads(line) for line in whole.split("\n")] if newline else []
-    except ValueError as error:
-        raise ValueError(f"{file} has a line that is no JSON ({error}); evaluate again with eval.fresh=true") from error
-
-
-# -- comparing ----------------------------------------------------------------------------------------------------
-
-_RIGHT: Mapping[str, Callable[[Record], bool]] = {
-    "": lambda record: bool(record["correct"]),
-    "strict": lambda record: bool(record["correct"]),
-    "loglikelihood": lambda record: bool(record["likely_correct"]),
-    "letter_regex": lambda record: record["regex_letter"] == record["expected"],
-}
-"""How the answers behind a proportion are read again: by the part of a metric's name before the slash."""
 
 
 def direction(metric: str) -> int:
@@ -251,13 +74,13 @@ def compare_entrants(
         entrants: One or more.
         metrics: Names of figures, or parts before or after their slash; None = all that have a better and a worse.
         alpha: A verdict names a winner where the corrected p is below.
-        seed: For the bootstrap.
+        seed: For resampling.
 
     Raises:
         ValueError: Entrants were asked different questions, no evaluation is common to two of them, or no figure has
             one of the names.
     """
-    names = list(dict.fromkeys(name for entrant in entrants for name in entrant.results))
+    names = evaluations(entrants)
     shared = [name for name in names if sum(name in entrant.results for entrant in entrants) > 1]
     if len(entrants) > 1 and not shared:
         have = "; ".join(f"{entrant.label} has {', '.join(entrant.results)}" for entrant in entrants)
@@ -275,14 +98,13 @@ def compare_entrants(
 
 
 def _together(entrants: Sequence[Entrant], name: str) -> str:
-    paths = ",".join(str(next(iter(e.results.values())).checkpoint.get("path", e.label)) for e in entrants)
-    return f"ask them together with `python evaluate.py 'ckpt=[{paths}]' eval={name}`"
+    return f"ask them together with `{evaluate_command(entrants, name)}`"
 
 
 def _check_questions(entrants: Sequence[Entrant], name: str) -> None:
     """Refuse answers to different questions: other ids, or other words under the same id."""
     answered = [entrant for entrant in entrants if entrant.results[name].records]
-    asked = [{_key(record): record.get("prompt") for record in e.results[name].records} for e in answered]
+    asked = [{question_key(record): record.get("prompt") for record in e.results[name].records} for e in answered]
     for entrant, prompts in zip(answered[1:], asked[1:]):
         if prompts == asked[0]:
             continue
@@ -294,10 +116,6 @@ def _check_questions(entrants: Sequence[Entrant], name: str) -> None:
             f"{len(prompts)}, {len(common)} of the same id, {reworded} of these in other words "
             f"({first.results[name].file}, {entrant.results[name].file}); {_together([first, entrant], name)}"
         )
-
-
-def _key(record: Record) -> tuple[str, str]:
-    return str(record.get("task") or ""), str(record["id"])
 
 
 def _lines(entrants: Sequence[Entrant], name: str, metrics: Sequence[str] | None) -> Iterator[Line]:
@@ -316,34 +134,28 @@ def _lines(entrants: Sequence[Entrant], name: str, metrics: Sequence[str] | None
 
 def _judge(line: Line, entrants: Sequence[Entrant], seed: int) -> Line:
     """Give differences, and tests where the answers can be paired; verdicts come when all tests are known."""
-    answers = [_answers(line, entrant, row) for entrant, row in zip(entrants, line.rows)]
-    first = line.rows[line.reference]
+    scores = [_scores(line, entrant, row) for entrant, row in zip(entrants, line.rows)]
+    first, before = line.rows[line.reference], scores[line.reference]
     judgements: list[Judgement | None] = []
-    for index, (row, own) in enumerate(zip(line.rows, answers)):
+    for index, (row, own) in enumerate(zip(line.rows, scores)):
         if index == line.reference or row is None or row.value is None:
             judgements.append(None)
             continue
         assert first is not None and first.value is not None
         judgement = Judgement(difference=row.value - first.value)
-        if own and answers[line.reference] and direction(line.metric):
-            tested = compare(answers[line.reference], own, measure="right", seed=seed)
+        paired = bool(own) and {entry["id"] for entry in own} == {entry["id"] for entry in before}
+        if paired and direction(line.metric):
+            tested = compare(before, own, measure="score", seed=seed)
             judgement = replace(judgement, interval=tested.interval, p_value=tested.p_value)
         judgements.append(judgement)
     return replace(line, judgements=judgements)
 
 
-def _answers(line: Line, entrant: Entrant, row: MetricRow | None) -> list[Record]:
-    """Return the answers a proportion was taken over as `id` and `right`; nothing where they are not at hand."""
-    before, slash, _ = line.metric.rpartition("/")
-    if row is None or row.count is None or (before if slash else "") not in _RIGHT:
+def _scores(line: Line, entrant: Entrant, row: MetricRow | None) -> list[dict[str, Any]]:
+    if row is None:
         return []
-    records = [r for r in entrant.results[line.evaluation].records if str(r.get("task") or line.task) == line.task]
-    try:
-        answers: list[Record] = [{"id": r["id"], "right": _RIGHT[before](r)} for r in records]
-    except KeyError:  # records of another kind, as those of a figure computed from several answers
-        return []
-    # The figure itself must come out of the answers, or they are not the ones it was taken over.
-    return answers if (len(answers), sum(answer["right"] for answer in answers)) == (row.n, row.count) else []
+    records = entrant.results[line.evaluation].records
+    return scores_behind(row, [record for record in records if str(record.get("task") or line.task) == line.task])
 
 
 def _with_verdicts(
@@ -391,10 +203,19 @@ def _by_intervals(line: Line, first: str, label: str, row: MetricRow) -> str:
         return f"not the same text: {before.n:,} and {row.n:,} tokens"
     if row.interval is None or before.interval is None:
         return "no interval, no verdict" if row.value != before.value else "equal"
-    return _apart(first, label, before.interval, row.interval, sign)
+    return verdict_of_intervals(first, label, before.interval, row.interval, sign)
 
 
-def _apart(first: str, label: str, before: Interval, after: Interval, sign: int) -> str:
+def verdict_of_intervals(first: str, label: str, before: Interval, after: Interval, sign: int) -> str:
+    """Say which of two figures is better where their intervals do not overlap.
+
+    Args:
+        first: Name of the one.
+        label: Name of the other.
+        before: Interval of the one.
+        after: Interval of the other.
+        sign: 1 where higher is better, -1 where lower is.
+    """
     if before.high >= after.low and after.high >= before.low:
         return "not distinguishable (intervals overlap; unpaired)"
     better = (after.low > before.high) == (sign > 0)
@@ -405,7 +226,7 @@ def _apart(first: str, label: str, before: Interval, after: Interval, sign: int)
 def settings_that_differ(entrants: Sequence[Entrant]) -> list[str]:
     """Say which settings of the same evaluation were not the same for all, a sentence each."""
     said = []
-    for name in dict.fromkeys(name for entrant in entrants for name in entrant.results):
+    for name in evaluations(entrants):
         settings = [e.results[name].settings for e in entrants if name in e.results]
         for key in dict.fromkeys(key for own in settings for key in own):
             values = [own.get(key) for own in settings]
@@ -413,99 +234,3 @@ def settings_that_differ(entrants: Sequence[Entrant]) -> list[str]:
             if plain and key not in ("checkpoint", "tokenizer") and any(value != values[0] for value in values):
                 said.append(f"{name}: {key} was not the same for all: {', '.join(map(str, values))}")
     return said
-
-
-def stage_order(entrants: Sequence[Entrant]) -> list[int]:
-    """Return the indices of the entrants from the first stage of training to the last, others behind, else as given."""
-    return sorted(
-        range(len(entrants)),
-        key=lambda index: _STAGES.index(entrants[index].stage) if entrants[index].stage in _STAGES else len(_STAGES),
-    )
-
-
-# -- seeds --------------------------------------------------------------------------------------------------------
-
-
-def group_by_seed(entrants: Sequence[Entrant]) -> list[list[int]]:
-    """Return the indices of entrants whose runs have the same config but for the seed and their names.
-
-    Raises:
-        ValueError: The config of a run is not known.
-    """
-    groups: dict[str, list[int]] = {}
-    for index, entrant in enumerate(entrants):
-        if entrant.run is None:
-            raise ValueError(
-                f"{entrant.label} cannot be put into a group of seeds: there is no config.yaml of its run beside "
-                f"{next(iter(entrant.results.values())).file}; give the run folder"
-            )
-        result = next(iter(entrant.results.values()))
-        own = {key: value for key, value in entrant.run.items() if key not in ("seed", "run_name", "resume", "force")}
-        text = json.dumps([own, result.checkpoint.get("stage")], sort_keys=True, default=str)
-        # Start weights of an earlier stage lie in a folder of the run's own name.
-        run_name = re.escape(str(entrant.run.get("run_name") or ""))
-        groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
-    return list(groups.values())
-
-
-def compare_seeds(
-    entrants: Sequence[Entrant], lines: Sequence[Line], groups: Sequence[Sequence[int]]
-) -> list[SeedLine]:
-    """Summarize each figure over the runs of each group: mean, standard deviation, t interval; groups by overlap."""
-    compared = []
-    for line in lines:
-        spreads: list[Spread | None] = []
-        for group in groups:
-            rows = [row for index in group if (row := line.rows[index]) is not None]
-            values = [row.value for row in rows if row.value is not None]
-            spreads.append(seed_spread(values) if values else None)
-        names = [entrants[group[0]].label for group in groups]
-        verdicts = [""]
-        for name, spread in zip(names[1:], spreads[1:]):
-            first, sign = spreads[0], direction(line.metric)
-            if first is None or spread is None or not sign:
-                verdicts.append("")
-            elif first.interval is None or spread.interval is None:
-                verdicts.append("one seed is no spread: no verdict")
-            else:
-                verdicts.append(_apart(names[0], name, first.interval, spread.interval, sign))
-        compared.append(
-            SeedLine(evaluation=line.evaluation, task=line.task, metric=line.metric, spreads=spreads, verdicts=verdicts)
-        )
-    return compared
-
-
-# -- answers ------------------------------------------------------------------------------------------------------
-
-
-def side_by_side(entrants: Sequence[Entrant], limit: int) -> dict[str, list[Shared]]:
-    """Return, for each evaluation, up to `limit` questions that all who were asked in it answered.
-
-    Where some are right and some wrong comes first, then where they wrote different things, then the others.
-    """
-    shown = {}
-    for name in dict.fromkeys(name for entrant in entrants for name in entrant.results):
-        answers = {
-            entrant.label: {_key(r): r for r in entrant.results[name].records if r.keys() >= _ANSWER_FIELDS}
-            for entrant in entrants
-            if name in entrant.results and entrant.results[name].records
-        }
-        if len(answers) < min(2, len(entrants)):
-            continue
-        first = next(iter(answers.values()))
-        questions = [
-            Shared(
-                evaluation=name,
-                id="/".join(filter(None, key)),
-                prompt=str(record["prompt"]),
-                expected=str(record["expected"]),
-                answers={label: own[key] for label, own in answers.items()},
-                differ=len({bool(own[key]["correct"]) for own in answers.values()}) > 1,
-            )
-            for key, record in first.items()
-            if all(key in own for own in answers.values())
-        ]
-        questions.sort(key=lambda q: (not q.differ, len({str(a["output"]) for a in q.answers.values()}) == 1))
-        if questions:
-            shown[name] = questions[:limit]
-    return shown
