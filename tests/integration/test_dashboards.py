@@ -342,6 +342,18 @@ def test_a_resumed_run_counts_only_its_own_steps(train: Train, tmp_path: Path):
         assert metrics(halves, f"health/{name}") == metrics(straight, f"health/{name}"), name
 
 
+def test_pretraining_counts_what_bestfit_crops_since_the_last_row(train: Train, tmp_path: Path):
+    config = [*BASE, "stage.num_steps=5", "stage.sequence_len=16", "data.packing=bestfit"]
+    for every in (1, 4):
+        train(*config, f"trainer.log_every_steps={every}", f"run_name=every{every}")
+    each, seldom = (figures(tmp_path / "base" / f"every{every}", "health/cut_frac") for every in (1, 4))
+    laid = 32 * 17  # tokens that a step's rows take
+    cropped = [laid * share / (1 - share) for share in each]
+    assert cropped == pytest.approx([round(count) for count in cropped])
+    assert sum(cropped) > 100
+    assert seldom == pytest.approx([each[0], sum(cropped[1:]) / (4 * laid + sum(cropped[1:]))])
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_agree_on_the_figures_and_take_the_larger_of_maxima(world: Path, tmp_path: Path):

@@ -1,10 +1,13 @@
 """Health figures say what their names promise; that runs do not notice them is tested in tests/integration."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from nanochat_pl.data.batch import Batch
 from nanochat_pl.lit.callbacks import over_ranks
-from nanochat_pl.lit.health import is_logged, logit_max_frac, peak_memory_gib, update_ratio
+from nanochat_pl.lit.health import Health, is_logged, logit_max_frac, peak_memory_gib, update_ratio
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 
@@ -62,6 +65,18 @@ def test_peak_memory_only_grows():
 
 def test_logged_are_every_nth_step_and_the_last():
     assert [step for step in range(12) if is_logged(step, 5, 12)] == [0, 5, 10, 11]
+
+
+def test_the_cut_share_of_packed_rows_is_of_the_tokens_read_since_the_last_row():
+    health = Health()
+    trainer = SimpleNamespace(global_step=0, max_steps=9)
+    module = SimpleNamespace(log_every_steps=1, device=torch.device("cpu"))
+    rows = torch.zeros(2, 3, 7, dtype=torch.int64)
+    for cropped, expected in (([12, 4], 16 / (2 * 6 * 8 + 16)), ([0], 0), ([None], None)):
+        for count in cropped:
+            health.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+            health.on_train_batch_start(trainer, module, Batch(rows, rows, tokens=42, cropped=count), 0)  # type: ignore[arg-type]
+        assert health.figures()[0].get("health/cut_frac") == expected
 
 
 class Ranks:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from nanochat_pl.data.packing import Batch, TokenBatches, merge_cursors
-from nanochat_pl.data.parquet import DocumentStream
+from nanochat_pl.data.parquet import Address, DocumentStream
 from nanochat_pl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -77,6 +77,13 @@ def tokens_of_shard(files, logical_shards, shard):
         yield TOKENIZER.encode(text, prepend=BOS)
 
 
+def tokens_of_shard_once(files, logical_shards, shard):
+    """The documents of one epoch."""
+    return itertools.islice(
+        tokens_of_shard(files, logical_shards, shard), DocumentStream(files, logical_shards, shard).rows
+    )
+
+
 def plain_stream(files, count, logical_shards):
     """The law of `stream`, written down the slow way."""
     shards = [itertools.chain.from_iterable(tokens_of_shard(files, logical_shards, s)) for s in range(logical_shards)]
@@ -117,6 +124,37 @@ def test_stream_is_one_token_stream_per_logical_shard_taken_in_turn(files, logic
 def test_bestfit_takes_the_largest_that_fits_else_crops_the_shortest(files, logical_shards):
     micro_batches, _ = run(files, 10, logical_shards=logical_shards, packing="bestfit")
     assert micro_batches == list(plain_bestfit(files, 40, logical_shards, buffer_documents=6))
+
+
+def test_what_bestfit_read_is_in_rows_or_counted_as_cropped_over_stops_and_any_ranks(files):
+    rng = random.Random(1)
+    documents = [list(map(len, tokens_of_shard_once(files, 4, shard))) for shard in range(4)]
+    laid = cropped = 0
+    cursor = None
+    for _ in range(12):
+        world_size, steps, num_workers = rng.choice([1, 2, 4]), rng.randint(1, 4), rng.choice([0, 2])
+        ranks = []
+        for rank in range(world_size):
+            own = iter(make(files, rank=rank, world_size=world_size, cursor=cursor, packing="bestfit",
+                            num_workers=num_workers))  # fmt: skip
+            ranks.append(list(itertools.islice(own, steps)))
+            own.close()
+        laid += sum(batch.targets.numel() // T * (T + 1) for batches in ranks for batch in batches)
+        cropped += sum(batch.cropped for batches in ranks for batch in batches)
+        cursor = merge_cursors([batches[-1].cursor for batches in ranks])
+        read = 0
+        for shard, stream in enumerate(DocumentStream(files, 4, shard) for shard in range(4)):
+            place = cursor["shards"][str(shard)]
+            upto = stream.rows_before(Address(*(place[name] for name in Address._fields)))
+            read += upto // stream.rows * sum(documents[shard]) + sum(documents[shard][: upto % stream.rows])
+            held = [Address(*group, doc) for *group, docs in place["buffer"] for doc in docs]
+            read -= sum(len(TOKENIZER.encode(text, prepend=BOS)) for text in stream.read(held))
+        assert laid + cropped == read
+    assert cropped > laid / 20
+
+
+def test_a_stream_crops_nothing_so_it_counts_nothing(files):
+    assert next(iter(make(files))).cropped is None
 
 
 def test_every_bestfit_row_begins_with_a_document(files):

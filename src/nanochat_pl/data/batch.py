@@ -39,6 +39,8 @@ class Batch:
     """Input tokens of text in it, padding not counted."""
     epoch: float | None = None
     """Rows of this rank's data consumed up to its end, over those of one epoch; None = epochs are not counted."""
+    cropped: int | None = None
+    """Tokens of documents that were dropped to fill its rows; None = its packing drops none."""
 
     @cached_property
     def supervised_tokens(self) -> int:

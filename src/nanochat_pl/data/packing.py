@@ -10,7 +10,7 @@ what does not fit (nanochat, 2026-01).
 import bisect
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class _Stream:
         self._address = documents.stream.start
         self._tokens: Tokens = np.empty(0, np.int32)
         self._used = 0
+        self.cropped: int | None = None
         if place is not None and place["token"]:
             self._address, self._tokens = next(self._iterator)
             self._used = place["token"]
@@ -113,6 +114,8 @@ class DocumentBuffer:
         # sorted by (length, -arrival): the right-most of those that fit is the largest and, among equals, the oldest
         self._by_length: list[tuple[int, int]] = []
         self._arrivals = itertools.count()
+        self.cropped = 0
+        """Tokens that `take` has cut off and dropped."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -133,6 +136,7 @@ class DocumentBuffer:
             shortest = self._by_length[0][0]
             fits = bisect.bisect_left(self._by_length, (shortest + 1,)) - 1
         _, tokens = self._held.pop(-self._by_length.pop(fits)[1])
+        self.cropped += max(0, len(tokens) - space)
         return tokens[:space]
 
     def addresses(self) -> list[Address]:
@@ -181,6 +185,11 @@ class _BestFit:
     def consumed(self) -> int:
         """Count the documents used up so far, earlier epochs included; what the buffer holds is not."""
         return self._documents.stream.rows_before(self._next) - len(self._buffer)
+
+    @property
+    def cropped(self) -> int | None:
+        """Tokens dropped so far since this pass over the data began."""
+        return self._buffer.cropped
 
 
 class PackedBatches:
@@ -269,6 +278,7 @@ class _Assembly:
         self._step = batches._start["step"]
         self._micro_batch = batches._start["micro_batch"]
         self._packers: dict[int, _Stream | _BestFit] | None = None
+        self._cropped = 0
 
     def next_batch(self) -> Batch:
         batches = self._batches
@@ -289,7 +299,23 @@ class _Assembly:
         cursor = {"step": self._step, "micro_batch": self._micro_batch, **batches._source, "shards": places}
         consumed = sum(packer.consumed() for packer in self._packers.values())
         epoch = consumed / sum(stream.rows for stream in batches._streams.values())
-        return Batch(inputs, targets, cursor=cursor, rows=begun, tokens=inputs.numel(), epoch=epoch)
+        return Batch(
+            inputs,
+            targets,
+            cursor=cursor,
+            rows=begun,
+            tokens=inputs.numel(),
+            epoch=epoch,
+            cropped=self._newly_cropped(self._packers.values()),
+        )
+
+    def _newly_cropped(self, packers: Iterable[_Stream | _BestFit]) -> int | None:
+        """Count the tokens dropped since the last batch; a document is cropped in one go, so no cursor carries them."""
+        counts = [packer.cropped for packer in packers if packer.cropped is not None]
+        if not counts:
+            return None
+        before, self._cropped = self._cropped, sum(counts)
+        return self._cropped - before
 
     def _packer(self, shard: int, stream: Stream) -> _Stream | _BestFit:
         batches = self._batches

@@ -9,7 +9,7 @@ is not waited for once more. The gradient norm, also a sign of health, is always
 | `health/update_ratio_<role>` | RMS of what the step changed, over the RMS of the changed weights, by parameter role |
 | `health/logit_max_frac` | largest absolute logit of a sample of tokens, over the softcap; 1 = nothing left to say |
 | `health/padding_frac` | share of the positions read since the last row that hold padding |
-| `health/cut_frac` | share of the conversations read since the last row that were cut at the end of a row |
+| `health/cut_frac` | share of the conversations (data.packing=bestfit: tokens) read since the last row that were cut |
 | `health/data_wait_frac` | share of the time since the last row in which the loop waited for data |
 | `health/peak_memory_gib` | most memory held so far: of the GPU's, else of the process |
 """
@@ -96,6 +96,7 @@ class Health(Callback):
 
     def _restart(self) -> None:
         self._tokens = self._places = self._rows = self._cut = 0
+        self._read = self._cropped = 0
         self._waited = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -139,6 +140,10 @@ class Health(Callback):
         all_cut = batch.cursor.get("counts", {}).get("cut", 0)
         self._cut += all_cut - self._all_cut
         self._all_cut = all_cut
+        if batch.cropped is not None:
+            # each row has read one token more than it has inputs: its last target
+            self._read += batch.inputs.numel() + batch.inputs[..., 0].numel() + batch.cropped
+            self._cropped += batch.cropped
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -182,6 +187,8 @@ class Health(Callback):
             means["health/padding_frac"] = 1 - self._tokens / self._places
         if isinstance(self._batch, Batch) and "counts" in self._batch.cursor:
             means["health/cut_frac"] = self._cut / max(self._rows, 1)
+        elif isinstance(self._batch, Batch) and self._batch.cropped is not None:
+            means["health/cut_frac"] = self._cropped / max(self._read, 1)
         means[DATA_WAIT_S] = self._waited
         maxima = {**self._peak, "health/peak_memory_gib": peak_memory_gib(self._module.device)}
         self._module = self._batch = None
