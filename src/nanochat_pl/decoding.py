@@ -21,7 +21,7 @@ from torch import Tensor
 from nanochat_pl.calculator import calculate
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.kv_cache import KVCache
-from nanochat_pl.requests import Completion, Event, Request, check_request
+from nanochat_pl.requests import Completion, Event, Request, TokenLogprobs, check_request
 from nanochat_pl.sampling import sample
 
 __all__ = ["Calculator", "Session"]
@@ -47,20 +47,24 @@ class _Row:
         self.expression: list[int] | None = None
         self.done = False
 
-    def take(self, sampled: int, tool: "Calculator | None") -> Event:
-        """Go on by one token: the next forced one, or else the one sampled."""
+    def take(self, sampled: int, tool: "Calculator | None", logprobs: TokenLogprobs | None) -> Event:
+        """Go on by one token: the next forced one, or else the one sampled, of which `logprobs` tells."""
         completion, forced = self.completion, bool(self.forced)
         token: int | None = self.forced.popleft() if forced else sampled
         assert token is not None
+        if forced:
+            logprobs = None
         if not forced and token in self.stop_ids:
-            completion.stop_token, token, self.done = token, None, True
+            completion.stop_token, token, logprobs, self.done = token, None, None, True
         else:
             completion.tokens.append(token)
             completion.mask.append(int(not forced))
+            if self.request.logprobs is not None:
+                completion.logprobs.append(logprobs)
             self.done = len(completion.tokens) >= self.room
             if tool is not None and not forced:
                 tool.watch(self, token)
-        return Event(self.number, token, not forced, completion if self.done else None)
+        return Event(self.number, token, not forced, completion if self.done else None, logprobs)
 
 
 class Calculator:
@@ -266,8 +270,23 @@ class Session:
                 uniform, temperature = draw.numbers
                 drawn.append(sample(part, uniform, temperature.float(), *draw.restrictions))
         tokens = torch.cat(drawn).tolist()  # the one place where the device is waited for
-        places = (place for draw in draws for place in draw.places)
-        events.extend(rows[place].take(token, self._tool) for place, token in zip(places, tokens, strict=True))
+        places = [place for draw in draws for place in draw.places]
+        told = _logprobs(rows, logits, dict(zip(places, tokens, strict=True)))
+        events.extend(rows[p].take(token, self._tool, told.get(p)) for p, token in zip(places, tokens, strict=True))
+
+
+def _logprobs(rows: Sequence[_Row], logits: Tensor, tokens: dict[int, int]) -> dict[int, TokenLogprobs]:
+    """Say how likely the tokens of those rows were that ask for it, by the logits (B, V)."""
+    counts = {place: row.request.logprobs for place, row in enumerate(rows) if row.request.logprobs is not None}
+    if not counts:
+        return {}
+    logs = logits[list(counts)].float().log_softmax(dim=-1)
+    top = logs.topk(max(counts.values()))
+    values, ids = top.values.tolist(), top.indices.tolist()
+    return {
+        place: TokenLogprobs(float(logs[i, tokens[place]]), tuple(zip(ids[i][:count], values[i][:count])))
+        for i, (place, count) in enumerate(counts.items())
+    }
 
 
 def _sampling_device(device: torch.device) -> torch.device:

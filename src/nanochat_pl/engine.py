@@ -12,9 +12,9 @@ from typing import Any
 from nanochat_pl.decoding import Calculator, Session
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import InferenceCopy, pick_inference_dtype
-from nanochat_pl.requests import Completion, Event, Request, check_request
+from nanochat_pl.requests import Completion, Event, Request, TokenLogprobs, check_request
 
-__all__ = ["Completion", "Engine", "Event", "Request", "Session"]
+__all__ = ["Completion", "Engine", "Event", "Request", "Session", "TokenLogprobs"]
 
 
 class Engine:

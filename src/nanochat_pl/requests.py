@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["Completion", "Event", "Request", "check_request"]
+__all__ = ["Completion", "Event", "Request", "TokenLogprobs", "check_request"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,18 @@ class Request:
     """Names the row's random stream: equal seed, settings and prompt give equal tokens."""
     stop_ids: Collection[int] | None = None
     """Tokens that end the row; None = the engine's."""
+    logprobs: int | None = None
+    """Report how likely each sampled token was, and so many of the likeliest in its place; None = do not."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was to the model itself: before temperature, top-k, top-p and min-p."""
+
+    logprob: float
+    """Natural logarithm of the token's probability."""
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their logarithms, the likeliest first; as many as were asked for."""
 
 
 @dataclass
@@ -48,6 +60,8 @@ class Completion:
     """Expressions the model handed to the calculator."""
     tool_errors: int = 0
     """Those of them that had no result."""
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    """One a token, None for those of a tool; empty where the request asked for none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,8 @@ class Event:
     sampled: bool
     completion: Completion | None
     """The whole yield, with the row's last event."""
+    logprobs: TokenLogprobs | None = None
+    """Of the token, where it was sampled and the request asked."""
 
 
 def check_request(request: Request, prompt: Sequence[int], name: str, config: GPTConfig) -> None:
@@ -74,6 +90,8 @@ def check_request(request: Request, prompt: Sequence[int], name: str, config: GP
         raise ValueError(f"top_p={request.top_p} must lie above 0 and not above 1; None samples among all tokens")
     if request.min_p is not None and not 0 <= request.min_p <= 1:
         raise ValueError(f"min_p={request.min_p} must lie between 0 and 1; None samples among all tokens")
+    if request.logprobs is not None and not 0 <= request.logprobs <= config.vocab_size:
+        raise ValueError(f"logprobs={request.logprobs} must lie between 0 and {config.vocab_size}, or be None for none")
     if not prompt:
         raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
     if len(prompt) >= config.sequence_len and request.max_new_tokens:

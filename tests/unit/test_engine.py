@@ -426,3 +426,52 @@ def test_a_gpu_gives_what_the_cpu_gives(model, settings):
 def test_what_cannot_be_generated_is_refused_with_the_remedy(model, prompts, settings, message):
     with pytest.raises(ValueError, match=message):
         engine_of(model).generate(prompts, **{"max_new_tokens": 3} | settings)
+
+
+def test_logprobs_are_those_of_a_full_forward(model: GPT):
+    asked = [None, 0, 3, 5, 61, 2, 4]
+    requests = [
+        Request(prompt, 6, temperature=0.0 if i % 2 else 1.3, top_k=20, seed=i, logprobs=count)
+        for i, (prompt, count) in enumerate(zip(PROMPTS, asked, strict=True))
+    ]
+    streamed: dict[int, list] = {i: [] for i in range(len(requests))}
+    session = engine_of(model).session(3)
+    for request in requests:
+        session.submit(request)
+    completions = {}
+    while session.num_unfinished:
+        for event in session.step():
+            streamed[event.id].append(event.logprobs)
+            completions[event.id] = event.completion or completions.get(event.id)
+    for i, request in enumerate(requests):
+        completion = completions[i]
+        if request.logprobs is None:
+            assert completion.logprobs == [] and set(streamed[i]) == {None}
+            continue
+        assert completion.logprobs == streamed[i] and len(completion.logprobs) == len(completion.tokens)
+        ids = torch.tensor([[*request.prompt, *completion.tokens]])
+        with torch.no_grad():
+            logs = model(ids)[0].float().log_softmax(-1)[len(request.prompt) - 1 : -1]
+        for place, (token, told) in enumerate(zip(completion.tokens, completion.logprobs, strict=True)):
+            assert told.logprob == pytest.approx(float(logs[place, token]), abs=1e-4)
+            wanted = logs[place].sort(descending=True)
+            assert [value for _, value in told.top] == pytest.approx(
+                wanted.values[: request.logprobs].tolist(), abs=1e-4
+            )
+            assert len(told.top) == request.logprobs
+            for other, value in told.top:
+                assert value == pytest.approx(float(logs[place, other]), abs=1e-4)
+
+
+def test_tokens_of_tools_have_no_logprobs(model: GPT):
+    engine = ScriptedEngine(model, [STOP], tokenizer=Characters(), dtype="float32")
+    engine.scripts = {0: script("[2+3]***4$")}
+    (completion,) = engine.run([Request([1, 2], 15, logprobs=1)])
+    assert [told is None for told in completion.logprobs] == [not sampled for sampled in completion.mask]
+    assert 0 in completion.mask and 1 in completion.mask
+
+
+def test_more_logprobs_than_there_are_tokens_are_refused(model: GPT):
+    for count in (-1, 62):
+        with pytest.raises(ValueError, match="logprobs="):
+            engine_of(model).run([Request([1], 2, logprobs=count)])
