@@ -1,0 +1,351 @@
+"""Hugging Face's folder: what `transformers` opens as `NanoChatForCausalLM` (safetensors, config.json, tokenizer.json).
+
+The two libraries compute the same function but for one thing: nanochat trains with rotary tables rounded to bfloat16,
+transformers computes its own in float32. `notes` says so in words, and the tests in numbers. What transformers' class
+has no place for is refused with a list (`losses`), never left out.
+
+Stage, step, run config and table rounding have no place in Hugging Face's files; they lie beside them in
+`nanochat_pl.json`, which other programs ignore.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanochat_pl.checkpoint.huggingface_tokenizer import (
+    CHAT_TEMPLATE,
+    check_agreement,
+    from_tokenizer_json,
+    to_tokenizer_json,
+)
+from nanochat_pl.checkpoint.stored import UNKNOWN_STAGE, Stored, check_tokenizer, check_weights, weight_shapes
+from nanochat_pl.model.config import Architecture, GPTConfig
+from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+__all__ = ["losses", "notes", "read", "write"]
+
+NORM_EPS = 1.1920929e-07
+"""Of float32: what our norms add, and what transformers must be told, whose own default is 1e-6."""
+
+_OURS = "nanochat_pl.json"
+_INDEX = "model.safetensors.index.json"
+_FORMAT = "nanochat_pl.huggingface/1"
+
+_HELD = ("rope_base", "softcap", "rope_table_dtype", "pad_vocab_to")
+"""Architecture fields that a folder expresses, in config.json, in nanochat_pl.json, or by leaving out unused rows."""
+
+_LAYER_NAMES = {
+    "attn.c_q": "self_attn.q_proj",
+    "attn.c_k": "self_attn.k_proj",
+    "attn.c_v": "self_attn.v_proj",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_END_NAMES = {"transformer.wte.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
+_FIXED = {
+    "hidden_act": "relu2",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "quantization_config": None,
+}
+"""Keys of config.json with the only value that our model computes, which transformers takes where they are absent."""
+
+
+def losses(stored: Stored) -> list[str]:
+    """List what a folder cannot hold of this model; empty = `write` will not refuse."""
+    unknown = sorted(stored.state.keys() - weight_shapes(stored.config).keys())
+    lost = [f"the weight {name}" for name in unknown]
+    classic = Architecture()
+    for field in dataclasses.fields(Architecture):
+        value = getattr(stored.config, field.name)
+        if field.name not in _HELD and value != getattr(classic, field.name):
+            lost.append(f"model.{field.name}={value}")
+    try:
+        check_agreement(stored.tokenizer, to_tokenizer_json(stored.tokenizer))
+    except ValueError as error:
+        lost.append(f"the tokenizer: {error}")
+    return lost
+
+
+def notes(stored: Stored) -> tuple[str, ...]:
+    """Say in which respects the exported model differs from the one it is made of."""
+    said = []
+    if stored.config.rope_table_dtype == "bfloat16":
+        said.append(
+            "The model was trained with rotary tables rounded to bfloat16; transformers computes them in float32. Its "
+            "logits therefore differ, by about 0.004 over 1,024 positions; with equal tables they agree to 1e-5."
+        )
+    unused = stored.config.padded_vocab_size - stored.config.vocab_size
+    if unused:
+        said.append(
+            f"The embedding tables end with the last id of the tokenizer: {unused} rows of padding that no id uses "
+            f"(pad_vocab_to={stored.config.pad_vocab_to}) were left out."
+        )
+    said.append(
+        "The tokenizer gives text the same ids. Unlike the original it reads control tokens spelt out in a text, such "
+        "as <|user_end|>, as control tokens: do not hand it text from strangers without split_special_tokens=True."
+    )
+    return tuple(said)
+
+
+def write(stored: Stored, folder: Path, card: str | None = None) -> tuple[str, ...]:
+    """Write the files of a Hugging Face folder and return what to tell people (`notes`).
+
+    Args:
+        stored: the model.
+        folder: made if needed; files of the same names are replaced.
+        card: README.md; None = a short one with the notes.
+
+    Raises:
+        ValueError: the format cannot hold the model; lists all that would be lost.
+    """
+    if lost := losses(stored):
+        raise ValueError(
+            f"a Hugging Face NanoChat folder cannot hold this model; it would lose: {'; '.join(lost)}. Export it as "
+            "--format zip, which holds everything"
+        )
+    check_weights(stored.state, stored.config, stored.file)
+    check_tokenizer(stored.tokenizer, stored.config, stored.file)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = stored.config.vocab_size
+    weights = {
+        theirs: (stored.state[ours][:rows] if ours in _END_NAMES else stored.state[ours]).float().contiguous()
+        for ours, theirs in _names(stored.config.n_layer).items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ours = {
+        "format": _FORMAT,
+        "stage": stored.stage,
+        "step": stored.step,
+        "rope_table_dtype": stored.config.rope_table_dtype,
+        "run_config": stored.run_config,
+    }
+    said = notes(stored)
+    documents: dict[str, Any] = {
+        "config.json": _config_json(stored),
+        "generation_config.json": _generation_json(stored),
+        "tokenizer.json": to_tokenizer_json(stored.tokenizer),
+        "tokenizer_config.json": _tokenizer_config_json(stored),
+        _OURS: ours,
+    }
+    for name, content in documents.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    if card is None:
+        card = "# A NanoChat model\n\n" + "\n".join(f"- {note}" for note in said) + "\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return said
+
+
+def read(path: str | Path) -> Stored:
+    """Read a Hugging Face folder, ours or another's.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: it is another kind of model, or a NanoChat that computes what ours does not; says what.
+    """
+    folder = Path(path)
+    document = _json(folder / "config.json")
+    beside = _json(folder / _OURS) if (folder / _OURS).is_file() else {}
+    said = []
+    if not beside:
+        said.append(
+            "the folder does not say what its rotary tables were rounded to in training; taken as transformers "
+            "computes them (float32). For a model that nanochat trained, bfloat16 is nearer: rope_table_dtype"
+        )
+    config = _model_config(document, str(beside.get("rope_table_dtype", "float32")), folder)
+    weights, dtypes = _read_weights(folder)
+    if dtypes != {"F32"}:
+        said.append(f"weights were stored as {', '.join(sorted(dtypes))}; here they are float32")
+    names = {theirs: ours for ours, theirs in _names(config.n_layer).items()}
+    state = {names.get(name, name): tensor for name, tensor in weights.items()}
+    check_weights(state, config, folder)
+    tokenizer, file = _read_tokenizer(folder)
+    check_tokenizer(tokenizer, config, file)
+    return Stored(
+        config=config,
+        state={name: state[name] for name in weight_shapes(config)},
+        tokenizer=tokenizer,
+        stage=str(beside.get("stage", UNKNOWN_STAGE)),
+        step=int(beside.get("step", 0)),
+        run_config=dict(beside.get("run_config", {})),
+        file=folder / ("model.safetensors" if (folder / "model.safetensors").is_file() else _INDEX),
+        format="huggingface",
+        notes=tuple(said),
+    )
+
+
+def _names(num_layers: int) -> dict[str, str]:
+    """Map our names of all weights to theirs."""
+    layers = {
+        f"transformer.h.{layer}.{ours}.weight": f"model.layers.{layer}.{theirs}.weight"
+        for layer in range(num_layers)
+        for ours, theirs in _LAYER_NAMES.items()
+    }
+    return _END_NAMES | layers
+
+
+def _config_json(stored: Stored) -> dict[str, Any]:
+    config = stored.config
+    return {
+        "architectures": ["NanoChatForCausalLM"],
+        "model_type": "nanochat",
+        "dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "max_position_embeddings": config.sequence_len,
+        "hidden_act": "relu2",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": NORM_EPS,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "final_logit_softcapping": config.softcap,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "bos_token_id": stored.tokenizer.bos_id,
+        "eos_token_id": stored.tokenizer.special_id("<|assistant_end|>"),
+        "pad_token_id": None,  # a number here would freeze that row of the embedding in fine-tuning
+    }
+
+
+def _generation_json(stored: Stored) -> dict[str, Any]:
+    end, bos = stored.tokenizer.special_id("<|assistant_end|>"), stored.tokenizer.bos_id
+    return {
+        "bos_token_id": bos,
+        "eos_token_id": [end, bos],  # a base model ends a document by beginning the next one
+        "pad_token_id": end,
+        "do_sample": False,
+        "max_new_tokens": max(1, stored.config.sequence_len // 4),
+    }
+
+
+def _tokenizer_config_json(stored: Stored) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": stored.config.sequence_len,
+        "bos_token": "<|bos|>",
+        "eos_token": "<|assistant_end|>",
+        "pad_token": "<|assistant_end|>",
+        "additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in ("<|bos|>", "<|assistant_end|>")],
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path) -> GPTConfig:
+    """Turn config.json into ours, or say why that cannot be."""
+    kind = document.get("model_type")
+    if kind != "nanochat":
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r}; of Hugging Face's models only 'nanochat' (NanoChatForCausalLM) "
+            "computes what this project computes"
+        )
+    faults = [
+        f"{key}={document[key]!r} (only {only!r} can be taken over)"
+        for key, only in _FIXED.items()
+        if document.get(key, only) != only
+    ]
+    softcap = document.get("final_logit_softcapping", 15.0)
+    if softcap is None:
+        faults.append("final_logit_softcapping=null (our logits are always capped)")
+    eps = document.get("rms_norm_eps", 1e-6)
+    if not isinstance(eps, float | int) or abs(eps - NORM_EPS) > 1e-12:
+        faults.append(
+            f"rms_norm_eps={eps!r} (only {NORM_EPS!r} can be taken over; if nanochat trained it, that is the true "
+            "value: correct config.json)"
+        )
+    rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        faults.append(f"rope_type={rope_type!r} (only 'default' can be taken over)")
+    try:
+        width, heads = document["hidden_size"], document["num_attention_heads"]
+        if document["intermediate_size"] != 4 * width:
+            faults.append(f"intermediate_size={document['intermediate_size']!r} (only 4 x hidden_size={4 * width})")
+        if document.get("head_dim") not in (None, width // heads):
+            faults.append(f"head_dim={document['head_dim']!r} (only hidden_size / num_attention_heads)")
+        if faults:
+            raise ValueError(f"the model in {folder} computes something else than this project's: {'; '.join(faults)}")
+        return GPTConfig(
+            sequence_len=document.get("max_position_embeddings", 2048),
+            vocab_size=document["vocab_size"],
+            n_layer=document["num_hidden_layers"],
+            n_head=heads,
+            n_kv_head=document.get("num_key_value_heads") or heads,
+            n_embd=width,
+            rope_base=float(rope.get("rope_theta", document.get("rope_theta", 10000.0))),
+            softcap=float(softcap),
+            rope_table_dtype=rope_table_dtype,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is no config of a NanoChat model: {type(error).__name__} {error}"
+        ) from None
+
+
+def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
+    """Give the tokenizer and its file: `tokenizer.json`, or nanochat's pickle in folders that have only that."""
+    file = folder / "tokenizer.json"
+    if not file.is_file() and (folder / "tokenizer.pkl").is_file():
+        file = folder / "tokenizer.pkl"
+        return Tokenizer.load(file), file
+    try:
+        return from_tokenizer_json(_json(file)), file
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from None
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
+    """Give all tensors by their names there, as float32, and the number formats they were stored in."""
+    files = ["model.safetensors"]
+    if not (folder / files[0]).is_file() and (folder / _INDEX).is_file():
+        shards = _json(folder / _INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not all(
+            re.fullmatch(r"[\w.-]+\.safetensors", str(s)) for s in shards.values()
+        ):
+            raise ValueError(f"{folder / _INDEX} must map each weight to a .safetensors file of the same folder")
+        files = sorted(set(shards.values()))
+    weights: dict[str, Tensor] = {}
+    dtypes: set[str] = set()
+    for name in files:
+        file = folder / name
+        if not file.is_file():
+            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+            raise FileNotFoundError(
+                f"there is no {file} (there: {there or 'nothing'}); weights must be safetensors: pickled ones "
+                "(pytorch_model.bin) are not read"
+            )
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (no mapping)
+                    dtypes.add(tensors.get_slice(key).get_dtype())
+                    tensor = tensors.get_tensor(key)
+                    weights[key] = tensor.to(torch.float32) if tensor.dtype.is_floating_point else tensor
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or no safetensors file: {error}; fetch it again") from None
+    return weights, dtypes
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}; a Hugging Face folder needs it")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no object")
+    return content
