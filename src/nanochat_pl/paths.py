@@ -11,18 +11,27 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-__all__ = ["atomic_file", "checkpoint_file", "fetch_hub_file", "fetch_hub_files", "run_dir", "write_atomically"]
+__all__ = [
+    "atomic_file",
+    "checkpoint_file",
+    "fetch_hub_file",
+    "fetch_hub_files",
+    "listing",
+    "run_dir",
+    "write_atomically",
+]
 
 log = logging.getLogger(__name__)
 
 RepoType = Literal["dataset", "model"]
+_Result = TypeVar("_Result")
 
 _ATTEMPTS = 5
 _WAIT = wait_exponential_jitter(initial=1, max=30)  # seconds; about twenty in all
@@ -45,7 +54,8 @@ def checkpoint_file(path: str | Path) -> Path:
     """Return the checkpoint a path stands for: a file itself, a run folder's ``best.ckpt``, else its ``last.ckpt``.
 
     Args:
-        path: A file, a run folder, or the ``checkpoints`` folder inside one.
+        path: A file, a run folder, the ``checkpoints`` folder inside one, or ``<run folder>/<name>`` for a checkpoint
+            of that name: ``outputs/sft/d4/last``.
 
     Raises:
         FileNotFoundError: If there is none of these; lists what there is.
@@ -54,18 +64,22 @@ def checkpoint_file(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
+        for named in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
+            if path.name and named.is_file():
+                return named
         parent = next(folder for folder in (*path.parents, Path("/")) if folder.is_dir())
-        raise FileNotFoundError(f"no checkpoint at {path}: no such path; {parent} holds {_listing(parent)}")
+        raise FileNotFoundError(f"no checkpoint at {path}: no such path; {parent} holds {listing(parent)}")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     for name in ("best.ckpt", "last.ckpt"):
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"neither best.ckpt nor last.ckpt in {folder}, which holds {_listing(folder)}; name one file, or train first"
+        f"neither best.ckpt nor last.ckpt in {folder}, which holds {listing(folder)}; name one file, or train first"
     )
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
+    """Say in a few words what a folder holds."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return ", ".join(names[:12]) + more if names else "nothing"
@@ -156,20 +170,56 @@ def fetch_hub_file(
         if dest.is_file():  # another process was faster
             return dest
         log.info("fetching %s from %s", what, url)
-        try:
-            Retrying(
-                stop=stop_after_attempt(_ATTEMPTS),
-                wait=_WAIT,
-                retry=retry_if_exception(_may_pass),
-                before_sleep=_say_retry,
-                reraise=True,
-            )(_download, url, dest)
-        except Exception as error:
-            hint = _remedy(error, dest)
-            if hint is None:
-                raise
-            raise FileNotFoundError(f"could not fetch {what} from {url} ({_first_line(error)}): {hint}") from error
+        again = f"run again to continue, or put the file at {dest}"
+        _patiently(lambda: _download(url, dest), f"could not fetch {what} from {url}", again)
     return dest
+
+
+def list_hub_files(
+    repo: str,
+    *,
+    repo_type: RepoType = "dataset",
+    revision: str = "main",
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> list[str]:
+    """List the files of a Hugging Face repository by their paths in it; arguments as `fetch_hub_file`.
+
+    Raises:
+        FileNotFoundError: If the listing cannot be had: offline, unknown to the hub, no access, or the hub could not be
+            reached in several attempts.
+    """
+    what = f"the files of the {repo_type} {repo}"
+    if offline:
+        raise FileNotFoundError(f"offline=true forbids listing {what}; set offline=false")
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(f"HF_HUB_OFFLINE forbids listing {what}; unset that variable")
+    api = huggingface_hub.HfApi(endpoint)
+    return _patiently(
+        lambda: api.list_repo_files(repo, revision=revision, repo_type=repo_type),
+        f"could not list {what} at {api.endpoint}",
+        "run again",
+    )
+
+
+def _patiently(action: Callable[[], _Result], failure: str, again: str) -> _Result:
+    """Try what may pass several times; say of what does not how it can be mended."""
+    try:
+        return Retrying(
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=_WAIT,
+            retry=retry_if_exception(_may_pass),
+            before_sleep=_say_retry,
+            reraise=True,
+        )(action)
+    except Exception as error:
+        hint = _remedy(error, again)
+        if hint is None:
+            raise
+        raise FileNotFoundError(f"{failure} ({_first_line(error)}): {hint}") from error
 
 
 def fetch_hub_files(
@@ -270,7 +320,7 @@ def _say_retry(state: RetryCallState) -> None:
     log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, _first_line(error), wait_s)
 
 
-def _remedy(error: Exception, dest: Path) -> str | None:
+def _remedy(error: Exception, again: str) -> str | None:
     """Return what a person can do about ``error``; None where the error says so itself."""
     status = _status(error)
     if status in (401, 403):
@@ -278,7 +328,7 @@ def _remedy(error: Exception, dest: Path) -> str | None:
     if status == 404:
         return "the hub knows no such repository, revision or file; check the names"
     if _may_pass(error):
-        return f"gave up after {_ATTEMPTS} attempts; run again to continue, or put the file at {dest}"
+        return f"gave up after {_ATTEMPTS} attempts; {again}"
     return None
 
 

@@ -1,16 +1,23 @@
-"""`load_model(path)`: the only way to open a trained model."""
+"""`load_model(path)`: the only way to open a trained model, of whatever format."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.checkpoint.hub import HUB_FOLDER, HubModel, is_hub_address
+from nanochat_pl.checkpoint.source import Source, find_source
+
 if TYPE_CHECKING:
     import torch
 
+    from nanochat_pl.checkpoint.stored import Stored
     from nanochat_pl.model.gpt import GPT
     from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "check_model", "load_model", "locate_model", "read_model"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,40 +29,91 @@ class LoadedModel:
     path: Path
     """The file the weights came from."""
     stage: str
+    """Stage that trained it; `unknown` where the files do not say."""
     step: int
     config: dict[str, Any]
-    """The resolved config of the run that trained it."""
+    """The resolved config of the run that trained it; empty where another program did."""
+    format: str = "lightning"
+    """`lightning` (this project's own), `nanochat`, `sciassist` or `huggingface`."""
 
 
 def load_model(
     path: str | Path, device: "torch.device | str" = "cpu", compute_dtype: "torch.dtype | None" = None
 ) -> LoadedModel:
-    """Open a checkpoint file or a run folder (its best checkpoint if there is one, else its last).
+    """Open a trained model.
 
     Args:
-        path: a `.ckpt` file, a run folder or its `checkpoints/`.
+        path: a `.ckpt` file or a run folder (its best checkpoint if there is one, else its last), `<run folder>/last`;
+            a nanochat file or folder, a SciAssist folder, a Hugging Face folder of a nanochat; or
+            `hf://owner/repo[/folder]`, which is fetched below `outputs/hub` once.
         device: where the weights go.
         compute_dtype: number format of the computation; None = the fastest the device is good at.
 
     Raises:
         FileNotFoundError: nothing there; the message lists what exists.
-        ValueError: not a checkpoint of this project, truncated, or carrying code.
+        ValueError: several models there, or a file that is damaged, carries code or is of another kind of model.
     """
-    from nanochat_pl.checkpoint.lightning import model_weights, read_checkpoint, stored_model_config, stored_tokenizer
     from nanochat_pl.model.gpt import GPT
-    from nanochat_pl.paths import checkpoint_file
     from nanochat_pl.runtime import pick_compute_dtype
 
-    file = checkpoint_file(path)
-    checkpoint = read_checkpoint(file)
-    model = GPT(stored_model_config(checkpoint), compute_dtype or pick_compute_dtype("auto", device))
-    model.load_state_dict(model_weights(checkpoint))
-    ours = checkpoint["nanochat_pl"]
+    stored = read_model(path)
+    model = GPT(stored.config, compute_dtype or pick_compute_dtype("auto", device))
+    model.load_state_dict(stored.state)
     return LoadedModel(
         model=model.to(device).eval(),
-        tokenizer=stored_tokenizer(checkpoint),
-        path=file,
-        stage=ours["stage"],
-        step=checkpoint["global_step"],
-        config=ours["config"],
+        tokenizer=stored.tokenizer,
+        path=stored.file,
+        stage=stored.stage,
+        step=stored.step,
+        config=stored.run_config,
+        format=stored.format,
     )
+
+
+def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> "Stored":
+    """Read a model without building it; `path` and errors as `load_model`.
+
+    Args:
+        path: what to open.
+        hub_folder: where models of the hub are kept.
+        offline: open no socket.
+    """
+    source = locate_model(path, hub_folder, offline)
+    if source.format == "lightning":
+        from nanochat_pl.checkpoint.lightning import read
+    elif source.format == "nanochat":
+        from nanochat_pl.checkpoint.nanochat import read
+    elif source.format == "sciassist":
+        from nanochat_pl.checkpoint.sciassist import read
+    else:
+        from nanochat_pl.checkpoint.huggingface import read
+
+        return _told(read(source.file.parent))
+    return _told(read(source.file))
+
+
+def locate_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> Source:
+    """Say which files a path stands for, fetching those of the hub; loads no torch. As `read_model`."""
+    return HubModel.parse(path, hub_folder).fetch(offline) if is_hub_address(path) else find_source(path)
+
+
+def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> Source | None:
+    """Make sure that a path stands for one model, without fetching anything large or loading torch.
+
+    Returns:
+        Its files; None where they are on the hub and not here yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`, as far as names and metadata tell.
+    """
+    if not is_hub_address(path):
+        return find_source(path)
+    model = HubModel.parse(path, hub_folder)
+    model.look(offline)
+    return model.here()
+
+
+def _told(stored: "Stored") -> "Stored":
+    for note in stored.notes:
+        log.info("%s: %s", stored.file, note)
+    return stored

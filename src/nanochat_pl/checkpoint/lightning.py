@@ -84,8 +84,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} was not written by this project (it has no nanochat_pl entry); use a .ckpt of its own, or a "
             "nanochat file under its own name, model_NNNNNN.pt beside meta_NNNNNN.json"
         )
-    if ours["format"] > FORMAT:
-        raise ValueError(f"{path} has format {ours['format']}, this version reads up to {FORMAT}; update nanochat-pl")
+    if not isinstance(ours.get("format"), int) or ours["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {ours.get('format')!r}, this version reads up to {FORMAT}; update nanochat-pl"
+        )
     return checkpoint
 
 

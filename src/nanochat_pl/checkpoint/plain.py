@@ -4,7 +4,6 @@
 and refuses the rest; this module calls it, and says in one way what is wrong with a file that it refuses.
 """
 
-import json
 import pickle
 import warnings
 import zipfile
@@ -13,10 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["read_json", "read_tensors", "read_torch"]
-
-MAX_JSON_BYTES = 64 * 2**20
-"""Metadata are a page; a larger file is none."""
+__all__ = ["read_tensors", "read_torch"]
 
 
 def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
@@ -65,26 +61,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             + (", …" if len(wrong) > 5 else "")
         )
     return state
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none; says what was found.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, too many for metadata")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({_first_line(error)}); it is damaged or of another kind") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {_kind(content)}, expected a JSON object")
-    return content
 
 
 def _is_weight(key: Any, value: Any) -> bool:

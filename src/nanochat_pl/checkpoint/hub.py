@@ -1,0 +1,146 @@
+"""Models on the Hugging Face hub, by the address `hf://owner/repo[@revision][/folder or file]`.
+
+A repository is read by the same rule as a folder (`source.choose`). What one model consists of, and no more, is fetched
+below `<outputs>/hub/owner/repo[@revision]/`, the weights last: where they are, the rest is, and nothing is asked again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
+from nanochat_pl.checkpoint.source import (
+    FORMATS,
+    Choice,
+    Source,
+    check_model_type,
+    choose,
+    find_source,
+    tokenizer_places,
+)
+from nanochat_pl.paths import fetch_hub_files, list_hub_files
+
+__all__ = ["HUB_FOLDER", "HubModel", "is_hub_address"]
+
+HUB_FOLDER = "outputs/hub"
+"""Where models of the hub are kept if nothing else is said."""
+
+
+def is_hub_address(path: str | Path) -> bool:
+    """Say whether this is an address on the hub and no path (pathlib folds its two slashes into one)."""
+    return str(path).startswith("hf:/")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model named by an address, and where it is kept."""
+
+    address: str
+    repo: str
+    revision: str
+    inside: str
+    """Folder or file in the repository; empty = its top."""
+    folder: Path
+    """The repository's folder on this machine."""
+
+    @classmethod
+    def parse(cls, address: str | Path, root: str | Path = HUB_FOLDER) -> "HubModel":
+        """Read an address.
+
+        Raises:
+            ValueError: it is none; says how one looks.
+        """
+        parts = str(address).removeprefix("hf:").strip("/").split("/")
+        owner, name = (*parts, "", "")[:2]
+        name, _, revision = name.partition("@")
+        if not owner or not name or any(part in ("", ".", "..") or "\\" in part for part in parts):
+            raise ValueError(f"{address} is no address on the hub; give hf://owner/repo or hf://owner/repo/folder")
+        kept = f"{name}@{revision}" if revision else name
+        inside = "/".join(parts[2:])
+        return cls(f"hf://{'/'.join(parts)}", f"{owner}/{name}", revision or "main", inside, Path(root) / owner / kept)
+
+    def here(self) -> Source | None:
+        """Give the model as it lies on this machine; None = not (wholly) fetched."""
+        try:
+            return find_source(self.folder / self.inside)
+        except FileNotFoundError:
+            return None
+
+    def look(self, offline: bool = False, endpoint: str | None = None) -> None:
+        """Make sure that the model is here or can be fetched, without fetching it.
+
+        Raises:
+            FileNotFoundError, ValueError: as `fetch`.
+        """
+        if self.here() is None:
+            self._files(offline, endpoint)
+
+    def fetch(self, offline: bool = False, endpoint: str | None = None) -> Source:
+        """Bring the model to this machine unless it is here.
+
+        Args:
+            offline: open no socket.
+            endpoint: address of the hub; None = the variable `HF_ENDPOINT`, else huggingface.co.
+
+        Raises:
+            FileNotFoundError: not here and not to be had, or no model in that place; says what there is.
+            ValueError: several models there, or one that does not open here.
+        """
+        if (source := self.here()) is not None:
+            return source
+        choice, files = self._files(offline, endpoint)
+        *others, weights = files
+
+        def bring(names: list[str]) -> None:
+            options = {"revision": self.revision, "offline": offline, "endpoint": endpoint}
+            fetch_hub_files(self.repo, names, self.folder, repo_type="model", **options)  # type: ignore[arg-type]
+
+        # A page first: gigabytes of another kind of model are not worth waiting for.
+        page = next(name for name in others if name.endswith(("config.json", PurePosixPath(meta_place(weights)).name)))
+        bring([page])
+        if choice.format == "huggingface":
+            check_model_type(self.folder / page)
+        else:
+            model_config(read_json(self.folder / page), self.folder / page)
+        bring(others)
+        bring([weights])
+        return find_source(self.folder / weights)
+
+    def _files(self, offline: bool, endpoint: str | None) -> tuple[Choice, list[str]]:
+        """Ask the hub which files the model consists of; the last of them holds the weights or lists their files."""
+        if offline:
+            raise FileNotFoundError(
+                f"{self.address} is not in {self.folder} and offline=true forbids fetching it; fetch it once with "
+                "offline=false, or copy its files there"
+            )
+        names = list_hub_files(self.repo, repo_type="model", revision=self.revision, endpoint=endpoint)
+        names = [name for name in names if ".." not in name.split("/") and not name.startswith("/")]
+        is_file = self.inside in names
+        top = str(PurePosixPath(self.inside).parent) if is_file else self.inside
+        prefix = "" if top in ("", ".") else f"{top}/"
+        within = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        if is_file and not self.inside.endswith((".safetensors", ".json")):
+            within = [PurePosixPath(self.inside).name]
+        choice = choose(within, self.address)
+        if choice is None:
+            shown = ", ".join(within[:12]) + (f" and {len(within) - 12} more" if len(within) > 12 else "")
+            kinds = "; ".join(what for kind, what in FORMATS.items() if kind != "lightning")
+            raise FileNotFoundError(
+                f"no model at {self.address}, which holds {shown or 'nothing'}; expected one of: {kinds}"
+            )
+        weights = prefix + choice.weights
+        return choice, [*self._needed(choice.format, weights, names), weights]
+
+    def _needed(self, kind: str, weights: str, names: list[str]) -> list[str]:
+        """List what belongs to the weights in the repository, besides themselves."""
+        if kind == "huggingface":
+            folder = PurePosixPath(weights).parent
+            beside = [name for name in names if PurePosixPath(name).parent == folder and name != weights]
+            endings = (".json", "tokenizer.pkl", *([".safetensors"] if weights.endswith(".json") else []))
+            return [name for name in beside if name.endswith(endings)]
+        wanted = {"its metadata": [meta_place(weights)], "its tokenizer": tokenizer_places(weights)}
+        found = {what: next((name for name in places if name in names), None) for what, places in wanted.items()}
+        if missing := [f"{what} ({' or '.join(wanted[what])})" for what, name in found.items() if name is None]:
+            raise FileNotFoundError(
+                f"{self.address} has {weights} without {' and '.join(missing)}; nothing was fetched"
+            )
+        return [name for name in found.values() if name is not None]

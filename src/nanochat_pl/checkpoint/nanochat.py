@@ -1,0 +1,250 @@
+"""nanochat's own files: `model_NNNNNN.pt`, `meta_NNNNNN.json` and `tokenizer.pkl`, of the classic model, both ways.
+
+nanochat's files do not say which model they are of: the rotary base, the softcap and more stand in the program alone.
+Their tensors' names tell: each later model added some. Only the classic one (until January 10, 2026) computes what
+`GPT` does by default; files of a later one are refused with the names that gave them away.
+"""
+
+import base64
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+
+from nanochat_pl.checkpoint.meta import SHAPE, meta_place, model_config, read_json
+from nanochat_pl.checkpoint.plain import read_tensors
+from nanochat_pl.checkpoint.source import tokenizer_file
+from nanochat_pl.checkpoint.stored import UNKNOWN_STAGE, Stored, check_tokenizer, check_weights
+from nanochat_pl.model.config import Architecture, GPTConfig
+from nanochat_pl.paths import atomic_file, write_atomically
+from nanochat_pl.tokenizer import Tokenizer
+
+__all__ = [
+    "classic_config",
+    "classic_weights",
+    "losses",
+    "read",
+    "read_tokenizer",
+    "token_bytes",
+    "tokenizer_pickle",
+    "write",
+    "write_files",
+]
+
+PADDED_ROWS = 64
+"""Between December 23, 2025 and January 10, 2026 both ends of the vocabulary were padded to a multiple of this."""
+
+STAGES = {
+    "base_checkpoints": "base",
+    "mid_checkpoints": "mid",
+    "chatsft_checkpoints": "sft",
+    "chatrl_checkpoints": "rl",
+}
+"""nanochat's folders -> our stages."""
+
+
+def read(path: Path) -> Stored:
+    """Read `model_NNNNNN.pt` with the metadata and the tokenizer that belong to it.
+
+    Raises:
+        FileNotFoundError: one of the three is missing.
+        ValueError: damaged, carrying code, not a classic model, or not fitting together; says which and why.
+    """
+    meta_file = Path(meta_place(path.as_posix()))
+    meta = read_json(meta_file)
+    config, state, notes = classic_weights(path, model_config(meta, meta_file))
+    step = int(found[1]) if (found := re.fullmatch(r"model_(\d+)", path.stem)) else 0
+    if meta.get("step", step) != step:
+        raise ValueError(
+            f"{path} is of step {step}, {meta_file.name} of step {meta['step']!r}; they do not belong together"
+        )
+    return Stored(
+        config=config,
+        state=state,
+        tokenizer=read_tokenizer(path, config),
+        stage=_stage(path, meta),
+        step=step,
+        run_config={},
+        file=path,
+        format="nanochat",
+        notes=notes,
+    )
+
+
+def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str, torch.Tensor], tuple[str, ...]]:
+    """Read a file of weights in nanochat's form.
+
+    Args:
+        path: the file.
+        config: what its metadata say.
+
+    Returns:
+        The config, with `pad_vocab_to` where the file has padded rows; the weights as `Stored.state` has them; what was
+        converted, for people.
+
+    Raises:
+        ValueError: damaged, carrying code, of a later nanochat, or not fitting the config.
+    """
+    found = read_tensors(path)
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
+    if len(state) < len(found):
+        raise ValueError(f"{path} holds weights twice, with and without the prefix _orig_mod.; keep one of each")
+    if later := _later_model(state):
+        raise ValueError(f"{path} {later}; only the classic nanochat, until January 10, 2026, opens here")
+    notes = ["the prefix _orig_mod. was taken off its names"] if state.keys() != found.keys() else []
+    rows = {state[name].shape[0] for name in ("transformer.wte.weight", "lm_head.weight") if name in state}
+    padded = GPTConfig(**asdict(config) | {"pad_vocab_to": PADDED_ROWS})
+    if rows == {padded.padded_vocab_size} != {config.vocab_size}:
+        config = padded
+        notes.append(f"its vocabulary of {config.vocab_size} is padded to {config.padded_vocab_size} rows")
+    check_weights(state, config, path)
+    if other := sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} - {"float32"}):
+        notes.append(f"its {' and '.join(other)} weights were converted to float32")
+    weights = {name: tensor.to(torch.float32) for name, tensor in state.items()}
+    return config, weights, tuple(notes)
+
+
+def read_tokenizer(weights: Path, config: GPTConfig) -> Tokenizer:
+    """Read the tokenizer that belongs to a file of weights; see `tokenizer_file`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it carries code, is damaged, or has another size than the model.
+    """
+    file = tokenizer_file(weights)
+    tokenizer = Tokenizer.load(file)
+    check_tokenizer(tokenizer, config, file)
+    return tokenizer
+
+
+def losses(stored: Stored) -> list[str]:
+    """Name what nanochat's classic files cannot hold of a model: in them it would compute something else.
+
+    Returns:
+        A line for each setting; empty = the model can be written.
+    """
+    config, classic = stored.config, Architecture()
+    settings = {field.name: getattr(config, field.name) for field in fields(Architecture)}
+    if config.padded_vocab_size == config.vocab_size:  # padding that adds no row is none
+        settings["pad_vocab_to"] = classic.pad_vocab_to
+    return [
+        f"model.{name}={value} (classic: {getattr(classic, name)})"
+        for name, value in settings.items()
+        if value != getattr(classic, name)
+    ]
+
+
+def write(stored: Stored, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
+    """Write a model so that nanochat opens it: put the files where its base folder has checkpoints and tokenizer.
+
+    Written are `model_NNNNNN.pt`, `meta_NNNNNN.json`, `tokenizer/tokenizer.pkl` and `tokenizer/token_bytes.pt`. The
+    embedding is written in bfloat16, as nanochat does after training on a GPU, where that loses nothing.
+
+    Args:
+        stored: what to write.
+        folder: made if need be.
+        meta: further entries of the metadata, such as `val_bpb` or `user_config`.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: the format cannot hold the model; lists what would be lost.
+        FileExistsError: there is such a file already; nothing was written.
+    """
+    stage = {} if stored.stage == UNKNOWN_STAGE else {"stage": stored.stage}  # ours: nanochat tells it by the folder
+    details = {"step": stored.step} | stage | dict(meta or {}) | {"model_config": classic_config(stored.config)}
+    return write_files(stored, folder, f"{stored.step:06d}", details)
+
+
+def write_files(stored: Stored, folder: Path, suffix: str, meta: Mapping[str, Any]) -> list[Path]:
+    """Write `model_<suffix>.pt`, `meta_<suffix>.json` and `tokenizer/` with nanochat's two files; see `write`."""
+    if lost := losses(stored):
+        raise ValueError(f"nanochat's files cannot hold {stored.file}; lost would be: {'; '.join(lost)}")
+    model, details = folder / f"model_{suffix}.pt", folder / f"meta_{suffix}.json"
+    vocabulary, lengths = folder / "tokenizer" / "tokenizer.pkl", folder / "tokenizer" / "token_bytes.pt"
+    files = [vocabulary, lengths, details, model]
+    if there := [str(file) for file in files if file.exists()]:
+        raise FileExistsError(f"there is {', '.join(there)} already; give an empty folder, or remove it")
+    write_atomically(vocabulary, tokenizer_pickle(stored.tokenizer))
+    _save(token_bytes(stored.tokenizer), lengths)
+    write_atomically(details, json.dumps(dict(meta), indent=2))
+    state = dict(stored.state)
+    embedding = state["transformer.wte.weight"]
+    if torch.equal(embedding, embedding.to(torch.bfloat16).to(embedding.dtype)):
+        state["transformer.wte.weight"] = embedding.to(torch.bfloat16)
+    _save(state, model)  # last: where it is, the others are
+    return files
+
+
+def classic_config(config: GPTConfig) -> dict[str, int]:
+    """Give the part of a config that nanochat's metadata hold."""
+    return {name: getattr(config, name) for name in SHAPE}
+
+
+def tokenizer_pickle(tokenizer: Tokenizer) -> bytes:
+    """Give the bytes of nanochat's `tokenizer.pkl`: a pickled `tiktoken.Encoding`."""
+    state = tokenizer.state()
+    encoding = tiktoken.Encoding(
+        "rustbpe",
+        pat_str=state["pattern"],
+        mergeable_ranks={base64.b64decode(token): rank for rank, token in enumerate(state["tokens_base64"])},
+        special_tokens=state["special_tokens"],
+    )
+    return pickle.dumps(encoding, protocol=4)
+
+
+def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
+    """Give nanochat's `token_bytes.pt`, int32 (V,): UTF-8 bytes of each token decoded alone, 0 for special tokens.
+
+    That counts 3 for every byte that is no UTF-8 alone (nanochat, until 2026-07); `Tokenizer.token_bytes` counts 1, but
+    here its bits per byte are to be nanochat's.
+    """
+    raw = tokenizer.token_bytes()
+    lengths = [len(tokenizer.decode([token]).encode()) if raw[token] else 0 for token in range(tokenizer.vocab_size)]
+    return torch.tensor(lengths, dtype=torch.int32)
+
+
+def _save(content: Any, path: Path) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def _later_model(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Say which later nanochat made these weights, and which names tell; None for the classic one."""
+    gates = [name for name in state if name.endswith(".ve_gate.weight")]
+    widths = {state[name].shape[-1] for name in gates if state[name].dim()}
+    marks = {
+        "March 14, 2026 or later": _named(state, "smear_lambda", "smear_gate", "backout_lambda"),
+        "March 9 to 14, 2026": gates if 12 in widths else [],
+        "January 18 to March 9, 2026": gates + _named(state, "value_embeds", "bigram_embed", "bigram_lambdas"),
+        "January 11 to 17, 2026": _named(state, "resid_lambdas", "x0_lambdas"),
+    }
+    for when, names in marks.items():
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            return f"was saved by a nanochat of {when}, which computes another model ({shown} gave it away)"
+    return None
+
+
+def _named(state: Mapping[str, Any], *beginnings: str) -> list[str]:
+    return [name for name in state if name.split(".")[0] in beginnings]
+
+
+def _stage(path: Path, meta: Mapping[str, Any]) -> str:
+    """Tell the stage: by what `write` noted, by nanochat's folders, else by what only one stage's metadata have."""
+    if isinstance(meta.get("stage"), str):
+        return meta["stage"]
+    folders = [path.resolve().parent.name, path.resolve().parent.parent.name]
+    by_folder = next((STAGES[folder] for folder in folders if folder in STAGES), None)
+    if by_folder is not None:
+        return by_folder
+    if "val_loss" in meta or "mmlu_acc" in meta:
+        return "sft"
+    return "base" if "dataloader_state_dict" in meta else UNKNOWN_STAGE

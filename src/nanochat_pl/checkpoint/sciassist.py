@@ -1,0 +1,75 @@
+"""The folder of a fine-tuned science tutor: `model_finetuned.pt`, `meta_finetuned.json`, `tokenizer/`, both ways.
+
+nanochat's weights and tokenizer under fixed names; the metadata say which step was the best and what it was trained on.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.checkpoint import nanochat
+from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
+from nanochat_pl.checkpoint.nanochat import classic_config, classic_weights, losses, read_tokenizer
+from nanochat_pl.checkpoint.stored import Stored
+
+__all__ = ["losses", "read", "write"]
+
+STAGE = "sft_scienceqa"
+
+
+def read(path: Path) -> Stored:
+    """Read `model_finetuned.pt` with the metadata and the tokenizer that belong to it.
+
+    Raises:
+        FileNotFoundError: one of the three is missing.
+        ValueError: damaged, carrying code, not a classic model, or not fitting together; says which and why.
+    """
+    meta_file = Path(meta_place(path.as_posix()))
+    meta = read_json(meta_file)
+    config, state, notes = classic_weights(path, model_config(meta, meta_file))
+    step = next((meta[key] for key in ("best_step", "step") if type(meta.get(key)) is int), None)
+    if step is None:
+        notes += (f"{meta_file.name} names no step; 0 is assumed",)
+    return Stored(
+        config=config,
+        state=state,
+        tokenizer=read_tokenizer(path, config),
+        stage=STAGE,
+        step=step or 0,
+        run_config={},
+        file=path,
+        format="sciassist",
+        notes=notes,
+    )
+
+
+def write(stored: Stored, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
+    """Write the three, with the best step, the model's config and the resolved config of its run in the metadata.
+
+    Args:
+        stored: what to write.
+        folder: made if need be.
+        meta: further entries, such as `best_val_loss`.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: the format cannot hold the model; lists what would be lost.
+        FileExistsError: there is such a file already; nothing was written.
+    """
+    run = {"config": stored.run_config} | _training(stored.run_config) if stored.run_config else {}
+    details = {"best_step": stored.step} | run | dict(meta or {}) | {"model_config": classic_config(stored.config)}
+    return nanochat.write_files(stored, folder, "finetuned", details)
+
+
+def _training(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the figures of a fine-tuning that its config settles."""
+    data, stage = run.get("data") or {}, run.get("stage") or {}
+    known = {
+        "num_train_samples": data.get("train_rows"),
+        "num_val_samples": stage.get("val_rows") or data.get("val_rows"),
+        "num_epochs": stage.get("num_epochs"),
+        "effective_batch_size": stage.get("total_batch_rows"),
+    }
+    return {key: value for key, value in known.items() if value is not None}

@@ -1,0 +1,216 @@
+"""What a path stands for: which of the formats that open lies there, and in which files.
+
+The same rule reads a folder and the listing of a repository. Nothing is guessed: where several models lie, they are
+listed and one has to be named. No torch here, so that a wrong path is answered within a second.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
+from nanochat_pl.paths import checkpoint_file, listing
+
+__all__ = [
+    "FORMATS",
+    "Choice",
+    "Source",
+    "check_model_type",
+    "choose",
+    "find_source",
+    "tokenizer_file",
+    "tokenizer_places",
+]
+
+FORMATS = {
+    "lightning": "a .ckpt, or a run folder of this project",
+    "nanochat": "model_NNNNNN.pt with meta_NNNNNN.json and tokenizer.pkl",
+    "sciassist": "model_finetuned.pt with meta_finetuned.json and tokenizer/",
+    "huggingface": "config.json of model_type nanochat with *.safetensors",
+}
+"""What opens, and how people know it."""
+
+_NANOCHAT = re.compile(r"model_(\d{1,12})\.pt")
+_SCIASSIST = "model_finetuned.pt"
+_HF_WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
+_PATTERNS = ("model_*.pt", "*/model_*.pt", "*_checkpoints/*/model_*.pt", "config.json", "*.safetensors*")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One model among names of files, relative to the folder they were listed in."""
+
+    format: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model on this machine."""
+
+    format: str
+    """One of FORMATS."""
+    file: Path
+    """The file with the weights, or with the list of those that hold them."""
+    others: tuple[Path, ...] = ()
+    """Files it cannot be opened without."""
+
+
+def find_source(path: str | Path) -> Source:
+    """Find the model that a file or folder on this machine stands for.
+
+    Args:
+        path: a weights file of any format, a run folder (its best checkpoint, else its last), `<run folder>/last`, or a
+            folder that holds one model of another format; also a folder whose only model lies in a folder below, as
+            nanochat lays out `base_checkpoints/d20/`.
+
+    Raises:
+        FileNotFoundError: nothing there, or a file beside the weights is missing; says what there is.
+        ValueError: several models, or none that opens; lists them.
+    """
+    path = Path(path)
+    if path.is_file():
+        choice, folder = _of_file(path), path.parent
+    elif path.is_dir():
+        choice, folder = _of_folder(path), path
+    else:
+        choice, folder = None, path
+    if choice is None:
+        return Source("lightning", checkpoint_file(path))
+    weights = folder / choice.weights
+    return Source(choice.format, weights, _needed(choice.format, weights))
+
+
+def _of_folder(folder: Path) -> Choice | None:
+    """Give the model of another format in a folder; None = a run folder of this project."""
+    run = any((folder / name).exists() for name in ("checkpoints", "best.ckpt", "last.ckpt"))
+    patterns = [pattern for pattern in _PATTERNS if not (run and "/" in pattern)]  # what a run folder holds is its own
+    names = sorted({file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)})
+    choice = choose(names, str(folder), ["best.ckpt or last.ckpt"] if run and _candidates(names) else [])
+    if choice is None and not run:
+        expected = "; ".join(FORMATS.values())
+        raise FileNotFoundError(f"no model in {folder}, which holds {listing(folder)}; expected one of: {expected}")
+    return choice
+
+
+def choose(names: Collection[str], where: str, more: Iterable[str] = ()) -> Choice | None:
+    """Choose the one model among the names of a folder's files (`/` between folders); None if there is none.
+
+    Args:
+        names: relative to the folder.
+        where: the folder, for people.
+        more: further models there, as people would name them.
+
+    Raises:
+        ValueError: there are several; lists them.
+    """
+    found = _candidates(names)
+    several = [choice.weights for choice in found] + list(more)
+    if len(several) > 1:
+        shown = ", ".join(several[:8]) + (f" and {len(several) - 8} more" if len(several) > 8 else "")
+        raise ValueError(f"{where} holds {len(several)} models: {shown}; name one of these files")
+    return found[0] if found else None
+
+
+def tokenizer_places(weights: str) -> list[str]:
+    """List where the tokenizer of a nanochat or SciAssist file may lie, the first that exists counts.
+
+    Args:
+        weights: path of the weights, `/` between folders.
+
+    Returns:
+        Paths as `weights` is one: beside it, in `tokenizer/` beside it, and, for a file of a nanochat base folder
+        (`<base>/base_checkpoints/d20/model_….pt`), in `<base>/tokenizer/`.
+    """
+    folder = PurePosixPath(weights).parent
+    places = [folder / "tokenizer.pkl", folder / "tokenizer" / "tokenizer.pkl", folder / "tokenizer" / "tokenizer.json"]
+    if folder.parent.name.endswith("_checkpoints"):
+        places.append(folder.parent.parent / "tokenizer" / "tokenizer.pkl")
+    return [place.as_posix() for place in places]
+
+
+def tokenizer_file(weights: Path) -> Path:
+    """Find the tokenizer that belongs to a nanochat or SciAssist file; see `tokenizer_places`.
+
+    Raises:
+        FileNotFoundError: there is none; says where it was looked for.
+    """
+    places = [Path(place) for place in tokenizer_places(weights.resolve().as_posix())]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        looked = ", ".join(str(place) for place in places)
+        raise FileNotFoundError(
+            f"there is no tokenizer for {weights} (looked for {looked}); copy its tokenizer.pkl beside it"
+        )
+    return file
+
+
+def _candidates(names: Iterable[str]) -> list[Choice]:
+    """List the models among names; those of folders below count only where the folder itself holds none."""
+    names = sorted(names)
+    found = [(name.count("/"), choice) for name in names if (choice := _by_name(name)) is not None]
+    if "config.json" in names:
+        weights = next((name for name in _HF_WEIGHTS if name in names), None)
+        found += [(0, Choice("huggingface", weights))] if weights else []
+    depth = min((depth for depth, _ in found), default=0)
+    return [choice for at, choice in found if at == depth]
+
+
+def _by_name(name: str) -> Choice | None:
+    last = PurePosixPath(name).name
+    if last == _SCIASSIST:
+        return Choice("sciassist", name)
+    return Choice("nanochat", name) if _NANOCHAT.fullmatch(last) else None
+
+
+def _of_file(path: Path) -> Choice | None:
+    """Give what a file is by its name; None = this project's own, whatever it is called.
+
+    Raises:
+        ValueError: a file that never opens by itself.
+    """
+    if path.name == "config.json" or path.name in _HF_WEIGHTS:
+        names = [file.name for file in path.parent.iterdir()]
+        choice = next((c for c in _candidates(names) if c.format == "huggingface"), None)
+        if choice is None:
+            raise ValueError(f"{path} is half a Hugging Face folder: config.json and model.safetensors belong together")
+        return choice
+    if path.suffix == ".zip":
+        raise ValueError(f"{path} is an archive; unpack it and give the folder")
+    return _by_name(path.name)
+
+
+def _needed(kind: str, weights: Path) -> tuple[Path, ...]:
+    """List the files beside the weights.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: the metadata are of another kind of model.
+    """
+    if kind == "huggingface":
+        return _hugging_face_files(weights)
+    meta = Path(meta_place(weights.as_posix()))
+    if not meta.is_file():
+        raise FileNotFoundError(f"{weights} needs its metadata beside it: there is no {meta.name} in {meta.parent}")
+    model_config(read_json(meta), meta)
+    return meta, tokenizer_file(weights)
+
+
+def check_model_type(config: Path) -> None:
+    """Check that a Hugging Face folder's `config.json` is of a nanochat.
+
+    Raises:
+        ValueError: it is of another model, or no such file at all.
+    """
+    kind = read_json(config).get("model_type")
+    if kind != "nanochat":
+        raise ValueError(f"{config} is of a Hugging Face model with model_type={kind!r}; only nanochat opens here")
+
+
+def _hugging_face_files(weights: Path) -> tuple[Path, ...]:
+    config = weights.with_name("config.json")
+    check_model_type(config)
+    shards = sorted(weights.parent.glob("*.safetensors")) if weights.suffix == ".json" else []
+    tokenizers = [weights.with_name(name) for name in ("tokenizer.json", "tokenizer.pkl")]
+    return (config, *shards, *(file for file in tokenizers if file.is_file()))
