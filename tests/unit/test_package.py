@@ -1,0 +1,144 @@
+"""An archive holds all of a model, opens packed and unpacked, and is the same bytes whenever it is made."""
+
+import json
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat_pl.checkpoint import package
+from nanochat_pl.checkpoint.stored import Stored
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tokenizer import Tokenizer
+
+CARD = "# A model\n\nSmall, naïve.\n"
+EVALUATION = {"evaluations": [{"name": "recall", "metrics": [{"metric": "exact_match", "value": 0.25}]}]}
+
+
+@pytest.fixture(scope="module")
+def stored() -> Stored:
+    tokenizer = Tokenizer.train(["Gold is a metal, and iron is a metal too."], 270)
+    config = GPTConfig(
+        sequence_len=64, vocab_size=270, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, pad_vocab_to=64, softcap=20.0
+    )
+    model = GPT(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return Stored(
+        config=config,
+        state=model.state_dict(),
+        tokenizer=tokenizer,
+        stage="mid",
+        step=12,
+        run_config={"depth": 1, "stage": {"name": "mid"}},
+        file=Path("best.ckpt"),
+        format="lightning",
+    )
+
+
+@pytest.fixture
+def archive(stored: Stored, tmp_path: Path) -> Path:
+    file = tmp_path / "model.zip"
+    package.write(stored, file, CARD, EVALUATION)
+    return file
+
+
+def assert_equal(one: Stored, other: Stored) -> None:
+    assert one.config == other.config
+    assert one.tokenizer.fingerprint() == other.tokenizer.fingerprint()
+    assert (one.stage, one.step, one.run_config) == (other.stage, other.step, other.run_config)
+    assert one.state.keys() == other.state.keys()
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+
+
+def test_an_archive_gives_back_every_bit(stored: Stored, archive: Path):
+    assert package.is_package(archive)
+    assert_equal(package.read(archive), stored)
+
+
+def test_an_unpacked_archive_opens_as_well(stored: Stored, archive: Path, tmp_path: Path):
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.testzip() is None
+        opened.extractall(folder)
+    assert package.is_package(folder)
+    assert_equal(package.read(folder), stored)
+    assert (folder / "README.md").read_text(encoding="utf-8") == CARD
+    assert json.loads((folder / "evaluation.json").read_text()) == EVALUATION
+
+
+def test_the_same_model_gives_the_same_bytes(
+    stored: Stored, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    again = tmp_path / "elsewhere" / "another name.zip"
+    package.write(stored, again, CARD, EVALUATION)
+    assert again.read_bytes() == archive.read_bytes()
+    assert [entry.name for entry in again.parent.iterdir()] == [again.name]
+    with zipfile.ZipFile(archive) as opened:
+        assert tuple(opened.namelist()) == package.FILES
+        assert {info.date_time for info in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert {info.compress_type for info in opened.infolist()} == {zipfile.ZIP_STORED}
+
+
+def rewrite(archive: Path, **entries: Any) -> None:
+    """Replace entries (None = leave out), `.` of their names written as `_`."""
+    with zipfile.ZipFile(archive) as opened:
+        contents = {name: opened.read(name) for name in opened.namelist()}
+    for name, content in entries.items():
+        key = ".".join(name.rsplit("_", 1))
+        if content is None:
+            del contents[key]
+        else:
+            contents[key] = content
+    with zipfile.ZipFile(archive, "w") as made:
+        for name, content in contents.items():
+            made.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"model_safetensors": None}, r"damaged or no archive.*model\.safetensors"),
+        ({"model_safetensors": b"{}"}, "damaged or no archive"),
+        ({"meta_json": b"["}, "damaged or no archive"),
+        ({"meta_json": b"[]"}, "no object"),
+        ({"meta_json": b'{"format": "other/1"}'}, r"format 'other/1', expected 'nanochat_pl\.package/1'"),
+        ({"meta_json": b'{"format": "nanochat_pl.package/1"}'}, "damaged or of a later version"),
+        (
+            {"meta_json": b'{"format": "nanochat_pl.package/1", "model_config": {"smear": true}}'},
+            "later version.*smear",
+        ),
+        ({"tokenizer_json": b"{}"}, r"tokenizer\.json cannot be used"),
+    ],
+)
+def test_a_damaged_archive_is_refused_with_the_reason(archive: Path, entries: dict[str, Any], reason: str):
+    rewrite(archive, **entries)
+    with pytest.raises(ValueError, match=reason):
+        package.read(archive)
+
+
+def test_what_is_no_archive_of_a_model_is_not_taken_for_one(tmp_path: Path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "last.ckpt")
+    assert not package.is_package(tmp_path / "last.ckpt")
+    assert not package.is_package(tmp_path)
+    assert not package.is_package(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no archive of a model.*meta\.json"):
+        package.read(tmp_path / "last.ckpt")
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        package.read(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no meta\.json in"):
+        package.read(tmp_path)
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(ValueError, match="no archive of a model"):
+        package.read(tmp_path / "text.zip")
+
+
+def test_weights_that_do_not_fit_are_not_written(stored: Stored, tmp_path: Path):
+    with pytest.raises(ValueError, match="0 layers"):
+        package.write(replace(stored, state={}), tmp_path / "x.zip", CARD)
+    assert not list(tmp_path.iterdir())
