@@ -1,0 +1,173 @@
+// The server's OpenAI-compatible interface: which models there are, and answers as they are made.
+
+const KEY = "nanochat-pl/api-key";
+let askForKey = async () => null;
+let asking = null;
+
+/** What went wrong with a request, in words for people. `retryAfter` is in seconds, null where the server gave none. */
+export class ApiError extends Error {
+  constructor(message, { status = 0, retryAfter = null } = {}) {
+    super(message);
+    this.name = "ApiError";
+    this.status = status;
+    this.retryAfter = retryAfter;
+  }
+}
+
+/** Set how the user is asked for a key: a function (refused: boolean) -> Promise of the key, or of null. */
+export function onKeyNeeded(ask) {
+  askForKey = ask;
+}
+
+function apiKey() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+async function send(path, init, signal) {
+  for (;;) {
+    const key = apiKey();
+    const headers = { ...init.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    let response;
+    try {
+      response = await fetch(path, { ...init, headers, signal, cache: "no-store" });
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      throw new ApiError("The server cannot be reached. Is it still running?");
+    }
+    if (response.ok) return response;
+    const failure = await readFailure(response);
+    if (response.status !== 401) throw failure;
+    // Two answers may be refused at once: the key is asked for once, and neither asks again for a key given meanwhile.
+    if (apiKey() !== key) continue;
+    asking ??= askForKey(key !== null).finally(() => (asking = null));
+    const given = await asking;
+    if (!given) throw failure;
+    try {
+      sessionStorage.setItem(KEY, given);
+    } catch {
+      throw new ApiError("This browser keeps no session data, so the key cannot be remembered. Allow it for this page.");
+    }
+  }
+}
+
+async function readFailure(response) {
+  let message = "";
+  try {
+    const body = await response.json();
+    message = body?.error?.message ?? (typeof body?.detail === "string" ? body.detail : "");
+  } catch {
+    // Not the server's own form (a proxy's page): the status must do.
+  }
+  const seconds = Number.parseFloat(response.headers.get("Retry-After"));
+  const retryAfter = Number.isFinite(seconds) ? Math.max(0, Math.ceil(seconds)) : null;
+  if (response.status === 429) {
+    const wait = retryAfter === null ? "in a moment" : `in ${retryAfter} s`;
+    return new ApiError(`The server is busy. Try again ${wait}.`, { status: 429, retryAfter });
+  }
+  if (response.status === 401) message ||= "The server wants an API key.";
+  message ||= `The server answered with status ${response.status}.`;
+  return new ApiError(String(message), { status: response.status, retryAfter });
+}
+
+/** List what is served: `[{id, stage, step, context_length}]`, in the server's order. */
+export async function listModels(signal) {
+  const response = await send("/v1/models", {}, signal);
+  const body = await response.json().catch(() => null);
+  if (!Array.isArray(body?.data)) throw new ApiError("The server's list of models cannot be read.");
+  return body.data
+    .filter((model) => typeof model?.id === "string")
+    .map((model) => ({
+      id: model.id,
+      stage: typeof model.stage === "string" ? model.stage : "",
+      step: Number.isInteger(model.step) ? model.step : null,
+      contextLength: Number.isInteger(model.context_length) ? model.context_length : null,
+    }));
+}
+
+/**
+ * Ask a model and yield its answer as it is made.
+ *
+ * A base model knows no roles: it gets `question` as plain text to continue. Any other gets `messages`.
+ *
+ * @param {{id: string, stage: string, contextLength: ?number}} model
+ * @param {{messages: Array, question: string}} asked
+ * @param {{temperature: number, topP: number, topK: ?number, maxTokens: number, seed: ?number}} sampling
+ * @param {AbortSignal} signal stops the answer, here and at the server
+ * @yields {{part: {type: string, text: string}}|{finish: string}|{dropped: number}|{usage: Object}}
+ * @throws {ApiError} also where the stream breaks off before its end
+ */
+export async function* streamAnswer(model, asked, sampling, signal) {
+  const plain = isBase(model);
+  const body = {
+    model: model.id,
+    ...(plain ? { prompt: asked.question } : { messages: asked.messages, context: "drop" }),
+    temperature: sampling.temperature,
+    top_p: sampling.topP,
+    max_tokens: Math.min(sampling.maxTokens, model.contextLength ?? Infinity),
+    stream: true,
+    stream_options: { include_usage: true },
+    ...(sampling.topK === null ? {} : { top_k: sampling.topK }),
+    ...(sampling.seed === null ? {} : { seed: sampling.seed }),
+  };
+  const headers = { "Content-Type": "application/json" };
+  const path = plain ? "/v1/completions" : "/v1/chat/completions";
+  const response = await send(path, { method: "POST", headers, body: JSON.stringify(body) }, signal);
+  for await (const data of serverEvents(response, signal)) {
+    if (data === "[DONE]") return;
+    let event;
+    try {
+      event = JSON.parse(data);
+    } catch {
+      throw new ApiError("The server sent something that is not JSON.");
+    }
+    if (event.error) throw new ApiError(String(event.error.message ?? "The server gave up."), { status: 500 });
+    const choice = event.choices?.[0];
+    const text = plain ? choice?.text : choice?.delta?.content;
+    if (typeof text === "string" && text) yield { part: { type: "text", text } };
+    const part = choice?.delta?.part;
+    if (part && typeof part.text === "string") yield { part: { type: String(part.type), text: part.text } };
+    if (choice?.finish_reason) yield { finish: choice.finish_reason };
+    if (event.dropped_messages) yield { dropped: event.dropped_messages };
+    if (event.usage) yield { usage: event.usage };
+  }
+  throw new ApiError("The connection broke off before the answer was complete.");
+}
+
+/** Tell whether a model only continues text. */
+export function isBase(model) {
+  return model?.stage === "base";
+}
+
+async function* serverEvents(response, signal) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data = [];
+  try {
+    for (;;) {
+      let chunk;
+      try {
+        chunk = await reader.read();
+      } catch (error) {
+        if (signal?.aborted) throw error;
+        throw new ApiError("The connection broke off before the answer was complete.");
+      }
+      if (chunk.done) return;
+      const lines = (rest + chunk.value).split("\n");
+      rest = lines.pop();
+      for (const raw of lines) {
+        const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw;
+        if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+        else if (line === "" && data.length) {
+          yield data.join("\n");
+          data = [];
+        }
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

@@ -1,0 +1,79 @@
+// Building blocks of the page. Nothing here or elsewhere parses text as HTML: every node is made by name, every text is
+// text, so what a model says can only ever be read.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * Make an element.
+ *
+ * @param {string} tag name, with classes as in "p.note.quiet"
+ * @param {Object} [attributes] attributes; `on…` are listeners, `text` the text, false/null leaves one out
+ * @param {...(Node|string|null|false)} children appended in order, empty ones left out
+ */
+export function h(tag, attributes = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key === "text") element.textContent = value;
+    else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else element.setAttribute(key, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Make one of the icons of index.html, hidden from screen readers: the control around it has the name. */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS(SVG, "use");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** Make a button that shows only an icon; the label is its accessible name and its tooltip. */
+export function iconButton(name, label, onclick, extra = {}) {
+  return h("button.icon-button", { type: "button", "aria-label": label, title: label, onclick, ...extra }, icon(name));
+}
+
+/** Say something once to screen readers, politely: the whole of a finished answer, never each token of it. */
+export function announce(text) {
+  document.getElementById("announcer").textContent = text;
+}
+
+/** Show a short message at the foot of the page, with an optional action, until it is dismissed or ten seconds pass. */
+export function toast(text, action = null) {
+  const place = document.getElementById("toasts");
+  const close = () => box.remove();
+  const box = h(
+    "div.toast",
+    {},
+    h("span", { text }),
+    action && h("button.text-button", { type: "button", text: action.label, onclick: () => (close(), action.run()) }),
+    iconButton("close", "Dismiss", close),
+  );
+  place.replaceChildren(box);
+  setTimeout(close, 10000);
+}
+
+/** Copy text; on pages without a clipboard (plain http on another machine) through a selection. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const field = h("textarea.offscreen", { "aria-hidden": "true", tabindex: "-1" });
+    field.value = text;
+    document.body.append(field);
+    const focused = document.activeElement;
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    focused?.focus();
+    return copied;
+  }
+}

@@ -1,0 +1,57 @@
+// What is served, in the words of the page: every model bears the stage of its training.
+
+const STAGES = {
+  base: ["Base", "Base: continue a text"],
+  mid: ["Mid", "Mid-trained"],
+  sft: ["Chat", "Chat (SFT)"],
+  rl: ["RL", "Reinforced (RL)"],
+};
+
+/** Word a stage: short for a badge. A stage not of the usual chain (`sft_scienceqa`) is a fine-tuning. */
+export function stageName(stage) {
+  return STAGES[stage]?.[0] ?? (stage ? "Fine-tuned" : "Model");
+}
+
+function stageTitle(stage) {
+  if (STAGES[stage]) return STAGES[stage][1];
+  return stage ? "Fine-tuned" : "Models";
+}
+
+/** The class of a stage's badge. */
+export function stageClass(stage) {
+  return STAGES[stage] ? `stage-${stage}` : "stage-tuned";
+}
+
+/** Tell whether a model is fine-tuned for a purpose (the science tutor). */
+export function isTuned(model) {
+  return Boolean(model.stage) && !STAGES[model.stage];
+}
+
+/** Fill a select with the models, grouped by stage in the order of training. */
+export function fillSelect(select, models, chosen) {
+  const groups = new Map([...Object.keys(STAGES), "tuned"].map((stage) => [stage, []]));
+  for (const model of models) groups.get(STAGES[model.stage] ? model.stage : "tuned").push(model);
+  select.replaceChildren();
+  for (const members of groups.values()) {
+    if (!members.length) continue;
+    const group = document.createElement("optgroup");
+    group.label = stageTitle(members[0].stage);
+    for (const model of members) {
+      const option = new Option(`${model.id} · ${stageName(model.stage)}`, model.id, false, model.id === chosen);
+      if (model.step !== null) option.title = `step ${model.step.toLocaleString("en")}`;
+      group.append(option);
+    }
+    select.append(group);
+  }
+  select.disabled = models.length === 0;
+  if (!models.length) select.append(new Option("No model", ""));
+}
+
+/** Choose what is asked first: what was chosen last if it is still served, else the latest stage of the chain. */
+export function preferred(models, remembered, avoid = "") {
+  if (models.some((model) => model.id === remembered)) return remembered;
+  const rank = (model) => (isTuned(model) ? 4 : ["base", "mid", "sft", "rl"].indexOf(model.stage));
+  const others = models.filter((model) => model.id !== avoid);
+  const best = [...(others.length ? others : models)].sort((a, b) => rank(b) - rank(a))[0];
+  return best?.id ?? "";
+}
