@@ -198,6 +198,48 @@ def test_a_file_of_ones_own_is_read_with_its_defaults(tmp_path):
     assert (second.messages[0]["content"], second.max_new_tokens) == ("", 9)
 
 
+def test_what_several_checks_share_is_written_once_by_anchors_and_merges(tmp_path):
+    path = file(
+        tmp_path,
+        """
+        - &polite
+          id: a
+          category: manners
+          prompt: Hello!
+          max_new_tokens: 9
+          expect: &ends
+            stops: true
+        - <<: *polite
+          id: b
+          max_new_tokens: 7
+          expect:
+            <<: [*ends, {contains: hello}]
+            contains: hi
+        - {id: c, category: other, prompt: Bye!, expect: *ends}
+        """,
+    )
+    first, second, third = load_checks(path)
+    assert (second.id, second.category, second.messages, second.max_new_tokens) == ("b", "manners", first.messages, 7)
+    assert (first.max_new_tokens, third.max_new_tokens) == (9, 128)
+    assert (first.expect, second.expect, third.expect) == (
+        {"stops": True},
+        {"stops": True, "contains": "hi"},
+        {"stops": True},
+    )
+
+
+def test_a_fault_that_was_merged_in_is_named_with_the_entry_that_merges_it(tmp_path):
+    text = """
+        - &one {id: a, category: x, prompt: p, expect: {stops: true}}
+        - {<<: *one, id: b, messages: []}
+        - {<<: *one}
+        """
+    with pytest.raises(ValueError, match=r"entry 2 \(b\): either prompt or messages is needed") as caught:
+        load_checks(file(tmp_path, text))
+    assert "entry 3 (a): id: 'a' is that of an earlier entry" in str(caught.value)
+    assert "entry 1" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("entry", "fault"),
     [
@@ -260,6 +302,10 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path):
         ("id: a", "holds dict"),
         ("- {id: a", "is no YAML: while parsing"),
         ("- {id: a, category: x, prompt: p, expect: {contains: y, contains: z}}", "the key 'contains' comes twice"),
+        ("- {<<: 5, id: a}", "is no YAML: .*expected a mapping or list of mappings for merging"),
+        ("- {<<: *nobody, id: a}", "is no YAML: found undefined alias 'nobody'"),
+        ("- &a {id: a}\n- {<<: *a, <<: *a}", "the key '<<' comes twice"),
+        ("- &a {id: a, id: b}\n- {<<: *a}", "the key 'id' comes twice"),
         ("- !!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
     ],
 )

@@ -1,61 +1,14 @@
-"""Comparisons of finished evaluations: who may be called better, which files are read, and how it is shown."""
+"""Comparisons of finished evaluations: who may be called better, and what cannot be compared."""
 
-import html.parser
-import json
 import random
-import re
-from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.stats
-import yaml
 
-from nanochat_pl.cli.compare import main
-from nanochat_pl.eval.results import (
-    Evaluation,
-    MetricRow,
-    config_hash,
-    mean_row,
-    proportion_row,
-    results_document,
-)
+from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
 from nanochat_pl.eval.stats import mcnemar_exact
 from nanochat_pl.report.comparison import compare_entrants, direction, settings_that_differ
-from nanochat_pl.report.entrants import Entrant, Result, find_results, load_result, stage_order
-from nanochat_pl.report.seeds import compare_seeds, group_by_seed
-from nanochat_pl.report.side_by_side import side_by_side
-
-
-def answers(right: Sequence[bool], task: str = "", prompt: str = "What is {}?") -> list[dict]:
-    records = [
-        {"id": f"test/{n}", "prompt": prompt.format(n), "expected": "yes", "output": "yes" if r else "no", "correct": r}
-        for n, r in enumerate(right)
-    ]
-    return [{**record, "task": task} for record in records] if task else records
-
-
-def entrant(label: str, *evaluations: Result, run: dict | None = None) -> Entrant:
-    return Entrant(label=label, results={result.name: result for result in evaluations}, run=run)
-
-
-def result(rows: list[MetricRow], records: list[dict], name: str = "recall", stage: str = "sft", **settings) -> Result:
-    checkpoint = {"path": f"outputs/{stage}/d4/checkpoints/best.ckpt", "stage": stage, "step": 10}
-    return Result(
-        file=Path("results.json"), name=name, checkpoint=checkpoint, settings=settings, rows=rows, records=records
-    )
-
-
-def recalled(right: Sequence[bool], stage: str = "sft", **more) -> Result:
-    return result([proportion_row("recall", "exact_match", right)], answers(right), stage=stage, **more)
-
-
-def pattern(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
-    """Answers of two models by how many questions both, only one or neither got right."""
-    ours = [True] * (both + first) + [False] * (second + neither)
-    theirs = [True] * both + [False] * first + [True] * second + [False] * neither
-    return ours, theirs
+from nanochat_pl.report.entrants import Entrant, Result
+from tests.unit.evaluated import answers, entrant, pattern, recalled, result, sampled
 
 
 def verdicts(*entrants: Entrant, **more) -> list[str]:
@@ -188,6 +141,67 @@ def test_named_metrics_are_shown_and_unknown_ones_refused_with_what_there_is():
         compare_entrants(both, metrics=["perplexity"])
 
 
+# -- several samples of each question -----------------------------------------------------------------------------
+
+
+def test_of_several_samples_the_questions_decide_where_the_intervals_overlap():
+    draw = random.Random(0)
+    first = [draw.choice((0, 0, 1, 6, 7)) for _ in range(60)]
+    second = [min(8, n + draw.choice((0, 0, 1, 1))) for n in first]
+    both = [entrant("a", sampled(first, 8)), entrant("b", sampled(second, 8))]
+    [line] = compare_entrants(both, metrics=["pass@1"])
+    before, after, judgement = line.rows[0], line.rows[1], line.judgements[1]
+    assert before is not None and after is not None and judgement is not None
+    assert before.interval is not None and after.interval is not None
+    assert after.interval.low < before.interval.high  # unpaired, nothing could be said
+    assert judgement.verdict == "b is better than a (p < 0.001, n = 60)"
+    assert judgement.difference == pytest.approx((sum(second) - sum(first)) / 8 / 60)
+    assert judgement.interval is not None
+    assert 0 < judgement.interval.low < judgement.difference < judgement.interval.high
+    assert compare_entrants(both, metrics=["pass@1"]) == [line]
+    assert verdicts(*reversed(both), metrics=["pass@1"]) == [judgement.verdict]
+
+
+def test_every_k_is_paired_and_corrected_and_the_last_is_right_or_wrong():
+    first, second = [0] * 9 + [2] * 11, [1] * 8 + [0] + [2] * 11
+    lines = compare_entrants([entrant("a", sampled(first, 2)), entrant("b", sampled(second, 2))])
+    judged = {line.metric: line.judgements[1] for line in lines}
+    assert list(judged) == ["pass@1", "pass@2"]
+    for judgement in judged.values():
+        assert judgement is not None
+        assert judgement.p_value == pytest.approx(mcnemar_exact(0, 8))
+        assert "Holm over 2 tests" in judgement.verdict
+
+
+def test_numbers_of_samples_may_differ_as_shares_are_compared():
+    first, second = [1] * 40, [4] * 40
+    assert verdicts(entrant("a", sampled(first, 2)), entrant("b", sampled(second, 8)), metrics=["pass@1"]) == [
+        "not distinguishable (p = 1.000, n = 40)"
+    ]
+
+
+def test_equal_models_hardly_ever_win_with_several_samples():
+    won = tempted = 0
+    for seed in range(20):
+        draw = random.Random(seed)
+        ease = [draw.random() for _ in range(40)]
+        first, second = ([sum(draw.random() < p for _ in range(4)) for p in ease] for _ in range(2))
+        lines = compare_entrants([entrant("a", sampled(first, 4)), entrant("b", sampled(second, 4))])
+        judged = [judgement for line in lines if (judgement := line.judgements[1]) is not None]
+        assert len(judged) == 4
+        won += any("is better" in judgement.verdict for judgement in judged)
+        tempted += any(judgement.p_value < 0.05 for judgement in judged if judgement.p_value is not None)
+    assert won <= 1 <= tempted
+
+
+def test_samples_that_were_not_kept_leave_only_intervals():
+    both = [entrant(name, sampled([3, 5] * 9, 8)) for name in "ab"]
+    bare = [{key: value for key, value in r.items() if key != "num_right"} for r in both[1].results["chat"].records]
+    rows = both[1].results["chat"].rows
+    [verdict] = verdicts(both[0], entrant("b", result(list(rows), bare, "chat")), metrics=["pass@1"])
+    assert "unpaired" in verdict
+
+
 # -- different questions ------------------------------------------------------------------------------------------
 
 
@@ -209,288 +223,3 @@ def test_nothing_in_common_is_refused_with_what_each_has():
 def test_settings_that_were_not_the_same_are_told():
     both = [entrant(name, recalled([True], max_new_tokens=n, data={"seed": n})) for name, n in (("a", 16), ("b", 128))]
     assert settings_that_differ(both) == ["recall: max_new_tokens was not the same for all: 16, 128"]
-
-
-def test_differing_answers_come_first_and_every_question_is_shared():
-    first, second = [True, True, False, False], [True, False, False, True]
-    different = answers(second)
-    different[2]["output"] = "perhaps"
-    rows = [proportion_row("recall", "exact_match", second)]
-    shown = side_by_side([entrant("a", recalled(first)), entrant("b", result(rows, different))], 10)["recall"]
-    assert [question.id for question in shown] == ["test/1", "test/3", "test/2", "test/0"]
-    assert [question.differ for question in shown] == [True, True, False, False]
-    assert all(list(question.answers) == ["a", "b"] for question in shown)
-    assert side_by_side([entrant("a", recalled(first)), entrant("b", recalled(second))], 0)["recall"] == []
-
-
-def test_stages_are_ordered_from_base_to_rl():
-    stages = ["rl", "sft_scienceqa", "mine", "base", "mid"]
-    entrants = [entrant(stage, recalled([True], stage=stage)) for stage in stages]
-    assert [stages[index] for index in stage_order(entrants)] == ["base", "mid", "sft_scienceqa", "rl", "mine"]
-
-
-# -- seeds --------------------------------------------------------------------------------------------------------
-
-
-def seeded(name: str, seed: int, lr: float, right: int, stage: str = "sft") -> Entrant:
-    run = {
-        "seed": seed,
-        "run_name": name,
-        "optim": {"lr": lr},
-        "init_from": f"outputs/base/{name}/checkpoints/best.ckpt",
-    }
-    return entrant(name, recalled([n < right for n in range(40)], stage=stage), run=run)
-
-
-def test_runs_of_one_config_are_one_group_whatever_their_seed_and_name():
-    runs = [seeded("x1", 1, 0.1, 20), seeded("y1", 1, 0.2, 30), seeded("x2", 2, 0.1, 22), seeded("y2", 2, 0.2, 31)]
-    assert group_by_seed(runs) == [[0, 2], [1, 3]]
-    assert group_by_seed([seeded("x", 1, 0.1, 20), seeded("x", 1, 0.1, 20, stage="mid")]) == [[0], [1]]
-    with pytest.raises(ValueError, match=r"config\.yaml"):
-        group_by_seed([entrant("a", recalled([True]))])
-
-
-def test_groups_of_seeds_have_mean_and_std_and_win_only_outside_the_noise():
-    runs = [seeded(f"x{n}", n, 0.1, right) for n, right in enumerate((20, 22, 21))]
-    near = [seeded(f"y{n}", n, 0.2, right) for n, right in enumerate((21, 24, 22))]
-    far = [seeded(f"z{n}", n, 0.3, right) for n, right in enumerate((34, 36, 35))]
-    entrants = [*runs, *near, *far]
-    [line] = compare_seeds(entrants, compare_entrants(entrants), group_by_seed(entrants))
-    values = np.array([20, 22, 21]) / 40
-    spread = line.spreads[0]
-    assert spread is not None
-    assert (spread.mean, spread.std) == (pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)))
-    low, high = scipy.stats.t.interval(0.95, 2, values.mean(), scipy.stats.sem(values))
-    assert spread.interval is not None
-    assert (spread.interval.low, spread.interval.high) == (pytest.approx(low), pytest.approx(high))
-    assert line.verdicts[1].startswith("not distinguishable")
-    assert line.verdicts[2].startswith("z0 is better than x0")
-
-
-# -- files --------------------------------------------------------------------------------------------------------
-
-
-def write(
-    root: Path,
-    run: str,
-    right: Sequence[bool],
-    *,
-    name: str = "recall",
-    checkpoint: str = "best",
-    config: dict | None = None,
-    output: str = "no",
-) -> Path:
-    """Write what `evaluate.py` leaves behind; return the run folder."""
-    folder = root / run
-    settings = {"eval": name, "max_new_tokens": 16}
-    records = [{**r, "config": config_hash(settings)} for r in answers(right)]
-    for record in records:
-        record["output"] = "yes" if record["correct"] else output
-    row = proportion_row("recall", "exact_match", right, baseline={"chance": 0.25})
-    identity = {
-        "path": f"{folder}/checkpoints/{checkpoint}.ckpt",
-        "hash": "0",
-        "stage": run.partition("/")[0],
-        "step": 1,
-    }
-    evaluation = Evaluation(records=records, rows=[row], seconds=1.0, num_answered=len(right))
-    target = folder / "eval" / name / checkpoint
-    target.mkdir(parents=True)
-    (target / "results.json").write_text(
-        json.dumps(results_document(evaluation, name=name, checkpoint=identity, config=settings))
-    )
-    (target / "examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    if config is not None:
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def test_results_are_found_from_any_of_their_paths(tmp_path):
-    run = write(tmp_path, "sft/d4", [True])
-    write(tmp_path, "sft/d4", [True], name="scienceqa")
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "best.ckpt").touch()
-    files = [run / "eval" / name / "best" / "results.json" for name in ("recall", "scienceqa")]
-    assert find_results(run) == files
-    assert find_results(run / "checkpoints" / "best.ckpt") == files
-    for path in (files[0], files[0].with_name("examples.jsonl"), files[0].parent):
-        assert find_results(path) == files[:1]
-
-
-def test_of_several_checkpoints_best_goes_before_last_and_others_must_be_named(tmp_path):
-    run = write(tmp_path, "sft/d4", [True], checkpoint="step_000010")
-    assert [file.parent.name for file in find_results(run)] == ["step_000010"]
-    write(tmp_path, "sft/d4", [True], checkpoint="step_000020")
-    with pytest.raises(ValueError, match="step_000010, step_000020"):
-        find_results(run)
-    for checkpoint in ("last", "best"):
-        write(tmp_path, "sft/d4", [True], checkpoint=checkpoint)
-        assert [file.parent.name for file in find_results(run)] == [checkpoint]
-
-
-def test_a_checkpoint_without_results_is_refused_with_the_command_and_what_there_is(tmp_path):
-    run = write(tmp_path, "sft/d4", [True], checkpoint="last")
-    (run / "checkpoints").mkdir()
-    file = run / "checkpoints" / "best.ckpt"
-    file.touch()
-    with pytest.raises(FileNotFoundError, match=rf"has results of last; .*python evaluate\.py ckpt={file}"):
-        find_results(file)
-
-
-def test_a_torn_last_answer_is_passed_over_and_any_other_refused(tmp_path):
-    [file] = find_results(write(tmp_path, "sft/d4", [True, False]))
-    examples = file.with_name("examples.jsonl")
-    whole = examples.read_text()
-    examples.write_text(whole + '{"id": "test/2", "pro')
-    assert len(load_result(file).records) == 2
-    examples.write_text("{\n" + whole)
-    with pytest.raises(ValueError, match=r"eval\.fresh=true"):
-        load_result(file)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"schema": 2}, "has schema 2, this version reads 1"),
-        ({"config_hash": "f" * 16}, "answers of other settings"),
-        ({"metrics": [{"task": "x"}]}, "evaluate again"),
-    ],
-)
-def test_results_that_cannot_be_trusted_are_refused_with_the_command(tmp_path, change, said):
-    [file] = find_results(write(tmp_path, "sft/d4", [True]))
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ValueError, match=said) as error:
-        load_result(file)
-    assert "python evaluate.py ckpt=" in str(error.value)
-
-
-def test_what_is_no_results_document_is_refused(tmp_path):
-    file = tmp_path / "results.json"
-    for text in ("{", "[]", "{}"):
-        file.write_text(text)
-        with pytest.raises(ValueError, match="no results document"):
-            load_result(file)
-
-
-# -- the command --------------------------------------------------------------------------------------------------
-
-EVIL = "<script>alert('x')</script> | ``` & more"
-
-
-class Page(html.parser.HTMLParser):
-    """Collects tags, and holds that every one that is opened is closed."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in ("meta", "line", "circle"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.fixture
-def pages(tmp_path, capsys) -> dict[str, str]:
-    """What the command says and writes about three stages."""
-    first, second = pattern(10, 2, 20, 8)
-    runs = [
-        write(tmp_path, "rl/d4", second, output=EVIL),
-        write(tmp_path, "base/d4", first, output=EVIL),
-        write(tmp_path, "sft/d4", first),
-    ]
-    files = {kind: tmp_path / f"out.{kind}" for kind in ("markdown", "html", "json")}
-    assert main([*map(str, runs), *(word for kind, file in files.items() for word in (f"--{kind}", str(file)))]) == 0
-    return {"terminal": capsys.readouterr().out} | {kind: file.read_text() for kind, file in files.items()}
-
-
-def test_the_html_page_escapes_what_models_wrote_and_needs_nothing_from_outside(pages):
-    page = Page(pages["html"])
-    assert "script" not in page.tags
-    assert "&lt;script&gt;" in pages["html"]
-    assert not {"src", "href"} & {name for name, _ in page.attributes}
-    assert "http" not in pages["html"].replace("http-equiv", "")
-    assert "url(" not in pages["html"]
-    assert ("name", "viewport") in page.attributes
-    assert page.tags.count("svg") == 1
-    assert page.tags.count("circle") == 3
-
-
-def test_markdown_tables_have_equal_columns_and_fences_hold(pages):
-    tables = re.findall(r"(?:^\|.*\n)+", pages["markdown"], re.MULTILINE)
-    assert tables
-    for table in tables:
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
-    assert f"````text\n{EVIL}\n````" in pages["markdown"]
-
-
-def test_every_form_gives_the_same_verdicts(pages):
-    document = json.loads(pages["json"])
-    assert len(document["verdicts"]) == 2
-    for verdict in document["verdicts"]:
-        assert verdict in pages["terminal"]
-        assert verdict in pages["markdown"]
-        assert verdict in html.unescape(pages["html"])
-    assert "base/d4 against rl/d4, recall exact_match: rl/d4 is better than base/d4" in document["verdicts"][0]
-
-
-def test_the_chart_goes_from_base_to_rl(pages):
-    chart = pages["terminal"].partition("over the stages")[2]
-    assert re.findall(r"^ +(BASE|MID|SFT|RL) ", chart, re.MULTILINE) == ["BASE", "SFT", "RL"]
-    assert "chance 25.0%" in chart
-
-
-def test_a_config_that_cannot_be_read_is_named(tmp_path, capsys):
-    run = write(tmp_path, "sft/d4", [True], config={"seed": 1})
-    (run / "config.yaml").write_text("seed: [1\n")
-    assert main([str(run)]) == 2
-    assert f"{run / 'config.yaml'} is no YAML" in capsys.readouterr().err
-
-
-def test_seeds_are_pointed_out_and_grouped_on_request(tmp_path, capsys):
-    runs = []
-    for group, rate in (("a", 0.1), ("b", 0.2)):
-        for seed in (1, 2, 3):
-            right = [n < 20 + 2 * seed for n in range(40)]
-            config = {"seed": seed, "run_name": f"{group}{seed}", "optim": {"matrix_lr": rate}}
-            runs.append(str(write(tmp_path, f"sft/{group}{seed}", right, config=config)))
-    assert main(runs) == 0
-    assert "sft/a1, sft/a2, sft/a3 differ in their seed only: --seeds" in capsys.readouterr().out
-    assert main([*runs, "--seeds", "--json", str(tmp_path / "out.json")]) == 0
-    assert "seeds of sft/b1 (seed 1, 2, 3), recall exact_match: not distinguishable" in capsys.readouterr().out
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document["seed_groups"] == [[f"sft/{group}{seed}" for seed in (1, 2, 3)] for group in "ab"]
-    assert document["seeds"][0]["spreads"][0]["mean"] == pytest.approx(0.6)
-    assert document["seeds"][0]["spreads"][0]["std"] == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "RUN"),
-        (["nowhere"], "nowhere"),
-        (["{run}", "{run}"], "given twice"),
-        (["{run}", "--limit", "-3"], "--limit"),
-        (["{run}", "--metric", "fluency"], "there are exact_match"),
-        (["{run}", "--seeds"], "config.yaml"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path, capsys):
-    run = write(tmp_path, "sft/d4", [True])
-    assert main([word.format(run=run) for word in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert len(error.splitlines()) == 1
-    assert said in error

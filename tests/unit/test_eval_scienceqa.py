@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nanochat_pl.engine import Completion, Engine
-from nanochat_pl.eval.compare import compare
 from nanochat_pl.eval.prompts import render_prompts
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import ExampleLog, find_row
@@ -233,32 +232,6 @@ def test_a_real_model_and_engine_give_the_same_answers_in_a_batch_and_alone(mode
     assert find_row(together.rows, "strict/accuracy_over_asked") == find_row(alone.rows, "strict/accuracy_over_asked")
     recall = evaluate_recall(tokenizer, engine, QUESTIONS, max_new_tokens=8)
     assert [r["output"] for r in recall.records] == [r["output"] for r in together.records]
-
-
-def records(right):
-    return [{"id": str(number), "correct": bool(flag)} for number, flag in enumerate(right)]
-
-
-def test_a_clear_difference_names_the_better_checkpoint():
-    outcome = compare(records([0] * 30 + [1] * 10), records([1] * 36 + [0] * 4), first="base", second="tuned")
-    assert (outcome.only_first, outcome.only_second, outcome.n) == (4, 30, 40)
-    assert outcome.difference == pytest.approx(outcome.accuracy_second - outcome.accuracy_first) == pytest.approx(0.65)
-    assert outcome.interval.low > 0
-    assert outcome.verdict.startswith("tuned is better than base by 65.0% (p < 0.001")
-    swapped = compare(records([1] * 36 + [0] * 4), records([0] * 30 + [1] * 10), first="tuned", second="base")
-    assert swapped.verdict == outcome.verdict
-
-
-def test_a_difference_inside_the_noise_is_called_so():
-    outcome = compare(records([1, 0] * 25), records([1, 0] * 24 + [1, 1]))
-    assert outcome.verdict == "not distinguishable (p = 1.000, n = 50)"
-
-
-def test_other_questions_cannot_be_compared():
-    with pytest.raises(ValueError, match="3 questions, second 2, 2 in common"):
-        compare(records([1, 0, 1]), records([1, 0]))
-    with pytest.raises(ValueError, match="same"):
-        compare([], [])
 
 
 def test_recall_counts_exact_answers_after_normalisation(tokenizer, tmp_path):

@@ -10,6 +10,7 @@ from nanochat_pl.eval.stats import (
     mcnemar_exact,
     paired_bootstrap,
     seed_spread,
+    sign_flip_test,
     weighted_sum_interval,
     wilson_interval,
 )
@@ -29,6 +30,51 @@ def test_mcnemar_equals_the_binomial_test(a, b):
     expected = scipy.stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
     assert mcnemar_exact(a, b) == pytest.approx(expected, rel=1e-9)
     assert mcnemar_exact(a, b) == mcnemar_exact(b, a)
+
+
+def scipys_sign_flips(first, second, num_resamples=np.inf):
+    return scipy.stats.permutation_test(
+        (first, second),
+        lambda a, b, axis: np.mean(b - a, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=num_resamples,
+        rng=np.random.default_rng(5),
+    ).pvalue
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sign_flips_equal_scipys_where_all_are_counted(seed):
+    draw = np.random.default_rng(seed)
+    first, second = draw.integers(0, 9, (2, 11)) / 8 if seed % 2 else draw.random((2, 11))
+    assert sign_flip_test(first, second) == pytest.approx(scipys_sign_flips(first, second), abs=1e-12)
+    assert sign_flip_test(first, second) == sign_flip_test(second, first)
+
+
+def test_sign_flips_agree_with_scipys_within_the_noise_of_drawing():
+    draw = np.random.default_rng(0)
+    first = draw.integers(0, 9, 150) / 8
+    second = np.clip(first + draw.integers(-2, 4, 150) / 8 * (draw.random(150) < 0.4), 0, 1)
+    theirs = scipys_sign_flips(first, second, 20_000)
+    assert 0.01 < theirs < 0.3
+    assert sign_flip_test(first, second) == pytest.approx(theirs, abs=5 * (theirs * (1 - theirs) / 20_000) ** 0.5)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (2, 9), (5, 5), (40, 62), (700, 771)])
+def test_sign_flips_of_right_and_wrong_are_mcnemars_test(only_first, only_second):
+    first = [1] * only_first + [0] * only_second + [1, 0]
+    second = [0] * only_first + [1] * only_second + [1, 0]
+    p = mcnemar_exact(only_first, only_second)
+    assert sign_flip_test(first, second) == pytest.approx(p, abs=5 * (p * (1 - p) / 100_000) ** 0.5 + 1e-12)
+
+
+def test_drawn_sign_flips_repeat_with_their_seed_and_are_never_impossible():
+    first, second = np.zeros(200), np.linspace(0.1, 1, 200)
+    assert sign_flip_test(first, second, num_resamples=999) == 1 / 1000
+    noisy = np.random.default_rng(0).normal(0.05, 1, 200)
+    assert sign_flip_test(first, noisy) == sign_flip_test(first, noisy)
+    assert sign_flip_test(first, noisy) != sign_flip_test(first, noisy, seed=1)
+    assert sign_flip_test(noisy, noisy) == 1.0
 
 
 def test_bootstrap_agrees_with_scipy_within_resampling_noise():
@@ -75,6 +121,9 @@ def test_pairing_narrows_the_interval_where_both_find_the_same_questions_easy():
         lambda: bootstrap_interval([1.0], level=0.0),
         lambda: paired_bootstrap([1, 0], [1]),
         lambda: mcnemar_exact(-1, 2),
+        lambda: sign_flip_test([], []),
+        lambda: sign_flip_test([0.5], [0.5, 1.0]),
+        lambda: sign_flip_test([0.5], [float("nan")]),
     ],
 )
 def test_impossible_arguments_are_refused(call):

@@ -27,6 +27,7 @@ class Comparison:
     """The field of the records that was compared."""
     n: int
     accuracy_first: float
+    """Share of right answers, or mean of the scores."""
     accuracy_second: float
     difference: float
     interval: Interval
@@ -107,36 +108,35 @@ def compare(
 def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the score of each question that a figure is the mean of, as `id` and `score`.
 
+    Known are shares of right answers, and pass@k, whose score is the unbiased estimate for the one question.
+
     Args:
         row: The figure, over all questions of its task.
         records: The answers to them.
 
     Returns:
-        One a question that counts; nothing where the figure is no mean over questions, or not over these answers.
+        One a question; nothing where the figure is of another kind, or not over these answers.
     """
     try:
-        scores = [(record["id"], _score(row, record)) for record in records]
+        scores = [{"id": record["id"], "score": _score(row, record)} for record in records]
     except (KeyError, ValueError):  # records of another kind, or of too few samples
         return []
-    counted = [{"id": key, "score": score} for key, score in scores if score is not None]
-    if row.value is None or len(counted) != row.n or not counted:
+    if row.value is None or len(scores) != row.n:
         return []
     # The figure itself must come out of the answers, or they are not the ones it was taken over.
-    mean = math.fsum(entry["score"] for entry in counted) / row.n
-    return counted if math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12) else []
+    mean = math.fsum(entry["score"] for entry in scores) / row.n
+    return scores if math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12) else []
 
 
-def _score(row: MetricRow, record: Mapping[str, Any]) -> float | None:
-    """Read one answer again, as the metric's name says; None where it does not count.
+def _score(row: MetricRow, record: Mapping[str, Any]) -> float:
+    """Read one answer again, in the way that the metric's name says.
 
     Raises:
-        KeyError: The metric is no mean over questions, or the record is not of its kind.
+        KeyError: There is no such way, or the record is of another kind.
         ValueError: The record has fewer samples than the k of pass@k.
     """
-    if samples := re.fullmatch(r"pass@(\d+)", row.metric):
-        return pass_at_k(record["num_samples"], record["num_right"], int(samples[1]))
-    if row.metric == "explanation/rouge_l":
-        return record["rouge_l"]
+    if k := re.fullmatch(r"pass@(\d+)", row.metric):
+        return pass_at_k(record["num_samples"], record["num_right"], int(k[1]))
     if row.count is None:
         raise KeyError(row.metric)
     match row.metric.rpartition("/")[0]:

@@ -177,7 +177,7 @@ def sign_flip_test(
     distances = np.abs(differences[differences != 0])
     # Sums that are equal on paper differ in their last bits by the order of adding.
     reach = abs(differences.sum()) - 1e-9 * distances.sum()
-    if 2.0**distances.size <= num_resamples:
+    if 2**distances.size <= num_resamples:
         sums = np.zeros(1)
         for distance in distances:
             sums = np.concatenate([sums + distance, sums - distance])

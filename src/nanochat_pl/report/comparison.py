@@ -143,8 +143,7 @@ def _judge(line: Line, entrants: Sequence[Entrant], seed: int) -> Line:
             continue
         assert first is not None and first.value is not None
         judgement = Judgement(difference=row.value - first.value)
-        paired = bool(own) and {entry["id"] for entry in own} == {entry["id"] for entry in before}
-        if paired and direction(line.metric):
+        if own and before and direction(line.metric):
             tested = compare(before, own, measure="score", seed=seed)
             judgement = replace(judgement, interval=tested.interval, p_value=tested.p_value)
         judgements.append(judgement)
