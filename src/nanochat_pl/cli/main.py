@@ -10,6 +10,7 @@ COMMANDS = {
     "compare": ("checkpoints beside each other, and who won", "outputs/base/d4 outputs/sft/d4"),
     "failures": ("wrong answers sorted, and what to try", "outputs/sft/d4"),
     "workspace": ("a layout of panels for W&B", "--out workspace.yaml"),
+    "chat": ("talk to a model, or to several at once", "outputs/sft/d4"),
     "report": ("a run, with all stages before it, as a page", "outputs/sft/d4"),
 }
 USAGE = "\n".join(

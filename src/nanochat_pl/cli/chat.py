@@ -1,0 +1,152 @@
+"""`nanochat-pl chat CKPT`: talk to a model, let several answer the same, or put questions through a pipe.
+
+Answers go to standard output; where nobody types, everything else goes to standard error, so that answers can be used
+by other programs.
+"""
+
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.serve.settings import Settings, read_setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from nanochat_pl.serve.terminal import Terminal
+
+__all__ = ["main"]
+
+EPILOG = """\
+A terminal gets a chat; /help lists its commands. Without a terminal, each line of standard input is a question (or a
+command) of one conversation; -p - takes the whole of it as one question.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Chat; return 0, 2 for what the user can mend, 130 after Ctrl-C where nobody types."""
+    parser = _parser()
+    try:
+        asked = parser.parse_args(arguments)
+        if asked.prompt is not None and asked.question:
+            raise ValueError("-p asks one question and prints its answer alone; give --question for all of them")
+        return _chat(asked)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="nanochat-pl chat", description="Talk to a trained model.", epilog=EPILOG)
+    parser.add_argument("checkpoint", metavar="CKPT", help="run folder, checkpoint file, or a folder of another format")
+    parser.add_argument(
+        "--compare", action="append", default=[], metavar="CKPT", help="let this model answer as well; may be repeated"
+    )
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="print the answer to this and leave; - reads it")
+    parser.add_argument(
+        "--question", action="append", default=[], metavar="TEXT", help="ask this by itself; may be repeated"
+    )
+    parser.add_argument("--complete", action="store_true", help="continue plain text, as base models can")
+    parser.add_argument("--system", metavar="TEXT", help="system message; joins the first question")
+    for flags, name, meaning in (
+        (("-t", "--temperature"), "temperature", "0 = always the likeliest token"),
+        (("-k", "--top-k"), "top_k", "sample among so many tokens; 0 = all"),
+        (("--top-p",), "top_p", "sample among the fewest that reach this probability together"),
+        (("--min-p",), "min_p", "sample among those at least this share as likely as the likeliest"),
+        (("-n", "--max-new-tokens"), "max_new_tokens", "longest answer"),
+        (("--seed",), "seed", "the same questions, the same answers"),
+    ):
+        default = getattr(Settings, name)
+        shown = "off" if default is None else default
+        parser.add_argument(
+            *flags, type=_typed(name), default=default, metavar="N", help=f"{meaning} (default {shown})"
+        )
+    parser.add_argument(
+        "--context",
+        choices=("drop", "refuse"),
+        default="drop",
+        help="a full context: leave out the oldest turns (default), or refuse further questions",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="number format of decoding"
+    )
+    parser.add_argument("--no-history", action="store_true", help="keep what is typed in no file")
+    return parser
+
+
+def _typed(name: str) -> Callable[[str], Any]:
+    def typed(text: str) -> Any:
+        try:
+            return read_setting(name, text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return typed
+
+
+def _chat(asked: Namespace) -> int:
+    """Open the models and go through what is to be asked."""
+    from rich.console import Console
+
+    from nanochat_pl.checkpoint import load_model
+    from nanochat_pl.serve.screen import Screen
+    from nanochat_pl.serve.session import Chat
+    from nanochat_pl.serve.terminal import Terminal
+
+    settings = Settings(**{field.name: getattr(asked, field.name) for field in fields(Settings)})
+    device = _device(asked.device)
+
+    def open_chat(path: str) -> Chat:
+        loaded = load_model(path, device)
+        return Chat(loaded, settings, system=asked.system, policy=asked.context, dtype=asked.dtype)
+
+    one_shot = asked.prompt is not None or bool(asked.question)
+    interactive = not one_shot and sys.stdin.isatty() and sys.stdout.isatty()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # whatever the locale can say; never a traceback
+    out = Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    notes = out if interactive else Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False)
+    chats = [open_chat(path) for path in (asked.checkpoint, *asked.compare)]
+    terminal = Terminal(chats, Screen(out, notes), open_chat, complete=asked.complete, interactive=interactive)
+    terminal.introduce()
+    if asked.prompt is not None:
+        text = sys.stdin.read().rstrip("\n") if asked.prompt == "-" else asked.prompt
+        if not text.strip():
+            raise ValueError("there is nothing to ask: the text of -p is empty")
+        terminal.ask(text)
+    elif asked.question:
+        for question in asked.question:
+            terminal.ask_anew(question)
+    elif interactive:
+        _interact(terminal, asked.no_history)
+    else:
+        for line in sys.stdin:
+            if line.strip() and not terminal.take(line.rstrip("\r\n")):
+                break
+    return 2 if terminal.num_refused and not interactive else 0
+
+
+def _device(name: str) -> "torch.device":
+    from nanochat_pl.runtime import pick_device
+
+    try:
+        return pick_device(name)
+    except ValueError as error:  # it speaks of the setting that training has
+        raise ValueError(str(error).replace("trainer.accelerator", "--device")) from None
+
+
+def _interact(terminal: "Terminal", no_history: bool) -> None:
+    from nanochat_pl.serve.terminal import history_file, prompt_session
+
+    history = None if no_history else history_file()
+    try:
+        session = prompt_session(history)
+    except OSError as error:
+        terminal.screen.warn(f"What is typed cannot be kept for the next chat ({error}); --no-history does without.")
+        session = prompt_session(None)
+    terminal.interact(session)

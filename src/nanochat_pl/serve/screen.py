@@ -1,0 +1,173 @@
+"""What people see of a chat: answers as they come, tool calls, several answers side by side, remarks.
+
+What a model writes is text and nothing else: it cannot move the cursor, colour the screen or rename the window, since
+control characters are taken out and rich's markup is never read. Without a terminal all is plain text, answers on the
+one stream and remarks on the other.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nanochat_pl.serve.text import Part
+
+__all__ = ["Screen", "visible"]
+
+COLUMN = 44
+"""Answers stand side by side where each has at least so many characters in a line."""
+MEASURE = 100
+"""Longest line that answers are wrapped to."""
+REDRAW_S = 0.1
+"""Answers side by side are drawn anew so often: a slow terminal shall not hold the models up."""
+
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Take out what a terminal would obey instead of show: control characters and changes of direction."""
+    return _INVISIBLE.sub("", text).replace("\t", "    ")
+
+
+class _Marks:
+    """Turn parts into pieces of text with their style; a tool call is `[12*3 = 36]`."""
+
+    def __init__(self) -> None:
+        self._open = False
+
+    def take(self, part: Part) -> Iterator[tuple[str, str]]:
+        text = visible(part.text)
+        if part.type == "python_output" and self._open:
+            yield f" = {text}", "dim"
+            yield from self.close()
+            return
+        yield from self.close()
+        if part.type == "python":
+            self._open = True
+            yield f"[{text}", "dim"
+        else:
+            yield (f"[{text}]", "dim") if part.type == "python_output" else (text, "")
+
+    def close(self) -> Iterator[tuple[str, str]]:
+        if self._open:
+            self._open = False
+            yield "]", "dim"
+
+
+class _Wrapped:
+    """Break lines between words while they come: a word is shown when it is known to end."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._width = min(console.width, MEASURE) if console.is_terminal else sys.maxsize
+        self._column = 0
+        self._space = self._word = ""
+        self._style = ""
+
+    def write(self, text: str, style: str) -> None:
+        if style != self._style:
+            self.flush()
+            self._style = style
+        for character in text:
+            if character == "\n":
+                self.flush()
+                self._put("\n")
+                self._column, self._space = 0, ""
+            elif character.isspace():
+                self.flush()
+                self._space += character
+            else:
+                self._word += character
+                if cell_len(character) > 1 or cell_len(self._word) >= self._width:
+                    self.flush()  # scripts that need no spaces, and words longer than a line
+
+    def flush(self) -> None:
+        """Show the word that was held back."""
+        if not self._word:
+            return
+        size = cell_len(self._word)
+        if self._column and self._column + len(self._space) + size > self._width:
+            self._put("\n")
+            self._column, self._space = 0, ""
+        self._put(self._space + self._word)
+        self._column += len(self._space) + size
+        self._space = self._word = ""
+
+    def _put(self, text: str) -> None:
+        self._console.out(text, end="", style=self._style or None, highlight=False)
+
+
+class Screen:
+    """Where a chat is shown.
+
+    Args:
+        out: answers.
+        notes: remarks; the same as `out` where a person looks at both.
+    """
+
+    def __init__(self, out: Console, notes: Console):
+        self.out, self.notes = out, notes
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """Say something about the chat; text of models and people in it is shown as it is."""
+        self.notes.print(Text(visible(text), style=style), soft_wrap=not self.notes.is_terminal)
+
+    def warn(self, text: str) -> None:
+        """Say what ought not to be overlooked."""
+        self.note(text, style="yellow")
+
+    def heading(self, text: str) -> None:
+        """Say whose answer follows."""
+        self.out.print(Text(visible(text), style="bold"), soft_wrap=True)
+
+    def stream(self, parts: Iterable[Part]) -> None:
+        """Show one answer as it comes."""
+        marks, wrapped = _Marks(), _Wrapped(self.out)
+        try:
+            for part in parts:
+                for text, style in marks.take(part):
+                    wrapped.write(text, style)
+                self.out.file.flush()
+        finally:
+            for text, style in marks.close():
+                wrapped.write(text, style)
+            wrapped.flush()
+            self.out.out("", highlight=False)
+
+    def has_columns(self, count: int) -> bool:
+        """Say whether so many answers have room side by side."""
+        return count > 1 and self.out.is_terminal and self.out.width >= count * COLUMN
+
+    def columns(self, headings: Sequence[str], answers: Sequence[Iterator[Part]]) -> None:
+        """Show several answers as they come, by turns, side by side."""
+        texts, marks = [Text() for _ in answers], [_Marks() for _ in answers]
+        waiting, drawn = dict(enumerate(answers)), 0.0
+
+        def table() -> Table:
+            shown = Table(expand=True, show_edge=False, pad_edge=False, header_style="bold")
+            for heading in headings:
+                shown.add_column(Text(visible(heading)), ratio=1, overflow="fold")
+            shown.add_row(*texts)
+            return shown
+
+        with Live(Group(), console=self.out, transient=True, auto_refresh=False) as live:
+            try:
+                while waiting:
+                    for index, answer in list(waiting.items()):
+                        part = next(answer, None)
+                        if part is None:
+                            del waiting[index]
+                        for text, style in marks[index].take(part) if part else marks[index].close():
+                            texts[index].append(text, style)
+                    if time.monotonic() - drawn > REDRAW_S:
+                        live.update(table(), refresh=True)
+                        drawn = time.monotonic()
+            finally:
+                live.update(Group())  # the whole table follows, also where it is longer than the screen
+        self.out.print(table())

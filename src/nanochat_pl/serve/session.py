@@ -1,0 +1,269 @@
+"""A conversation with one model: what was said, how answers are drawn, and the next answer as a stream of parts.
+
+Nothing here knows a terminal; `terminal.py` shows what a `Chat` yields. A saved conversation is one line of JSON in the
+layout that fine-tuning reads (`tasks.jsonl`), so that good ones can be trained on as they are.
+"""
+
+import json
+import random
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nanochat_pl.checkpoint import LoadedModel
+from nanochat_pl.engine import Completion, Engine, Request
+from nanochat_pl.paths import write_atomically
+from nanochat_pl.serve.context import Policy, Prompt, fit, fit_text
+from nanochat_pl.serve.settings import Settings
+from nanochat_pl.serve.text import Part, TextStream, merge_parts
+
+__all__ = ["Chat", "Settings", "Stats"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of one answer."""
+
+    prompt_tokens: int
+    new_tokens: int
+    """Those of tools among them."""
+    first_token_s: float | None
+    """Seconds until the first new token, reading the prompt included; None where there was none."""
+    total_s: float
+    ended: Literal["end", "length", "context", "stopped"]
+    """What ended it: the model itself, `max_new_tokens`, the end of the context, or whoever listened."""
+    dropped: int
+    """Messages at the front that the model was no longer shown."""
+    truncated: bool
+    """Whether the question lost its beginning."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """New tokens a second after the first; None with fewer than two."""
+        if self.first_token_s is None or self.new_tokens < 2 or self.total_s <= self.first_token_s:
+            return None
+        return (self.new_tokens - 1) / (self.total_s - self.first_token_s)
+
+
+class Chat:
+    """Talk with a model.
+
+    An answer that was begun belongs to the conversation as far as it came, also where nobody listened to its end.
+
+    Args:
+        loaded: from `load_model`.
+        settings: how answers are drawn.
+        system: joins the first question that the model is shown.
+        policy: what happens when the context is full, see `serve.context.fit`.
+        dtype: of decoding, see `Engine`.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: Settings | None = None,
+        *,
+        system: str | None = None,
+        policy: Policy = "drop",
+        dtype: str = "auto",
+    ):
+        self.loaded, self.tokenizer, self.policy = loaded, loaded.tokenizer, policy
+        self.messages: list[dict[str, Any]] = []
+        """User and assistant by turns, the assistant last; without the system message."""
+        self.system = system
+        self.stats: Stats | None = None
+        """Of the last answer."""
+        stop_ids = [loaded.tokenizer.special_id(name) for name in ("<|assistant_end|>", "<|bos|>")]
+        self.engine = Engine(loaded.model, stop_ids, loaded.tokenizer, dtype)
+        self.sequence_len = loaded.model.config.sequence_len
+        self._random_seed = random.randrange(2**32)
+        self._attempt = 0
+        self._stopping = False
+        self._settings = self._checked(settings or Settings())
+
+    @property
+    def settings(self) -> Settings:
+        """How answers are drawn."""
+        return self._settings
+
+    def set(self, **changes: Any) -> None:
+        """Change settings by name.
+
+        Raises:
+            ValueError: for a value out of range; nothing is changed then.
+        """
+        self._settings = self._checked(replace(self._settings, **changes))
+
+    @property
+    def conversation(self) -> list[dict[str, Any]]:
+        """All messages, the system message first where there is one."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return [*head, *self.messages]
+
+    @property
+    def question(self) -> str | None:
+        """What was asked last."""
+        return self.messages[-2]["content"] if self.messages else None
+
+    def ask(self, question: str) -> Iterator[Part]:
+        """Ask, and yield the answer's parts as they come.
+
+        Raises:
+            ContextFull: before anything is read or remembered, see `serve.context.fit`.
+        """
+        self._attempt = 0
+        return self._answer(self.messages, question)
+
+    def regenerate(self) -> Iterator[Part]:
+        """Answer the last question again, from another random stream.
+
+        Raises:
+            ValueError: where nothing was asked.
+        """
+        if self.question is None:
+            raise ValueError("nothing was asked yet; there is no answer to give again")
+        self._attempt += 1
+        return self._answer(self.messages[:-2], self.question)
+
+    def edit(self, question: str) -> Iterator[Part]:
+        """Ask this in place of the last question.
+
+        Raises:
+            ValueError: where nothing was asked.
+        """
+        if self.question is None:
+            raise ValueError("nothing was asked yet; there is no question to edit")
+        self._attempt = 0
+        return self._answer(self.messages[:-2], question)
+
+    def complete(self, text: str) -> Iterator[Part]:
+        """Continue plain text, as a base model does; the conversation is neither read nor changed."""
+        prompt = self._room(fit_text, _encodable(text))
+        return self._generate(prompt, "text", [self.tokenizer.bos_id])
+
+    def stop(self) -> None:
+        """End the present answer after its next token; may be called from a signal handler or another thread."""
+        self._stopping = True
+
+    def clear(self) -> None:
+        """Forget what was said; the system message stays."""
+        self.messages, self.stats = [], None
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation as one line of JSON: messages, settings, and which model answered.
+
+        Raises:
+            ValueError: where nothing was said.
+            OSError: if it cannot be written.
+        """
+        if not self.messages:
+            raise ValueError("nothing was said yet; there is nothing to save")
+        loaded = self.loaded
+        document = {
+            "messages": self.conversation,
+            "settings": asdict(self.settings),
+            "model": {"path": str(loaded.path), "stage": loaded.stage, "step": loaded.step},
+        }
+        write_atomically(Path(path).expanduser(), json.dumps(document, ensure_ascii=False) + "\n")
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a saved conversation: its messages and its system message; settings stay as they are.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it is no conversation, or has no answer at its end; nothing is changed then.
+        """
+        file = Path(path).expanduser()
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            several = "Extra data" in str(error)
+            remedy = "it holds several conversations: put one line into a file of its own" if several else str(error)
+            raise ValueError(f"{file} is not one conversation as JSON: {remedy}") from None
+        messages: Any = document.get("messages") if isinstance(document, dict) else document
+        try:
+            self.tokenizer.render_conversation({"messages": messages})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        if messages[-1]["role"] != "assistant":
+            raise ValueError(f"{file} ends with a question; a conversation to go on with ends with its answer")
+        messages = [{"role": message["role"], "content": message["content"]} for message in messages]
+        has_system = messages[0]["role"] == "system"
+        self.system = messages[0]["content"] if has_system else None
+        self.messages, self.stats = messages[has_system:], None
+
+    def _checked(self, settings: Settings) -> Settings:
+        """Let the engine judge; also makes its copy of the weights, so that the first answer does not wait for it."""
+        self.engine.session(1).submit(self._request([self.tokenizer.bos_id], settings, ""))
+        return settings
+
+    def _request(self, ids: list[int], settings: Settings, stream: str, stop_ids: list[int] | None = None) -> Request:
+        seed = self._random_seed if settings.seed is None else settings.seed
+        drawn = {name: value for name, value in asdict(settings).items() if name != "seed"}
+        return Request(ids, **drawn, seed=f"{seed}/{stream}/{self._attempt}", stop_ids=stop_ids)
+
+    def _room(self, lay_out: Any, content: Any) -> Prompt:
+        self._stopping, self.stats = False, None
+        return lay_out(content, self.tokenizer, self.sequence_len, self.settings.max_new_tokens, self.policy)
+
+    def _answer(self, before: list[dict[str, Any]], question: str) -> Iterator[Part]:
+        asked = [*before, {"role": "user", "content": _encodable(question)}]
+        prompt = self._room(fit, self.conversation[: bool(self.system)] + asked)
+        return self._remember(asked, self._generate(prompt, str(len(before))))
+
+    def _remember(self, asked: list[dict[str, Any]], answer: Generator[Part, None, None]) -> Iterator[Part]:
+        said: dict[str, Any] = {"role": "assistant", "content": ""}
+        self.messages = [*asked, said]
+        parts: list[Part] = []
+        try:
+            for part in answer:
+                parts.append(part)
+                yield part
+        finally:
+            answer.close()
+            said["content"] = merge_parts(parts)
+
+    def _generate(self, prompt: Prompt, stream: str, stop_ids: list[int] | None = None) -> Generator[Part, None, None]:
+        """Yield the parts of one answer, and leave its figures in `stats`."""
+        settings, text, began = self.settings, TextStream(self.tokenizer), time.perf_counter()
+        first_token_s, completion = None, Completion()
+        session = self.engine.session(1)
+        number = session.submit(self._request(prompt.ids, settings, stream, stop_ids))
+        try:
+            while session.num_unfinished and not self._stopping:
+                for event in session.step():
+                    if first_token_s is None:
+                        first_token_s = time.perf_counter() - began
+                    completion = event.completion or completion
+                    if event.token is not None:
+                        yield from text.push(event.token, event.sampled)
+            yield from text.finish()
+        finally:
+            stopped = session.cancel(number)
+            completion = stopped or completion
+            new_tokens = len(completion.tokens)
+            self.stats = Stats(
+                prompt_tokens=len(prompt.ids),
+                new_tokens=new_tokens,
+                first_token_s=first_token_s if new_tokens else None,
+                total_s=time.perf_counter() - began,
+                ended="stopped"
+                if stopped
+                else "end"
+                if completion.stop_token is not None
+                else "length"
+                if new_tokens >= settings.max_new_tokens
+                else "context",
+                dropped=prompt.dropped,
+                truncated=prompt.truncated,
+            )
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of characters, which a terminal in another encoding may send, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

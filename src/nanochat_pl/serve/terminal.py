@@ -1,0 +1,411 @@
+"""The chat that people type into: questions, commands, one model or several that answer the same.
+
+`Terminal.take` understands one input, wherever it comes from; `interact` reads them from a person, with a history and
+several lines where wanted. Ctrl-C ends an answer, never the chat.
+"""
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_pl.checkpoint import LoadedModel
+from nanochat_pl.serve.context import ContextFull
+from nanochat_pl.serve.screen import Screen
+from nanochat_pl.serve.session import Chat, Stats
+from nanochat_pl.serve.settings import read_setting
+from nanochat_pl.serve.text import Part
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+__all__ = ["Terminal", "history_file", "labels", "prompt_session"]
+
+COMMANDS = {
+    "help": ("", "this list"),
+    "system": ("[text|off]", "show or set the system message"),
+    "temperature": ("[number]", "0 = always the likeliest token"),
+    "topk": ("[number|off]", "sample among so many tokens"),
+    "topp": ("[number|off]", "sample among the fewest that reach this probability together"),
+    "minp": ("[number|off]", "sample among those at least this share as likely as the likeliest"),
+    "tokens": ("[number]", "longest answer"),
+    "seed": ("[number|off]", "the same questions, the same answers"),
+    "regenerate": ("", "answer the last question again"),
+    "edit": ("[text]", "ask something else in place of the last question"),
+    "save": ("file", "the conversation as JSON; fine-tuning reads it too"),
+    "load": ("file", "go on with a saved conversation"),
+    "stats": ("", "figures of the last answer, and the settings"),
+    "clear": ("", "begin a new conversation; the system message stays"),
+    "compare": ("[checkpoint|off]", "let another model answer as well"),
+    "quit": ("", "leave, like Ctrl-D"),
+}
+SETTINGS = {
+    "temperature": "temperature",
+    "topk": "top_k",
+    "topp": "top_p",
+    "minp": "min_p",
+    "tokens": "max_new_tokens",
+    "seed": "seed",
+}
+
+
+def labels(models: Sequence[LoadedModel]) -> list[str]:
+    """Name each model shortly: stage and run of its folder, and more only where that does not tell them apart."""
+    runs = [model.path.parent.parent if model.path.parent.name == "checkpoints" else model.path for model in models]
+    named = ["/".join(run.absolute().parts[-2:]) for run in runs]
+    if len(set(named)) < len(named):
+        named = [f"{name}:{model.path.stem}" for name, model in zip(named, models)]
+    if len(set(named)) < len(named):
+        named = [f"{index}: {model.path}" for index, model in enumerate(models, 1)]
+    return named
+
+
+def history_file() -> Path:
+    """Return where questions are kept between chats, in the folder that the system means for such things."""
+    state = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME")
+    return Path(state or Path.home() / ".local" / "state") / "nanochat_pl" / "chat_history"
+
+
+class Terminal:
+    """One conversation on a screen, or the same conversation with several models.
+
+    Args:
+        chats: the first is the one that is saved.
+        screen: where it is shown.
+        open_chat: makes a chat with another checkpoint, for /compare.
+        complete: inputs are plain text to be continued, not questions.
+        interactive: a person is there: figures follow each answer, and Ctrl-C ends an answer only.
+    """
+
+    def __init__(
+        self,
+        chats: Sequence[Chat],
+        screen: Screen,
+        open_chat: Callable[[str], Chat],
+        *,
+        complete: bool = False,
+        interactive: bool = False,
+    ):
+        self.chats, self.screen, self.complete, self.interactive = list(chats), screen, complete, interactive
+        self._open_chat = open_chat
+        self.num_refused = 0
+        """Inputs that could not be answered or obeyed."""
+        self._own_files: set[Path] = set()
+        self._read: Callable[[str], str] | None = None
+
+    def introduce(self) -> None:
+        """Say which models answer, and what may be expected of them."""
+        for chat in self.chats:
+            self._introduce(chat)
+
+    def _introduce(self, chat: Chat) -> None:
+        loaded = chat.loaded
+        parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+        dtype = str(chat.engine.dtype).removeprefix("torch.")
+        self.screen.note(
+            f"{loaded.path}\n{loaded.stage}, step {loaded.step:,} · {_count(parameters)} parameters · "
+            f"{loaded.model.device}, {dtype} · context {chat.sequence_len:,} tokens"
+        )
+        if loaded.stage == "base" and not self.complete:
+            self.screen.warn(
+                "A base model: it has never seen a conversation and may answer with anything. "
+                "--complete lets it continue text, which is what it has learned."
+            )
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+
+    def interact(self, session: "PromptSession[str]") -> None:
+        """Take inputs from a person until /quit or Ctrl-D."""
+        self._read = lambda default: session.prompt(default=default)
+        self.screen.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n")
+        while True:
+            try:
+                text = self._read("")
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+            if text.strip() and not self.take(text):
+                return
+
+    def take(self, text: str) -> bool:
+        """Answer a question or obey a command; return False when it was /quit."""
+        command = re.fullmatch(r"/([a-z]+)(?:\s+(.*))?\s*", text, re.DOTALL)
+        try:
+            if command is None and self.interactive:
+                self.ask(text)
+            elif command is None:
+                self._quote_and_ask(text)
+            else:
+                return self._obey(command[1], (command[2] or "").strip())
+        except (ValueError, OSError) as error:
+            self.num_refused += 1
+            self.screen.warn(str(error))
+        return True
+
+    def _obey(self, name: str, argument: str) -> bool:
+        if name in ("quit", "exit"):
+            return False
+        if name not in COMMANDS:
+            raise ValueError(
+                f"there is no /{name}; there are {', '.join(f'/{known}' for known in COMMANDS)}. "
+                "A question that begins like this can be asked with a space before it."
+            )
+        if argument and not COMMANDS[name][0]:
+            raise ValueError(f"/{name} takes nothing behind it, found {argument!r}")
+        if name in SETTINGS:
+            self._set(SETTINGS[name], argument)
+        else:
+            getattr(self, f"_{name}")(argument)
+        return True
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    def ask(self, text: str) -> None:
+        """Show the answer to a question, or the continuation of a text.
+
+        Raises:
+            ContextFull: where the context policy is to refuse.
+        """
+        self.answer(lambda chat: chat.complete(text) if self.complete else chat.ask(text))
+
+    def ask_anew(self, question: str) -> None:
+        """Show a question and its answer, nothing having been said before; see `ask`."""
+        for chat in self.chats:
+            chat.clear()
+        self._quote_and_ask(question)
+
+    def _quote_and_ask(self, question: str) -> None:
+        self.screen.heading(f"> {question}")
+        self.ask(question)
+        self.screen.heading("")
+
+    def answer(self, begin: Callable[[Chat], Iterator[Part]]) -> None:
+        """Show the answer of every model to the same.
+
+        Raises:
+            ValueError: as `begin` does; with several models it is shown in the place of the answer instead.
+        """
+        with self._stoppable():
+            if len(self.chats) == 1:
+                self.screen.stream(begin(self.chats[0]))
+            else:
+                names = labels([chat.loaded for chat in self.chats])
+                answers = [_or_refusal(begin, chat) for chat in self.chats]
+                if self.screen.has_columns(len(answers)):
+                    self.screen.columns(names, answers)
+                else:
+                    for place, (name, answer) in enumerate(zip(names, answers)):
+                        self.screen.heading("\n" * bool(place) + f"{name}:")
+                        self.screen.stream(answer)
+        self._say_figures()
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C end answers after their next token; a second one, at once."""
+        if not self.interactive:
+            yield
+            return
+        pressed = False
+
+        def stop(*_: Any) -> None:
+            nonlocal pressed
+            if pressed:
+                raise KeyboardInterrupt
+            pressed = True
+            for chat in self.chats:
+                chat.stop()
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        except KeyboardInterrupt:
+            pass  # what came so far was said
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _say_figures(self) -> None:
+        names = labels([chat.loaded for chat in self.chats])
+        for name, chat in zip(names, self.chats):
+            if chat.stats is None:
+                continue
+            whose = f"{name}: " if len(names) > 1 else ""
+            if self.interactive:
+                self.screen.note(f"{whose}{_figures(chat.stats)}")
+            if chat.stats.truncated:
+                what = "text" if self.complete else "question"
+                self.screen.warn(f"{whose}The {what} is longer than the context; only its end was read.")
+            if chat.stats.dropped:
+                self.screen.warn(
+                    f"{whose}The context is full: the oldest {chat.stats.dropped} messages are no longer read. "
+                    "/clear begins anew."
+                )
+        if self.interactive:
+            self.screen.note("")
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    def _help(self, _: str) -> None:
+        uses = {f"/{name} {argument}": what for name, (argument, what) in COMMANDS.items()}
+        width = max(map(len, uses))
+        lines = [f"{use:{width}} {what}" for use, what in uses.items()]
+        lines += [
+            "",
+            "Esc Enter, or a backslash at the end of a line, begins a new line; pasted lines stay together.",
+            "Ctrl-C stops an answer; arrow keys bring earlier questions back; Ctrl-D leaves.",
+        ]
+        self.screen.note("\n".join(lines), style="")
+
+    def _set(self, name: str, argument: str) -> None:
+        if argument:
+            value = read_setting(name, argument)
+            for chat in self.chats:
+                chat.set(**{name: value})
+        value = getattr(self.chats[0].settings, name)
+        self.screen.note(f"{name} is {'off' if value is None else value}")
+
+    def _system(self, argument: str) -> None:
+        if argument:
+            for chat in self.chats:
+                chat.system = None if argument == "off" else argument
+        self.screen.note(f"system message: {self.chats[0].system or 'none'}")
+
+    def _regenerate(self, _: str) -> None:
+        self._needs_conversation()
+        self.answer(Chat.regenerate)
+
+    def _edit(self, argument: str) -> None:
+        self._needs_conversation()
+        text = argument
+        if not text:
+            if self._read is None:
+                raise ValueError("/edit needs the new question behind it where nobody is there to type")
+            with contextlib.suppress(KeyboardInterrupt, EOFError):
+                text = self._read(self.chats[0].question or "")
+        if text.strip():
+            self.answer(lambda chat: chat.edit(text))
+
+    def _save(self, argument: str) -> None:
+        if not argument:
+            raise ValueError("/save needs a file's name, such as /save talk.json")
+        for place, chat in enumerate(self.chats, 1):
+            file = Path(argument).expanduser()
+            if place > 1:
+                file = file.with_name(f"{file.stem}-{place}{file.suffix}")
+            if file.exists() and file.resolve() not in self._own_files:
+                raise ValueError(f"{file} is there already and not from this chat; save under another name")
+            chat.save(file)
+            self._own_files.add(file.resolve())
+            self.screen.note(f"saved {len(chat.messages)} messages to {file}")
+
+    def _load(self, argument: str) -> None:
+        if not argument:
+            raise ValueError("/load needs a file's name, such as /load talk.json")
+        for chat in self.chats:
+            chat.load(argument)
+        system = " and a system message" if self.chats[0].system else ""
+        self.screen.note(f"{len(self.chats[0].messages)} messages{system}; the last question was:")
+        self.screen.note(self.chats[0].question or "", style="")
+
+    def _stats(self, _: str) -> None:
+        names = labels([chat.loaded for chat in self.chats])
+        for name, chat in zip(names, self.chats):
+            if chat.stats is not None:
+                whose = f"{name}: " if len(names) > 1 else ""
+                of = f"prompt of {chat.stats.prompt_tokens} of {chat.sequence_len} tokens"
+                self.screen.note(f"{whose}{_figures(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
+        chat = self.chats[0]
+        values = {name: getattr(chat.settings, name) for name in SETTINGS.values()}
+        said = ", ".join(f"{name} {'off' if value is None else value}" for name, value in values.items())
+        self.screen.note(f"{len(chat.messages)} messages · {said} · full context: {chat.policy}")
+
+    def _clear(self, _: str) -> None:
+        for chat in self.chats:
+            chat.clear()
+        self.screen.note("a new conversation")
+
+    def _compare(self, argument: str) -> None:
+        if argument == "off":
+            del self.chats[1:]
+        elif argument:
+            first, other = self.chats[0], self._open_chat(argument)
+            other.set(**{name: getattr(first.settings, name) for name in SETTINGS.values()})
+            other.system, other.messages = first.system, [dict(message) for message in first.messages]
+            self.chats.append(other)
+            self._introduce(other)
+        self.screen.note("answering: " + ", ".join(labels([chat.loaded for chat in self.chats])))
+
+    def _needs_conversation(self) -> None:
+        if not self.chats[0].messages:
+            raise ValueError("nothing was asked yet")
+
+
+def _or_refusal(begin: Callable[[Chat], Iterator[Part]], chat: Chat) -> Iterator[Part]:
+    """Begin an answer; a model whose context is full says so in its place, so that the others still answer."""
+    try:
+        return begin(chat)
+    except ContextFull as error:
+        chat.stats = None
+        return iter([Part("text", f"({error})")])
+
+
+def _figures(stats: Stats) -> str:
+    said = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
+    if stats.tokens_per_s is not None:
+        said.append(f"{stats.tokens_per_s:.1f} tokens/s")
+    if stats.first_token_s is not None:
+        said.append(f"first after {stats.first_token_s:.2f} s")
+    why = {"length": "cut at its longest (/tokens)", "context": "cut by the end of the context", "stopped": "stopped"}
+    if stats.ended in why:
+        said.append(why[stats.ended])
+    return " · ".join(said)
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def prompt_session(history: Path | None) -> "PromptSession[str]":
+    """Make the line that people type into.
+
+    Args:
+        history: file that keeps what was typed, readable by its owner only; None = forget it at the end.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    if history is not None:
+        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+    return PromptSession(
+        [("bold", "> ")],
+        multiline=True,  # Enter still sends; this is for lines that are pasted or asked for
+        prompt_continuation=[("", "  ")],
+        key_bindings=keys,
+        history=InMemoryHistory() if history is None else FileHistory(str(history)),
+    )
