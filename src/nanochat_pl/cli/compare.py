@@ -12,7 +12,7 @@ from nanochat_pl.report.entrants import load_entrants
 from nanochat_pl.report.overview import Overview, draw_up, tables, verdicts
 from nanochat_pl.report.stage_charts import text_chart
 
-__all__ = ["Arguments", "main", "refuse"]
+__all__ = ["main"]
 
 MANY = 8
 """Beyond so many verdicts the terminal counts those that name no winner."""
