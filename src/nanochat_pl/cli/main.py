@@ -11,6 +11,7 @@ COMMANDS = {
     "failures": ("wrong answers sorted, and what to try", "outputs/sft/d4"),
     "workspace": ("a layout of panels for W&B", "--out workspace.yaml"),
     "chat": ("talk to a model, or to several at once", "outputs/sft/d4"),
+    "serve": ("web page and OpenAI's API over models", "outputs/sft/d4 --port 8000"),
     "report": ("a run, with all stages before it, as a page", "outputs/sft/d4"),
 }
 USAGE = "\n".join(

@@ -1,0 +1,193 @@
+"""`nanochat-pl serve CKPT …`: OpenAI's API and a web page over trained models; see docs/serving.md.
+
+What is wrong with the command line is said before torch is loaded.
+"""
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.cli.arguments import Arguments, refuse
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until a signal comes; return 0, or 2 for what cannot be served."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+        models = [_named(text) for text in options.models]
+        from nanochat_pl.checkpoint import check_model
+
+        for _, path in models:
+            check_model(path)
+        keys = _keys(options.api_key_env, options.api_key_file)
+        with _listen(options.host, options.port) as listening:
+            return _serve(options, models, keys, listening)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        prog="nanochat-pl serve",
+        description="Serve models: a web page at /, OpenAI's API below /v1. Only this machine reaches it by default.",
+        epilog="nanochat-pl serve outputs/base/d4 tutor=outputs/sft/d4 --port 8000",
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="[NAME=]CKPT", help="what `load_model` opens; the first is the default model")
+    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 = all, for others (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 = any free one (default: %(default)s)")
+    add("--api-key-env", metavar="NAME", help="environment variable with the key that requests must bear")
+    add("--api-key-file", type=Path, metavar="FILE", help="file with such keys, one a line")
+    add("--cors", nargs="+", default=[], metavar="ORIGIN", help="pages of other origins that may use it; * = all")
+    add("--trust-proxy", metavar="ADDRESSES", help="proxies whose X-Forwarded-For tells the client's address")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of decoding")
+    add("--batch-size", type=int, default=16, metavar="ROWS", help="answers at once, a model (default: %(default)s)")
+    add("--queue", type=int, default=256, metavar="N", help="answers that may wait, a model (default: %(default)s)")
+    add("--queue-per-client", type=int, metavar="N", help="of one client, told by key and address (default: all)")
+    add("--max-tokens", type=int, default=2048, help="most new tokens of an answer (default: %(default)s)")
+    add("--max-messages", type=int, default=500, help="of a conversation (default: %(default)s)")
+    add("--max-message-chars", type=int, default=8_000, help="of one message (default: %(default)s)")
+    add("--max-total-chars", type=int, default=32_000, help="of a request (default: %(default)s)")
+    add("--request-timeout", type=float, default=120.0, metavar="S", help="of an answer, waiting included (120)")
+    add("--context", default="refuse", choices=("refuse", "drop"), help="what is done with chats that are too long")
+    add("--grace", type=float, default=20.0, metavar="S", help="for answers under way when it is ended (20)")
+    return parser
+
+
+def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[str, ...], listening: Any) -> int:
+    import uvicorn
+
+    from nanochat_pl.checkpoint import load_model
+    from nanochat_pl.runtime import pick_device
+    from nanochat_pl.serve.app import create_app
+    from nanochat_pl.serve.limits import Limits
+    from nanochat_pl.serve.models import Served, model_id, serve_model
+
+    limits = Limits(
+        api_keys=keys,
+        cors_origins=tuple(options.cors),
+        max_messages=options.max_messages,
+        max_message_chars=options.max_message_chars,
+        max_total_chars=options.max_total_chars,
+        # a character is at most twelve bytes of JSON (two escaped surrogates), beside the structure around it
+        max_body_bytes=12 * options.max_total_chars + 256 * options.max_messages + 65_536,
+        max_tokens=options.max_tokens,
+        request_timeout_s=options.request_timeout,
+        context=options.context,
+    )
+    _log()
+    device, served = pick_device(options.device), list[Served]()
+    for name, path in models:
+        loaded = load_model(path, device)
+        name = name or model_id(loaded, [other.id for other in served])
+        print(f"{name}: {loaded.path}, step {loaded.step}, on {device}", flush=True)
+        served.append(
+            serve_model(
+                loaded,
+                name,
+                batch_size=options.batch_size,
+                queue_limit=options.queue,
+                client_limit=options.queue_per_client,
+                dtype=options.dtype,
+            )
+        )
+    app = create_app(served, limits)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            print(f"shutting down; answers under way have {options.grace:g} s", file=sys.stderr, flush=True)
+            app.state.server.drain(options.grace)
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=options.trust_proxy is not None,
+        forwarded_allow_ips=options.trust_proxy,
+        timeout_graceful_shutdown=int(options.grace) + 3,  # when it is over, the workers end their answers themselves
+    )
+    _say_where(listening, bool(keys))
+    # uvicorn raises the signal that ended it once more, for whoever handled it before; that it ended well is enough
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server = Server(config)
+    server.run(sockets=[listening])
+    return 0 if server.started else 1
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """Split NAME=PATH; a path that exists is one, whatever it holds."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists() or ("/" in name.split("=")[0] and not path):
+        return None, text
+    if not name or not name.isprintable() or len(name) > 100:
+        raise ValueError(f"the name in {text!r} must be 1 to 100 printable characters, as in tutor=outputs/sft/d4")
+    return name, path
+
+
+def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
+    keys: list[str] = []
+    if variable is not None:
+        if not os.environ.get(variable):
+            raise ValueError(f"--api-key-env {variable}: this environment variable is empty or not set")
+        keys.append(os.environ[variable])
+    if file is not None:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise ValueError(f"--api-key-file {file} holds no key; write one a line")
+        keys += found
+    return tuple(keys)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before a model is loaded: that it is taken by somebody else is known at once."""
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"--port {port} must lie between 0 (any free one) and 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port or --host") from None
+
+
+def _say_where(listening: socket.socket, has_key: bool) -> None:
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"page: http://{shown}:{port}/   API: http://{shown}:{port}/v1   figures: /stats, /metrics", flush=True)
+    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        print(
+            "only this machine reaches it; for others: --host 0.0.0.0 and --api-key-env NAME, "
+            "behind a proxy with TLS where the network is not your own",
+            flush=True,
+        )
+    elif not has_key:
+        print(
+            f"warning: whoever reaches {shown}:{port} may use it and read its figures, since there is no key; "
+            "set --api-key-env NAME or --api-key-file FILE",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _log() -> None:
+    """Write warnings and one line a request to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    access = logging.getLogger("nanochat_pl.serve.access")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)
+    access.propagate = False

@@ -1,0 +1,280 @@
+"""OpenAI's routes: chats, completions, models."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from nanochat_pl.serve.choices import Choice, Scored, merged
+from nanochat_pl.serve.context import ContextFull, Policy, Prompt, fit, fit_text
+from nanochat_pl.serve.errors import ApiError
+from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.schema import (
+    ChatBody,
+    ChatCompletion,
+    CompletionBody,
+    ErrorBody,
+    MessageBody,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+)
+from nanochat_pl.serve.server import Answer, Sampling, Server
+from nanochat_pl.serve.streams import EventStream, event, unless_gone
+from nanochat_pl.serve.text import Part
+
+__all__ = ["ERRORS", "api_routes"]
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is at fault, or there is too much to do."},
+    "5XX": {"model": ErrorBody, "description": "The server is at fault, or being shut down."},
+}
+COMPLETION_TOKENS = 16
+"""New tokens of a completion that does not say how many; OpenAI's number."""
+
+
+def api_routes(server: Server) -> APIRouter:
+    """Make the routes below /v1."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models", response_model=ModelList, responses=ERRORS)
+    async def models() -> ModelList:
+        """List the loaded models."""
+        return ModelList(data=[_card(served) for served in server.models.values()])
+
+    @router.get("/models/{model_id:path}", response_model=ModelCard, responses=ERRORS)
+    async def model(model_id: str) -> ModelCard:
+        """Describe one loaded model."""
+        return _card(server.model(model_id))
+
+    @router.post("/chat/completions", response_model=None, responses={200: _ok(ChatCompletion), **ERRORS}, name="chat")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        """Answer a conversation, whole or as server-sent events (stream=true)."""
+        served = server.model(body.model)
+        messages = await asyncio.to_thread(_conversation, body.messages, server)
+        sampling = _sampling(body, server.max_tokens(body.max_completion_tokens or body.max_tokens), body.num_logprobs)
+        prompt = await _fitted(fit, messages, served, sampling, body.context or server.limits.context)
+        answer = server.begin(request, served, [prompt.ids], sampling, "chatcmpl")
+        if body.stream:
+            events = _chat_events(answer, body.include_usage, prompt.dropped)
+            return await EventStream.begin(request, events, server.limits.stalled_reader_s)
+        whole = await unless_gone(request.receive, _whole(answer))
+        choices = [
+            {
+                "index": choice.index,
+                "message": _message(choice),
+                "logprobs": None if body.num_logprobs is None else _chat_logprobs(served, scored),
+                "finish_reason": choice.finish_reason,
+            }
+            for choice, scored in zip(answer.choices, whole, strict=True)
+        ]
+        dropped = {"dropped_messages": prompt.dropped} if prompt.dropped else {}
+        return JSONResponse(_envelope(answer, "chat.completion", choices) | dropped | {"usage": answer.usage()})
+
+    @router.post("/completions", response_model=None, responses={200: _ok(TextCompletion), **ERRORS}, name="complete")
+    async def complete(body: CompletionBody, request: Request) -> Response:
+        """Continue text, whole or as server-sent events (stream=true)."""
+        served, prompts = server.model(body.model), body.prompts()
+        server.check_chars([prompt for prompt in prompts if isinstance(prompt, str)], "prompt")
+        sampling = _sampling(body, server.max_tokens(body.max_tokens, COMPLETION_TOKENS), body.logprobs)
+        if len(prompts) * sampling.n > server.limits.max_choices:  # before all of them are encoded
+            raise ApiError(400, f"at most {server.limits.max_choices} answers in one request", param="prompt")
+        policy = body.context or server.limits.context
+        fitted = [await _fitted(fit_text, prompt, served, sampling, policy) for prompt in prompts]
+        answer = server.begin(request, served, [prompt.ids for prompt in fitted], sampling, "cmpl")
+        echoes = [_echo(served, prompt) if body.echo else "" for prompt in prompts for _ in range(sampling.n)]
+        if body.stream:
+            events = _text_events(answer, body.include_usage, echoes, body.logprobs is not None)
+            return await EventStream.begin(request, events, server.limits.stalled_reader_s)
+        whole = await unless_gone(request.receive, _whole(answer))
+        choices = []
+        for choice, scored, echo in zip(answer.choices, whole, echoes, strict=True):
+            shown: dict[str, Any] = {"index": choice.index, "text": echo + choice.text()}
+            if (parts := choice.tool_parts()) is not None:
+                shown["parts"] = parts
+            shown["logprobs"] = None if body.logprobs is None else _text_logprobs(served, scored, 0)
+            choices.append(shown | {"finish_reason": choice.finish_reason})
+        return JSONResponse(_envelope(answer, "text_completion", choices) | {"usage": answer.usage()})
+
+    return router
+
+
+def _ok(model: type) -> dict[str, Any]:
+    return {"model": model, "description": "The answer; with stream=true, its pieces as server-sent events."}
+
+
+def _card(served: Served) -> ModelCard:
+    loaded = served.loaded
+    return ModelCard(
+        id=served.id,
+        created=served.created,
+        stage=loaded.stage,
+        step=loaded.step,
+        context_length=served.sequence_len,
+    )
+
+
+def _conversation(messages: Sequence[MessageBody], server: Server) -> list[dict[str, Any]]:
+    said = [message.said() for message in messages]
+    server.check_messages([text if isinstance(text, str) else "".join(part["text"] for part in text) for text in said])
+    return [
+        {"role": "system" if message.role == "developer" else message.role, "content": content}
+        for message, content in zip(messages, said, strict=True)
+    ]
+
+
+def _sampling(body: ChatBody | CompletionBody, max_tokens: int, logprobs: int | None) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=body.top_k,
+        top_p=body.top_p,
+        min_p=body.min_p,
+        seed=body.seed,
+        stop=body.stop_strings(),
+        n=body.n or 1,
+        logprobs=logprobs,
+    )
+
+
+async def _fitted(how: Any, content: Any, served: Served, sampling: Sampling, policy: Policy) -> Prompt:
+    """Lay out what a model is to read, away from the event loop: long texts take their time."""
+    param = "messages" if how is fit else "prompt"
+    try:
+        if how is fit_text and not isinstance(content, str):
+            return Prompt(_checked(content, served))
+        return await asyncio.to_thread(
+            how, content, served.loaded.tokenizer, served.sequence_len, sampling.max_tokens, policy
+        )
+    except ContextFull as error:
+        raise ApiError(400, str(error), param=param, code="context_length_exceeded") from None
+    except ValueError as error:
+        raise ApiError(400, str(error), param=param, code="invalid_value") from None
+
+
+def _checked(ids: list[int], served: Served) -> list[int]:
+    """Refuse ids that the model cannot read."""
+    vocab_size = served.loaded.tokenizer.vocab_size
+    if not ids:
+        raise ValueError(f"a prompt has no ids; begin it with {served.loaded.tokenizer.bos_id}")
+    if max(ids) >= vocab_size:
+        raise ValueError(f"a prompt holds the id {max(ids)}; this model knows 0 to {vocab_size - 1}")
+    if len(ids) >= served.sequence_len:
+        raise ContextFull(f"a prompt has {len(ids)} ids; the context holds {served.sequence_len}, with the answer")
+    return ids
+
+
+async def _whole(answer: Answer) -> list[list[Scored]]:
+    """Wait for all answers; return the scores of each."""
+    scored: list[list[Scored]] = [[] for _ in answer.choices]
+    async with answer.noted():
+        async for choice, piece in merged(answer.choices):
+            if piece is not None:
+                scored[choice.index] += piece.scored
+    return scored
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text(), "refusal": None}
+    if (parts := choice.tool_parts()) is not None:
+        message["parts"] = parts
+    return message
+
+
+def _envelope(answer: Answer, kind: str, choices: list[Any]) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "object": kind,
+        "created": answer.created,
+        "model": answer.served.id,
+        "choices": choices,
+    }
+
+
+async def _chat_events(answer: Answer, include_usage: bool, dropped: int) -> AsyncGenerator[str, None]:
+    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        usage = {"usage": None} if include_usage else {}
+        return event(_envelope(answer, "chat.completion.chunk", [choice]) | usage | extra)
+
+    begun: set[int] = set()
+    extra = {"dropped_messages": dropped} if dropped else {}
+    async with answer.noted():
+        async for choice, piece in merged(answer.choices):
+            if choice.index not in begun:
+                begun.add(choice.index)
+                yield chunk(choice.index, {"role": "assistant", "content": ""})
+                extra = {}
+            if piece is None:
+                yield chunk(choice.index, {}, choice.finish_reason)
+                continue
+            # a token's score goes with the first part that it completed
+            logprobs = _chat_logprobs(answer.served, piece.scored) if piece.scored else None
+            deltas: list[dict[str, Any]] = [
+                {"content": text} if kind == "text" else {"part": {"type": kind, "text": text}}
+                for kind, text in piece.parts
+            ]
+            for i, delta in enumerate(deltas or [{}]):
+                yield chunk(choice.index, delta, logprobs=logprobs if i == 0 else None)
+        if include_usage:
+            yield event(_envelope(answer, "chat.completion.chunk", []) | {"usage": answer.usage()})
+        yield event("[DONE]")
+
+
+async def _text_events(
+    answer: Answer, include_usage: bool, echoes: Sequence[str], with_logprobs: bool
+) -> AsyncGenerator[str, None]:
+    def chunk(index: int, text: str, finish: str | None = None, logprobs: Any = None, part: Any = None) -> str:
+        tool = {} if part is None else {"part": part}
+        choice = {"index": index, "text": text, **tool, "logprobs": logprobs, "finish_reason": finish}
+        return event(_envelope(answer, "text_completion", [choice]) | ({"usage": None} if include_usage else {}))
+
+    offsets = [0] * len(answer.choices)
+    async with answer.noted():
+        for index, echo in enumerate(echoes):
+            if echo:
+                yield chunk(index, echo)
+        async for choice, piece in merged(answer.choices):
+            if piece is None:
+                yield chunk(choice.index, "", choice.finish_reason)
+                continue
+            logprobs = None
+            if with_logprobs and piece.scored:
+                logprobs = _text_logprobs(answer.served, piece.scored, offsets[choice.index])
+                offsets[choice.index] += sum(map(len, logprobs["tokens"]))
+            for i, (kind, text) in enumerate(piece.parts or [Part("text", "")]):
+                tool = None if kind == "text" else {"type": kind, "text": text}
+                yield chunk(choice.index, "" if tool else text, logprobs=logprobs if i == 0 else None, part=tool)
+        if include_usage:
+            yield event(_envelope(answer, "text_completion", []) | {"usage": answer.usage()})
+        yield event("[DONE]")
+
+
+def _echo(served: Served, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)
+
+
+def _chat_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
+    entry = served.texts.entry
+    content = [
+        entry(each.token, each.logprobs.logprob) | {"top_logprobs": [entry(*rival) for rival in each.logprobs.top]}
+        for each in scored
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _text_logprobs(served: Served, scored: Sequence[Scored], offset: int) -> dict[str, Any]:
+    tokens = [served.texts.text(each.token) for each in scored]
+    offsets = [offset]
+    for token in tokens:
+        offsets.append(offsets[-1] + len(token))
+    return {
+        "tokens": tokens,
+        "token_logprobs": [each.logprobs.logprob for each in scored],
+        "top_logprobs": [
+            {served.texts.text(token): logprob for token, logprob in each.logprobs.top} for each in scored
+        ],
+        "text_offset": offsets[:-1],
+    }

@@ -1,0 +1,80 @@
+"""The web application: routes, gate, errors and page put together over the models it offers."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+
+from nanochat_pl.serve.api import api_routes
+from nanochat_pl.serve.errors import add_error_handlers
+from nanochat_pl.serve.gate import Gate
+from nanochat_pl.serve.limits import Limits
+from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.original import original_routes
+from nanochat_pl.serve.server import Server
+
+__all__ = ["create_app"]
+
+PAGE = Path(__file__).parent / "static"
+
+
+def create_app(models: Sequence[Served], limits: Limits | None = None) -> FastAPI:
+    """Make the application; the first model is the default one.
+
+    Its `state.server` is the `Server`: call `drain` on it before a graceful end. When the application ends, so do the
+    workers of its models.
+
+    Raises:
+        ValueError: for no model, or two of one name.
+    """
+    limits = limits or Limits()
+    server = Server(models, limits)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        server.close()
+
+    app = FastAPI(
+        title="nanochat_pl",
+        description="OpenAI's API over checkpoints of nanochat_pl",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # these pages come from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.server = server
+    app.include_router(api_routes(server))
+    app.include_router(original_routes(server))
+    _add_page(app)
+    add_error_handlers(app)
+    app.add_middleware(Gate, limits=limits, metrics=server.metrics)
+    if limits.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(limits.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the page's files, each by a route of its own: a mount at / would answer for every mistyped route."""
+    files = StaticFiles(directory=PAGE, check_dir=False)
+
+    async def send(request: Request, name: str) -> Response:
+        return await files.get_response(name, request.scope)
+
+    for file in sorted(path for path in PAGE.rglob("*") if path.is_file()):
+        name = file.relative_to(PAGE).as_posix()
+        app.add_route(f"/{name}", partial(send, name=name), methods=["GET"], include_in_schema=False)
+        if name == "index.html":
+            app.add_route("/", partial(send, name=name), methods=["GET"], include_in_schema=False)

@@ -1,0 +1,165 @@
+"""What every request passes: its id, the key, the size of its body, the log, the counters.
+
+Written against ASGI itself, not as a wrapped function of a request: a stream passes through as it is, and a client's
+leaving reaches whoever generates for it. Logs never hold contents: only what was asked how long.
+"""
+
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanochat_pl.serve.errors import CLIENT_GONE, ApiError, error_response
+from nanochat_pl.serve.limits import Limits
+from nanochat_pl.serve.metrics import Metrics
+
+__all__ = ["PROTECTED", "Gate", "Record", "record_of"]
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("nanochat_pl.serve.access")
+"""One line of JSON a request."""
+
+PROTECTED = ("/v1/", "/chat/", "/stats", "/metrics", "/openapi.json")
+"""Paths that need a key where there is one; the page and /health are open."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+@dataclass
+class Record:
+    """What a request's line in the log says; filled in on its way."""
+
+    request_id: str
+    client: str
+    """Whose it is, for sharing out: the number of its key and its address. Not logged."""
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token_s: float | None = None
+    error: str | None = None
+    """Code of an error that came after the status."""
+
+
+def record_of(scope: Scope) -> Record:
+    """Return the record of a request that passed the gate."""
+    record = scope["nanochat_pl.record"]
+    assert isinstance(record, Record)
+    return record
+
+
+class Gate:
+    """ASGI middleware; the outermost but for CORS."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics):
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._keys = [key.encode() for key in limits.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, headers = time.monotonic(), Headers(scope=scope)
+        key = self._key(headers)
+        address = scope["client"][0] if scope.get("client") else ""
+        record = Record(_request_id(headers), f"{key}@{address}")
+        scope["nanochat_pl.record"] = record
+        status: int | None = None
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = record.request_id
+                for name, value in _HEADERS.items():
+                    out.setdefault(name, value)
+            await send(message)
+
+        try:
+            if key is None and scope["path"].startswith(PROTECTED):
+                raise ApiError(
+                    401,
+                    "this server wants an API key: send the header Authorization: Bearer <key>",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            await self._app(scope, _limited(receive, headers, self._limits.max_body_bytes), sending)
+        except ApiError as error:
+            await error_response(error)(scope, receive, sending)
+        except Exception:
+            log.exception("request %s failed", record.request_id)
+            record.error = "internal"
+            if status is not None:
+                raise  # the answer is under way: only breaking it off says that it is not whole
+            fault = ApiError(500, "a fault of the server; its log says more, under the request's id", code="internal")
+            await error_response(fault)(scope, receive, sending)
+        finally:
+            self._note(scope, record, status or CLIENT_GONE, time.monotonic() - began)
+
+    def _key(self, headers: Headers) -> int | None:
+        """Return the number of the key that a request bears, 0 where none is needed, or None for a wrong one."""
+        if not self._keys:
+            return 0
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        # every key is compared, each in constant time: how long it takes tells nothing
+        fits = [hmac.compare_digest(sent.strip().encode(), key) for key in self._keys]
+        return fits.index(True) if scheme.lower() == "bearer" and any(fits) else None
+
+    def _note(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
+        # the route's pattern, not the path: paths are endless, and may hold what somebody typed
+        route = getattr(scope.get("route"), "path", None) or "other"
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        if record.first_token_s is not None:
+            self._metrics.first_token.labels(record.model).observe(record.first_token_s)
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+            "model": record.model,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "first_token_s": None if record.first_token_s is None else round(record.first_token_s, 4),
+            "error": record.error,
+        }
+        access.info(json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+def _request_id(headers: Headers) -> str:
+    """Take the client's id where it can do no harm in a log, else make one."""
+    theirs = headers.get("x-request-id", "")
+    return theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
+
+
+def _limited(receive: Receive, headers: Headers, limit: int) -> Receive:
+    """Refuse a body that is longer than allowed, announced or not."""
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise ApiError(413, f"the body has {announced[:20]} bytes; at most {limit} are read", code="body_too_large")
+    seen = 0
+
+    async def receiving() -> Message:
+        nonlocal seen
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, f"the body has more than the {limit} bytes that are read")
+        return message
+
+    return receiving

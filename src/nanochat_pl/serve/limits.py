@@ -1,0 +1,48 @@
+"""What a server allows, decided by who runs it; batch and queue belong to each model's `Worker`."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from nanochat_pl.serve.context import Policy
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits and rights of a server.
+
+    Raises:
+        ValueError: for limits that allow nothing, an empty key or an unknown policy.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    """Requests must bear one of them; none = whoever reaches the server may use it."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of other origins that may use it, `*` = all; none = only its own."""
+    max_messages: int = 500
+    max_message_chars: int = 8_000
+    max_total_chars: int = 32_000
+    """Of all messages or prompts of a request together."""
+    max_body_bytes: int = 1 << 20
+    max_tokens: int = 2048
+    """Most new tokens of a choice, and a chat's default."""
+    max_choices: int = 16
+    """Answers one request may ask for: `n` times its prompts."""
+    request_timeout_s: float = 120.0
+    """From its arrival to its last token, waiting included."""
+    stalled_reader_s: float = 60.0
+    """A stream whose reader takes nothing for so long is ended."""
+    context: Policy = "refuse"
+    """What happens to a conversation that is too long, unless the request says."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.startswith(("max_", "request_", "stalled_")) and value <= 0:
+                raise ValueError(f"{name}={value} must be above 0")
+        if not all(self.api_keys):
+            raise ValueError("an API key is empty; put a long random string there")
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
+            raise ValueError("an API key holds blanks or characters beyond ASCII, which no header can carry")
+        if self.context not in get_args(Policy):
+            raise ValueError(f"context={self.context!r} is unknown; choose one of {', '.join(get_args(Policy))}")
