@@ -9,7 +9,7 @@ from typing import Any
 
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.parquet import Shards, list_shards
-from nanochat_pl.paths import fetch_hub_files, run_dir
+from nanochat_pl.paths import checkpoint_file, fetch_hub_files, run_dir
 
 log = logging.getLogger(__name__)
 
@@ -57,27 +57,35 @@ def prepare_root(data: Any) -> None:
         raise FileNotFoundError(f"there is no folder data.root={data.root}; give the folder that holds {data.text}/ …")
 
 
-def start_weights(stage: str, run_name: str, init_from: str | None, outputs: str, arguments: str = "") -> Path | None:
-    """Find the folder or file whose weights a stage starts from; None where it starts from nothing.
+def start_weights(
+    stage: str, run_name: str, init_from: str | None, outputs: str, arguments: str = ""
+) -> str | Path | None:
+    """Find what a stage takes its weights from, as `checkpoint.read_model` opens it; None = it starts from nothing.
 
     Args:
         stage: the stage that will train.
         run_name: where `init_from` is null, the earlier stage's folder of this name is taken.
-        init_from: a checkpoint file or run folder.
+        init_from: a checkpoint file, a folder with a model, or an address `hf://owner/repo`.
         outputs: folder of all runs.
         arguments: what the remedy's command line should repeat (data, depth).
 
     Raises:
         FileNotFoundError: nothing there; the message is the command that makes one.
     """
-    if stage not in START_STAGES:
-        if init_from is not None:
-            return Path(init_from)
-        return None
     if init_from is not None:
-        if not Path(init_from).exists():
-            raise FileNotFoundError(f"init_from={init_from} does not exist; give a checkpoint file or a run folder")
-        return Path(init_from)
+        if init_from.startswith("hf://"):
+            return init_from
+        if Path(init_from).exists():
+            return Path(init_from)
+        try:
+            return checkpoint_file(init_from)  # <run folder>/last
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"init_from={init_from} does not exist; give a checkpoint file, a run folder, another folder with a "
+                "model, or hf://owner/repo"
+            ) from None
+    if stage not in START_STAGES:
+        return None
     for earlier in START_STAGES[stage]:
         folder = run_dir(earlier, run_name, outputs)
         if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):

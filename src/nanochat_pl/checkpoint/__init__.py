@@ -38,7 +38,12 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, device: "torch.device | str" = "cpu", compute_dtype: "torch.dtype | None" = None
+    path: str | Path,
+    device: "torch.device | str" = "cpu",
+    compute_dtype: "torch.dtype | None" = None,
+    *,
+    hub_folder: str | Path = HUB_FOLDER,
+    offline: bool = False,
 ) -> LoadedModel:
     """Open a trained model.
 
@@ -48,6 +53,8 @@ def load_model(
             `hf://owner/repo[/folder]`, which is fetched below `outputs/hub` once.
         device: where the weights go.
         compute_dtype: number format of the computation; None = the fastest the device is good at.
+        hub_folder: where models of the hub are kept.
+        offline: open no socket.
 
     Raises:
         FileNotFoundError: nothing there; the message lists what exists.
@@ -56,7 +63,7 @@ def load_model(
     from nanochat_pl.model.gpt import GPT
     from nanochat_pl.runtime import pick_compute_dtype
 
-    stored = read_model(path)
+    stored = read_model(path, hub_folder, offline)
     model = GPT(stored.config, compute_dtype or pick_compute_dtype("auto", device))
     model.load_state_dict(stored.state)
     return LoadedModel(

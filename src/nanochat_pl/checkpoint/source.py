@@ -212,5 +212,5 @@ def _hugging_face_files(weights: Path) -> tuple[Path, ...]:
     config = weights.with_name("config.json")
     check_model_type(config)
     shards = sorted(weights.parent.glob("*.safetensors")) if weights.suffix == ".json" else []
-    tokenizers = [weights.with_name(name) for name in ("tokenizer.json", "tokenizer.pkl")]
-    return (config, *shards, *(file for file in tokenizers if file.is_file()))
+    others = [weights.with_name(name) for name in ("nanochat_pl.json", "tokenizer.json", "tokenizer.pkl")]
+    return (config, *shards, *(file for file in others if file.is_file()))

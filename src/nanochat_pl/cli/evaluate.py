@@ -1,7 +1,8 @@
 """`python evaluate.py ckpt=…`: measure one checkpoint or several on the same questions, and say what was measured.
 
-Data, task options and tokenizer come from the checkpoint's own config unless the command line gives others. Results go
-to `eval/<name>/<checkpoint>/` beside the checkpoint's run; an interrupted evaluation continues from its examples.
+Data and task options come from the checkpoint's own config unless the command line gives others; a model of another
+program has none, and `data=` must say what to ask. Results go to `eval/<name>/<checkpoint>/` in the checkpoint's run,
+those of other models to a folder below `outputs/eval`; an interrupted evaluation continues from its examples.
 """
 
 import sys
@@ -10,10 +11,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from nanochat_pl.checkpoint import check_model
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, quote_paths
 from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
 from nanochat_pl.lit import schema
-from nanochat_pl.paths import checkpoint_file
+from nanochat_pl.lit.preflight import hub_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     if not any(a.split("=")[0] in INFORMATION for a in arguments):
         try:
             for cfg in compose_checked("evaluate", CommandLine.parse(arguments)):
-                for path in checkpoint_list(check(cfg, schema.EvaluateConfig).ckpt):
-                    checkpoint_file(path)
+                config = check(cfg, schema.EvaluateConfig)
+                for path in checkpoint_list(config.ckpt):
+                    check_model(path, hub_folder(config), config.offline)
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "evaluate")
@@ -39,7 +42,10 @@ def checkpoint_list(ckpt: Any) -> list[str]:
     """
     paths = [str(p) for p in ckpt] if isinstance(ckpt, list) else [str(ckpt)] if ckpt else []
     if not paths:
-        raise ConfigError("ckpt is not set; give ckpt=<checkpoint file or run folder>, or 'ckpt=[a,b]' for several")
+        raise ConfigError(
+            "ckpt is not set; give ckpt=<checkpoint file, run folder, other folder with a model, or hf://owner/repo>, "
+            "or 'ckpt=[a,b]' for several"
+        )
     return paths
 
 

@@ -32,6 +32,7 @@ from nanochat_pl.lit.asking import Measure, Subject
 from nanochat_pl.lit.callbacks import Validation, log_metrics
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
+from nanochat_pl.lit.preflight import hub_folder
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.model.inference import pick_inference_dtype
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 SCORES = {"accuracy", "pass@1", CORE_METRIC, CHATCORE_METRIC, "pass_rate"}
 """What is shown of an evaluation with several tasks."""
+
+WITHOUT_DATA = (EvalName.checks, EvalName.lm_eval)
+"""What reads nothing below data.root."""
 
 DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
     (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
@@ -55,27 +59,28 @@ def evaluate(
 
     Args:
         cfg: the checked config.
-        paths: checkpoint files or run folders.
+        paths: whatever `load_model` opens.
         data_overrides: data keys that replace those in the checkpoints' configs.
         mixture: the tasks to ask; None = those of the last checkpoint's config.
+
+    Raises:
+        ValueError: the checkpoints do not say what to measure or to ask, and neither does the command line.
     """
     write_log(None, first=True)
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
-    models = [load_model(path, device, dtype) for path in paths]
+    models = [load_model(path, device, dtype, hub_folder=hub_folder(cfg), offline=cfg.offline) for path in paths]
     for path, loaded in zip(paths, models):
         print(
-            f"checkpoint: {loaded.path} ({loaded.stage}, step {loaded.step})"
+            f"checkpoint: {loaded.path} ({loaded.stage}, step {loaded.step}"
+            + (")" if loaded.format == "lightning" else f", {loaded.format})")
             + ("" if str(loaded.path) == path else f", from {path}")
         )
     name = cfg.eval.name
     if name == EvalName.auto:
-        last_stage = max((StageName(m.stage) for m in models), key=list(StageName).index)
-        name = DEFAULT_EVALS[last_stage]
+        name, last_stage = default_eval(models)
         print(f"eval: {name} (eval=auto, for stage {last_stage})")
-    source = models[-1].config
-    data = DataConfig(**(source["data"] | dict(data_overrides)))
-    tasks = (mixture or source["mixture"])["tasks"]
+    data, tasks = questions(models, name, data_overrides, mixture)
     names = checkpoint_names(models)
     evaluations: dict[str, Evaluation] = {}
     folders: dict[str, Path] = {}
@@ -109,7 +114,8 @@ def evaluate(
             config=settings,
         )
         write_atomically(folder / "results.json", json.dumps(document, indent=2) + "\n")
-        log_evaluation(folder / "results.json", run_folder(loaded.path))
+        if loaded.format == "lightning":
+            log_evaluation(folder / "results.json", run_folder(loaded.path))
         evaluations[shown], folders[shown] = evaluation, folder
     comparisons = compare_all(evaluations, name)
     if name == EvalName.scienceqa:
@@ -125,6 +131,43 @@ def evaluate(
     for shown, folder in folders.items():
         print(f"{shown}: {folder / 'results.json'}")
     return 0
+
+
+def default_eval(models: Sequence[LoadedModel]) -> tuple[EvalName, StageName]:
+    """Choose what to measure (`eval=auto`) by the latest stage among the models.
+
+    Raises:
+        ValueError: none of them says its stage.
+    """
+    stages = [StageName(m.stage) for m in models if m.stage in DEFAULT_EVALS]
+    if not stages:
+        raise ValueError(
+            f"eval=auto measures by the stage of a model, and {models[-1].path} ({models[-1].format}) does not say its "
+            "stage; give eval=bpb for a base model, eval=scienceqa or eval=chat for one that answers"
+        )
+    last = max(stages, key=list(StageName).index)
+    return DEFAULT_EVALS[last], last
+
+
+def questions(
+    models: Sequence[LoadedModel], name: EvalName, data: Mapping[str, Any], mixture: Mapping[str, Any] | None
+) -> tuple[DataConfig, Mapping[str, Any]]:
+    """Settle data and tasks: the command line's, else those of the last model that has a config.
+
+    Models that another program trained have none; the data are then the command line's, the tasks as the data's
+    evaluation has them by default.
+
+    Raises:
+        ValueError: nobody says where the data are.
+    """
+    source = next((loaded.config for loaded in reversed(models) if loaded.config), {})
+    if not source and "source" not in data and name not in WITHOUT_DATA:
+        raise ValueError(
+            f"{models[-1].path} ({models[-1].format}) does not say what data eval={name} reads; give data=local "
+            "data.root=<folder with data sets>, or data=hub or data=microworld"
+        )
+    tasks = mixture or source.get("mixture") or {}
+    return DataConfig(**(source.get("data", {}) | dict(data))), tasks.get("tasks") or {}
 
 
 class Evaluations(Callback):
@@ -187,13 +230,16 @@ def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
 
 
 def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
-    """Give each checkpoint a short name that tells it from the others: its run folder and file."""
+    """Give each checkpoint a short name that tells it from the others: its run folder, or its folder and file."""
     names = []
     for loaded in models:
         run = run_folder(loaded.path)
+        if loaded.format != "lightning":
+            names.append(f"{run.resolve().name}/{short_name(loaded)}")
+            continue
         names.append(f"{run.parent.name}/{run.name}" if run != loaded.path.parent else loaded.path.stem)
     if len(set(names)) < len(names):
-        names = [f"{name}:{loaded.path.stem}" for name, loaded in zip(names, models)]
+        names = [f"{name}:{short_name(loaded)}" for name, loaded in zip(names, models)]
     if len(set(names)) < len(names):
         names = [str(loaded.path) for loaded in models]
     return names
@@ -205,17 +251,33 @@ def run_folder(file: Path) -> Path:
 
 
 def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
-    """Say where the results of one checkpoint go."""
-    root = Path(cfg.output) / config_hash({"path": str(loaded.path)}) if cfg.output else run_folder(loaded.path)
-    folder = root / "eval" / name / loaded.path.stem
+    """Say where the results of one checkpoint go: into its run, those of another program's model below outputs/eval."""
+    if cfg.output:
+        root = Path(cfg.output) / config_hash({"path": str(loaded.path)})
+    elif loaded.format == "lightning":
+        root = run_folder(loaded.path)
+    else:  # its folder is another's, and perhaps not to be written to
+        place = loaded.path.resolve().parent
+        root = Path(cfg.outputs) / "eval" / f"{place.name}-{config_hash({'path': str(place)})[:8]}"
+    folder = root / "eval" / name / short_name(loaded)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def short_name(loaded: LoadedModel) -> str:
+    """Give the name of a checkpoint's file without its ending (`model` of `model.safetensors.index.json`)."""
+    return loaded.path.name.partition(".")[0] if loaded.format == "huggingface" else loaded.path.stem
+
+
 def file_hash(path: Path) -> str:
-    """Give the SHA-256 of a file's bytes, 16 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """Give the SHA-256 of a file's bytes, 16 hex digits; of a list of shards, that of all of them in order."""
+    files = sorted(path.parent.glob("*.safetensors")) if path.suffix == ".json" else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while chunk := content.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
 
 
 def show_progress(shown: str) -> Callable[[int, int], None]:

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.checkpoint import check_model
 from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.schema import DataSource, LongConversations, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
@@ -213,15 +214,27 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
     check_task_files(cfg)
     start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
     if start is not None:
-        start = checkpoint_file(start)
-        if resume is None and cfg.force and folder.resolve() in start.resolve().parents:
-            raise ValueError(f"force=true would throw away {start}, which the run starts from; give another run_name")
+        source = check_model(start, hub_folder(cfg), cfg.offline)
+        if resume is not None and source is not None and source.format != "lightning":
+            raise ValueError(
+                f"resume={cfg.resume} is of the format {source.format}, which holds no optimizer state to go on with; "
+                f"to start from its weights: resume=null init_from={source.file}"
+            )
+        if resume is None and cfg.force and source is not None and folder.resolve() in source.file.resolve().parents:
+            raise ValueError(
+                f"force=true would throw away {source.file}, which the run starts from; give another run_name"
+            )
     if cfg.tokenizer.path is not None and not Path(cfg.tokenizer.path).exists():
         raise FileNotFoundError(f"tokenizer.path={cfg.tokenizer.path} does not exist; make one with stage=tokenizer")
     if start is None and cfg.tokenizer.path is None and cfg.data.source != DataSource.microworld:
         tokenizer = run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)
         if not (tokenizer / "tokenizer.json").is_file():
             raise no_tokenizer(cfg, tokenizer)
+
+
+def hub_folder(cfg: RunConfig) -> Path:
+    """Say where models of the hub are kept."""
+    return Path(cfg.outputs) / "hub"
 
 
 def no_tokenizer(cfg: TrainConfig, folder: Path) -> FileNotFoundError:

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.checkpoint import locate_model
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
+from nanochat_pl.lit.preflight import hub_folder
 from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
-from nanochat_pl.paths import checkpoint_file, run_dir
+from nanochat_pl.paths import run_dir
 
 READ_WHOLE_BYTES = 16 * 2**20
 """Files up to this size are read whole."""
@@ -53,7 +55,9 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | No
         return described
     start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
     if start is not None:
-        described["start"] = fingerprint(checkpoint_file(start))
+        source = locate_model(start, hub_folder(cfg), offline=True)  # what was fetched, not what the hub has today
+        parts = {path.name: path for path in (source.file, *source.others)}
+        described["start"] = together(parts) if source.others else fingerprint(source.file)
     else:
         from nanochat_pl.tokenizer import Tokenizer
 

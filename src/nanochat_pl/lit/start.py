@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from nanochat_pl.checkpoint.lightning import model_weights, read_checkpoint, stored_model_config, stored_tokenizer
+from nanochat_pl.checkpoint import read_model
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.preflight import model_config, start_arguments
+from nanochat_pl.lit.preflight import hub_folder, model_config, start_arguments
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.lit.tokenizers import find_tokenizer
 from nanochat_pl.model.config import Architecture, GPTConfig
-from nanochat_pl.paths import checkpoint_file
 from nanochat_pl.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,10 +47,9 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
     if source is None:
         tokenizer = find_tokenizer(cfg)
         return Start(model_config(cfg, tokenizer.vocab_size), tokenizer, None, f"seed {cfg.seed}")
-    file = checkpoint_file(source)
-    checkpoint = read_checkpoint(file)
-    tokenizer = stored_tokenizer(checkpoint)
-    config = dataclasses.replace(stored_model_config(checkpoint), sequence_len=cfg.stage.sequence_len)
+    stored = read_model(source, hub_folder(cfg), cfg.offline)
+    file, tokenizer = stored.file, stored.tokenizer
+    config = dataclasses.replace(stored.config, sequence_len=cfg.stage.sequence_len)
     if cfg.tokenizer.path is not None:
         given = Tokenizer.load(cfg.tokenizer.path)
         if given.fingerprint() != tokenizer.fingerprint():
@@ -62,16 +60,15 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
     if cfg.depth != config.n_layer:
         log.warning("depth=%d only names this run: the weights of %s have depth %d", cfg.depth, file, config.n_layer)
     if resume is not None:
-        trained = checkpoint["nanochat_pl"]["stage"]
-        if trained != cfg.stage.name:
+        if stored.stage != cfg.stage.name:
             raise ValueError(
-                f"{file} is a run of stage={trained}, which stage={cfg.stage.name} cannot continue; to start from its "
-                f"weights: resume=null init_from={file}"
+                f"{file} is a run of stage={stored.stage}, which stage={cfg.stage.name} cannot continue; to start from "
+                f"its weights: resume=null init_from={file}"
             )
-        warn_of_changes(checkpoint["nanochat_pl"]["config"], plain)
+        warn_of_changes(stored.run_config, plain)
     warn_of_other_model(cfg, config, file)
-    weights = None if resume else model_weights(checkpoint)
-    origin = f"{file} ({checkpoint['nanochat_pl']['stage']}, step {checkpoint['global_step']})"
+    weights = None if resume else stored.state
+    origin = f"{file} ({stored.stage}, step {stored.step})"
     return Start(config, tokenizer, weights, origin)
 
 
