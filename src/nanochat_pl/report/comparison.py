@@ -72,7 +72,8 @@ def compare_entrants(
 
     Args:
         entrants: One or more.
-        metrics: Names of figures, or parts before or after their slash; None = all that have a better and a worse.
+        metrics: Names of figures, or parts before or after their slash; None = all that have a better and a worse,
+            of pass@1 to pass@n the first and the last.
         alpha: A verdict names a winner where the corrected p is below.
         seed: For resampling.
 
@@ -127,9 +128,19 @@ def _lines(entrants: Sequence[Entrant], name: str, metrics: Sequence[str] | None
     ]
     for task, metric in dict.fromkeys(key for own in rows for key in own):
         names = {metric, *metric.split("/")}
-        if any(asked in (*names, "all") for asked in metrics) if metrics else direction(metric):
+        telling = direction(metric) and not _between(metric, [m for own in rows for t, m in own if t == task])
+        if any(asked in (*names, "all") for asked in metrics) if metrics else telling:
             figures = [own.get((task, metric)) for own in rows]
             yield Line(evaluation=name, task=task, metric=metric, rows=figures, judgements=[None] * len(entrants))
+
+
+def _between(metric: str, others: Sequence[str]) -> bool:
+    """Tell whether it is a pass@k between the first k and the last.
+
+    They say nearly the same, and each would be one more test that the others have to be corrected for.
+    """
+    tries, *more = [int(k[1]) if (k := re.fullmatch(r"pass@(\d+)", name)) else 0 for name in (metric, *others)]
+    return 1 < tries < max(more)
 
 
 def _judge(line: Line, entrants: Sequence[Entrant], seed: int) -> Line:
