@@ -12,6 +12,8 @@ COMMANDS = {
     "workspace": ("a layout of panels for W&B", "--out workspace.yaml"),
     "chat": ("talk to a model, or to several at once", "outputs/sft/d4"),
     "serve": ("web page and OpenAI's API over models", "outputs/sft/d4 --port 8000"),
+    "import": ("models of other programs and of the hub", "hf://owner/repo outputs/imported/d20"),
+    "export": ("a model for other programs, or as an archive", "outputs/sft/d4 --format huggingface"),
     "report": ("a run, with all stages before it, as a page", "outputs/sft/d4"),
 }
 USAGE = "\n".join(

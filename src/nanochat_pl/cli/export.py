@@ -1,0 +1,286 @@
+"""`nanochat-pl export CKPT --format …`: a trained model in the files of another program, or as one archive.
+
+Any checkpoint that opens can be exported, whichever format it came in. A format that cannot hold a model refuses it and
+lists what would be lost. The destination appears whole or not at all, and only an earlier export is ever replaced.
+"""
+
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_pl.cli.arguments import Arguments, refuse
+
+if TYPE_CHECKING:
+    from nanochat_pl.checkpoint.stored import Stored
+    from nanochat_pl.report.runs import Run
+
+__all__ = ["FORMATS", "export_model", "main", "new_folder", "open_source"]
+
+FORMATS = {
+    "huggingface": (
+        "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "nanochat_pl.json", "model.safetensors",
+    ),
+    "nanochat": ("model_*.pt", "meta_*.json", "tokenizer"),
+    "sciassist": ("model_finetuned.pt", "meta_finetuned.json", "tokenizer"),
+    "zip": (),
+}  # fmt: skip
+"""Formats, and the names of what an export writes into its folder."""
+
+_DEFAULT_ROOT = Path("outputs/export")
+
+
+def main(arguments: list[str]) -> int:
+    """Export a model; return the exit code: 0, 2 = refused, with the reason in one line."""
+    parser = Arguments(
+        prog="nanochat-pl export",
+        description="Write a trained model in another program's files, or as one archive with its results.",
+    )
+    parser.add_argument("source", metavar="CKPT", help="run folder, checkpoint, or anything else that opens")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help="what to write")
+    parser.add_argument("--out", type=Path, metavar="DST", help=f"where to (default: a name in {_DEFAULT_ROOT})")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    try:
+        options = parser.parse_args(arguments)
+        out, said = export_model(options.source, options.format, options.out, force=options.force)
+    except SystemExit as leave:  # --help
+        return int(leave.code or 0)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    for note in said:
+        print(f"note: {note}")
+    files = [out] if out.is_file() else sorted(path for path in out.rglob("*") if path.is_file())
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    print(f"exported: {out} ({options.format}, {len(files)} file{'s' * (len(files) > 1)}, {megabytes:,.1f} MB)")
+    return 0
+
+
+def export_model(
+    source: str | Path, form: str, out: Path | None = None, *, force: bool = False
+) -> tuple[Path, tuple[str, ...]]:
+    """Write a model in another format.
+
+    Args:
+        source: what `load_model` opens, or an archive.
+        form: one of FORMATS.
+        out: folder, or file for `zip`; None = named after the model, in `outputs/export`.
+        force: replace an earlier export.
+
+    Returns:
+        Where it is, and what differs from the original, for people.
+
+    Raises:
+        FileNotFoundError, ValueError: the source does not open, or the format cannot hold the model.
+        FileExistsError: the destination exists, and is not to be replaced.
+    """
+    given = str(out) if out is not None else None
+    if form == "zip" and given is not None and not given.endswith(".zip"):
+        raise ValueError(f"--out {out} must end in .zip, as --format zip writes one file")
+    if out is not None:
+        check_destination(out, FORMATS[form], force)  # before a large model is read
+    stored = open_source(source)
+    run = _run_of(stored)
+    name = _name(stored, source)
+    if out is None:
+        out = _DEFAULT_ROOT / (f"{name}.zip" if form == "zip" else f"{name}-{form}")
+        check_destination(out, FORMATS[form], force)
+    if form == "zip":
+        return out, _write_zip(stored, run, name, out)
+    said: tuple[str, ...] = ()
+    with new_folder(out, FORMATS[form], force) as folder:
+        if form == "huggingface":
+            from nanochat_pl.checkpoint import huggingface
+
+            said = huggingface.notes(stored)
+            opening = _HUGGING_FACE
+            header = {
+                "library_name": "transformers",
+                "pipeline_tag": "text-generation",
+                "tags": ["nanochat", f"stage-{stored.stage}"],
+            }
+            huggingface.write(stored, folder, _card(stored, run, name, said, opening, header))
+        elif form == "nanochat":
+            from nanochat_pl.checkpoint import nanochat
+
+            nanochat.write(stored, folder, _figures(stored, run, {"val/bpb": "val_bpb", "val/loss": "val_loss"}))
+        else:
+            from nanochat_pl.checkpoint import sciassist
+
+            sciassist.write(stored, folder, _figures(stored, run, {"val/loss": "best_val_loss"}))
+    return out, (*stored.notes, *said)
+
+
+def open_source(source: str | Path) -> "Stored":
+    """Read a model of any format, archives and `hf://owner/repo` included."""
+    from nanochat_pl.checkpoint import read_model
+    from nanochat_pl.checkpoint.hub import is_hub_address
+
+    if not is_hub_address(source):
+        from nanochat_pl.checkpoint import package
+
+        if package.is_package(source):
+            return package.read(source)
+    return read_model(source)
+
+
+def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:
+    """Make sure that nothing is lost by writing to `out`.
+
+    Args:
+        out: a file or folder that may exist.
+        names: patterns of what an earlier export wrote into such a folder; () = the destination is a file.
+        force: an earlier export may be replaced.
+
+    Raises:
+        FileExistsError: there is something that must not be replaced.
+    """
+    if out.is_dir() != bool(names) and out.exists():
+        raise FileExistsError(f"{out} is a {'folder' if out.is_dir() else 'file'} already; give another name")
+    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name] * out.is_file()
+    if not held:
+        return
+    if not force:
+        raise FileExistsError(f"{out} exists already; give another name, or --force to replace it")
+    foreign = [name for name in held if names and not any(fnmatch(name, pattern) for pattern in names)]
+    if foreign:
+        raise FileExistsError(
+            f"{out} holds what this command never writes ({', '.join(foreign[:5])}), so --force does not replace it; "
+            "give another name, or remove it yourself"
+        )
+
+
+@contextmanager
+def new_folder(out: Path, names: tuple[str, ...], force: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that becomes `out` if the block ends well, and vanishes if not.
+
+    Raises:
+        FileExistsError: as `check_destination`.
+    """
+    check_destination(out, names, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    temporary, old = out.with_name(f".{out.name}.{mark}.tmp"), out.with_name(f".{out.name}.{mark}.old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        check_destination(out, names, force)
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_of(stored: "Stored") -> "Run | None":
+    """Read the run folder of one of our checkpoints, with the results of these weights only."""
+    from nanochat_pl.report.card import results_of
+    from nanochat_pl.report.runs import read_run
+
+    if stored.format != "lightning" or stored.file.parent.name != "checkpoints":
+        return None
+    try:
+        run = read_run(stored.file.parent.parent)
+    except FileNotFoundError:  # a checkpoints folder by itself
+        return None
+    return replace(run, results=results_of(run, stored.file.stem, stored.step))
+
+
+def _name(stored: "Stored", source: str | Path) -> str:
+    """Name a model by stage and run where it has them, else by its file or folder."""
+    folder = stored.file.resolve().parent
+    if stored.format == "lightning" and folder.name == "checkpoints":
+        run = folder.parent
+        return run.name if run.name.startswith(stored.stage) else f"{stored.stage}-{run.name}"
+    return Path(str(source).rstrip("/")).resolve().name.removesuffix(".zip").removesuffix(".ckpt") or "model"
+
+
+def _figures(stored: "Stored", run: "Run | None", names: Mapping[str, str]) -> dict[str, float]:
+    """Give the validation figure that chose these weights, by the name it has in another program's metadata."""
+    from nanochat_pl.report.runs import validation_metric
+
+    chosen = validation_metric(run.curves) if run is not None else None
+    if run is None or chosen is None or chosen[0] not in names or run.summary.get("best_step") != stored.step:
+        return {}
+    metric, best = chosen[0], run.summary.get("best")
+    return {names[metric]: float(best)} if isinstance(best, int | float) else {}
+
+
+def _write_zip(stored: "Stored", run: "Run | None", name: str, out: Path) -> tuple[str, ...]:
+    from nanochat_pl.checkpoint import package
+    from nanochat_pl.report.card import evaluation_document
+
+    card = _card(stored, run, name, (), _ARCHIVE.format(name=name), None)
+    package.write(stored, out, card, evaluation_document(run.results if run is not None else ()))
+    return stored.notes
+
+
+def _card(
+    stored: "Stored",
+    run: "Run | None",
+    name: str,
+    notes: tuple[str, ...],
+    opening: str,
+    header: Mapping[str, Any] | None,
+) -> str:
+    from nanochat_pl.model.accounting import num_parameters
+    from nanochat_pl.report.card import model_card
+
+    return model_card(
+        name=name,
+        stage=stored.stage,
+        step=stored.step,
+        model=asdict(stored.config),
+        num_parameters=num_parameters(stored.config),
+        run_config=stored.run_config,
+        run=run,
+        notes=(*stored.notes, *notes),
+        opening=opening,
+        made_from=stored.format,
+        header=header,
+    )
+
+
+_HUGGING_FACE = """\
+With transformers 5 or later, in this folder (`.`) or by its name on the hub:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+messages = [{"role": "user", "content": "What is gold?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```
+
+A text that is no conversation begins with `<|bos|>`: the tokenizer adds nothing by itself.
+"""
+
+_ARCHIVE = """\
+| file | what it is |
+|---|---|
+| `model.safetensors` | the weights, float32 |
+| `meta.json` | the model's shape, stage and step, and the whole config of the run |
+| `tokenizer.json` | the vocabulary: bytes of every token in base64, split pattern, control tokens |
+| `evaluation.json` | every figure of every evaluation |
+
+With this project's command, the archive becomes a run folder, to chat with, to evaluate or to train further:
+
+```bash
+nanochat-pl import {name}.zip outputs/imported/{name}
+```
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

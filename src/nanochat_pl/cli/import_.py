@@ -1,0 +1,121 @@
+"""`nanochat-pl import SRC DST`: a model of another program, an archive or a hub becomes a run folder of this one.
+
+What is written is what a run leaves behind: a checkpoint with weights, tokenizer and config, `config.yaml` and
+`summary.json`. So everything that takes a run folder takes it: `init_from=`, `ckpt=`, chat, serve, report. There is no
+optimizer state in it: training starts from these weights, it does not resume.
+"""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.cli.export import check_destination, new_folder, open_source
+
+if TYPE_CHECKING:
+    from nanochat_pl.checkpoint.stored import Stored
+
+__all__ = ["import_model", "main", "write_run"]
+
+_STAGES = ("base", "mid", "sft", "sft_scienceqa", "rl")
+_NAMES = ("checkpoints", "config.yaml", "summary.json", "run.json", "eval", "report")
+"""What an imported run folder may hold and still be replaced; one that was trained holds more."""
+
+
+def main(arguments: list[str]) -> int:
+    """Import a model; return the exit code: 0, 2 = refused, with the reason in one line."""
+    parser = Arguments(
+        prog="nanochat-pl import",
+        description="Turn a model of another program, an archive or hf://owner/repo into a run folder.",
+    )
+    parser.add_argument("source", metavar="SRC", help="folder, file, archive, or hf://owner/repo[/folder]")
+    parser.add_argument("destination", metavar="DST", type=Path, help="the run folder to make")
+    parser.add_argument("--stage", choices=_STAGES, help="the stage that trained it, where its files do not say")
+    parser.add_argument("--force", action="store_true", help="replace an earlier import")
+    try:
+        options = parser.parse_args(arguments)
+        stored = import_model(options.source, options.destination, stage=options.stage, force=options.force)
+    except SystemExit as leave:  # --help
+        return int(leave.code or 0)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    for note in stored.notes:
+        print(f"note: {note}")
+    if stored.stage not in _STAGES:
+        print("note: its files do not say which stage trained it; --stage says so, for reports and evaluations")
+    shape = stored.config
+    print(
+        f"imported: {options.destination} ({stored.format}, stage {stored.stage}, step {stored.step:,}; "
+        f"{shape.n_layer} layers of {shape.n_embd} channels, vocabulary {shape.vocab_size:,})"
+    )
+    return 0
+
+
+def import_model(source: str | Path, destination: Path, *, stage: str | None = None, force: bool = False) -> "Stored":
+    """Make a run folder of a model, and return what was read.
+
+    Args:
+        source: what `load_model` opens, or an archive.
+        destination: the run folder.
+        stage: overrides what the files say.
+        force: replace an earlier import.
+
+    Raises:
+        FileNotFoundError, ValueError: the source does not open.
+        FileExistsError: the destination exists, and is not to be replaced.
+    """
+    check_destination(destination, _NAMES, force)  # before a large model is fetched
+    stored = open_source(source)
+    if stage is not None:
+        stored = replace(stored, stage=stage)
+    with new_folder(destination, _NAMES, force) as folder:
+        write_run(stored, folder, destination.resolve().name, str(source))
+    return stored
+
+
+def write_run(stored: "Stored", folder: Path, run_name: str, source: str) -> None:
+    """Write what a run of these weights would have left behind, but for optimizer state, curves and log."""
+    import torch
+    import yaml
+
+    from nanochat_pl.checkpoint.lightning import identity
+    from nanochat_pl.model.accounting import num_parameters
+    from nanochat_pl.paths import atomic_file
+
+    config = stored.run_config or _least_config(stored, run_name)
+    checkpoint = {
+        "epoch": 0,
+        "global_step": stored.step,
+        "state_dict": {f"model.{name}": tensor for name, tensor in stored.state.items()},
+        "nanochat_pl": identity(stored.stage, stored.config, config, stored.tokenizer),
+    }
+    with atomic_file(folder / "checkpoints" / "last.ckpt") as temporary:
+        torch.save(checkpoint, temporary)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    summary = {
+        "stage": stored.stage,
+        "run_name": run_name,
+        "status": "imported",
+        "step": stored.step,
+        "num_parameters": num_parameters(stored.config),
+        "vocab_size": stored.config.vocab_size,
+    }
+    record = {"imported_from": source, "format": stored.format, "notes": list(stored.notes)}
+    for name, content in (("summary.json", summary), ("run.json", record)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _least_config(stored: "Stored", run_name: str) -> dict[str, Any]:
+    """Say in a run config's words what the weights themselves tell."""
+    return {
+        "run_name": run_name,
+        "depth": stored.config.n_layer,
+        "stage": {"name": stored.stage, "sequence_len": stored.config.sequence_len},
+        "model": asdict(stored.config),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

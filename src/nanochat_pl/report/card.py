@@ -1,0 +1,238 @@
+"""The model card: what goes with a model to people who have only its files.
+
+It says what the model is, what it was trained on and how, what it can do — each figure with its interval and with what
+is reached without a model — and what must not be expected of it. Only what is known is said: of a model that another
+program trained there is less. The same run always gives the same card.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from nanochat_pl.report.markdown import Block, Heading, Table, Text, render_markdown
+from nanochat_pl.report.plots import Figure
+from nanochat_pl.report.runs import Result, Run, last_value
+from nanochat_pl.report.scores import evaluation_blocks
+
+__all__ = ["evaluation_document", "model_card", "results_of"]
+
+_SETTINGS = (
+    "seed", "data.packing",
+    "stage.sequence_len", "stage.total_batch_tokens", "stage.total_batch_rows", "stage.num_steps", "stage.num_epochs",
+    "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr", "optim.unembedding_lr",
+    "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac", "optim.warmdown_frac",
+)  # fmt: skip
+_RL_SETTINGS = (
+    "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
+)  # fmt: skip
+_STAGES = {
+    "base": "It continues text. It was not trained to answer: asked a question, it may go on with more questions.",
+    "mid": "It knows the form of a conversation from mixed training, before fine-tuning on answers alone.",
+    "sft": "It answers in conversations, as fine-tuned on examples.",
+    "sft_scienceqa": "It answers multiple-choice science questions of the ScienceQA kind, as fine-tuned on them.",
+    "rl": "It answers in conversations; its answers were rewarded where they were right.",
+}
+_FEW = 200
+"""Questions below which a figure is pointed out as uncertain."""
+
+
+def results_of(run: Run, checkpoint: str, step: int) -> tuple[Result, ...]:
+    """Choose the evaluations of one state of a run: of that file, else of another file of the same step.
+
+    Args:
+        run: where the results lie.
+        checkpoint: stem of the file, such as `best`.
+        step: of its weights; results of the same file from before it was written anew are left out.
+    """
+    chosen: dict[str, Result] = {}
+    for result in run.results:
+        own = result.checkpoint == checkpoint
+        if result.step == step or (own and result.step is None):
+            chosen = chosen | {result.name: result} if own else {result.name: result} | chosen
+    return tuple(chosen[name] for name in sorted(chosen))
+
+
+def evaluation_document(results: Sequence[Result]) -> dict[str, Any]:
+    """Give all figures of evaluations as plain data, the answers left out."""
+    return {
+        "evaluations": [
+            {
+                "name": result.name,
+                "checkpoint": result.checkpoint,
+                "step": result.step,
+                "metrics": [asdict(row) for row in result.rows],
+            }
+            for result in results
+        ]
+    }
+
+
+def model_card(
+    *,
+    name: str,
+    stage: str,
+    step: int,
+    model: Mapping[str, Any],
+    num_parameters: int,
+    run_config: Mapping[str, Any],
+    run: Run | None,
+    notes: Sequence[str],
+    opening: str,
+    made_from: str = "lightning",
+    header: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the card as Markdown.
+
+    Args:
+        name: of the model, for the title.
+        stage: that trained it, or `unknown`.
+        step: of that stage.
+        model: fields of its config.
+        num_parameters: of all tables and matrices.
+        run_config: resolved config of the run; empty where unknown.
+        run: what its folder says, with the results of these weights only; None where there is no folder.
+        notes: what this format changed, a sentence each.
+        opening: how to open the files; Markdown, taken as it is.
+        made_from: format of the files that the model came from.
+        header: what Hugging Face's pages read at the top of a card.
+    """
+    blocks: list[Block] = [Heading(1, name), *_what(stage, step, model, num_parameters, run, made_from)]
+    blocks += [Heading(2, "Data"), *_data(stage, run_config)]
+    blocks += [Heading(2, "Settings"), *_settings(stage, run_config, run)]
+    blocks += [Heading(2, "Results"), *_results(run)]
+    blocks += [Heading(2, "Limits"), *_limits(stage, model, num_parameters, run_config, run)]
+    if notes:
+        blocks += [Heading(2, "What these files changed"), *(Text(note) for note in notes)]
+    text = render_markdown(blocks, lambda figure: figure.name)
+    return f"{_front(header)}{text}\n## How to open it\n\n{opening.strip()}\n"
+
+
+def _what(
+    stage: str, step: int, model: Mapping[str, Any], num_parameters: int, run: Run | None, made_from: str
+) -> Iterator[Block]:
+    words = _STAGES.get(stage, "How it was trained is not recorded.")
+    yield Text(f"A small language model of the nanochat family with {num_parameters:,} parameters. {words}")
+    rows = [("stage", f"{stage}, step {step:,}"), ("parameters", f"{num_parameters:,}")]
+    rows += [
+        (words, f"{model[key]:,}")
+        for key, words in (
+            ("n_layer", "layers"),
+            ("n_embd", "channels"),
+            ("n_head", "query heads"),
+            ("n_kv_head", "key/value heads"),
+            ("sequence_len", "context, tokens"),
+            ("vocab_size", "vocabulary, ids"),
+        )
+    ]
+    rows += [
+        (words, str(model[key]))
+        for key, words in (
+            ("softcap", "logits capped at"),
+            ("rope_base", "rotary base"),
+            ("rope_table_dtype", "rotary tables"),
+        )
+    ]
+    if run is not None and run.summary.get("init_from"):
+        rows.append(("start weights", str(run.summary["init_from"])))
+    if run is not None and run.record.get("git_commit"):
+        rows.append(("commit", str(run.record["git_commit"]) + (", with changes" if run.dirty else "")))
+    if made_from != "lightning":
+        rows.append(("taken over from files of", made_from))
+    yield Table(("Model", ""), tuple(rows))
+
+
+def _data(stage: str, config: Mapping[str, Any]) -> Iterator[Block]:
+    data, tasks = _section(config, "data"), _section(_section(config, "mixture"), "tasks")
+    if not data:
+        yield Text("Not recorded in the files that this model came from.", note=True)
+        return
+    source = {
+        "microworld": "the embedded microworld, a small generated data set that comes with the program",
+        "local": f"local files ({PurePath(str(data.get('root'))).name})",
+        "hub": f"{data.get('hub_text')} from the hub",
+    }.get(str(data.get("source")), str(data.get("source")))
+    yield Text(f"Source: {source}. Earlier stages of the chain have data of their own.")
+    if stage != "base" and tasks:
+        rows = tuple(
+            (task, str(_section(tasks, task).get("_target_", "?")).rpartition(".")[2], _task_options(tasks[task]))
+            for task in tasks
+            if isinstance(tasks[task], Mapping)
+        )
+        yield Table(("Task", "Kind", "Options"), rows)
+
+
+def _task_options(task: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
+    return ", ".join(f"{key} {plain[key]}" for key in ("subset", "split", "size", "epochs") if key in plain)
+
+
+def _settings(stage: str, config: Mapping[str, Any], run: Run | None) -> Iterator[Block]:
+    keys = _SETTINGS + (_RL_SETTINGS if stage == "rl" else ())
+    rows = [(key, str(value)) for key in keys if (value := _setting(config, key)) is not None]
+    if run is not None:
+        facts = (
+            ("steps of the whole run", run.summary.get("num_steps"), ","),
+            ("tokens seen", last_value(run.curves, "tokens"), ",.0f"),
+            ("training FLOPs", last_value(run.curves, "total_training_flops"), ".2e"),
+            ("training time, seconds", last_value(run.curves, "total_training_time"), ",.0f"),
+            ("device", run.summary.get("device"), ""),
+            ("compute dtype", run.summary.get("compute_dtype"), ""),
+        )
+        rows += [(words, format(value, form)) for words, value, form in facts if value is not None]
+    if rows:
+        yield Table(("Setting", ""), tuple(rows))
+    else:
+        yield Text("Not recorded in the files that this model came from.", note=True)
+
+
+def _results(run: Run | None) -> Iterator[Block]:
+    if run is None or not run.results:
+        yield Text("These weights have not been evaluated: nothing is known of what they can do.", note=True)
+        return
+    blocks = list(evaluation_blocks([run], [run.stage]))[1:]  # without a heading of its own
+    yield from (block for block in blocks if not isinstance(block, Figure))  # a card is one file
+    yield Text("In brackets: 95% intervals over the questions asked; another seed of training may differ by more.")
+
+
+def _limits(
+    stage: str, model: Mapping[str, Any], num_parameters: int, config: Mapping[str, Any], run: Run | None
+) -> Iterator[Block]:
+    said = [
+        f"With {num_parameters:,} parameters it knows little, and states what is wrong as readily as what is right.",
+        f"It reads {model['sequence_len']:,} tokens at once, question and answer together: so it was trained.",
+        "Nothing was done to make its answers harmless: it has no filter and was not trained to refuse.",
+    ]
+    if _section(config, "data").get("source") == "microworld":
+        said.append(
+            "It was trained on the few facts of a small generated data set, to try the program out; it knows no others."
+        )
+    if stage not in ("base", "unknown"):
+        said.append(
+            "It may ask for a calculation, between <|python_start|> and <|python_end|>, and waits for the result. "
+            "This project's chat and server compute it; a program that does not gets a made-up one."
+        )
+    rows = [row for result in (run.results if run else ()) for row in result.rows]
+    few = [row.n for row in rows if row.group is None and row.value is not None]
+    if few and min(few) < _FEW:
+        said.append(f"Some figures above rest on {min(few)} questions: their intervals say how little that is.")
+    yield from (Text(sentence) for sentence in said)
+
+
+def _front(header: Mapping[str, Any] | None) -> str:
+    if not header:
+        return ""
+    import yaml
+
+    return f"---\n{yaml.safe_dump(dict(header), sort_keys=False)}---\n\n"
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _setting(config: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    value = (_section(config, section) if section else config).get(name)
+    return None if isinstance(value, Mapping | list) else value
