@@ -65,21 +65,20 @@ class HubModel:
         except FileNotFoundError:
             return None
 
-    def look(self, offline: bool = False, endpoint: str | None = None) -> None:
+    def look(self, offline: bool = False) -> None:
         """Make sure that the model is here or can be fetched, without fetching it.
 
         Raises:
             FileNotFoundError, ValueError: as `fetch`.
         """
         if self.here() is None:
-            self._files(offline, endpoint)
+            self._files(offline)
 
-    def fetch(self, offline: bool = False, endpoint: str | None = None) -> Source:
+    def fetch(self, offline: bool = False) -> Source:
         """Bring the model to this machine unless it is here.
 
         Args:
             offline: open no socket.
-            endpoint: address of the hub; None = the variable `HF_ENDPOINT`, else huggingface.co.
 
         Raises:
             FileNotFoundError: not here and not to be had, or no model in that place; says what there is.
@@ -87,12 +86,11 @@ class HubModel:
         """
         if (source := self.here()) is not None:
             return source
-        choice, files = self._files(offline, endpoint)
+        choice, files = self._files(offline)
         *others, weights = files
 
         def bring(names: list[str]) -> None:
-            options = {"revision": self.revision, "offline": offline, "endpoint": endpoint}
-            fetch_hub_files(self.repo, names, self.folder, repo_type="model", **options)  # type: ignore[arg-type]
+            fetch_hub_files(self.repo, names, self.folder, repo_type="model", revision=self.revision)
 
         # A page first: gigabytes of another kind of model are not worth waiting for.
         page = next(name for name in others if name.endswith(("config.json", PurePosixPath(meta_place(weights)).name)))
@@ -105,14 +103,14 @@ class HubModel:
         bring([weights])
         return find_source(self.folder / weights)
 
-    def _files(self, offline: bool, endpoint: str | None) -> tuple[Choice, list[str]]:
+    def _files(self, offline: bool) -> tuple[Choice, list[str]]:
         """Ask the hub which files the model consists of; the last of them holds the weights or lists their files."""
         if offline:
             raise FileNotFoundError(
                 f"{self.address} is not in {self.folder} and offline=true forbids fetching it; fetch it once with "
                 "offline=false, or copy its files there"
             )
-        names = list_hub_files(self.repo, repo_type="model", revision=self.revision, endpoint=endpoint)
+        names = list_hub_files(self.repo, repo_type="model", revision=self.revision)
         names = [name for name in names if ".." not in name.split("/") and not name.startswith("/")]
         is_file = self.inside in names
         top = str(PurePosixPath(self.inside).parent) if is_file else self.inside

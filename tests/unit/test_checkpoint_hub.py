@@ -1,0 +1,212 @@
+"""Models of the hub, against a stand-in on this machine: what is fetched, in which order, once; and what is refused."""
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_pl import paths
+from nanochat_pl.checkpoint import check_model, huggingface, load_model, nanochat, read_model, sciassist
+from nanochat_pl.checkpoint import hub as hub_module
+from nanochat_pl.checkpoint.hub import HubModel, is_hub_address
+from nanochat_pl.tokenizer import Tokenizer
+from tests.unit.test_checkpoint import stored_model
+from tests.unit.test_paths import Hub, hub  # noqa: F401  (fixture)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return stored_model(Tokenizer([bytes([byte]) for byte in range(256)]))
+
+
+class Shelf:
+    """A repository of the stand-in hub."""
+
+    def __init__(self, server: Hub):
+        server.files.clear()
+        server.etag = hashlib.sha1(b"any").hexdigest()
+        self.server = server
+
+    def put(self, folder: Path, repo: str = "owner/repo", prefix: str = "", revision: str = "main") -> None:
+        """Publish all files of a folder."""
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                name = prefix + file.relative_to(folder).as_posix()
+                self.server.files[f"/{repo}/resolve/{revision}/{name}"] = file.read_bytes()
+        self.list(repo, revision)
+
+    def list(self, repo: str = "owner/repo", revision: str = "main", more: tuple[str, ...] = ()) -> None:
+        beginning = f"/{repo}/resolve/{revision}/"
+        names = [path.removeprefix(beginning) for path in self.server.files if path.startswith(beginning)]
+        tree = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in [*names, *more]]
+        for query in ("?recursive=true&expand=false", "?recursive=True&expand=False"):
+            self.server.files[f"/api/models/{repo}/tree/{revision}{query}"] = json.dumps(tree).encode()
+
+    def asked(self) -> int:
+        return len(self.server.bodies)
+
+
+@pytest.fixture
+def shelf(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelf:  # noqa: F811
+    for name in ("fetch_hub_files", "list_hub_files"):
+        monkeypatch.setattr(hub_module, name, partial(getattr(paths, name), endpoint=hub.endpoint))
+    monkeypatch.chdir(tmp_path)
+    return Shelf(hub)
+
+
+def kept(folder: Path) -> list[str]:
+    """List what was fetched, without locks."""
+    return sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    )
+
+
+def test_a_published_nanochat_is_fetched_once_and_then_opened_without_a_socket(shelf: Shelf, stored, tmp_path: Path):
+    published = tmp_path / "published"  # as the public ones are: four files side by side, and some more
+    nanochat.write(stored, published)
+    for name in ("tokenizer.pkl", "token_bytes.pt"):
+        (published / "tokenizer" / name).rename(published / name)
+    (published / "README.md").write_text("read me")
+    (published / "optim_000012_rank0.pt").write_bytes(b"large")
+    shelf.put(published)
+    loaded = load_model("hf://owner/repo", compute_dtype=torch.float32)
+    assert loaded.path == Path("outputs/hub/owner/repo/model_000012.pt")
+    assert (loaded.format, loaded.step) == ("nanochat", 12)
+    assert torch.equal(loaded.model.lm_head.weight, stored.state["lm_head.weight"])
+    assert kept(tmp_path / "outputs/hub") == [
+        "owner/repo/meta_000012.json",
+        "owner/repo/model_000012.pt",
+        "owner/repo/tokenizer.pkl",
+    ]
+    before = shelf.asked()
+    assert before == 4  # the listing and three files
+    shelf.server.files.clear()
+    assert read_model("hf://owner/repo", offline=True).step == 12
+    assert read_model(Path("hf://owner/repo")).step == 12  # pathlib folds the slashes
+    assert shelf.asked() == before
+
+
+@pytest.mark.parametrize("module", [sciassist, huggingface])
+def test_every_format_comes_from_a_folder_of_a_repository(shelf: Shelf, stored, tmp_path: Path, module):
+    module.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made", prefix="models/tutor/")
+    again = read_model("hf://owner/repo/models/tutor", tmp_path / "kept")
+    assert again.format == module.__name__.rpartition(".")[2]
+    assert torch.equal(again.state["lm_head.weight"], stored.state["lm_head.weight"])
+    assert all(name.startswith("owner/repo/models/tutor/") for name in kept(tmp_path / "kept"))
+
+
+def test_a_revision_is_kept_apart(shelf: Shelf, stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made", revision="v2")
+    assert read_model("hf://owner/repo@v2").file == Path("outputs/hub/owner/repo@v2/model_000012.pt")
+    with pytest.raises(FileNotFoundError, match="knows no such repository, revision or file"):
+        read_model("hf://owner/repo")
+
+
+def test_the_weights_come_last_so_that_a_broken_download_is_taken_up(shelf: Shelf, stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made")
+    weights = shelf.server.files.pop("/owner/repo/resolve/main/model_000012.pt")
+    with pytest.raises(FileNotFoundError, match=r"could not fetch model_000012.pt of the model owner/repo"):
+        load_model("hf://owner/repo")
+    assert kept(tmp_path / "outputs/hub") == ["owner/repo/meta_000012.json", "owner/repo/tokenizer/tokenizer.pkl"]
+    shelf.server.files["/owner/repo/resolve/main/model_000012.pt"] = weights
+    before = shelf.asked()
+    assert load_model("hf://owner/repo").step == 12
+    assert shelf.asked() == before + 2  # the listing and the weights
+
+
+def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(shelf: Shelf, stored, tmp_path: Path):
+    folder = tmp_path / "made"
+    nanochat.write(stored, folder)
+    meta = json.loads((folder / "meta_000012.json").read_text())
+    meta["model_config"]["window_pattern"] = "SSSL"
+    (folder / "meta_000012.json").write_text(json.dumps(meta))
+    shelf.put(folder)
+    with pytest.raises(ValueError, match="sliding windows"):
+        load_model("hf://owner/repo")
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "llama" / "model.safetensors").write_bytes(b"large")
+    shelf.put(tmp_path / "llama", repo="meta/llama")
+    with pytest.raises(ValueError, match="model_type='llama'"):
+        load_model("hf://meta/llama")
+    assert kept(tmp_path / "outputs/hub") == ["meta/llama/config.json", "owner/repo/meta_000012.json"]
+
+
+def test_several_models_of_a_repository_are_listed_and_one_can_be_named(shelf: Shelf, stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made")
+    shelf.list(more=("model_000013.pt", "meta_000013.json"))
+    for ask in (check_model, load_model):
+        with pytest.raises(ValueError, match=r"hf://owner/repo holds 2 models: model_000012.pt, model_000013.pt"):
+            ask("hf://owner/repo")
+    assert load_model("hf://owner/repo/model_000012.pt").step == 12
+
+
+def test_a_repository_without_a_model_says_what_it_holds(shelf: Shelf, tmp_path: Path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "README.md").write_text("x")
+    (tmp_path / "made" / "pytorch_model.bin").write_text("x")
+    shelf.put(tmp_path / "made")
+    with pytest.raises(
+        FileNotFoundError, match=r"no model at hf://owner/repo, which holds README.md, pytorch_model.bin"
+    ):
+        check_model("hf://owner/repo")
+    shelf.list(more=("model_000001.pt",))
+    with pytest.raises(
+        FileNotFoundError, match=r"without its metadata \(meta_000001.json\) and its tokenizer \(tokeniz"
+    ):
+        check_model("hf://owner/repo")
+
+
+def test_looking_fetches_nothing_and_offline_opens_no_socket(shelf: Shelf, stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made")
+    assert check_model("hf://owner/repo") is None
+    assert shelf.asked() == 1
+    for ask in (check_model, read_model):
+        with pytest.raises(FileNotFoundError, match=r"not in outputs/hub/owner/repo and offline=true forbids"):
+            ask("hf://owner/repo", offline=True)
+    assert shelf.asked() == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_variable_for_offline_use_forbids_the_listing_too(shelf: Shelf, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE forbids listing the files of the model owner/repo"):
+        load_model("hf://owner/repo")
+
+
+def test_a_hub_in_trouble_is_asked_again(shelf: Shelf, stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made")
+    shelf.server.trouble = [503]
+    assert load_model("hf://owner/repo").step == 12
+
+
+def test_names_that_lead_out_of_the_folder_are_never_written(shelf: Shelf, stored, tmp_path: Path):
+    shelf.list(more=("../../../model_000001.pt", "../../../meta_000001.json", "/etc/model_000002.pt"))
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        load_model("hf://owner/repo")
+
+
+@pytest.mark.parametrize(
+    "address", ["hf://", "hf://owner", "hf://owner/", "hf://owner/..", "hf://../x", "hf://a/b//c", "hf://owner/@v1"]
+)
+def test_what_is_no_address_is_refused(address: str):
+    assert is_hub_address(address)
+    with pytest.raises(ValueError, match="give hf://owner/repo"):
+        HubModel.parse(address)
+
+
+def test_paths_are_no_addresses():
+    assert not any(is_hub_address(path) for path in ("hf", "outputs/hf://x", "./hf:", Path("a/hf:/b")))
