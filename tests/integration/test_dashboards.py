@@ -118,10 +118,22 @@ def test_a_resumed_run_is_one_run_whose_every_row_has_every_axis(
     trained = next(row for row in second.rows if "train/loss" in row)
     expected = {"train/loss", "train/lrm", "train/dt", "train/tok_per_sec", "train/grad_norm", "health/logit_max_frac"}
     assert expected <= set(trained)
+    check_samples(folder, second, num_steps=4)
     end = next(row for row in second.rows if row["step"] == 4)
     assert end["tokens"] == 4 * 512
     assert end["total_training_flops"] > 0
     check_evaluations_join_the_run(folder, tmp_path)
+
+
+def check_samples(folder: Path, session: Written, num_steps: int) -> None:
+    """What the model wrote at the end is a table at its step, and the same lines in the run folder."""
+    [row] = [row for row in session.rows if "samples/nrows" in row]
+    [file] = (folder / "wandb").glob("offline-run-*/files/media/table/samples_*.json")
+    table = json.loads(file.read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert row["step"] == num_steps
+    assert row["samples/nrows"] == len(lines) > 1
+    assert [dict(zip(table["columns"], cells, strict=True)) for cells in table["data"]] == lines
 
 
 def check_evaluations_join_the_run(folder: Path, tmp_path: Path) -> None:

@@ -445,6 +445,26 @@ class Page(HTMLParser):
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_samples_of_a_prompt_stand_together_from_the_first_to_the_last(tmp_path: Path):
+    run = chain(tmp_path)[0]
+    lines = [
+        {"step": step, "prompt": prompt, "output": f"{prompt} {step}", "tokens": 7, "stopped": step == 40}
+        for step in (10, 20, 30, 40)
+        for prompt in ("Iron\nis", "Water is")
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.folder / "samples.jsonl").write_text(text + '{"step": 50, "pro')
+    for page in pages([read_run(run.folder)]):
+        titles = [page.index(title) for title in (": Iron is", ": Water is")]
+        assert titles == sorted(titles)
+        shown = ("step 10, cut after 7 tokens:", "Water is 10", "step 30, cut after 7 tokens:", "Water is 30",
+                 "step 40:", "Water is 40")  # fmt: skip
+        places = [page.index(words, titles[1]) for words in shown]
+        assert places == sorted(places)
+        assert "Water is 20" not in page
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_what_models_wrote_stays_text_in_the_page(tmp_path: Path):
     runs = chain(tmp_path)
     (runs[0].folder / "samples.jsonl").write_text(

@@ -37,6 +37,7 @@ from nanochat_pl.lit.preflight import (
 from nanochat_pl.lit.questions import QuestionData
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
 from nanochat_pl.lit.rl import PolicyModel, Samples, pass_at_k_measure
+from nanochat_pl.lit.samples import PromptSamples
 from nanochat_pl.lit.schema import RLConfig, StageName, TrainConfig
 from nanochat_pl.lit.start import find_start, inputs_of
 from nanochat_pl.lit.tokenizers import train_tokenizer
@@ -103,6 +104,12 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     token_bytes = start.tokenizer.token_bytes() if cfg.stage.counts_tokens else None
     if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
         log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
+    if cfg.stage.sample_every_steps is not None and not cfg.stage.shows_samples:
+        log.warning(
+            "stage.sample_every_steps has no effect on stage=%s: its samples are the answers of its rollouts, every "
+            "trainer.log_every_steps steps",
+            cfg.stage.name,
+        )
     every = cfg.stage.val_every_steps
     if isinstance(data, QuestionData):
         validation = Validation(pass_at_k_measure(data.val), checkpoints, every, best="pass@1", higher_is_better=True)
@@ -133,6 +140,17 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     if isinstance(data, QuestionData):
         facts |= {"sandbox": data.sandbox} if data.sandbox else {}
         callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
+    elif cfg.stage.sample_every_steps is not None:
+        callbacks.append(
+            PromptSamples(
+                folder / "samples.jsonl",
+                cfg.stage,
+                start.tokenizer,
+                sequence_len=start.config.sequence_len,
+                engine_dtype=str(cfg.engine.dtype),
+                validation=validation,
+            )
+        )
     if cfg.stage.eval_every_steps is not None:
         callbacks.append(Evaluations(cfg, start.tokenizer, cfg.stage.eval_every_steps, validation))
     callbacks += [make(spec) for spec in cfg.callbacks.values() if spec is not None]

@@ -10,7 +10,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from nanochat_pl.eval.core import CORE_METRIC
 from nanochat_pl.lit.preflight import is_first_process
 from nanochat_pl.paths import write_atomically
 
-__all__ = ["AXES", "SUMMARIES", "MetricsFile", "evaluation_figures", "log_evaluation", "weights_and_biases"]
+__all__ = [
+    "AXES",
+    "SUMMARIES",
+    "MetricsFile",
+    "evaluation_figures",
+    "log_evaluation",
+    "log_table",
+    "weights_and_biases",
+]
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +187,18 @@ def _define_metrics(run: Any) -> None:
 def _netrc_knows_wandb() -> bool:
     netrc = Path.home() / ".netrc"
     return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+
+
+def log_table(
+    loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Send a table to those loggers that can show one, at its step; call on the first process only."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            table: Any = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            logger.log_metrics({"step": step, name: table})
 
 
 def log_evaluation(results: Path, run_folder: Path) -> bool:

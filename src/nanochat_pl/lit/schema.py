@@ -147,6 +147,12 @@ class StageConfig:
     """Conversations of the fixed validation set where the batch counts conversations; null = the whole split."""
     eval_every_steps: int | None = None
     """Evaluate as eval= says every so many steps and at the end; null = never (a chain may, when all is trained)."""
+    sample_every_steps: int | None = None
+    """Let the model continue `sample_prompts` every so many steps and at the end; null = never."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """What it continues: beginnings of texts (base), or what a user says (the stages after it)."""
+    sample_tokens: int = 32
+    """Most new tokens of a sample."""
     checkpoint_every_steps: int | None = None
     """Write step_NNNNNN.ckpt every so many steps; last.ckpt and best.ckpt are always kept."""
     keep_checkpoints: int = 2
@@ -155,7 +161,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         positive(self, "stage", "sequence_len", "device_batch", "total_batch_tokens", "total_batch_rows")
         positive(self, "stage", *HORIZONS, "val_every_steps", "val_tokens", "val_rows", "checkpoint_every_steps")
-        positive(self, "stage", "keep_checkpoints", "eval_every_steps")
+        positive(self, "stage", "keep_checkpoints", "eval_every_steps", "sample_every_steps", "sample_tokens")
         given = [name for name in HORIZONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(
@@ -166,6 +172,17 @@ class StageConfig:
             raise ValueError(
                 f"stage.default_horizon='{self.default_horizon}' must be <one of {', '.join(HORIZONS)}>=<value>"
             )
+
+        if self.sample_every_steps is not None and self.shows_samples and not self.sample_prompts:
+            raise ValueError(
+                f"stage.sample_every_steps={self.sample_every_steps} needs prompts, and stage.sample_prompts is empty; "
+                "give some, as 'stage.sample_prompts=[Once upon a time]', or set stage.sample_every_steps=null"
+            )
+
+    @property
+    def shows_samples(self) -> bool:
+        """It can continue prompts while it trains; reinforcement learning shows the answers it learns from instead."""
+        return self.name not in (StageName.tokenizer, StageName.rl)
 
     @property
     def counts_tokens(self) -> bool:

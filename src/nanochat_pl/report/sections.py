@@ -240,7 +240,8 @@ def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
                 inside += [Text(f"{label} ({verdict}):"), Code(_cut(records[key]["output"]))]
             blocks.append(Folded(f"{name}: {_cut(str(first['prompt']), 80)}", tuple(inside)))
     for run, label in zip(runs, labels):
-        for sample in run.samples[-_SHOWN_QUESTIONS:]:
+        blocks += _continued(run, label)
+        for sample in [sample for sample in run.samples if "answers" in sample][-_SHOWN_QUESTIONS:]:
             inside = [Code(_cut(sample.get("question", "")))]
             for answer in sample.get("answers", [])[:_SHOWN_QUESTIONS]:
                 inside += [Text(f"reward {answer.get('reward')}:"), Code(_cut(answer.get("text", "")))]
@@ -248,6 +249,21 @@ def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
     if blocks:
         yield Heading(2, "Samples")
         yield from blocks
+
+
+def _continued(run: Run, label: str) -> Iterator[Block]:
+    """Show what the model wrote after fixed prompts while it learned: of each the first, a middle and the last time."""
+    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in run.samples:
+        if "prompt" in sample:
+            by_prompt.setdefault(str(sample["prompt"]), []).append(sample)
+    for prompt, samples in list(by_prompt.items())[:_SHOWN_QUESTIONS]:
+        inside: list[Block] = [Code(_cut(prompt))]
+        for number in sorted({0, len(samples) // 2, len(samples) - 1}):
+            shown = samples[number]
+            end = "" if shown.get("stopped") else f", cut after {shown.get('tokens')} tokens"
+            inside += [Text(f"step {shown.get('step')}{end}:"), Code(_cut(shown.get("output", "")))]
+        yield Folded(f"{label}: {_cut(' '.join(prompt.split()), 80)}", tuple(inside))
 
 
 def _log(log: TextLog) -> Iterator[Block]:

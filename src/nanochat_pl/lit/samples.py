@@ -1,0 +1,166 @@
+"""What the model writes after the same few beginnings, again and again while it learns.
+
+A loss says that a model got better, a sample says at what. Every `stage.sample_every_steps` steps and at the end the
+first process lets the model continue `stage.sample_prompts`, greedily, so that two samples differ only because the
+weights do. Nothing is drawn at random, and the other ranks do not wait before the next gradients are exchanged:
+training is the same bit for bit with and without. (Reinforcement learning shows the answers of its rollouts instead,
+see `nanochat_pl.lit.rl.Samples`.)
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_pl.engine import Engine, Request
+from nanochat_pl.lit.callbacks import Validation
+from nanochat_pl.lit.loggers import log_table
+from nanochat_pl.lit.schema import StageConfig, StageName
+from nanochat_pl.paths import write_atomically
+from nanochat_pl.tokenizer import Tokenizer
+
+__all__ = ["PromptSamples", "drop_lines_from", "encode_prompts", "one_line"]
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("step", "prompt", "output", "tokens", "stopped")
+"""Fields of a line of samples.jsonl, and columns of the table on a dashboard."""
+
+SHOWN_CHARS = 100
+"""Of prompt and output together, in a line of the log."""
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str], *, as_chat: bool, sequence_len: int
+) -> dict[str, list[int]]:
+    """Give each prompt its token ids, in order; one that leaves no room for an answer is left out, with a warning.
+
+    Args:
+        tokenizer: of the model.
+        prompts: the beginnings of texts, or what a user says.
+        as_chat: render each as a conversation that the assistant is to go on with; else as a text behind BOS.
+        sequence_len: the model's context, tokens.
+    """
+    encoded: dict[str, list[int]] = {}
+    for prompt in prompts:
+        if as_chat:
+            asked = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]}
+            ids = tokenizer.render_for_completion(asked, max_tokens=sequence_len)
+        else:
+            ids = tokenizer.encode(prompt, prepend=tokenizer.bos_id)
+        if len(ids) < sequence_len:
+            encoded[prompt] = ids
+        else:
+            log.warning(
+                "no samples of %r: its %d tokens or more leave no room in rows of stage.sequence_len=%d; shorten it in "
+                "stage.sample_prompts",
+                one_line(prompt, 40),
+                len(ids),
+                sequence_len,
+            )
+    return encoded
+
+
+def drop_lines_from(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later of a JSON Lines file, and a half-written last one; a missing file stays so."""
+    if not path.is_file():
+        return
+    # not splitlines: texts may hold other characters that end a line
+    *lines, half = path.read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    if half or len(kept) < len(lines):
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def one_line(text: str, limit: int) -> str:
+    """Give the first `limit` characters of a text on one line, without control characters; `…` says that it goes on."""
+    shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return shown if len(shown) <= limit else shown[:limit].rstrip() + "…"
+
+
+class PromptSamples(Callback):
+    """Let the model continue fixed prompts on a timetable and at the end: to the log, samples.jsonl and W&B.
+
+    A line of samples.jsonl has `step` (updates made before it), `prompt`, `output`, `tokens` (how many new ones) and
+    `stopped` (it ended by itself, not at `stage.sample_tokens`). A resumed run drops those from its first step on.
+
+    Args:
+        path: the file.
+        stage: what is continued, how often and how far; base continues texts, other stages answer.
+        tokenizer: of the model.
+        sequence_len: the model's context, tokens.
+        engine_dtype: number format in which the engine computes.
+        validation: what is spent here counts as its time, not as training's.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stage: StageConfig,
+        tokenizer: Tokenizer,
+        *,
+        sequence_len: int,
+        engine_dtype: str,
+        validation: Validation,
+    ) -> None:
+        assert stage.sample_every_steps is not None
+        self.path, self.tokenizer, self.engine_dtype = path, tokenizer, engine_dtype
+        self.every_steps, self.max_new_tokens = stage.sample_every_steps, stage.sample_tokens
+        as_chat = stage.name != StageName.base
+        self.prompts = encode_prompts(tokenizer, stage.sample_prompts, as_chat=as_chat, sequence_len=sequence_len)
+        self.validation = validation
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            drop_lines_from(self.path, step)
+            if step > 0 and step % self.every_steps == 0:
+                self._sample(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.every_steps == 0 or step == trainer.max_steps
+        if due and trainer.is_global_zero and not trainer.should_stop:
+            self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: L.Trainer, module: Any) -> None:
+        if not self.prompts:
+            return
+        begin, step = time.perf_counter(), trainer.global_step
+        lines = self.sample(module.model, step)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        log_table(trainer.loggers, "samples", COLUMNS, [[line[column] for column in COLUMNS] for line in lines], step)
+        for line in lines:
+            prompt = one_line(line["prompt"], SHOWN_CHARS // 2)
+            output = one_line(line["output"], SHOWN_CHARS - len(prompt))
+            log.info("step %05d/%05d | %s → %s", step, trainer.max_steps, prompt, output)
+        self.validation.seconds += time.perf_counter() - begin
+
+    def sample(self, model: Any, step: int) -> list[dict[str, Any]]:
+        """Continue each prompt once, greedily; give the lines of samples.jsonl.
+
+        Args:
+            model: the network, as it is now. The engine's copy of it is gone afterwards: training wants the memory.
+            step: updates made so far.
+        """
+        stop_ids = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
+        engine = Engine(model, stop_ids, self.tokenizer, self.engine_dtype)
+        completions = engine.run([Request(ids, self.max_new_tokens) for ids in self.prompts.values()])
+        return [
+            {
+                "step": step,
+                "prompt": prompt,
+                "output": self.tokenizer.decode(completion.tokens),
+                "tokens": len(completion.tokens),
+                "stopped": completion.stop_token is not None,
+            }
+            for prompt, completion in zip(self.prompts, completions, strict=True)
+        ]
