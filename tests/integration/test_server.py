@@ -297,6 +297,8 @@ def test_every_error_has_openais_form(url):
     assert error_of(url, "[" * 100_000, status=400)["type"] == "invalid_request_error"
     assert error_of(url, [], status=400)["type"] == "invalid_request_error"
     assert error_of(url, {}, status=400)["code"] == "missing_required_parameter"
+    for prompt in ([], [[]], [[1], []], [400], [-1], [1.5], ["x", 3]):
+        assert error_of(url, {"prompt": prompt}, "/v1/completions")["param"].startswith("prompt")
     assert error_of(url, {}, path="/v1/nowhere", status=404)["code"] == "not_found"
     assert error_of(url, {}, path="/v1/models", status=405)["code"] == "method_not_allowed"
     big = json.dumps({"messages": [{"role": "user", "content": "x" * 2_000_000}]})

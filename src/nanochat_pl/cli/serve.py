@@ -85,7 +85,6 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         request_timeout_s=options.request_timeout,
         context=options.context,
     )
-    _log()
     device, served = pick_device(options.device), list[Served]()
     for name, path in models:
         loaded = load_model(path, device)
@@ -118,6 +117,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         forwarded_allow_ips=options.trust_proxy,
         timeout_graceful_shutdown=int(options.grace) + 3,  # when it is over, the workers end their answers themselves
     )
+    _log()
     _say_where(listening, bool(keys))
     # uvicorn raises the signal that ended it once more, for whoever handled it before; that it ended well is enough
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -208,7 +208,12 @@ class CompletionBody(_Sampling):
 
     without_effect = _SHARED_WITHOUT_EFFECT | {"best_of": (1,), "suffix": ("",)}
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Annotated[Ids, Field(min_length=1)] | list[Ids]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[Ids, Field(min_length=1)]
+        | Annotated[list[Ids], Field(min_length=1)]
+    )
     """Text (a beginning-of-text token is put before it), token ids (taken as they are), or a list of either."""
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None

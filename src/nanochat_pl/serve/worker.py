@@ -203,12 +203,10 @@ class Worker:
         with self._changed:
             if self._closing:
                 raise Closed("the server is shutting down")
-            free = max(0, self.batch_size - len(self._active) - self._num_entering - self._num_waiting)
-            after = self._num_waiting + len(requests) - free
-            if after > self.queue_limit:
+            more = len(requests) - (self.batch_size - len(self._active) - self._num_entering)  # but for the free rows
+            if self._num_waiting + more > self.queue_limit:
                 raise Full(f"{self.name} has {self._num_waiting} requests waiting, at its limit", self._retry_after())
-            theirs = len(self._queues.get(client, ())) + len(requests) - free
-            if theirs > self.client_limit:
+            if len(self._queues.get(client, ())) + more > self.client_limit:
                 raise Full(f"{self.client_limit} requests of one client may wait, no more", self._retry_after())
             tickets = [Ticket(request, client, time.monotonic() + time_limit_s, self) for request in requests]
             self._queues.setdefault(client, deque()).extend(tickets)

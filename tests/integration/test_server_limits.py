@@ -1,0 +1,342 @@
+"""What a server holds out: too many, too long, too slow, gone, without a key; and how it ends."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+
+from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.serve.models import Served
+from nanochat_pl.tokenizer import Tokenizer
+from tests.integration.serving import engine_of, running, served, tiny_model, tiny_tokenizer, wait_until
+
+BODY = {"messages": [{"role": "user", "content": "where does the river run?"}], "temperature": 0}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> Iterator[Served]:
+    model = served(tokenizer, batch_size=2, queue_limit=2)
+    engine_of(model).step_s = 0.02
+    yield model
+    engine_of(model).step_s = 0.0
+    model.worker.close()
+
+
+def state(url: str, model: str = "sft/tiny") -> dict:
+    return httpx.get(f"{url}/stats").json()["models"][model]
+
+
+def test_more_than_may_wait_are_told_when_to_come_again(model):
+    with running(model) as url, ThreadPoolExecutor(8) as pool:
+        body = BODY | {"max_tokens": 50}
+        answers = list(pool.map(lambda _: httpx.post(url + CHAT, json=body, timeout=30), range(8)))
+        refused = [answer for answer in answers if answer.status_code != 200]
+        texts = {answer.json()["choices"][0]["message"]["content"] for answer in answers if answer.status_code == 200}
+        assert len(texts) == 1
+        assert refused and {answer.status_code for answer in refused} == {429}
+        assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
+        assert {answer.json()["error"]["code"] for answer in refused} == {"queue_full"}
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=20) as client:
+            ask = client.chat.completions.create
+            again = list(pool.map(lambda _: ask(model="sft/tiny", max_tokens=5, **BODY), range(6)))
+        assert len(again) == 6  # the client came again by itself
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_rows(model, stream):
+    with running(model) as url:
+        body = BODY | {"max_tokens": 200, "n": 2, "stream": stream}
+        if stream:
+            with httpx.stream("POST", url + CHAT, json=body) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url + CHAT, json=body, timeout=0.5)
+        wait_until(lambda: state(url)["active"] == state(url)["waiting"] == 0, timeout_s=1)
+        assert state(url)["ended"] == {"cancelled": 2}
+        assert state(url)["new_tokens"] < 2 * 150
+        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 2}).status_code == 200
+
+
+def test_a_stop_string_frees_the_row(model):
+    engine_of(model).step_s = 0.005
+    with running(model) as url:
+        full = httpx.post(url + CHAT, json=BODY | {"max_tokens": 40}).json()["choices"][0]["message"]["content"]
+        answer = httpx.post(url + CHAT, json=BODY | {"max_tokens": 200, "stop": full[3:5]}).json()
+        assert answer["choices"][0]["message"]["content"] == full[: full.index(full[3:5])]
+        assert answer["usage"]["completion_tokens"] < 10
+        wait_until(lambda: state(url)["active"] == 0)
+        assert state(url)["new_tokens"] < 40 + 30
+
+
+def test_slow_readers_get_everything_and_delay_nobody(model):
+    engine_of(model).step_s = 0.0
+    with running(model) as url:
+        slow = []
+        for _ in range(2):
+            link = socket.create_connection(httpx.URL(url).netloc.decode().split(":"))
+            body = json.dumps(BODY | {"max_tokens": 200, "stream": True}).encode()
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            slow.append(link)
+        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 30}).status_code == 200
+        wait_until(lambda: state(url)["active"] == 0)
+        for link in slow:
+            received = b""
+            while data := link.recv(65_536):
+                received += data
+            link.close()
+            assert received.count(b'"content":"') > 100
+            assert b"[DONE]" in received
+
+
+def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
+    model = served(tokenizer, batch_size=16)
+    # so many answers do not fit between the two ends of a connection whose reader takes nothing
+    with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model, stalled_reader_s=0.3) as url:
+        link = socket.socket()
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect(("127.0.0.1", httpx.URL(url).port))
+        ask = {"max_tokens": 230, "n": 16, "stream": True, "logprobs": True, "top_logprobs": 20, "temperature": 1}
+        body = json.dumps(BODY | ask).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: "stalled_reader" in caplog.text, timeout_s=60)
+        assert state(url)["active"] == 0
+        link.close()
+
+
+def test_time_limits_hold_for_those_who_wait_and_those_who_run(model):
+    with running(model, request_timeout_s=0.5) as url, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: httpx.post(url + CHAT, json=BODY | {"max_tokens": 200}), range(4)))
+        assert [answer.status_code for answer in answers] == [504] * 4
+        assert answers[0].json()["error"]["code"] == "request_timeout"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+            began = time.monotonic()
+            stream = client.chat.completions.create(model="sft/tiny", max_tokens=200, stream=True, **BODY)
+            with pytest.raises(openai.APIError, match="time limit"):
+                assert len(list(stream)) > 1
+            assert time.monotonic() - began < 10  # and it did not try again
+        assert state(url)["active"] == 0
+
+
+def test_an_engine_that_breaks_is_a_500_and_the_next_request_is_answered(model):
+    engine = engine_of(model)
+    with running(model) as url:
+        engine.fails = 1
+        answer = httpx.post(url + CHAT, json=BODY | {"max_tokens": 5})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "engine_fault"
+        assert "broke" not in answer.text
+        engine.refuses = True
+        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 5}).status_code == 400
+        engine.refuses = False
+        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 5}).status_code == 200
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
+    with running(model, api_keys=("first", "s3cret")) as url:
+        for path in ("/v1/models", "/v1/models/x", "/stats", "/metrics", "/openapi.json", "/v1/nowhere"):
+            for headers in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "s3cret"}, {"Authorization": "é"}):
+                answer = httpx.get(url + path, headers={k: v.encode("latin-1") for k, v in headers.items()})
+                assert answer.status_code == 401
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert httpx.post(f"{url}/chat/completions", json=BODY).status_code == 401
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/").status_code == 200
+        for key in ("first", "s3cret"):
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=key) as client:
+                assert [model.id for model in client.models.list()] == ["sft/tiny"]
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="third") as client, pytest.raises(openai.AuthenticationError):
+            client.models.list()
+
+
+def test_other_origins_are_let_in_only_where_they_are_named(tokenizer):
+    asking = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+    with running(served(tokenizer)) as url:
+        assert "access-control-allow-origin" not in httpx.get(f"{url}/health", headers=asking).headers
+        assert httpx.options(url + CHAT, headers=asking).status_code == 405
+    with running(served(tokenizer), cors_origins=("http://page.example",), api_keys=("k",)) as url:
+        preflight = httpx.options(url + CHAT, headers=asking)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "http://page.example"
+        refused = httpx.post(url + CHAT, json=BODY, headers=asking)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "http://page.example"
+        other = httpx.get(f"{url}/health", headers={"Origin": "http://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_page_may_load_nothing_from_elsewhere(tokenizer):
+    with running(served(tokenizer)) as url:
+        page = httpx.get(f"{url}/")
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert page.headers["content-security-policy"].startswith("default-src 'self'")
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert httpx.get(f"{url}/../app.py").status_code == 404
+        assert httpx.get(f"{url}/%2e%2e/app.py").status_code == 404
+
+
+def test_a_long_body_is_refused_before_it_is_read(tokenizer):
+    def endless() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1000
+
+    with running(served(tokenizer), max_body_bytes=10_000) as url:
+        headers = {"Content-Type": "application/json"}
+        assert httpx.post(url + CHAT, content=b" " * 10_001, headers=headers).status_code == 413
+        assert httpx.post(url + CHAT, content=endless(), headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("limit", "messages"),
+    [
+        ({"max_messages": 2}, 3),
+        ({"max_message_chars": 3}, 1),
+        ({"max_total_chars": 8}, 3),
+    ],
+)
+def test_conversations_have_limits(tokenizer, limit, messages):
+    talk = [{"role": ("user", "assistant")[i % 2], "content": "four"} for i in range(messages)]
+    with running(served(tokenizer), **limit) as url:
+        answer = httpx.post(url + CHAT, json={"messages": talk})
+        assert answer.status_code == 400
+        assert str(*limit.values()) in answer.json()["error"]["message"]
+        if "max_total_chars" in limit:
+            assert httpx.post(f"{url}/v1/completions", json={"prompt": ["four"] * 3}).status_code == 400
+
+
+def test_logs_say_what_was_done_and_never_what_was_said(model, caplog):
+    engine_of(model).step_s = 0.0
+    with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model) as url:
+        answer = httpx.post(url + CHAT, json=BODY | {"max_tokens": 7}, headers={"X-Request-Id": "mine"})
+        httpx.get(f"{url}/v1/a-secret-path")
+    chat, lost = [json.loads(record.getMessage()) for record in caplog.records if "access" in record.name]
+    assert (chat["request_id"], chat["route"], chat["status"], chat["model"]) == ("mine", CHAT, 200, "sft/tiny")
+    assert chat["completion_tokens"] == 7 and chat["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    assert 0 < chat["first_token_s"] <= chat["seconds"]
+    assert (lost["route"], lost["status"]) == ("other", 404)
+    assert "river" not in caplog.text and "secret" not in caplog.text
+
+
+def test_a_draining_server_finishes_answers_and_takes_no_more(model):
+    from nanochat_pl.serve.app import create_app
+
+    async def scenario() -> None:
+        app = create_app([model])
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            under_way = asyncio.ensure_future(client.post(CHAT, json=BODY | {"max_tokens": 40}, timeout=30))
+            while not model.worker.state().active:
+                await asyncio.sleep(0.01)
+            app.state.server.drain(30)
+            late = await client.post(CHAT, json=BODY)
+            assert late.status_code == 503
+            assert late.json()["error"]["code"] == "shutting_down"
+            health = await client.get("/health")
+            assert (health.status_code, health.json()["status"]) == (503, "draining")
+            assert (await under_way).json()["usage"]["completion_tokens"] == 40
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_model(tokenizer, sequence_len=4096)
+    file = tmp_path_factory.mktemp("outputs") / "sft" / "tiny" / "checkpoints" / "last.ckpt"
+    file.parent.mkdir(parents=True)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    whose = identity("sft", model.config, {}, tokenizer)
+    torch.save(
+        {"state_dict": state, "nanochat_pl": whose, "global_step": 3, "pytorch-lightning_version": "2.6.4"}, file
+    )
+    return file.parent.parent
+
+
+def command(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "nanochat_pl.cli.main", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grace", ["30", "1"])
+def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(checkpoint, grace):
+    with command(
+        f"tutor={checkpoint}", str(checkpoint), "--port", "0", "--api-key-env", "KEY", "--grace", grace, KEY="k"
+    ) as process:
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[0].startswith("tutor: ") and lines[1].startswith("sft/tiny: ")
+        assert "only this machine" in lines[3]
+        url = lines[2].split()[1].rstrip("/")
+        wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["tutor", "sft/tiny"]
+            max_tokens = 40 if grace == "30" else 2000
+            stream = client.chat.completions.create(
+                model="tutor",
+                max_tokens=max_tokens,
+                stream=True,
+                temperature=0,
+                messages=BODY["messages"],
+                logprobs=True,
+            )
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            if grace == "30":
+                tokens = [t for chunk in stream for c in chunk.choices if c.logprobs for t in c.logprobs.content]
+                assert 39 <= len(tokens) <= 40
+            else:
+                with pytest.raises(openai.APIError, match="shutting down"):
+                    list(stream)
+        assert process.wait(30) == 0
+        errors = process.stderr.read()
+    assert "Traceback" not in errors
+    logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    assert logged[-1]["route"] == CHAT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere"),
+        ([], "CKPT"),
+        (["{run}", "--api-key-env", "NOT_SET_AT_ALL"], "NOT_SET_AT_ALL"),
+        (["{run}", "--port", "70000"], "--port"),
+        (["{run}", "--host", "203.0.113.1"], "cannot listen"),
+        (["{run}", "--batch-size", "0"], "batch_size"),
+        (["{run}", "--max-tokens", "0"], "max_tokens"),
+        (["{run}", "{run}"], "two models"),
+        (["={run}"], "name"),
+    ],
+)
+def test_a_command_that_cannot_serve_says_what_to_change(checkpoint, capsys, arguments, message):
+    from nanochat_pl.cli.serve import main
+
+    assert main(["--port", "0", *(text.replace("{run}", str(checkpoint)) for text in arguments)]) == 2
+    assert message in capsys.readouterr().err
