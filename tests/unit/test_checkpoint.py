@@ -230,6 +230,16 @@ def test_a_folder_without_a_model_says_what_it_holds_and_what_opens(tmp_path: Pa
     archive.touch()
     with pytest.raises(ValueError, match="archive; unpack it"):
         check_model(archive)
+    for name, words in (
+        ("meta_000001.json", "no file of weights; give the model beside it"),
+        ("tokenizer.pkl", "perhaps a tokenizer"),
+        ("model-00001-of-00002.safetensors", "one of several"),
+        ("pytorch_model.bin", "convert the model to safetensors"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=words):
+            check_model(tmp_path / name)
+        (tmp_path / name).unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="half a Hugging Face folder"):
         check_model(tmp_path / "config.json")

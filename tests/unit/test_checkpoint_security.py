@@ -237,6 +237,8 @@ def test_code_beside_safetensors_is_never_imported(good: Path, canary: Path, tmp
 def test_a_refusal_says_that_nothing_was_executed(good: Path, canary: Path, tmp_path: Path):
     folder = shutil.copytree(good / "nanochat", tmp_path / "nanochat")
     zipped(PAYLOADS["system"](canary), folder / "model_000012.pt")
-    with pytest.raises(ValueError, match=r"objects beyond tensors.*may run code.*nothing was executed") as error:
+    with pytest.raises(
+        ValueError, match=r"beyond tensors.*may run code \(it asks for \w+\.system\); nothing was"
+    ) as error:
         load_model(folder)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "trusted" not in str(error.value)

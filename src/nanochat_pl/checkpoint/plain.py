@@ -5,6 +5,7 @@ and refuses the rest; this module calls it, and says in one way what is wrong wi
 """
 
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -33,10 +34,13 @@ def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a plain checkpoint: it holds objects beyond tensors and plain values, which may run code, "
-            f"or is damaged; nothing was executed ({_first_line(error)})"
-        ) from error
+        asked = re.search(r"unsupported (?:global|class):? +([\w.]+)", str(error), re.IGNORECASE)
+        why = (
+            f"it holds objects beyond tensors and plain values, which may run code (it asks for {asked[1]})"
+            if asked
+            else "it is damaged, or no file of torch.save"
+        )
+        raise ValueError(f"{path} is not a plain checkpoint: {why}; nothing was executed") from error
     except Exception as error:  # a damaged or crafted file fails in a dozen ways
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {remedy} "
@@ -72,4 +76,6 @@ def _kind(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Say what went wrong, without torch's advice to trust the file."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.partition(" In PyTorch 2.6")[0]

@@ -34,6 +34,14 @@ FORMATS = {
 _NANOCHAT = re.compile(r"model_(\d{1,12})\.pt")
 _SCIASSIST = "model_finetuned.pt"
 _HF_WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
+_NO_WEIGHTS = {
+    ".zip": "an archive; unpack it and give the folder",
+    ".json": "no file of weights; give the model beside it, or the folder",
+    ".pkl": "a pickle, perhaps a tokenizer, and no file of weights; give the model beside it, or the folder",
+    ".safetensors": "one of several files of weights; give the folder they lie in",
+    ".bin": "a pickle of Hugging Face's older format; convert the model to safetensors",
+    ".gguf": "of another program; only the formats of docs/checkpoints.md open",
+}
 _PATTERNS = ("model_*.pt", "*/model_*.pt", "*_checkpoints/*/model_*.pt", "config.json", "*.safetensors*")
 
 
@@ -176,8 +184,8 @@ def _of_file(path: Path) -> Choice | None:
         if choice is None:
             raise ValueError(f"{path} is half a Hugging Face folder: config.json and model.safetensors belong together")
         return choice
-    if path.suffix == ".zip":
-        raise ValueError(f"{path} is an archive; unpack it and give the folder")
+    if path.suffix in _NO_WEIGHTS:
+        raise ValueError(f"{path} is {_NO_WEIGHTS[path.suffix]}")
     return _by_name(path.name)
 
 
