@@ -102,10 +102,11 @@ def test_an_imported_run_says_where_it_is_from(run: Path):
 
 def test_a_stage_that_no_file_names_can_be_said(run: Path, capsys: pytest.CaptureFixture[str]):
     export.export_model(run, "huggingface", Path("hf"))
-    Path("hf/nanochat_pl.json").unlink()
+    Path("hf/nanochat_pl.json").unlink()  # as transformers saves it
     assert import_.main(["hf", "one"]) == 0
     assert "--stage says so" in capsys.readouterr().out
     assert load_model("one").stage == "unknown"
+    assert load_model("one").config == {}, "what was not recorded must not look as if it had been"
     assert import_.main(["hf", "two", "--stage", "mid"]) == 0
     assert "--stage" not in capsys.readouterr().out
     assert load_model("two").stage == "mid"

@@ -147,13 +147,15 @@ def test_what_is_written_is_read_back_to_the_bit(tokenizer: Tokenizer, tmp_path:
 
 
 def test_a_folder_that_transformers_saved_is_read(tokenizer: Tokenizer, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
     stored = make_stored(tokenizer, n_kv_head=2)
     huggingface.write(stored, tmp_path / "ours")
     theirs = tmp_path / "theirs"
     their_model(tmp_path / "ours").to(torch.bfloat16).save_pretrained(theirs, max_shard_size="20KB")
-    (theirs / "tokenizer.json").write_bytes((tmp_path / "ours" / "tokenizer.json").read_bytes())
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(theirs)
     assert not (theirs / "model.safetensors").exists(), "this is to be a folder of several shards"
     again = huggingface.read(theirs)
+    assert again.tokenizer.fingerprint() == tokenizer.fingerprint()
     assert again.config == dataclasses.replace(stored.config, rope_table_dtype="float32")
     assert all(torch.equal(again.state[n], t.bfloat16().float()) for n, t in stored.state.items())
     assert again.stage == "unknown"

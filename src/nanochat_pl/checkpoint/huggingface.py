@@ -147,13 +147,13 @@ def write(stored: Stored, folder: Path, card: str | None = None) -> tuple[str, .
 
 
 def read(path: str | Path) -> Stored:
-    """Read a Hugging Face folder, ours or another's.
+    """Read a Hugging Face folder, ours or another's; any file in it stands for the folder.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
         ValueError: it is another kind of model, or a NanoChat that computes what ours does not; says what.
     """
-    folder = Path(path)
+    folder = Path(path).parent if Path(path).is_file() else Path(path)
     document = _json(folder / "config.json")
     beside = _json(folder / _OURS) if (folder / _OURS).is_file() else {}
     said = []

@@ -117,7 +117,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": True,  # a chunk that is a token as a whole is not taken apart: tiktoken's rule
             "vocab": {text: token for token, text in enumerate(written)},
-            "merges": [[written[left], written[right]] for left, right in _merges(tokens)],
+            "merges": [f"{written[left]} {written[right]}" for left, right in _merges(tokens)],
         },
     }
 

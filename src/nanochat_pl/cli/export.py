@@ -195,12 +195,16 @@ def _run_of(stored: "Stored") -> "Run | None":
 
 
 def _name(stored: "Stored", source: str | Path) -> str:
-    """Name a model by stage and run where it has them, else by its file or folder."""
+    """Name a model by stage and run where it has them, else by its folder."""
+    from nanochat_pl.checkpoint.stored import UNKNOWN_STAGE
+
     folder = stored.file.resolve().parent
     if stored.format == "lightning" and folder.name == "checkpoints":
-        run = folder.parent
-        return run.name if run.name.startswith(stored.stage) else f"{stored.stage}-{run.name}"
-    return Path(str(source).rstrip("/")).resolve().name.removesuffix(".zip").removesuffix(".ckpt") or "model"
+        run = folder.parent.name
+        return run if run.startswith(stored.stage) or stored.stage == UNKNOWN_STAGE else f"{stored.stage}-{run}"
+    path = Path(str(source))  # of the hub: its repository
+    named = path.resolve().parent if path.suffix in (".pt", ".json", ".safetensors") else path.resolve()
+    return named.name.removesuffix(".zip").removesuffix(".ckpt") or "model"
 
 
 def _figures(stored: "Stored", run: "Run | None", names: Mapping[str, str]) -> dict[str, float]:

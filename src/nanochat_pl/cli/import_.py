@@ -84,15 +84,15 @@ def write_run(stored: "Stored", folder: Path, run_name: str, source: str) -> Non
     from nanochat_pl.model.accounting import num_parameters
     from nanochat_pl.paths import atomic_file
 
-    config = stored.run_config or _least_config(stored, run_name)
     checkpoint = {
         "epoch": 0,
         "global_step": stored.step,
         "state_dict": {f"model.{name}": tensor for name, tensor in stored.state.items()},
-        "nanochat_pl": identity(stored.stage, stored.config, config, stored.tokenizer),
+        "nanochat_pl": identity(stored.stage, stored.config, stored.run_config, stored.tokenizer),
     }
     with atomic_file(folder / "checkpoints" / "last.ckpt") as temporary:
         torch.save(checkpoint, temporary)
+    config = stored.run_config or _least_config(stored, run_name)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     summary = {
         "stage": stored.stage,
