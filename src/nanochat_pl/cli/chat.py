@@ -141,12 +141,14 @@ def _device(name: str) -> "torch.device":
 
 
 def _interact(terminal: "Terminal", no_history: bool) -> None:
-    from nanochat_pl.serve.terminal import history_file, prompt_session
+    from nanochat_pl.serve.prompt import history_file, prompt_session
+    from nanochat_pl.serve.terminal import COMMANDS
 
+    commands = [f"/{name}" for name in COMMANDS]
     history = None if no_history else history_file()
     try:
-        session = prompt_session(history)
+        session = prompt_session(history, commands)
     except OSError as error:
         terminal.screen.warn(f"What is typed cannot be kept for the next chat ({error}); --no-history does without.")
-        session = prompt_session(None)
+        session = prompt_session(None, commands)
     terminal.interact(session)

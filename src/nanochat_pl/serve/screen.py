@@ -16,9 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nanochat_pl.checkpoint import LoadedModel
+from nanochat_pl.serve.session import Chat, Stats
 from nanochat_pl.serve.text import Part
 
-__all__ = ["Screen", "visible"]
+__all__ = ["Screen", "figures", "labels", "model_card", "visible"]
 
 COLUMN = 44
 """Answers stand side by side where each has at least so many characters in a line."""
@@ -82,10 +84,13 @@ class _Wrapped:
             elif character.isspace():
                 self.flush()
                 self._space += character
+            elif (size := cell_len(character)) + cell_len(self._word) >= self._width or size > 1:
+                if size > 1:  # of a script that needs no spaces
+                    self.flush()
+                self._word += character
+                self.flush()
             else:
                 self._word += character
-                if cell_len(character) > 1 or cell_len(self._word) >= self._width:
-                    self.flush()  # scripts that need no spaces, and words longer than a line
 
     def flush(self) -> None:
         """Show the word that was held back."""
@@ -171,3 +176,44 @@ class Screen:
             finally:
                 live.update(Group())  # the whole table follows, also where it is longer than the screen
         self.out.print(table())
+
+
+def labels(models: Sequence[LoadedModel]) -> list[str]:
+    """Name each model shortly: stage and run of its folder, and more only where that does not tell them apart."""
+    runs = [model.path.parent.parent if model.path.parent.name == "checkpoints" else model.path for model in models]
+    named = ["/".join(run.absolute().parts[-2:]) for run in runs]
+    if len(set(named)) < len(named):
+        named = [f"{name}:{model.path.stem}" for name, model in zip(named, models)]
+    if len(set(named)) < len(named):
+        named = [f"{index}: {model.path}" for index, model in enumerate(models, 1)]
+    return named
+
+
+def model_card(chat: Chat) -> str:
+    """Say what answers: file, stage, size, where it computes and how much it can read."""
+    loaded, dtype = chat.loaded, str(chat.engine.dtype).removeprefix("torch.")
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return (
+        f"{loaded.path}\n{loaded.stage}, step {loaded.step:,} · {_count(parameters)} parameters · "
+        f"{loaded.model.device}, {dtype} · context {chat.sequence_len:,} tokens"
+    )
+
+
+def figures(stats: Stats) -> str:
+    """Say how long an answer is, how fast it came, and what ended it where that was not the model."""
+    said = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
+    if stats.tokens_per_s is not None:
+        said.append(f"{stats.tokens_per_s:.1f} tokens/s")
+    if stats.first_token_s is not None:
+        said.append(f"first after {stats.first_token_s:.2f} s")
+    why = {"length": "cut at its longest (/tokens)", "context": "cut by the end of the context", "stopped": "stopped"}
+    if stats.ended in why:
+        said.append(why[stats.ended])
+    return " · ".join(said)
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)

@@ -30,8 +30,9 @@ class Stats:
     new_tokens: int
     """Those of tools among them."""
     first_token_s: float | None
-    """Seconds until the first new token, reading the prompt included; None where there was none."""
+    """Seconds of computing until the first new token, reading the prompt included; None where there was none."""
     total_s: float
+    """Seconds of computing; waiting for whoever listens, or for other models, is not counted."""
     ended: Literal["end", "length", "context", "stopped"]
     """What ended it: the model itself, `max_new_tokens`, the end of the context, or whoever listened."""
     dropped: int
@@ -143,6 +144,7 @@ class Chat:
 
     def complete(self, text: str) -> Iterator[Part]:
         """Continue plain text, as a base model does; the conversation is neither read nor changed."""
+        self._attempt += 1
         prompt = self._room(fit_text, _encodable(text))
         return self._generate(prompt, "text", [self.tokenizer.bos_id])
 
@@ -153,6 +155,7 @@ class Chat:
     def clear(self) -> None:
         """Forget what was said; the system message stays."""
         self.messages, self.stats = [], None
+        self._random_seed = random.randrange(2**32)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as one line of JSON: messages, settings, and which model answered.
@@ -230,15 +233,17 @@ class Chat:
 
     def _generate(self, prompt: Prompt, stream: str, stop_ids: list[int] | None = None) -> Generator[Part, None, None]:
         """Yield the parts of one answer, and leave its figures in `stats`."""
-        settings, text, began = self.settings, TextStream(self.tokenizer), time.perf_counter()
-        first_token_s, completion = None, Completion()
+        settings, text, completion = self.settings, TextStream(self.tokenizer), Completion()
+        total_s, first_token_s = 0.0, None
         session = self.engine.session(1)
         number = session.submit(self._request(prompt.ids, settings, stream, stop_ids))
         try:
             while session.num_unfinished and not self._stopping:
-                for event in session.step():
-                    if first_token_s is None:
-                        first_token_s = time.perf_counter() - began
+                began = time.perf_counter()
+                events = session.step()
+                total_s += time.perf_counter() - began
+                first_token_s = first_token_s or total_s
+                for event in events:
                     completion = event.completion or completion
                     if event.token is not None:
                         yield from text.push(event.token, event.sampled)
@@ -251,17 +256,17 @@ class Chat:
                 prompt_tokens=len(prompt.ids),
                 new_tokens=new_tokens,
                 first_token_s=first_token_s if new_tokens else None,
-                total_s=time.perf_counter() - began,
-                ended="stopped"
-                if stopped
-                else "end"
-                if completion.stop_token is not None
-                else "length"
-                if new_tokens >= settings.max_new_tokens
-                else "context",
+                total_s=total_s,
+                ended="stopped" if stopped else _ended(completion, settings.max_new_tokens),
                 dropped=prompt.dropped,
                 truncated=prompt.truncated,
             )
+
+
+def _ended(completion: Completion, max_new_tokens: int) -> Literal["end", "length", "context"]:
+    if completion.stop_token is not None:
+        return "end"
+    return "length" if len(completion.tokens) >= max_new_tokens else "context"
 
 
 def _encodable(text: str) -> str:

@@ -5,32 +5,30 @@ several lines where wanted. Ctrl-C ends an answer, never the chat.
 """
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.serve.context import ContextFull
-from nanochat_pl.serve.screen import Screen
-from nanochat_pl.serve.session import Chat, Stats
+from nanochat_pl.serve.screen import Screen, figures, labels, model_card
+from nanochat_pl.serve.session import Chat
 from nanochat_pl.serve.settings import read_setting
 from nanochat_pl.serve.text import Part
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-__all__ = ["Terminal", "history_file", "labels", "prompt_session"]
+__all__ = ["COMMANDS", "Terminal"]
 
 COMMANDS = {
     "help": ("", "this list"),
     "system": ("[text|off]", "show or set the system message"),
     "temperature": ("[number]", "0 = always the likeliest token"),
     "topk": ("[number|off]", "sample among so many tokens"),
-    "topp": ("[number|off]", "sample among the fewest that reach this probability together"),
-    "minp": ("[number|off]", "sample among those at least this share as likely as the likeliest"),
+    "topp": ("[number|off]", "sample among the fewest of so much probability"),
+    "minp": ("[number|off]", "sample among this share of the likeliest or more"),
     "tokens": ("[number]", "longest answer"),
     "seed": ("[number|off]", "the same questions, the same answers"),
     "regenerate": ("", "answer the last question again"),
@@ -50,23 +48,6 @@ SETTINGS = {
     "tokens": "max_new_tokens",
     "seed": "seed",
 }
-
-
-def labels(models: Sequence[LoadedModel]) -> list[str]:
-    """Name each model shortly: stage and run of its folder, and more only where that does not tell them apart."""
-    runs = [model.path.parent.parent if model.path.parent.name == "checkpoints" else model.path for model in models]
-    named = ["/".join(run.absolute().parts[-2:]) for run in runs]
-    if len(set(named)) < len(named):
-        named = [f"{name}:{model.path.stem}" for name, model in zip(named, models)]
-    if len(set(named)) < len(named):
-        named = [f"{index}: {model.path}" for index, model in enumerate(models, 1)]
-    return named
-
-
-def history_file() -> Path:
-    """Return where questions are kept between chats, in the folder that the system means for such things."""
-    state = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME")
-    return Path(state or Path.home() / ".local" / "state") / "nanochat_pl" / "chat_history"
 
 
 class Terminal:
@@ -102,14 +83,8 @@ class Terminal:
             self._introduce(chat)
 
     def _introduce(self, chat: Chat) -> None:
-        loaded = chat.loaded
-        parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-        dtype = str(chat.engine.dtype).removeprefix("torch.")
-        self.screen.note(
-            f"{loaded.path}\n{loaded.stage}, step {loaded.step:,} · {_count(parameters)} parameters · "
-            f"{loaded.model.device}, {dtype} · context {chat.sequence_len:,} tokens"
-        )
-        if loaded.stage == "base" and not self.complete:
+        self.screen.note(model_card(chat))
+        if chat.loaded.stage == "base" and not self.complete:
             self.screen.warn(
                 "A base model: it has never seen a conversation and may answer with anything. "
                 "--complete lets it continue text, which is what it has learned."
@@ -124,11 +99,13 @@ class Terminal:
         while True:
             try:
                 text = self._read("")
-            except KeyboardInterrupt:
+                if text.strip():
+                    if not self.take(text):
+                        return
+                    self.screen.note("")
+            except KeyboardInterrupt:  # a line is thrown away, an answer or a command ends
                 continue
             except EOFError:
-                return
-            if text.strip() and not self.take(text):
                 return
 
     def take(self, text: str) -> bool:
@@ -143,7 +120,8 @@ class Terminal:
                 return self._obey(command[1], (command[2] or "").strip())
         except (ValueError, OSError) as error:
             self.num_refused += 1
-            self.screen.warn(str(error))
+            remedy = "; /clear begins a new one" if isinstance(error, ContextFull) else ""
+            self.screen.warn(f"{error}{remedy}")
         return True
 
     def _obey(self, name: str, argument: str) -> bool:
@@ -234,7 +212,7 @@ class Terminal:
                 continue
             whose = f"{name}: " if len(names) > 1 else ""
             if self.interactive:
-                self.screen.note(f"{whose}{_figures(chat.stats)}")
+                self.screen.note(f"{whose}{figures(chat.stats)}")
             if chat.stats.truncated:
                 what = "text" if self.complete else "question"
                 self.screen.warn(f"{whose}The {what} is longer than the context; only its end was read.")
@@ -243,8 +221,6 @@ class Terminal:
                     f"{whose}The context is full: the oldest {chat.stats.dropped} messages are no longer read. "
                     "/clear begins anew."
                 )
-        if self.interactive:
-            self.screen.note("")
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -254,8 +230,8 @@ class Terminal:
         lines = [f"{use:{width}} {what}" for use, what in uses.items()]
         lines += [
             "",
-            "Esc Enter, or a backslash at the end of a line, begins a new line; pasted lines stay together.",
-            "Ctrl-C stops an answer; arrow keys bring earlier questions back; Ctrl-D leaves.",
+            "Esc Enter, or a backslash before Enter, begins a new line; pasted lines stay whole.",
+            "Ctrl-C stops an answer, Ctrl-D leaves; arrow keys bring back what was typed.",
         ]
         self.screen.note("\n".join(lines), style="")
 
@@ -316,7 +292,7 @@ class Terminal:
             if chat.stats is not None:
                 whose = f"{name}: " if len(names) > 1 else ""
                 of = f"prompt of {chat.stats.prompt_tokens} of {chat.sequence_len} tokens"
-                self.screen.note(f"{whose}{_figures(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
+                self.screen.note(f"{whose}{figures(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
         chat = self.chats[0]
         values = {name: getattr(chat.settings, name) for name in SETTINGS.values()}
         said = ", ".join(f"{name} {'off' if value is None else value}" for name, value in values.items())
@@ -350,62 +326,3 @@ def _or_refusal(begin: Callable[[Chat], Iterator[Part]], chat: Chat) -> Iterator
     except ContextFull as error:
         chat.stats = None
         return iter([Part("text", f"({error})")])
-
-
-def _figures(stats: Stats) -> str:
-    said = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
-    if stats.tokens_per_s is not None:
-        said.append(f"{stats.tokens_per_s:.1f} tokens/s")
-    if stats.first_token_s is not None:
-        said.append(f"first after {stats.first_token_s:.2f} s")
-    why = {"length": "cut at its longest (/tokens)", "context": "cut by the end of the context", "stopped": "stopped"}
-    if stats.ended in why:
-        said.append(why[stats.ended])
-    return " · ".join(said)
-
-
-def _count(number: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
-def prompt_session(history: Path | None) -> "PromptSession[str]":
-    """Make the line that people type into.
-
-    Args:
-        history: file that keeps what was typed, readable by its owner only; None = forget it at the end.
-
-    Raises:
-        OSError: when the file cannot be written.
-    """
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    if history is not None:
-        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
-    return PromptSession(
-        [("bold", "> ")],
-        multiline=True,  # Enter still sends; this is for lines that are pasted or asked for
-        prompt_continuation=[("", "  ")],
-        key_bindings=keys,
-        history=InMemoryHistory() if history is None else FileHistory(str(history)),
-    )
