@@ -104,7 +104,8 @@ export async function* streamAnswer(model, asked, sampling, signal) {
   const plain = isBase(model);
   const body = {
     model: model.id,
-    ...(plain ? { prompt: asked.question } : { messages: asked.messages, context: "drop" }),
+    ...(plain ? { prompt: asked.question } : { messages: asked.messages }),
+    context: "drop",
     temperature: sampling.temperature,
     top_p: sampling.topP,
     max_tokens: Math.min(sampling.maxTokens, model.contextLength ?? Infinity),
@@ -128,7 +129,7 @@ export async function* streamAnswer(model, asked, sampling, signal) {
     const choice = event.choices?.[0];
     const text = plain ? choice?.text : choice?.delta?.content;
     if (typeof text === "string" && text) yield { part: { type: "text", text } };
-    const part = choice?.delta?.part;
+    const part = plain ? choice?.part : choice?.delta?.part;
     if (part && typeof part.text === "string") yield { part: { type: String(part.type), text: part.text } };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
     if (event.dropped_messages) yield { dropped: event.dropped_messages };

@@ -23,7 +23,7 @@ const running = new Map();
 let models = [];
 let chat = null;
 
-const thread = new Thread($("scroller"), $("thread"), { edit, again, stop: (answer) => running.get(answer)?.abort() });
+const thread = new Thread($("scroller"), $("thread"), { edit, again, stop });
 const sidebar = new Sidebar({ open: openChat, rename, remove });
 const sheet = new SettingsSheet({ store, changed: takeSettings });
 
@@ -53,7 +53,7 @@ async function ask(text) {
 function start(asked, t, column, model) {
   const answer = asked.turns[t].answers[column];
   const control = new AbortController();
-  running.set(answer, control);
+  running.set(answer, { control, asked });
   showState();
   const { question: text } = asked.turns[t];
   const request = { ...messagesFor(asked, t, column), question: text };
@@ -109,7 +109,7 @@ function again(t, column) {
 function offerUndo(changed, before, removed) {
   if (removed <= 0) return;
   const run = () => {
-    for (const { answers } of changed.turns) answers.forEach((answer) => running.get(answer)?.abort());
+    for (const { answers } of changed.turns) answers.forEach(stop);
     changed.turns = before;
     keep(changed);
     if (changed === chat) show();
@@ -121,9 +121,13 @@ function busy() {
   return chat.turns.some(({ answers }) => answers.some((answer) => running.has(answer)));
 }
 
+function stop(answer) {
+  running.get(answer)?.control.abort();
+  if (answer.status === "running") question.focus();
+}
+
 function stopAll() {
-  for (const { answers } of chat.turns) answers.forEach((answer) => running.get(answer)?.abort());
-  question.focus();
+  for (const { answers } of chat.turns) answers.forEach(stop);
 }
 
 // --- conversations ----------------------------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ function rename(id, title) {
 function remove(id) {
   const gone = store.chats.get(id);
   if (!gone) return;
-  for (const { answers } of gone.turns) answers.forEach((answer) => running.get(answer)?.abort());
+  for (const { answers } of gone.turns) answers.forEach(stop);
   store.remove(id);
   if (chat.id === id) openChat(null);
   else sidebar.show(store.list(), chat.id);
@@ -193,7 +197,7 @@ function showModels() {
   }
   selects.forEach((select, column) => fillSelect(select, models, chat.models[column]));
   $("compare").setAttribute("aria-pressed", String(chat.compare));
-  $("model-b-field").hidden = !chat.compare;
+  selects[1].hidden = !chat.compare;
   document.body.classList.toggle("comparing", chat.compare);
   const chosen = columns().filter(Boolean);
   const bases = chosen.filter(isBase).map((model) => model.id);
@@ -320,7 +324,14 @@ addEventListener("storage", (event) => {
   if (id === chat.id && store.chats.has(id)) openChat(id);
   else sidebar.show(store.list(), chat.id);
 });
-addEventListener("pagehide", () => running.size && store.chats.has(chat.id) && store.save(chat));
+addEventListener("pagehide", () => {
+  // Else what the closing browser does to the connection would be kept as a failure of the server.
+  for (const [answer, { control, asked }] of running) {
+    answer.status = "stopped";
+    control.abort();
+    if (store.chats.has(asked.id)) store.save(asked);
+  }
+});
 document.addEventListener("visibilitychange", () => !document.hidden && !busy() && loadModels());
 
 $("examples").append(

@@ -8,7 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
  *
  * @param {string} tag name, with classes as in "p.note.quiet"
  * @param {Object} [attributes] attributes; `on…` are listeners, `text` the text, false/null leaves one out
- * @param {...(Node|string|null|false)} children appended in order, empty ones left out
+ * @param {...(Node|string|null|false|Array)} children appended in order, lists one by one, empty ones left out
  */
 export function h(tag, attributes = {}, ...children) {
   const [name, ...classes] = tag.split(".");
@@ -20,7 +20,10 @@ export function h(tag, attributes = {}, ...children) {
     else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else element.setAttribute(key, value === true ? "" : String(value));
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  // One by one: a hundred thousand nodes are too many arguments for one call.
+  for (const child of children.flat()) {
+    if (child !== null && child !== undefined && child !== false) element.append(child);
+  }
   return element;
 }
 

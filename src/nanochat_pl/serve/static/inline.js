@@ -31,7 +31,8 @@ export function inline(text, inserts) {
     flush();
     while (stack.length > length) {
       const { source, nodes } = stack.pop();
-      top().nodes.push(document.createTextNode(source), ...nodes);
+      top().nodes.push(document.createTextNode(source));
+      for (const node of nodes) top().nodes.push(node);
     }
   };
   for (let i = 0; i < text.length; ) {
@@ -121,7 +122,7 @@ function emphasis(text, i, stack, { flush, unwind, literal }) {
     if (at > 0) {
       unwind(at + 1);
       const { nodes, size: closed } = stack.pop();
-      stack.at(-1).nodes.push(h(TAGS[char + closed], {}, ...nodes));
+      stack.at(-1).nodes.push(h(TAGS[char + closed], {}, nodes));
       left -= closed;
     } else if (mayOpen && length <= 3 && stack.length < MAX_OPEN && TAGS[char + size]) {
       flush();
@@ -198,7 +199,7 @@ function safeUrl(text) {
 }
 
 function link(url, nodes) {
-  return h("a", { href: url, title: url, target: "_blank", rel: "noopener noreferrer nofollow" }, ...nodes);
+  return h("a", { href: url, title: url, target: "_blank", rel: "noopener noreferrer nofollow" }, nodes);
 }
 
 function dropMark(nodes) {

@@ -92,19 +92,19 @@ function build(block, inserts) {
       return codeBlock(spelledOut(block.text, inserts), block.language);
     case "heading":
       // The page's own headings are levels 1 to 3.
-      return h(`h${Math.min(6, block.level + 3)}`, {}, ...words(block.text));
+      return h(`h${Math.min(6, block.level + 3)}`, {}, words(block.text));
     case "rule":
       return h("hr");
     case "quote":
-      return h("blockquote", {}, ...block.blocks.map((inner) => build(inner, inserts)));
+      return h("blockquote", {}, block.blocks.map((inner) => build(inner, inserts)));
     case "list": {
-      const items = block.items.map((item) => h("li", {}, ...item.flatMap((inner) => buildItem(inner, item, inserts))));
-      return block.start === null ? h("ul", {}, ...items) : h("ol", { start: block.start }, ...items);
+      const items = block.items.map((item) => h("li", {}, item.flatMap((inner) => buildItem(inner, item, inserts))));
+      return block.start === null ? h("ul", {}, items) : h("ol", { start: block.start }, items);
     }
     case "table":
       return table(block, words);
     default:
-      return h("p", {}, ...words(block.text));
+      return h("p", {}, words(block.text));
   }
 }
 
@@ -130,8 +130,8 @@ function codeBlock(text, language) {
 
 function table({ head, rows, align }, words) {
   const row = (cells, tag) =>
-    h("tr", {}, ...align.map((side, i) => h(side ? `${tag}.${side}` : tag, {}, ...words(cells[i] ?? ""))));
-  const body = h("tbody", {}, ...rows.map((cells) => row(cells, "td")));
+    h("tr", {}, align.map((side, i) => h(side ? `${tag}.${side}` : tag, {}, words(cells[i] ?? ""))));
+  const body = h("tbody", {}, rows.map((cells) => row(cells, "td")));
   const whole = h("table", {}, h("thead", {}, row(head, "th")), body);
   return h("div.table-scroll", { tabindex: "0", role: "group", "aria-label": "Table" }, whole);
 }

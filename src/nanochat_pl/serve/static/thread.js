@@ -77,7 +77,7 @@ export class Thread {
       "section.turn",
       { "aria-label": `Question ${t + 1}` },
       this.#question(turn, t),
-      h(`div.answers${answers.length > 1 ? ".two" : ""}`, {}, ...answers),
+      h(`div.answers${answers.length > 1 ? ".two" : ""}`, {}, answers),
     );
   }
 
@@ -88,7 +88,14 @@ export class Thread {
         words.setAttribute(name, value);
       }
     }
-    const edit = () => box.replaceChildren(heading, this.#editor(turn, t, () => (box.replaceChildren(...whole), pencil.focus())));
+    const cancel = () => {
+      box.replaceChildren(...whole);
+      pencil.focus();
+    };
+    const edit = () => {
+      box.replaceChildren(heading, this.#editor(turn, t, cancel));
+      box.querySelector("textarea").focus();
+    };
     const pencil = iconButton("edit", "Edit and send again", edit, { "data-when-idle": true });
     const heading = h("h2.visually-hidden", { text: "You" });
     const whole = [heading, words, h("div.actions", {}, copyButton("Copy question", () => turn.question), pencil)];
@@ -109,7 +116,6 @@ export class Thread {
         send();
       }
     });
-    requestAnimationFrame(() => field.focus());
     return h(
       "div.editor",
       {},
