@@ -112,7 +112,7 @@ def test_slow_readers_get_everything_and_delay_nobody(model):
 def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
     model = served(tokenizer, batch_size=16)
     # so many answers do not fit between the two ends of a connection whose reader takes nothing
-    with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model, stalled_reader_s=0.3) as url:
+    with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model, stalled_client_s=0.3) as url:
         link = socket.socket()
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         link.connect(("127.0.0.1", httpx.URL(url).port))
@@ -123,6 +123,15 @@ def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
         wait_until(lambda: "stalled_reader" in caplog.text, timeout_s=60)
         assert state(url)["active"] == 0
         link.close()
+
+
+def test_a_request_that_never_comes_to_its_end_is_left(model):
+    with running(model, stalled_client_s=0.3) as url:
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as link:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+            link.sendall(f"{head}\r\n{{".encode())
+            assert link.recv(100).startswith(b"HTTP/1.1 408")
+        assert httpx.get(f"{url}/health").status_code == 200
 
 
 def test_time_limits_hold_for_those_who_wait_and_those_who_run(model):

@@ -59,7 +59,7 @@ def api_routes(server: Server) -> APIRouter:
         answer = server.begin(request, served, [prompt.ids], sampling, "chatcmpl")
         if body.stream:
             events = _chat_events(answer, body.include_usage, prompt.dropped)
-            return await EventStream.begin(request, events, server.limits.stalled_reader_s)
+            return await EventStream.begin(request, events, server.limits.stalled_client_s)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = [
             {
@@ -87,7 +87,7 @@ def api_routes(server: Server) -> APIRouter:
         echoes = [_echo(served, prompt) if body.echo else "" for prompt in prompts for _ in range(sampling.n)]
         if body.stream:
             events = _text_events(answer, body.include_usage, echoes, body.logprobs is not None)
-            return await EventStream.begin(request, events, server.limits.stalled_reader_s)
+            return await EventStream.begin(request, events, server.limits.stalled_client_s)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = []
         for choice, scored, echo in zip(answer.choices, whole, echoes, strict=True):

@@ -1,7 +1,8 @@
 """From a ticket's tokens to an answer: text and tools, log-probabilities, why it ended, how long it is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,10 +77,10 @@ class Choice:
         self._special = frozenset(tokenizer.special_id(name) for name in SPECIAL_TOKENS)
         self._stream = TextStream(tokenizer, stop)
         self._scored: list[Scored] = []
-        self._in_tool = False
+        self._counts = ticket.request.logprobs is not None
         self._num_read = self._num_given = 0  # bytes of text
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield the answer as it becomes certain; where it is left early, its row is freed.
 
         Raises:
@@ -129,7 +130,7 @@ class Choice:
         self.num_tokens += 1
         if event.logprobs is not None:
             self._scored.append(Scored(event.token, self._num_read, event.logprobs))
-        if event.token not in self._special:
+        if self._counts and event.token not in self._special:
             self._num_read += len(self._tokenizer.decode_bytes([event.token]))
         return self._stream.push(event.token, event.sampled)
 
@@ -144,7 +145,7 @@ class Choice:
         return scored
 
 
-async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, Piece | None]]:
+async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None], None]:
     """Yield the pieces of several answers as they come, and None with each one's end.
 
     No piece is asked for before the last one was taken, so that a slow reader does not fill the memory.
@@ -152,6 +153,12 @@ async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, Piece
     Raises:
         ApiError: one of them did not end well; the others are ended too.
     """
+    if len(choices) == 1:
+        async with contextlib.aclosing(choices[0].pieces()) as pieces:
+            async for piece in pieces:
+                yield choices[0], piece
+        yield choices[0], None
+        return
     news: asyncio.Queue[tuple[Choice, Piece | Exception | None]] = asyncio.Queue(maxsize=1)
 
     async def forward(choice: Choice) -> None:
@@ -167,11 +174,11 @@ async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, Piece
     try:
         running = len(tasks)
         while running:
-            choice, piece = await news.get()
-            if isinstance(piece, Exception):
-                raise piece
-            running -= piece is None
-            yield choice, piece
+            choice, told = await news.get()
+            if isinstance(told, Exception):
+                raise told
+            running -= told is None
+            yield choice, told
     finally:
         for task in tasks:
             task.cancel()

@@ -4,6 +4,7 @@ Written against ASGI itself, not as a wrapped function of a request: a stream pa
 leaving reaches whoever generates for it. Logs never hold contents: only what was asked how long.
 """
 
+import asyncio
 import hmac
 import json
 import logging
@@ -95,7 +96,7 @@ class Gate:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            await self._app(scope, _limited(receive, headers, self._limits.max_body_bytes), sending)
+            await self._app(scope, _limited(receive, headers, self._limits), sending)
         except ApiError as error:
             await error_response(error)(scope, receive, sending)
         except Exception:
@@ -146,20 +147,27 @@ def _request_id(headers: Headers) -> str:
     return theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
 
 
-def _limited(receive: Receive, headers: Headers, limit: int) -> Receive:
-    """Refuse a body that is longer than allowed, announced or not."""
-    announced = headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise ApiError(413, f"the body has {announced[:20]} bytes; at most {limit} are read", code="body_too_large")
-    seen = 0
+def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
+    """Refuse a body that is longer than allowed, announced or not, or does not come."""
+    most, announced = limits.max_body_bytes, headers.get("content-length", "")[:20]
+    if announced.isdecimal() and int(announced) > most:
+        raise ApiError(413, f"the body has {announced} bytes; at most {most} are read", code="body_too_large")
+    seen, complete = 0, False
 
     async def receiving() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, complete
+        if complete:  # what comes now is that the client has left
+            return await receive()
+        try:
+            async with asyncio.timeout(limits.stalled_client_s):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"nothing came for {limits.stalled_client_s:g} seconds") from None
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
-            if seen > limit:
-                raise HTTPException(413, f"the body has more than the {limit} bytes that are read")
+            complete = not message.get("more_body", False)
+            if seen > most:
+                raise HTTPException(413, f"the body has more than the {most} bytes that are read")
         return message
 
     return receiving

@@ -31,8 +31,8 @@ class Limits:
     """Answers one request may ask for: `n` times its prompts."""
     request_timeout_s: float = 120.0
     """From its arrival to its last token, waiting included."""
-    stalled_reader_s: float = 60.0
-    """A stream whose reader takes nothing for so long is ended."""
+    stalled_client_s: float = 60.0
+    """A client that is to send its request, or to read its stream, and does neither for so long is left."""
     context: Policy = "refuse"
     """What happens to a conversation that is too long, unless the request says."""
 

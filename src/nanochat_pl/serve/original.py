@@ -52,7 +52,7 @@ def original_routes(server: Server) -> APIRouter:
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from None
         answer = server.begin(request, served, [prompt.ids], sampling, "chat")
-        return await EventStream.begin(request, _events(answer), server.limits.stalled_reader_s)
+        return await EventStream.begin(request, _events(answer), server.limits.stalled_client_s)
 
     @router.get("/health", responses=ERRORS)
     async def health() -> JSONResponse:
