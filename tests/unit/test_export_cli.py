@@ -114,6 +114,18 @@ def test_a_stage_that_no_file_names_can_be_said(run: Path, capsys: pytest.Captur
     assert (config["depth"], config["stage"]["name"], config["model"]["n_embd"]) == (1, "mid", 32)
 
 
+def test_the_rounding_of_rotary_tables_that_no_file_names_can_be_said(run: Path, capsys: pytest.CaptureFixture[str]):
+    export.export_model(run, "huggingface", Path("hf"))
+    Path("hf/nanochat_pl.json").unlink()
+    assert import_.main(["hf", "one"]) == 0
+    assert "--rope-tables bfloat16" in capsys.readouterr().out
+    assert load_model("one").model.config.rope_table_dtype == "float32"
+    assert import_.main(["hf", "two", "--rope-tables", "bfloat16"]) == 0
+    assert "--rope-tables" not in capsys.readouterr().out
+    assert load_model("two").model.config.rope_table_dtype == "bfloat16"
+    assert_same_model(run, "two")
+
+
 def test_a_destination_is_replaced_only_when_asked_and_only_if_it_was_an_export(
     run: Path, capsys: pytest.CaptureFixture[str]
 ):

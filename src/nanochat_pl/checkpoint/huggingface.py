@@ -159,8 +159,8 @@ def read(path: str | Path) -> Stored:
     said = []
     if not beside:
         said.append(
-            "the folder does not say what its rotary tables were rounded to in training; taken as transformers "
-            "computes them (float32). For a model that nanochat trained, bfloat16 is nearer: rope_table_dtype"
+            "the folder does not say what its rotary tables were rounded to in training; taken is float32, as "
+            "transformers computes them; nanochat trains with bfloat16 (nanochat-pl import --rope-tables bfloat16)"
         )
     config = _model_config(document, str(beside.get("rope_table_dtype", "float32")), folder)
     weights, dtypes = _read_weights(folder)

@@ -33,10 +33,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", metavar="SRC", help="folder, file, archive, or hf://owner/repo[/folder]")
     parser.add_argument("destination", metavar="DST", type=Path, help="the run folder to make")
     parser.add_argument("--stage", choices=_STAGES, help="the stage that trained it, where its files do not say")
+    parser.add_argument(
+        "--rope-tables",
+        choices=("bfloat16", "float32"),
+        help="what rotary tables were rounded to in training, where its files do not say (nanochat: bfloat16)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier import")
     try:
         options = parser.parse_args(arguments)
-        stored = import_model(options.source, options.destination, stage=options.stage, force=options.force)
+        stored = import_model(
+            options.source,
+            options.destination,
+            stage=options.stage,
+            rope_tables=options.rope_tables,
+            force=options.force,
+        )
     except SystemExit as leave:  # --help
         return int(leave.code or 0)
     except (ValueError, OSError) as error:
@@ -53,13 +64,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def import_model(source: str | Path, destination: Path, *, stage: str | None = None, force: bool = False) -> "Stored":
-    """Make a run folder of a model, and return what was read.
+def import_model(
+    source: str | Path,
+    destination: Path,
+    *,
+    stage: str | None = None,
+    rope_tables: str | None = None,
+    force: bool = False,
+) -> "Stored":
+    """Make a run folder of a model, and return what went into it.
 
     Args:
         source: what `load_model` opens, or an archive.
         destination: the run folder.
-        stage: overrides what the files say.
+        stage: overrides what the files say; None = as they say.
+        rope_tables: the same for the rounding of rotary tables.
         force: replace an earlier import.
 
     Raises:
@@ -70,6 +89,9 @@ def import_model(source: str | Path, destination: Path, *, stage: str | None = N
     stored = open_source(source)
     if stage is not None:
         stored = replace(stored, stage=stage)
+    if rope_tables is not None:
+        answered = tuple(note for note in stored.notes if "--rope-tables" not in note)
+        stored = replace(stored, config=replace(stored.config, rope_table_dtype=rope_tables), notes=answered)
     with new_folder(destination, _NAMES, force) as folder:
         write_run(stored, folder, destination.resolve().name, str(source))
     return stored
