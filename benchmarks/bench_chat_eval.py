@@ -5,7 +5,8 @@ the plain side gives the same engine one question after another. Sides take turn
 over turns of the turns' ratios, so that a busy machine slows both alike. Ours includes grading, intervals and records,
 the plain side stops at the answers. Weights are random and an answer ends by chance, after 64 tokens on average; both
 sides draw it from the same random stream. Prints a table (or JSON), and how many questions the sides answer differently
-(rounding differs with the shape of a batch, and random weights make many choices close).
+(rounding differs with the shape of a batch, and random weights make many choices close). Letters are scored in batches
+of like length, so a few questions hold more padding than a whole task: at least 256 tell what a whole one would take.
 
     python benchmarks/bench_chat_eval.py --data data                                # d4, 64 questions of each task
     python benchmarks/bench_chat_eval.py --data data --threads 1 --clock cpu        # on a machine others use, too
@@ -71,6 +72,8 @@ class Bench:
         options: dict[str, Any] = self.limits
         if kind == "generative":
             options = options | SAMPLING | {"grade": task.grade, "batch_size": self.args.batch_size}
+        elif self.args.max_batch_tokens:
+            options = options | {"max_batch_tokens": self.args.max_batch_tokens}
         found = evaluate_chat(self.model, self.tokenizer, self.engine, questions, task=name, kind=kind, **options)
         return [record["output"] for record in found.records]
 
@@ -157,6 +160,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tokens", type=int, default=128, help="most new tokens of an answer")
     parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once")
+    parser.add_argument("--max-batch-tokens", type=int, help="of questions read at once for their letters")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, on a busy machine"
