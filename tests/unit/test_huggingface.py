@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanochat_pl.checkpoint import huggingface, read_model
-from nanochat_pl.checkpoint.huggingface_tokenizer import from_tokenizer_json, to_tokenizer_json
+from nanochat_pl.checkpoint.huggingface_tokenizer import from_tokenizer_json, learned_tokens, to_tokenizer_json
 from nanochat_pl.checkpoint.stored import Stored
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
@@ -342,6 +343,21 @@ def test_text_keeps_its_ids(tokenizer: Tokenizer):
     assert from_tokenizer_json(content).fingerprint() == tokenizer.fingerprint()
 
 
+def glued(tokenizer: Tokenizer, num_texts: int) -> list[str]:
+    """Make long words of random tokens, so that merges meet in another order than they were learned in."""
+    words = [token.decode("utf-8", errors="ignore").strip() for token in learned_tokens(tokenizer)]
+    rng = random.Random(0)
+    return ["".join(rng.choices(words, k=20)) for _ in range(num_texts)]
+
+
+def test_words_that_no_training_text_had_keep_their_ids(tokenizer: Tokenizer):
+    import tokenizers
+
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(to_tokenizer_json(tokenizer)))
+    texts = glued(tokenizer, 2000)
+    assert [e.ids for e in theirs.encode_batch(texts)] == tokenizer.encode(texts)
+
+
 @pytest.mark.slow
 def test_ten_thousand_real_texts_keep_their_ids(data_root: Path, reference_root: Path):
     import pyarrow.parquet as pq
@@ -355,6 +371,7 @@ def test_ten_thousand_real_texts_keep_their_ids(data_root: Path, reference_root:
     length = min(len(text) // 10_000, 600)
     pieces = [text[i * length : (i + 1) * length] for i in range(10_000)]
     assert min(map(len, pieces)) == length > 100
-    for start in range(0, 10_000, 500):
+    pieces += glued(tokenizer, 2000)
+    for start in range(0, len(pieces), 500):
         some = pieces[start : start + 500]
         assert [e.ids for e in theirs.encode_batch(some)] == tokenizer.encode(some, num_threads=1)

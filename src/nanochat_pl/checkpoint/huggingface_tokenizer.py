@@ -128,7 +128,7 @@ def _merges(tokens: list[bytes]) -> Iterator[tuple[int, int]]:
     for rank, token in enumerate(tokens):
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
         pairs = [(rank_of[left], rank_of[right]) for left, right in cuts if left in rank_of and right in rank_of]
-        # The pair that lower ranks make of the token comes first: it is the one met in most texts.
+        # Of one token's pairs those first whose halves are older than it: the others meet only in odd text.
         pairs.sort(key=lambda pair: (max(pair) > rank, pair))
         yield from pairs
 
