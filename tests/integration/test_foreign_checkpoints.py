@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanochat_pl import paths
 from nanochat_pl.checkpoint import hub as hub_module
@@ -143,6 +144,27 @@ def test_a_run_lends_its_data_to_the_model_it_is_compared_with(models: Path, tmp
     both = f"ckpt=[{models / 'nanochat'},{models / 'base' / 'tiny'}]"
     assert evaluate(tmp_path, "eval=bpb", "eval.val_tokens=2048", f"output={tmp_path / 'both'}", both) == 0
     assert len(list((tmp_path / "both").rglob("results.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.mkdir", "nanochat_pl.paths.os.mkdir", "nanochat_pl.tasks.scienceqa.os.mkdir", "nanochat_pl.tasks.none.None"],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_tasks_named_in_a_checkpoint_run_nothing_else(
+    models: Path, world: Path, tmp_path: Path, monkeypatch, capfd, target: str, nested: bool
+):
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(models / "base" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)
+    evil = {"_target_": target, "_args_": [str(tmp_path / "canary")]}
+    own = {"_target_": "nanochat_pl.tasks.scienceqa.ScienceQA", "persona": [evil]}
+    tasks = {"asked": own if nested else evil | {"_target_": f"{target}.scienceqa.ScienceQA"}}
+    content["nanochat_pl"]["config"] |= {"mixture": {"tasks": tasks}}
+    torch.save(content, tmp_path / "evil.ckpt")
+    evaluate(tmp_path, "eval=scienceqa", "eval.max_questions=1", f"ckpt={tmp_path / 'evil.ckpt'}")
+    said = "".join(capfd.readouterr())
+    assert (f"would make {target}, which is no task; nothing was run" if nested else f"is {target}.scienceqa") in said
+    assert not (tmp_path / "canary").exists()
 
 
 def test_without_a_stage_auto_asks_which_evaluation(models: Path, tmp_path: Path, monkeypatch, capfd):

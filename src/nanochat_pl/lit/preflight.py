@@ -11,10 +11,13 @@ from typing import Any
 
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.schema import DataSource, LongConversations, RunConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
+
+WITHOUT_DATA = (EvalName.checks, EvalName.lm_eval)
+"""Evaluations that read nothing below data.root."""
 
 
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
@@ -235,6 +238,14 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
 def hub_folder(cfg: RunConfig) -> Path:
     """Say where models of the hub are kept."""
     return Path(cfg.outputs) / "hub"
+
+
+def no_data(file: Path, model_format: str, name: EvalName) -> ValueError:
+    """Give the error of an evaluation of a model that brings no config along, where the command line names no data."""
+    return ValueError(
+        f"{file} ({model_format}) does not say what data eval={name} reads; give data=local data.root=<folder with "
+        "data sets>, or data=hub or data=microworld"
+    )
 
 
 def no_tokenizer(cfg: TrainConfig, folder: Path) -> FileNotFoundError:
