@@ -16,11 +16,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from nanochat_pl.checkpoint import load_model
 from nanochat_pl.checkpoint.lightning import identity
 from nanochat_pl.cli.chat import main
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.serve.screen import Screen
+from nanochat_pl.serve.session import Chat, Settings
+from nanochat_pl.serve.terminal import Terminal
+from nanochat_pl.serve.text import Part
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TOKENIZER = Tokenizer.train(["the cat sat on the mat Ünïcödé 你好世界 🌍🌍\n\n"] * 3, vocab_size=290)
@@ -187,11 +193,38 @@ def test_a_mistake_is_one_line(tutor: str, chat: Chatted, arguments: list[str], 
     assert err.splitlines()[-1].startswith("error: ")
 
 
+def test_a_second_ctrl_c_ends_an_answer_at_once(tutor: str):
+    out = io.StringIO()
+    console = Console(file=out)
+    talk = Chat(load_model(tutor), Settings(max_new_tokens=60))
+    terminal = Terminal([talk], Screen(console, console), lambda path: talk, interactive=True)
+
+    def answer(chat: Chat) -> Iterator[Part]:
+        for place, part in enumerate(chat.ask("the cat?")):
+            yield part
+            if place == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("the second signal ends the answer before this")
+
+    before = signal.getsignal(signal.SIGINT)
+    terminal.answer(answer)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert talk.stats is not None
+    assert talk.stats.ended == "stopped"
+    assert "stopped" in out.getvalue()
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+
+
 def test_help_loads_nothing_heavy():
     code = "import sys; from nanochat_pl.cli.chat import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'prompt_toolkit') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+PROMPT = r".*\n>"
+"""Keys pressed before it stands there mean what they mean to the terminal, not to the chat."""
 
 
 class Person:
@@ -204,19 +237,19 @@ class Person:
         self.seen = ""
         os.write(self.terminal, text.encode())
 
-    def waits_for(self, text: str, timeout_s: float = 60) -> str:
-        """Look at the screen until the text stands there; returns what was seen, without colours and cursor moves."""
+    def waits_for(self, pattern: str, timeout_s: float = 60) -> str:
+        """Look at the screen until it shows the pattern; returns what was seen, without colours and cursor moves."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             plain = re.sub(r"\x1b(\[[0-9;?]*[a-zA-Z]|[=>])", "", self.seen)
-            if text in plain:
+            if re.search(pattern, plain, re.DOTALL):
                 return plain
             if select.select([self.terminal], [], [], 0.1)[0]:
                 try:
                     self.seen += os.read(self.terminal, 65536).decode("utf-8", "replace")
                 except OSError:  # the other side is gone
                     break
-        raise AssertionError(f"{text!r} never came; seen: {self.seen!r}")
+        raise AssertionError(f"{pattern!r} never came; seen: {self.seen!r}")
 
     def leaves(self) -> int:
         """Press Ctrl-D and give the exit code."""
@@ -253,19 +286,18 @@ def person(columns: int, state: Path, *arguments: str) -> Iterator[Person]:
 @pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_chat(talker: str, tmp_path: Path):
     with person(80, tmp_path, talker, "--seed", "1", "-n", "12000") as someone:
-        someone.waits_for("Ctrl-D leaves")
-        someone.waits_for("\n>")
+        someone.waits_for(PROMPT)
         someone.types("the cat?\r")
-        time.sleep(3)
+        someone.waits_for(r"cat\?.*\n.*\n")  # in the midst of the answer
         someone.types("\x03")  # the terminal turns it into SIGINT
-        assert "tokens/s" in someone.waits_for("stopped")
-        someone.types("/tokens 5\r")
-        someone.waits_for("max_new_tokens is 5")
+        assert "tokens/s" in someone.waits_for("stopped" + PROMPT)
+        someone.types("/tok\t 5\r")
+        someone.waits_for("max_new_tokens is 5" + PROMPT)
         someone.types("and \\\rtwo lines?\r")
-        someone.waits_for("5 tokens")
+        someone.waits_for("5 tokens" + PROMPT)
         someone.types("half a thought\x03")  # at the prompt it throws the line away
         someone.types(f"/save {tmp_path}/talk.json\r")
-        someone.waits_for("saved 4 messages")
+        someone.waits_for("saved 4 messages" + PROMPT)
         assert someone.leaves() == 0
     assert '"and \\ntwo lines?"' in (tmp_path / "talk.json").read_text()
     history = tmp_path / "nanochat_pl" / "chat_history"
@@ -276,11 +308,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(talker: str, tmp_path: Path):
 @pytest.mark.slow
 def test_a_signal_from_elsewhere_stops_the_answer_too_and_no_history_is_kept(talker: str, tmp_path: Path):
     with person(80, tmp_path, talker, "-n", "12000", "--no-history") as someone:
-        someone.waits_for("\n>")
+        someone.waits_for(PROMPT)
         someone.types("the cat?\r")
-        time.sleep(3)
+        someone.waits_for(r"cat\?.*\n.*\n")  # in the midst of the answer
         someone.process.send_signal(signal.SIGINT)
-        someone.waits_for("stopped")
+        someone.waits_for("stopped" + PROMPT)
         someone.types("/quit\r")
         assert someone.process.wait(timeout=60) == 0
     assert not (tmp_path / "nanochat_pl").exists()
@@ -290,9 +322,9 @@ def test_a_signal_from_elsewhere_stops_the_answer_too_and_no_history_is_kept(tal
 def test_answers_stand_side_by_side_where_there_is_room(tutor: str, base: str, tmp_path: Path):
     for columns, together in ((120, True), (80, False)):
         with person(columns, tmp_path, tutor, "--compare", base, "-n", "8", "--no-history") as someone:
-            someone.waits_for("\n>")
+            someone.waits_for(PROMPT)
             someone.types("the cat?\r")
-            shown = someone.waits_for("base/d1: 8 tokens")
+            shown = someone.waits_for("base/d1: 8 tokens" + PROMPT)
             assert bool(re.search(r"sft/d1 +┃ base/d1", shown)) == together
             assert ("\r\nbase/d1:\r\n" in shown) == (not together)
             assert someone.leaves() == 0

@@ -32,6 +32,7 @@ def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSess
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.shortcuts import CompleteStyle
 
     keys = KeyBindings()
 
@@ -58,5 +59,6 @@ def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSess
         key_bindings=keys,
         completer=WordCompleter(list(commands), sentence=True),
         complete_while_typing=False,
+        complete_style=CompleteStyle.READLINE_LIKE,
         history=InMemoryHistory() if history is None else FileHistory(str(history)),
     )

@@ -178,10 +178,12 @@ class Chat:
         """Go on with a saved conversation: its messages and its system message; settings stay as they are.
 
         Raises:
-            OSError: if it cannot be read.
+            FileNotFoundError: if there is no such file.
             ValueError: if it is no conversation, or has no answer at its end; nothing is changed then.
         """
         file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file} with a conversation; name one that was saved")
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
