@@ -9,7 +9,8 @@ import pytest
 
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.serve import worker as worker_module
-from nanochat_pl.serve.worker import Closed, End, Full, Ticket, Worker
+from nanochat_pl.serve.tickets import Closed, End, Full, Ticket
+from nanochat_pl.serve.worker import Worker
 from tests.integration.serving import TestEngine, tiny_model, tiny_tokenizer, wait_until
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17], [4], [18, 19, 20, 21, 22]]

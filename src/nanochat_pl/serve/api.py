@@ -7,20 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from nanochat_pl.serve.answers import ChatCompletion, ErrorBody, ModelCard, ModelList, TextCompletion
 from nanochat_pl.serve.choices import Choice, Scored, merged
 from nanochat_pl.serve.context import ContextFull, Policy, Prompt, fit, fit_text
 from nanochat_pl.serve.errors import ApiError
 from nanochat_pl.serve.models import Served
-from nanochat_pl.serve.schema import (
-    ChatBody,
-    ChatCompletion,
-    CompletionBody,
-    ErrorBody,
-    MessageBody,
-    ModelCard,
-    ModelList,
-    TextCompletion,
-)
+from nanochat_pl.serve.schema import ChatBody, CompletionBody, MessageBody
 from nanochat_pl.serve.server import Answer, Sampling, Server
 from nanochat_pl.serve.streams import EventStream, event, unless_gone
 from nanochat_pl.serve.text import Part

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 
 from nanochat_pl.serve.api import api_routes
 from nanochat_pl.serve.errors import add_error_handlers
-from nanochat_pl.serve.gate import Gate
+from nanochat_pl.serve.gate import Gate, record_of
 from nanochat_pl.serve.limits import Limits
 from nanochat_pl.serve.models import Served
 from nanochat_pl.serve.original import original_routes
@@ -71,6 +71,7 @@ def _add_page(app: FastAPI) -> None:
     files = StaticFiles(directory=PAGE, check_dir=False)
 
     async def send(request: Request, name: str) -> Response:
+        record_of(request.scope).route = "page"
         return await files.get_response(name, request.scope)
 
     for file in sorted(path for path in PAGE.rglob("*") if path.is_file()):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from nanochat_pl.engine import Event, TokenLogprobs
 from nanochat_pl.serve.errors import error_of_end
 from nanochat_pl.serve.text import Part, TextStream, merge_parts
-from nanochat_pl.serve.worker import End, Ticket
+from nanochat_pl.serve.tickets import End, Ticket
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 __all__ = ["Choice", "Piece", "Scored", "TokenTexts", "merged"]

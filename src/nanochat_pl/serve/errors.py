@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat_pl.serve.worker import Closed, End, Full, Update
+from nanochat_pl.serve.tickets import Closed, End, Full, Update
 
 __all__ = ["ApiError", "ClientGone", "add_error_handlers", "error_of_end", "error_response"]
 

@@ -45,6 +45,8 @@ class Record:
     request_id: str
     client: str
     """Whose it is, for sharing out: the number of its key and its address. Not logged."""
+    route: str | None = None
+    """Name where no route of the API answers; None = that one's pattern."""
     model: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -120,7 +122,7 @@ class Gate:
 
     def _note(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
         # the route's pattern, not the path: paths are endless, and may hold what somebody typed
-        route = getattr(scope.get("route"), "path", None) or "other"
+        route = record.route or getattr(scope.get("route"), "path", None) or "other"
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if record.first_token_s is not None:

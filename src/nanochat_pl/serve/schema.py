@@ -1,4 +1,4 @@
-"""What may be asked over HTTP, and the form of the answers: OpenAI's, with a few extensions.
+"""What may be asked over HTTP: OpenAI's requests, with a few extensions.
 
 A setting that cannot take effect is an error: unknown fields are refused, and so are those of OpenAI's that this server
 knows of but does not do, unless their value is the one that changes nothing. What is only a label is accepted.
@@ -11,18 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = [
-    "ChatBody",
-    "ChatCompletion",
-    "CompletionBody",
-    "ErrorBody",
-    "MessageBody",
-    "ModelCard",
-    "ModelList",
-    "OriginalBody",
-    "TextCompletion",
-    "Usage",
-]
+__all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody"]
 
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 """Fields of OpenAI's that never change an answer."""
@@ -252,127 +241,3 @@ class OriginalBody(_Body):
     max_tokens: int | None = Field(None, ge=1, le=4096)
     top_k: int | None = Field(None, ge=0, le=200)
     """0 = all tokens."""
-
-
-class Usage(BaseModel):
-    """Tokens of a request; those a tool wrote are among the completion's."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class TopLogprob(BaseModel):
-    """A token that could have stood in a place."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(TopLogprob):
-    """A token of the answer with its rivals; natural logarithms, before temperature and restrictions."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Of a chat's answer; tokens that a tool wrote have none."""
-
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class TextLogprobs(BaseModel):
-    """Of a completion; `text_offset` counts characters of its text."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class AnswerMessage(BaseModel):
-    """What the assistant said."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    parts: list[PartBody] | None = None
-    """Text and tools in their order, where a tool was used."""
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One of `n` answers."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    """The whole answer to a chat's request."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    dropped_messages: int = 0
-    """How many of the conversation's first messages did not fit and were left out (context=drop)."""
-
-
-class TextChoice(BaseModel):
-    """One continuation."""
-
-    index: int
-    text: str
-    parts: list[PartBody] | None = None
-    logprobs: TextLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class TextCompletion(BaseModel):
-    """The whole answer to a completion's request."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: Usage
-
-
-class ModelCard(BaseModel):
-    """A loaded model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "nanochat-pl"
-    stage: str
-    step: int
-    context_length: int
-    """Tokens."""
-
-
-class ModelList(BaseModel):
-    """All loaded models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class _Error(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """Every answer but a good one."""
-
-    error: _Error

@@ -6,72 +6,23 @@ hold up the one of another. What a request yields lies in its own `Ticket` until
 `max_new_tokens` long, so a slow reader delays nobody.
 """
 
-import asyncio
-import contextlib
 import logging
 import math
-import queue
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from nanochat_pl.engine import Engine, Event, Request, Session
+from nanochat_pl.engine import Engine, Request, Session
+from nanochat_pl.serve.tickets import Closed, End, Full, Ticket, Update, announce
 
-__all__ = ["Closed", "End", "Full", "Ticket", "Update", "Worker", "WorkerState"]
+__all__ = ["Worker", "WorkerState"]
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 30.0
 """After so many seconds without work the cache's memory is given back."""
-
-
-class Full(RuntimeError):
-    """No more requests may wait.
-
-    Attributes:
-        retry_after_s: whole seconds until there is likely room.
-    """
-
-    def __init__(self, message: str, retry_after_s: int):
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Closed(RuntimeError):
-    """The worker takes no more requests, since it is being shut down."""
-
-
-class End(StrEnum):
-    """Why a request ended."""
-
-    stop = "stop"
-    """The model wrote a stop token."""
-    length = "length"
-    """`max_new_tokens`, or the end of the context."""
-    cancelled = "cancelled"
-    """Nobody wants the rest."""
-    expired = "expired"
-    """Its time was up."""
-    shutdown = "shutdown"
-    """The worker's time was up."""
-    refused = "refused"
-    """It asked for what cannot be generated."""
-    fault = "fault"
-    """The engine failed; the message is for people who run the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """News of a request: a step of the engine, its end, or both at once."""
-
-    event: Event | None = None
-    end: End | None = None
-    """With the last update only."""
-    message: str = ""
-    """What went wrong, where something did."""
 
 
 @dataclass(frozen=True)
@@ -92,57 +43,6 @@ class WorkerState:
     """Requests by `End`."""
     alive: bool
     """The thread runs."""
-
-
-class Ticket:
-    """One request on its way: iterate over its updates, in asyncio (`async for`) or in another thread (`for`).
-
-    Attributes:
-        request: what is generated.
-        client: whose it is.
-        submitted, entered, first_token, ended: `time.monotonic()` of these moments; None = not yet.
-        end: why it ended; None = it has not. May be ahead of the updates that were read.
-    """
-
-    def __init__(self, request: Request, client: str, deadline: float, worker: "Worker"):
-        self.request, self.client, self.deadline = request, client, deadline
-        self.submitted = time.monotonic()
-        self.entered: float | None = None
-        self.first_token: float | None = None
-        self.ended: float | None = None
-        self.end: End | None = None
-        self._deadline_end = End.expired
-        self._worker = worker
-        self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        self._arrived = asyncio.Event()
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
-
-    def cancel(self) -> None:
-        """End it now, from any thread; its row is free before the engine's next step."""
-        self._worker._cancel(self)
-
-    def __iter__(self) -> Iterator[Update]:
-        while True:
-            update = self._updates.get()
-            yield update
-            if update.end is not None:
-                return
-
-    async def __aiter__(self) -> AsyncIterator[Update]:
-        while True:
-            try:
-                update = self._updates.get_nowait()
-            except queue.Empty:
-                # The loop's own thread sets the event, after what it announces was put: nothing is missed.
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            yield update
-            if update.end is not None:
-                return
 
 
 class Worker:
@@ -208,7 +108,7 @@ class Worker:
                 raise Full(f"{self.name} has {self._num_waiting} requests waiting, at its limit", self._retry_after())
             if len(self._queues.get(client, ())) + more > self.client_limit:
                 raise Full(f"{self.client_limit} requests of one client may wait, no more", self._retry_after())
-            tickets = [Ticket(request, client, time.monotonic() + time_limit_s, self) for request in requests]
+            tickets = [Ticket(request, client, time.monotonic() + time_limit_s, self._cancel) for request in requests]
             self._queues.setdefault(client, deque()).extend(tickets)
             self._num_waiting += len(tickets)
             self._changed.notify()
@@ -236,7 +136,7 @@ class Worker:
             self._closing = True
             for ticket in (*self._active.values(), *(t for tickets in self._queues.values() for t in tickets)):
                 if limit < ticket.deadline:
-                    ticket.deadline, ticket._deadline_end = limit, End.shutdown
+                    ticket.deadline, ticket.deadline_end = limit, End.shutdown
             self._changed.notify()
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -265,10 +165,10 @@ class Worker:
                 self._leave(news)
                 entering = self._enter()
                 if self._closing and not self._active and not entering and not self._num_waiting:
-                    _announce(news)
+                    announce(news)
                     return
             self._step(entering, news)
-            _announce(news)
+            announce(news)
 
     def _leave(self, news: list[tuple[Ticket, Update]]) -> None:
         """Let go of what was cancelled and what is late."""
@@ -278,7 +178,7 @@ class Worker:
         waiting = (ticket for tickets in self._queues.values() for ticket in tickets)
         for ticket in (*self._active.values(), *waiting):
             if ticket.deadline <= now:
-                gone.setdefault(ticket, ticket._deadline_end)
+                gone.setdefault(ticket, ticket.deadline_end)
         if not gone:
             return
         for number, ticket in list(self._active.items()):
@@ -375,20 +275,3 @@ class Worker:
         if ticket.entered is not None:
             self._mean_s += 0.1 * (ticket.ended - ticket.entered - self._mean_s)
         news.append((ticket, update))
-
-
-def _announce(news: Sequence[tuple[Ticket, Update]]) -> None:
-    """Put updates into their tickets and wake the readers: each event loop once, not once a ticket."""
-    loops: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
-    for ticket, update in news:
-        ticket._updates.put(update)
-        if ticket._loop is not None:
-            loops.setdefault(ticket._loop, []).append(ticket)
-    for loop, tickets in loops.items():
-        with contextlib.suppress(RuntimeError):  # a loop that was closed has no readers
-            loop.call_soon_threadsafe(_wake, tickets)
-
-
-def _wake(tickets: Sequence[Ticket]) -> None:
-    for ticket in tickets:
-        ticket._arrived.set()
