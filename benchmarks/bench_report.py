@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(done.stderr)
             runs, reading = timed(lambda: [read_run(folder) for folder in folders], clock)
-            blocks, composing = timed(lambda runs=runs: report_blocks(runs), clock)
-            _, rendering = timed(lambda blocks=blocks: render_html(blocks), clock)
+            blocks, composing = timed(partial(report_blocks, runs), clock)
+            _, rendering = timed(partial(render_html, blocks), clock)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 _, again = timed(lambda: report(paths), clock)
             parts = {"the whole command": whole, "in a process that has begun": again, "reading": reading}
