@@ -166,6 +166,27 @@ def test_an_example_is_in_the_form_the_tutor_was_trained_on(visitor: Visitor, se
     assert visitor.page.evaluate("import('/examples.js').then((module) => module.TUTOR_PROMPT)") == PERSONA
 
 
+def test_the_tutors_prompt_is_shown_and_holds_for_its_chat_alone(visitor: Visitor, server: StandIn):
+    page = visitor.page
+    note = page.locator("#system-note")
+    assert note.is_hidden()
+    page.get_by_role("button", name="Biology").click()
+    assert note.inner_text() == f"System prompt: {PERSONA}"
+    page.keyboard.press("Enter")
+    visitor.wait_until_idle()
+    assert server.last["messages"][0] == {"role": "system", "content": PERSONA}
+    page.click("#new-chat")
+    assert note.is_hidden()
+    visitor.ask("no example")
+    assert [message["role"] for message in server.last["messages"]] == ["user"]
+    page.locator("#chats .chat").last.click()
+    note.click()
+    page.click("#clear-system")
+    page.keyboard.press("Escape")
+    visitor.ask("again")
+    assert [message["role"] for message in server.last["messages"]] == ["user", "assistant", "user"]
+
+
 def test_a_chat_far_beyond_the_context_goes_on_and_says_what_was_left_out(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["word " * 1500]
     for i in range(4):

@@ -34,7 +34,9 @@ export function messagesFor(chat, turn, column) {
       continue;
     }
     const tools = answer.parts.some((part) => part.type !== "text");
-    const content = tools ? answer.parts.map(({ type, text }) => ({ type, text })) : answer.parts.map((part) => part.text).join("");
+    const content = tools
+      ? answer.parts.map(({ type, text }) => ({ type, text }))
+      : answer.parts.map((part) => part.text).join("");
     turns.push([{ role: "user", content: question }, { role: "assistant", content }]);
   }
   const system = chat.system.trim() ? [{ role: "system", content: chat.system.trim() }] : [];
@@ -110,7 +112,8 @@ export function statistics(answer) {
   const count = answer.tokens ?? answer.pieces;
   const words = [`${answer.tokens === null ? "about " : ""}${count} token${count === 1 ? "" : "s"}`];
   if (count > 1 && answer.seconds >= MEASURABLE_S) words.push(`${rounded((count - 1) / answer.seconds)} tokens/s`);
-  if (answer.wait !== null) words.push(`first after ${answer.wait < 0.1 ? answer.wait.toFixed(2) : rounded(answer.wait)} s`);
+  const { wait } = answer;
+  if (wait !== null) words.push(`first after ${wait < 0.1 ? wait.toFixed(2) : rounded(wait)} s`);
   return words.join(" · ");
 }
 

@@ -2,21 +2,20 @@
 
 import { isBase, listModels, onKeyNeeded } from "./api.js";
 import { messagesFor, runAnswer } from "./answering.js";
+import { askForKey, Composer } from "./composer.js";
 import { announce, h, toast } from "./dom.js";
 import { EXAMPLES, TUTOR_PROMPT } from "./examples.js";
-import { plainText } from "./markdown.js";
+import { plainText, visible } from "./markdown.js";
 import { fillSelect, isTuned, preferred } from "./models.js";
 import { SettingsSheet } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { newAnswer, Store } from "./store.js";
-import { isSend, Thread } from "./thread.js";
+import { Thread } from "./thread.js";
 
 const $ = (id) => document.getElementById(id);
 const TITLE_CHARS = 60;
 const SPOKEN_CHARS = 2000;
 
-const composer = $("composer");
-const question = $("question");
 const selects = [$("model-a"), $("model-b")];
 const store = new Store((message) => toast(message));
 const running = new Map();
@@ -24,6 +23,7 @@ let models = [];
 let chat = null;
 
 const thread = new Thread($("scroller"), $("thread"), { edit, again, stop });
+const composer = new Composer(ask);
 const sidebar = new Sidebar({ open: openChat, rename, remove });
 const sheet = new SettingsSheet({ store, changed: takeSettings });
 
@@ -37,7 +37,7 @@ function columns() {
 async function ask(text) {
   if (busy() || !text) return false;
   if (!models.length) await loadModels();
-  if (!models.length) return false;
+  if (!models.length || busy()) return false;
   const chosen = columns();
   const turn = { question: text, answers: chosen.map(newAnswer) };
   if (!chat.turns.length && !chat.renamed) chat.title = titleOf(text);
@@ -58,7 +58,8 @@ function start(asked, t, column, model) {
   const { question: text } = asked.turns[t];
   const request = { ...messagesFor(asked, t, column), question: text };
   const onKeep = () => store.chats.has(asked.id) && store.save(asked);
-  runAnswer(answer, model, request, { ...store.settings }, control.signal, (one) => thread.changed(one), onKeep).then(() => {
+  const onChange = (one) => thread.changed(one);
+  runAnswer(answer, model, request, { ...store.settings }, control.signal, onChange, onKeep).then(() => {
     running.delete(answer);
     if (asked !== chat) return;
     showState();
@@ -68,7 +69,8 @@ function start(asked, t, column, model) {
 
 function spoken(answer) {
   if (answer.status === "failed") return `${answer.model} failed: ${answer.error}`;
-  return `${answer.model}${answer.status === "stopped" ? ", stopped" : ""}: ${plainText(answer.parts)}`.slice(0, SPOKEN_CHARS);
+  const who = answer.status === "stopped" ? `${answer.model}, stopped` : answer.model;
+  return `${who}: ${plainText(answer.parts)}`.slice(0, SPOKEN_CHARS);
 }
 
 async function edit(t, text) {
@@ -76,10 +78,9 @@ async function edit(t, text) {
   const before = chat.turns;
   const edited = chat;
   chat.turns = before.slice(0, t);
-  if (t === 0 && !chat.renamed) chat.title = titleOf(text);
   if (await ask(text)) offerUndo(edited, before, before.length - t - 1);
   else chat.turns = before;
-  question.focus();
+  composer.focus();
 }
 
 function again(t, column) {
@@ -92,7 +93,7 @@ function again(t, column) {
   const own = models.find((model) => model.id === old.model);
   const model = chosen.length === turn.answers.length ? chosen[column] : own;
   if (!model) {
-    toast(models.length ? `${old.model} is not served any more. Choose another model and edit the question.` : "No model is served.");
+    toast(`${old.model || "That model"} is not served now. Choose another model and edit the question.`);
     if (!models.length) loadModels();
     return;
   }
@@ -103,7 +104,7 @@ function again(t, column) {
   show();
   start(chat, t, column, model);
   offerUndo(chat, before, removed);
-  question.focus();
+  composer.focus();
 }
 
 function offerUndo(changed, before, removed) {
@@ -123,7 +124,7 @@ function busy() {
 
 function stop(answer) {
   running.get(answer)?.control.abort();
-  if (answer.status === "running") question.focus();
+  if (answer.status === "running") composer.focus();
 }
 
 function stopAll() {
@@ -144,7 +145,7 @@ function keep(changed) {
 
 function newChat() {
   openChat(null);
-  question.focus();
+  composer.focus();
 }
 
 function openChat(id) {
@@ -176,7 +177,7 @@ function remove(id) {
 
 function show() {
   document.title = chat.turns.length ? `${chat.title} · nanochat` : "nanochat";
-  sheet.currentSystem = chat.system;
+  showSystem();
   thread.show(chat);
   $("welcome").hidden = chat.turns.length > 0;
   sidebar.show(store.list(), chat.id);
@@ -193,7 +194,8 @@ function showState() {
 
 function showModels() {
   if (models.length) {
-    chat.models = [preferred(models, chat.models[0]), preferred(models, chat.models[1], preferred(models, chat.models[0]))];
+    const first = preferred(models, chat.models[0]);
+    chat.models = [first, preferred(models, chat.models[1], first)];
   }
   selects.forEach((select, column) => fillSelect(select, models, chat.models[column]));
   $("compare").setAttribute("aria-pressed", String(chat.compare));
@@ -227,9 +229,25 @@ function choose(changes) {
 
 function takeSettings(changes) {
   store.saveSettings(changes);
-  if (!("system" in changes)) return;
-  chat.system = sheet.currentSystem = changes.system;
+  if ("system" in changes) setSystem(changes.system);
+}
+
+function setSystem(text) {
+  chat.system = text;
   if (store.chats.has(chat.id)) store.save(chat);
+  showSystem();
+}
+
+function showSystem() {
+  sheet.currentSystem = chat.system;
+  $("system-note").hidden = chat.system.trim() === "";
+  $("system-note").textContent = `System prompt: ${visible(chat.system.trim())}`;
+}
+
+/** Ask a fine-tuned model as it was trained, unless the user wants it otherwise; holds for this chat only. */
+function asTutor() {
+  const tuned = columns().some((model) => model && isTuned(model));
+  if (tuned && !chat.turns.length && !chat.system.trim()) setSystem(TUTOR_PROMPT);
 }
 
 async function loadModels() {
@@ -244,70 +262,27 @@ async function loadModels() {
   showModels();
 }
 
-function askForKey(refused) {
-  const dialog = $("key-dialog");
-  const field = dialog.querySelector("input");
-  $("key-refused").hidden = !refused;
-  field.value = "";
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    const closed = () => resolve(dialog.returnValue === "use" && field.value.trim() ? field.value.trim() : null);
-    dialog.addEventListener("close", closed, { once: true });
-  });
-}
-
-function fitQuestion() {
-  question.style.height = "auto";
-  question.style.height = `${Math.min(question.scrollHeight + 2, innerHeight * 0.4)}px`;
-}
-
-function setQuestion(text) {
-  question.value = text;
-  fitQuestion();
-  question.focus();
+function takeExample(text) {
+  asTutor();
+  composer.write(text);
 }
 
 // --- wiring -----------------------------------------------------------------------------------------------------------
 
-composer.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const text = question.value.trim();
-  if (await ask(text)) setQuestion("");
-});
-question.addEventListener("input", fitQuestion);
-question.addEventListener("keydown", (event) => {
-  if (!isSend(event)) return;
-  event.preventDefault();
-  composer.requestSubmit();
-});
 $("stop").addEventListener("click", stopAll);
+$("system-note").addEventListener("click", () => sheet.open());
 $("new-chat").addEventListener("click", newChat);
 $("new-chat-top").addEventListener("click", newChat);
 $("connection-retry").addEventListener("click", loadModels);
 $("compare").addEventListener("click", () => choose({ compare: !chat.compare }));
 $("try-compare").addEventListener("click", () => {
   choose({ compare: true, models: tutorPair() });
-  takeSettings({ system: TUTOR_PROMPT });
-  question.focus();
+  asTutor();
+  composer.focus();
 });
 for (const select of selects) {
   select.addEventListener("change", () => choose({ models: selects.map((one) => one.value) }));
 }
-$("theme").addEventListener("click", () => {
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  const now = document.documentElement.dataset.theme ?? system;
-  const next = now === "dark" ? "light" : "dark";
-  // Back at the system's own theme the page follows it again.
-  if (next === system) delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = next;
-  try {
-    if (next === system) localStorage.removeItem("nanochat-pl/theme");
-    else localStorage.setItem("nanochat-pl/theme", next);
-  } catch {
-    // Without storage the choice holds until the page closes.
-  }
-});
 document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
@@ -335,11 +310,12 @@ addEventListener("pagehide", () => {
 document.addEventListener("visibilitychange", () => !document.hidden && !busy() && loadModels());
 
 $("examples").append(
-  ...EXAMPLES.map(({ subject, title, text }) =>
-    h("button.example", { type: "button", onclick: () => setQuestion(text) }, h("small", { text: subject }), h("span", { text: title })),
-  ),
+  ...EXAMPLES.map(({ subject, title, text }) => {
+    const words = [h("small", { text: subject }), h("span", { text: title })];
+    return h("button.example", { type: "button", onclick: () => takeExample(text) }, words);
+  }),
 );
 onKeyNeeded(askForKey);
 openChat(location.hash.slice(1));
-question.focus();
+composer.focus();
 loadModels();

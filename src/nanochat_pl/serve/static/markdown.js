@@ -65,7 +65,7 @@ function withTools(parts, clean = visible) {
   for (const part of parts) {
     const shown = clean(part.text.replace(/[\ue000\ue001]/g, "\ufffd"));
     if (part.type === "text") text += shown;
-    else if (part.type === "python_output" && inserts.length && inserts.at(-1).result === null) inserts.at(-1).result = shown;
+    else if (part.type === "python_output" && inserts.at(-1)?.result === null) inserts.at(-1).result = shown;
     else {
       text += `\ue000${inserts.length}\ue001`;
       inserts.push(part.type === "python" ? { expression: shown, result: null } : { expression: "", result: shown });

@@ -45,9 +45,12 @@ export class SettingsSheet {
   /** Show the values that hold now; `system` is the current conversation's. */
   fill() {
     for (const name of NUMBERS) {
+      const field = this.form.elements[name];
       const value = this.store.settings[name];
-      this.form.elements[name].value = value === null ? "" : String(value);
-      this.#check(this.form.elements[name]);
+      // A model with a smaller context is asked for no more than that holds.
+      const most = name === "maxTokens" && field.max ? Number(field.max) : Infinity;
+      field.value = value === null ? "" : String(Math.min(value, most));
+      this.#check(field);
     }
     this.system.value = this.currentSystem ?? "";
   }

@@ -45,9 +45,11 @@ export class Store {
 
   /** Make a conversation; it is kept from its first `save` on. */
   create() {
-    const id = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const bytes = crypto.getRandomValues(new Uint8Array(8));
+    const id = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
     const { system, models, compare } = this.settings;
-    return { id, title: "New chat", renamed: false, system, models: [...models], compare, updated: Date.now(), turns: [] };
+    const updated = Date.now();
+    return { id, title: "New chat", renamed: false, system, models: [...models], compare, updated, turns: [] };
   }
 
   save(chat) {
@@ -111,7 +113,7 @@ export class Store {
       const full = error?.name === "QuotaExceededError";
       this.onTrouble(
         full
-          ? "This browser's storage is full: what you write now is lost when the page closes. Delete old chats to make room."
+          ? "This browser's storage is full: what you write now is lost when the page closes. Delete old chats."
           : "This browser keeps no data for this page: chats are lost when it closes.",
       );
     }

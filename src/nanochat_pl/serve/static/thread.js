@@ -104,7 +104,8 @@ export class Thread {
   }
 
   #editor(turn, t, cancel) {
-    const field = h("textarea", { "aria-label": "Edit your message", rows: Math.min(12, turn.question.split("\n").length + 1) });
+    const rows = Math.min(12, turn.question.split("\n").length + 1);
+    const field = h("textarea", { "aria-label": "Edit your message", rows });
     field.value = turn.question;
     const send = () => field.value.trim() && this.actions.edit(t, field.value.trim());
     field.addEventListener("keydown", (event) => {
@@ -141,7 +142,8 @@ class AnswerView {
     this.answer = answer;
     const badge = h(`span.badge.${stageClass(answer.stage)}`, { text: stageName(answer.stage) });
     const name = h("h3.model", { text: answer.model || "Model", dir: "auto" });
-    this.stop = h("button.text-button.stop", { type: "button", "aria-label": `Stop ${answer.model}`, onclick: stop }, icon("stop"), "Stop");
+    const stopping = { type: "button", "aria-label": `Stop ${answer.model}`, onclick: stop };
+    this.stop = h("button.text-button.stop", stopping, icon("stop"), "Stop");
     this.body = h("div.prose", { dir: "auto" });
     this.markdown = new MarkdownView(this.body);
     this.waiting = h("p.waiting", { "aria-label": "Waiting for the first word" }, h("span"), h("span"), h("span"));
@@ -204,7 +206,8 @@ function endOf(answer, words) {
   if (answer.status !== "done") return "";
   if (answer.finish === "length") {
     const limit = answer.tokens ?? answer.maxTokens;
-    return `Cut off after ${limit} token${limit === 1 ? "" : "s"}. Settings allow longer answers, as far as the model's context reaches.`;
+    const tokens = `${limit} token${limit === 1 ? "" : "s"}`;
+    return `Cut off after ${tokens}. Settings allow longer answers, as far as the model's context reaches.`;
   }
   return words ? "" : "The model ended its answer without a word.";
 }
