@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator
 
-import httpx
 import openai
 import pytest
 import torch
@@ -13,7 +12,8 @@ from nanochat_pl.engine import Engine
 from nanochat_pl.serve.context import fit
 from nanochat_pl.serve.models import Served
 from nanochat_pl.tokenizer import Tokenizer
-from tests.integration.serving import engine_of, running, served, tiny_model, tiny_tokenizer
+from tests.integration.serving import engine_of, get, post, running, served, tiny_model, tiny_tokenizer
+from tests.integration.serving import stream as open_stream
 
 QUESTION = [{"role": "user", "content": "where does the river run?"}]
 
@@ -175,7 +175,7 @@ def test_a_tool_is_told_from_text_whole_streamed_and_sent_back(client, url, mode
     try:
         whole = client.chat.completions.create(**asked, logprobs=True)
         chunks = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
-        original = httpx.post(f"{url}/chat/completions", json={"messages": QUESTION, "max_tokens": len(script)}).text
+        original = post(f"{url}/chat/completions", json={"messages": QUESTION, "max_tokens": len(script)}).text
     finally:
         engine_of(models[0]).script = ()
     message = whole.choices[0].message
@@ -236,7 +236,7 @@ def test_models_are_listed_with_what_they_are(client):
 
 def error_of(url: str, body: object, path: str = "/v1/chat/completions", status: int = 400) -> dict:
     content = body if isinstance(body, bytes | str) else json.dumps(body)
-    response = httpx.post(url + path, content=content, headers={"Content-Type": "application/json"})
+    response = post(url + path, content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -287,7 +287,7 @@ def test_what_cannot_be_done_is_refused_and_says_where(url, change, param, code)
 )
 def test_what_changes_nothing_is_accepted(url, change):
     body = {"messages": QUESTION, "max_completion_tokens": 3} | change
-    assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+    assert post(f"{url}/v1/chat/completions", json=body).status_code == 200
 
 
 def test_every_error_has_openais_form(url):
@@ -303,7 +303,7 @@ def test_every_error_has_openais_form(url):
     assert error_of(url, {}, path="/v1/models", status=405)["code"] == "method_not_allowed"
     big = json.dumps({"messages": [{"role": "user", "content": "x" * 2_000_000}]})
     assert error_of(url, big, status=413)["code"] == "body_too_large"
-    text = httpx.post(f"{url}/v1/completions", content='{"prompt": "x"}', headers={"Content-Type": "text/plain"})
+    text = post(f"{url}/v1/completions", content='{"prompt": "x"}', headers={"Content-Type": "text/plain"})
     assert text.status_code == 400
     assert "application/json" in text.json()["error"]["message"]
 
@@ -331,7 +331,7 @@ def test_sampling_extensions_take_effect(client):
 
 def test_the_originals_route_streams_tokens_and_done(url, client):
     body = {"messages": QUESTION, "temperature": 0, "max_tokens": 16}
-    with httpx.stream("POST", f"{url}/chat/completions", json=body) as response:
+    with open_stream("POST", f"{url}/chat/completions", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
     assert events[-1] == {"done": True}
@@ -345,26 +345,26 @@ def test_the_originals_route_streams_tokens_and_done(url, client):
 
 def test_health_stats_and_metrics_tell_what_happened(url, client):
     client.chat.completions.create(model="sft/tiny", messages=QUESTION, max_tokens=4)
-    health, stats = httpx.get(f"{url}/health").json(), httpx.get(f"{url}/stats").json()
+    health, stats = get(f"{url}/health").json(), get(f"{url}/stats").json()
     assert health["status"] == "ok" and health["ready"] and health["available_workers"] == 2
     assert stats["total_workers"] == 2
     assert stats["workers"][0] == {"gpu_id": 0, "device": "cpu"}
     model = stats["models"]["sft/tiny"]
     assert model["active"] == model["waiting"] == model["faults"] == 0
     assert model["new_tokens"] >= 4
-    metrics = httpx.get(f"{url}/metrics").text
+    metrics = get(f"{url}/metrics").text
     assert 'nanochat_requests_total{route="/v1/chat/completions",status="200"}' in metrics
     assert 'nanochat_time_to_first_token_seconds_count{model="sft/tiny"}' in metrics
     assert 'nanochat_queue_length{model="sft/tiny"} 0.0' in metrics
 
 
 def test_a_request_keeps_its_id_where_it_is_sane(url):
-    assert httpx.get(f"{url}/health", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
-    made = httpx.get(f"{url}/health", headers={"X-Request-Id": 'a"}{'}).headers["x-request-id"]
+    assert get(f"{url}/health", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    made = get(f"{url}/health", headers={"X-Request-Id": 'a"}{'}).headers["x-request-id"]
     assert made.startswith("req_")
 
 
 def test_the_description_tells_no_status_that_is_never_sent(url):
-    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    paths = get(f"{url}/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/chat/completions"} <= set(paths)
     assert all("422" not in operation["responses"] for path in paths.values() for operation in path.values())

@@ -21,7 +21,18 @@ import torch
 from nanochat_pl.checkpoint.lightning import identity
 from nanochat_pl.serve.models import Served
 from nanochat_pl.tokenizer import Tokenizer
-from tests.integration.serving import engine_of, running, served, tiny_model, tiny_tokenizer, wait_until
+from tests.integration.serving import (
+    engine_of,
+    get,
+    options,
+    post,
+    running,
+    served,
+    tiny_model,
+    tiny_tokenizer,
+    wait_until,
+)
+from tests.integration.serving import stream as open_stream
 
 BODY = {"messages": [{"role": "user", "content": "where does the river run?"}], "temperature": 0}
 CHAT = "/v1/chat/completions"
@@ -42,13 +53,13 @@ def model(tokenizer: Tokenizer) -> Iterator[Served]:
 
 
 def state(url: str, model: str = "sft/tiny") -> dict:
-    return httpx.get(f"{url}/stats").json()["models"][model]
+    return get(f"{url}/stats").json()["models"][model]
 
 
 def test_more_than_may_wait_are_told_when_to_come_again(model):
     with running(model) as url, ThreadPoolExecutor(8) as pool:
         body = BODY | {"max_tokens": 25}
-        answers = list(pool.map(lambda _: httpx.post(url + CHAT, json=body, timeout=30), range(8)))
+        answers = list(pool.map(lambda _: post(url + CHAT, json=body, timeout=30), range(8)))
         refused = [answer for answer in answers if answer.status_code != 200]
         texts = {answer.json()["choices"][0]["message"]["content"] for answer in answers if answer.status_code == 200}
         assert len(texts) == 1
@@ -66,22 +77,22 @@ def test_a_client_that_leaves_frees_its_rows(model, stream):
     with running(model) as url:
         body = BODY | {"max_tokens": 200, "n": 2, "stream": stream}
         if stream:
-            with httpx.stream("POST", url + CHAT, json=body) as answer:
+            with open_stream("POST", url + CHAT, json=body) as answer:
                 next(answer.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(url + CHAT, json=body, timeout=0.5)
+                post(url + CHAT, json=body, timeout=0.5)
         wait_until(lambda: state(url)["active"] == state(url)["waiting"] == 0, timeout_s=1)
         assert state(url)["ended"] == {"cancelled": 2}
         assert state(url)["new_tokens"] < 2 * 150
-        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 2}).status_code == 200
+        assert post(url + CHAT, json=BODY | {"max_tokens": 2}).status_code == 200
 
 
 def test_a_stop_string_frees_the_row(model):
     engine_of(model).step_s = 0.005
     with running(model) as url:
-        full = httpx.post(url + CHAT, json=BODY | {"max_tokens": 40}).json()["choices"][0]["message"]["content"]
-        answer = httpx.post(url + CHAT, json=BODY | {"max_tokens": 200, "stop": full[3:5]}).json()
+        full = post(url + CHAT, json=BODY | {"max_tokens": 40}).json()["choices"][0]["message"]["content"]
+        answer = post(url + CHAT, json=BODY | {"max_tokens": 200, "stop": full[3:5]}).json()
         assert answer["choices"][0]["message"]["content"] == full[: full.index(full[3:5])]
         assert answer["usage"]["completion_tokens"] < 10
         wait_until(lambda: state(url)["active"] == 0)
@@ -98,7 +109,7 @@ def test_slow_readers_get_everything_and_delay_nobody(model):
             head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
             link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             slow.append(link)
-        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 30}).status_code == 200
+        assert post(url + CHAT, json=BODY | {"max_tokens": 30}).status_code == 200
         wait_until(lambda: state(url)["active"] == 0)
         for link in slow:
             received = b""
@@ -131,12 +142,12 @@ def test_a_request_that_never_comes_to_its_end_is_left(model):
             head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
             link.sendall(f"{head}\r\n{{".encode())
             assert link.recv(100).startswith(b"HTTP/1.1 408")
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert get(f"{url}/health").status_code == 200
 
 
 def test_time_limits_hold_for_those_who_wait_and_those_who_run(model):
     with running(model, request_timeout_s=0.5) as url, ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: httpx.post(url + CHAT, json=BODY | {"max_tokens": 200}), range(4)))
+        answers = list(pool.map(lambda _: post(url + CHAT, json=BODY | {"max_tokens": 200}), range(4)))
         assert [answer.status_code for answer in answers] == [504] * 4
         assert answers[0].json()["error"]["code"] == "request_timeout"
         with openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
@@ -152,27 +163,27 @@ def test_an_engine_that_breaks_is_a_500_and_the_next_request_is_answered(model):
     engine = engine_of(model)
     with running(model) as url:
         engine.fails = 1
-        answer = httpx.post(url + CHAT, json=BODY | {"max_tokens": 5})
+        answer = post(url + CHAT, json=BODY | {"max_tokens": 5})
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "engine_fault"
         assert "broke" not in answer.text
         engine.refuses = True
-        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 5}).status_code == 400
+        assert post(url + CHAT, json=BODY | {"max_tokens": 5}).status_code == 400
         engine.refuses = False
-        assert httpx.post(url + CHAT, json=BODY | {"max_tokens": 5}).status_code == 200
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert post(url + CHAT, json=BODY | {"max_tokens": 5}).status_code == 200
+        assert get(f"{url}/health").status_code == 200
 
 
 def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
     with running(model, api_keys=("first", "s3cret")) as url:
         for path in ("/v1/models", "/v1/models/x", "/stats", "/metrics", "/openapi.json", "/v1/nowhere"):
             for headers in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "s3cret"}, {"Authorization": "é"}):
-                answer = httpx.get(url + path, headers={k: v.encode("latin-1") for k, v in headers.items()})
+                answer = get(url + path, headers={k: v.encode("latin-1") for k, v in headers.items()})
                 assert answer.status_code == 401
                 assert answer.json()["error"]["code"] == "invalid_api_key"
-        assert httpx.post(f"{url}/chat/completions", json=BODY).status_code == 401
-        assert httpx.get(f"{url}/health").status_code == 200
-        assert httpx.get(f"{url}/").status_code == 200
+        assert post(f"{url}/chat/completions", json=BODY).status_code == 401
+        assert get(f"{url}/health").status_code == 200
+        assert get(f"{url}/").status_code == 200
         for key in ("first", "s3cret"):
             with openai.OpenAI(base_url=f"{url}/v1", api_key=key) as client:
                 assert [model.id for model in client.models.list()] == ["sft/tiny"]
@@ -183,28 +194,43 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
 def test_other_origins_are_let_in_only_where_they_are_named(tokenizer):
     asking = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
     with running(served(tokenizer)) as url:
-        assert "access-control-allow-origin" not in httpx.get(f"{url}/health", headers=asking).headers
-        assert httpx.options(url + CHAT, headers=asking).status_code == 405
+        assert "access-control-allow-origin" not in get(f"{url}/health", headers=asking).headers
+        assert options(url + CHAT, headers=asking).status_code == 405
     with running(served(tokenizer), cors_origins=("http://page.example",), api_keys=("k",)) as url:
-        preflight = httpx.options(url + CHAT, headers=asking)
+        preflight = options(url + CHAT, headers=asking)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "http://page.example"
-        refused = httpx.post(url + CHAT, json=BODY, headers=asking)
+        refused = post(url + CHAT, json=BODY, headers=asking)
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == "http://page.example"
-        other = httpx.get(f"{url}/health", headers={"Origin": "http://other.example"})
+        other = get(f"{url}/health", headers={"Origin": "http://other.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_page_whose_name_was_made_to_lead_here_gets_nothing(tokenizer):
+    with running(served(tokenizer), hosts=("localhost", "127.0.0.1", "[::1]")) as url:
+        for host, status in (
+            ("evil.example", 421),
+            ("evil.example:8000", 421),
+            ("127.0.0.1.evil.example", 421),
+            ("localhost", 200),
+            ("LOCALHOST:8000", 200),
+            ("[::1]:8000", 200),
+            ("127.0.0.1:1", 200),
+        ):
+            assert get(f"{url}/v1/models", headers={"Host": host}).status_code == status
+            assert get(f"{url}/", headers={"Host": host}).status_code == status
 
 
 def test_the_page_may_load_nothing_from_elsewhere(tokenizer):
     with running(served(tokenizer)) as url:
-        page = httpx.get(f"{url}/")
+        page = get(f"{url}/")
         assert page.status_code == 200
         assert page.headers["content-type"].startswith("text/html")
         assert page.headers["content-security-policy"].startswith("default-src 'self'")
         assert page.headers["x-content-type-options"] == "nosniff"
-        assert httpx.get(f"{url}/../app.py").status_code == 404
-        assert httpx.get(f"{url}/%2e%2e/app.py").status_code == 404
+        assert get(f"{url}/../app.py").status_code == 404
+        assert get(f"{url}/%2e%2e/app.py").status_code == 404
 
 
 def test_a_long_body_is_refused_before_it_is_read(tokenizer):
@@ -214,8 +240,8 @@ def test_a_long_body_is_refused_before_it_is_read(tokenizer):
 
     with running(served(tokenizer), max_body_bytes=10_000) as url:
         headers = {"Content-Type": "application/json"}
-        assert httpx.post(url + CHAT, content=b" " * 10_001, headers=headers).status_code == 413
-        assert httpx.post(url + CHAT, content=endless(), headers=headers).status_code == 413
+        assert post(url + CHAT, content=b" " * 10_001, headers=headers).status_code == 413
+        assert post(url + CHAT, content=endless(), headers=headers).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -229,19 +255,19 @@ def test_a_long_body_is_refused_before_it_is_read(tokenizer):
 def test_conversations_have_limits(tokenizer, limit, messages):
     talk = [{"role": ("user", "assistant")[i % 2], "content": "four"} for i in range(messages)]
     with running(served(tokenizer), **limit) as url:
-        answer = httpx.post(url + CHAT, json={"messages": talk})
+        answer = post(url + CHAT, json={"messages": talk})
         assert answer.status_code == 400
         assert str(*limit.values()) in answer.json()["error"]["message"]
         if "max_total_chars" in limit:
-            assert httpx.post(f"{url}/v1/completions", json={"prompt": ["four"] * 3}).status_code == 400
+            assert post(f"{url}/v1/completions", json={"prompt": ["four"] * 3}).status_code == 400
 
 
 def test_logs_say_what_was_done_and_never_what_was_said(model, caplog):
     engine_of(model).step_s = 0.0
     with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model) as url:
-        answer = httpx.post(url + CHAT, json=BODY | {"max_tokens": 7}, headers={"X-Request-Id": "mine"})
-        httpx.get(f"{url}/v1/a-secret-path")
-        httpx.get(f"{url}/?q=secret")
+        answer = post(url + CHAT, json=BODY | {"max_tokens": 7}, headers={"X-Request-Id": "mine"})
+        get(f"{url}/v1/a-secret-path")
+        get(f"{url}/?q=secret")
     chat, lost, page = [json.loads(record.getMessage()) for record in caplog.records if "access" in record.name]
     assert (chat["request_id"], chat["route"], chat["status"], chat["model"]) == ("mine", CHAT, 200, "sft/tiny")
     assert chat["completion_tokens"] == 7 and chat["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
@@ -305,7 +331,7 @@ def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(ch
         assert lines[0].startswith("tutor: ") and lines[1].startswith("sft/tiny: ")
         assert "only this machine" in lines[3]
         url = lines[2].split()[1].rstrip("/")
-        wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        wait_until(lambda: get(f"{url}/health").status_code == 200)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
             assert [model.id for model in client.models.list()] == ["tutor", "sft/tiny"]
             max_tokens = 40 if grace == "30" else 2000

@@ -76,6 +76,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     limits = Limits(
         api_keys=keys,
         cors_origins=tuple(options.cors),
+        hosts=_hosts(options, listening),
         max_messages=options.max_messages,
         max_message_chars=options.max_message_chars,
         max_total_chars=options.max_total_chars,
@@ -163,11 +164,23 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port or --host") from None
 
 
+def _is_loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
+    """Say by which names a server may be called that only this machine reaches; none = any name."""
+    if options.trust_proxy is not None or not _is_loopback(listening):
+        return ()
+    own = f"[{options.host}]" if ":" in options.host else options.host
+    return tuple(dict.fromkeys((own.lower(), "localhost", "127.0.0.1", "[::1]")))
+
+
 def _say_where(listening: socket.socket, has_key: bool) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"page: http://{shown}:{port}/   API: http://{shown}:{port}/v1   figures: /stats, /metrics", flush=True)
-    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if _is_loopback(listening):
         print(
             "only this machine reaches it; for others: --host 0.0.0.0 and --api-key-env NAME, "
             "behind a proxy with TLS where the network is not your own",

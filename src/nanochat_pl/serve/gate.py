@@ -91,6 +91,13 @@ class Gate:
             await send(message)
 
         try:
+            if self._limits.hosts and _host(headers) not in self._limits.hosts:
+                raise ApiError(
+                    421,
+                    f"this server is called {' or '.join(self._limits.hosts)} and by no other name; behind a proxy, "
+                    "start it with --trust-proxy",
+                    code="wrong_host",
+                )
             if key is None and scope["path"].startswith(PROTECTED):
                 raise ApiError(
                     401,
@@ -141,6 +148,12 @@ class Gate:
             "error": record.error,
         }
         access.info(json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+def _host(headers: Headers) -> str:
+    """Return the name by which a request calls the server, without the port."""
+    host = headers.get("host", "").lower()
+    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
 
 
 def _request_id(headers: Headers) -> str:

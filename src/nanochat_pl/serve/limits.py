@@ -20,6 +20,9 @@ class Limits:
     """Requests must bear one of them; none = whoever reaches the server may use it."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of other origins that may use it, `*` = all; none = only its own."""
+    hosts: tuple[str, ...] = ()
+    """Names it may be called by (the header `Host`, without a port); none = any. A server that only its own machine
+    reaches needs them: else a page from elsewhere could let its own name lead there, and read along."""
     max_messages: int = 500
     max_message_chars: int = 8_000
     max_total_chars: int = 32_000
