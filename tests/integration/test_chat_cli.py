@@ -148,6 +148,16 @@ def test_models_answer_the_same_questions_each_by_itself(tutor: str, base: str, 
     assert alone in out
 
 
+def test_a_model_whose_context_is_full_says_so_and_the_other_answers(tutor: str, talker: str, chat: Chatted):
+    question = "the cat sat on the mat " * 20
+    code, out, _ = chat(tutor, "--compare", talker, "--context", "refuse", typed=question)
+    assert code == 2
+    refused, _, answered = out.partition(f"\n2: {talker}")
+    assert "context of 128" in refused
+    assert answered.partition(":\n")[2].strip()
+    assert "context of" not in answered
+
+
 def test_another_model_can_join_and_leave(tutor: str, base: str, chat: Chatted):
     _, out, err = chat(tutor, typed=f"the cat?\n/compare {base}\nthe mat?\n/compare off\nthe hat?\n")
     assert out.count("base/d1:") == 1

@@ -172,7 +172,7 @@ class Terminal:
                 self.screen.stream(begin(self.chats[0]))
             else:
                 names = labels([chat.loaded for chat in self.chats])
-                answers = [_or_refusal(begin, chat) for chat in self.chats]
+                answers = [self._begin(begin, chat) for chat in self.chats]
                 if self.screen.has_columns(len(answers)):
                     self.screen.columns(names, answers)
                 else:
@@ -180,6 +180,14 @@ class Terminal:
                         self.screen.heading("\n" * bool(place) + f"{name}:")
                         self.screen.stream(answer)
         self._say_figures()
+
+    def _begin(self, begin: Callable[[Chat], Iterator[Part]], chat: Chat) -> Iterator[Part]:
+        """Begin an answer; a model whose context is full says so in its place, so that the others still answer."""
+        try:
+            return begin(chat)
+        except ContextFull as error:
+            self.num_refused += 1
+            return iter([Part("text", f"({error})")])
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -317,12 +325,3 @@ class Terminal:
     def _needs_conversation(self) -> None:
         if not self.chats[0].messages:
             raise ValueError("nothing was asked yet")
-
-
-def _or_refusal(begin: Callable[[Chat], Iterator[Part]], chat: Chat) -> Iterator[Part]:
-    """Begin an answer; a model whose context is full says so in its place, so that the others still answer."""
-    try:
-        return begin(chat)
-    except ContextFull as error:
-        chat.stats = None
-        return iter([Part("text", f"({error})")])
