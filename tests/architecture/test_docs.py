@@ -25,7 +25,7 @@ from nanochat_pl.cli.compose import (
     known_names,
     quote_paths,
 )
-from nanochat_pl.cli.main import COMMANDS
+from nanochat_pl.cli.main import COMMANDS, module_of
 
 REPO = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -59,7 +59,7 @@ def check_command(words: list[str]) -> None:
         assert rest[0] in COMMANDS, f"unknown command {rest[0]}"
         said = StringIO()
         with redirect_stdout(said), suppress(SystemExit):
-            import_module(f"nanochat_pl.cli.{rest[0]}").main(["--help"])
+            import_module(module_of(rest[0])).main(["--help"])
         unknown = [word for word in rest if word.startswith("--") and word.partition("=")[0] not in said.getvalue()]
         assert not unknown, f"unknown {', '.join(unknown)}"
     elif script in ("train.py", "evaluate.py") or program == "nanochat-pl":

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.data.parquet import DocumentStream, list_shards, read_documents, read_footer
+from nanochat_pl.data.parquet import BLOCK_DOCUMENTS, DocumentStream, list_shards, read_documents, read_footer
 
 
 def write(path, texts, group_rows=2):
@@ -158,6 +158,14 @@ def test_single_documents_are_read_in_the_order_asked_for(folder):
     wanted = ["a1", "a3", "a4", "b0", "b2", "a1"]
     wanted_addresses = [stream.start._replace(**addresses[text]) for text in wanted]
     assert stream.read(wanted_addresses) == wanted
+
+
+def test_a_document_beyond_the_first_block_of_its_row_group_is_found(tmp_path):
+    count = 2 * BLOCK_DOCUMENTS + 3
+    path = write(tmp_path / "a.parquet", [f"{i}" for i in range(count)], group_rows=count)
+    stream = DocumentStream([path], 1, 0)
+    for doc in (0, BLOCK_DOCUMENTS, count - 1):
+        assert stream.read([stream.start._replace(doc=doc)]) == [f"{doc}"]
 
 
 def test_a_null_is_an_empty_document_and_empty_row_groups_do_no_harm(tmp_path):

@@ -27,6 +27,11 @@ USAGE = "\n".join(
 )
 
 
+def module_of(command: str) -> str:
+    """Return the module whose `main` runs a command; `import` cannot be a module's name."""
+    return f"nanochat_pl.cli.{command}" + "_" * keyword.iskeyword(command)
+
+
 def main() -> int:
     """Dispatch to a command; return its exit code."""
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
@@ -36,7 +41,7 @@ def main() -> int:
     if name not in COMMANDS:
         print(f"error: nanochat-pl has no command {name}\n\n{USAGE}", file=sys.stderr)
         return 2
-    module = import_module(f"nanochat_pl.cli.{name}" + "_" * keyword.iskeyword(name))
+    module = import_module(module_of(name))
     # Lightning starts further processes by running the file that argv names.
     sys.argv = [str(module.__file__), *arguments]
     return module.main(arguments)

@@ -73,7 +73,7 @@ SECTIONS: dict[str, list[Curves | Table]] = {
             ["health/update_ratio_matrix", "health/update_ratio_embedding", "health/update_ratio_unembedding"],
         ),
         Curves("largest logit over the softcap", ["health/logit_max_frac"]),
-        Curves("share of padding, and of conversations cut", ["health/padding_frac", "health/cut_frac"]),
+        Curves("share of padding, and of what was cut off", ["health/padding_frac", "health/cut_frac"]),
         Curves("peak memory, GiB", ["health/peak_memory_gib"]),
     ],
     "evals": [

@@ -236,7 +236,8 @@ class DocumentStream:
             doc = 0
             for column in self._columns(file, row_group, BLOCK_DOCUMENTS):
                 here = [i for i in wanted if doc <= i < doc + len(column)]
-                found |= zip(here, self._strings(column.take([i - doc for i in here]), file, row_group))
+                if here:  # an empty list has no type that arrow could take rows by
+                    found |= zip(here, self._strings(column.take([i - doc for i in here]), file, row_group))
                 doc += len(column)
             texts += [found[i] for i in wanted]
         return texts

@@ -56,7 +56,7 @@ def evaluate_chat(
     max_new_tokens: int = 512,
     max_prompt_tokens: int = 2048,
     batch_size: int = 32,
-    max_batch_tokens: int = 16_384,
+    max_batch_tokens: int | None = None,
     grading_threads: int = 1,
     seed: int = 0,
     log: ExampleLog | None = None,
@@ -85,7 +85,7 @@ def evaluate_chat(
         max_new_tokens: Most tokens of a generated answer.
         max_prompt_tokens: A longer prompt is cut at its end (and counted), see `prompts.render_prompts`.
         batch_size: Answers generated at once.
-        max_batch_tokens: Most tokens of a batch while letters are scored.
+        max_batch_tokens: Most tokens of a batch while letters are scored; None as in `score_letters`.
         grading_threads: Answers graded at once: more than 1 where grading runs programs.
         seed: For sampling and the bootstrap. Each sample draws from a stream named by seed, question and number, so
             that neither an interruption nor the other questions change it.

@@ -79,7 +79,7 @@ def evaluate_scienceqa(
     max_new_tokens: int = 128,
     max_prompt_tokens: int = 2048,
     batch_size: int = 32,
-    max_batch_tokens: int = 16_384,
+    max_batch_tokens: int | None = None,
     seed: int = 0,
     log: ExampleLog | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -96,7 +96,7 @@ def evaluate_scienceqa(
         max_new_tokens: Most tokens of a response.
         max_prompt_tokens: A longer prompt is cut at its end (and counted), see `prompts.render_prompts`.
         batch_size: Responses generated at once.
-        max_batch_tokens: Most tokens of a batch while letters are scored.
+        max_batch_tokens: Most tokens of a batch while letters are scored; None as in `score_letters`.
         seed: For the bootstrap; greedy answers do not depend on it.
         log: Answers already given, and where to put new ones; None = memory only.
         progress: Called with (answered, asked) after each chunk.

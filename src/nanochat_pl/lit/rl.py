@@ -19,11 +19,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from nanochat_pl.engine import Engine
+from nanochat_pl.lit.loggers import log_table
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.questions import QuestionBatch
+from nanochat_pl.lit.samples import drop_lines_from
 from nanochat_pl.lit.schema import RLConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.paths import write_atomically
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, roll_out, sums
 from nanochat_pl.runtime import rank, world_size
@@ -292,12 +293,8 @@ class Samples(Callback):
         self.every_steps = every_steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.path.is_file():
-            # not splitlines: answers may hold other characters that end a line
-            *lines, half = self.path.read_text(encoding="utf-8").split("\n")
-            kept = [line for line in lines if json.loads(line)["step"] < trainer.global_step]
-            if half or len(kept) < len(lines):
-                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        if trainer.is_global_zero:
+            drop_lines_from(self.path, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: QuestionBatch, batch_idx: int
@@ -316,8 +313,5 @@ class Samples(Callback):
         line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        loggers: list[Any] = trainer.loggers
-        for logger in loggers:
-            if type(logger).__name__ == "WandbLogger":
-                table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
-                logger.log_table("samples", columns=["step", "question", "answer", "reward"], data=table)
+        table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
+        log_table(trainer.loggers, "samples", ("step", "question", "answer", "reward"), table, step)

@@ -78,7 +78,7 @@ class Run:
     results: tuple[Result, ...]
     """By name of the evaluation; of several checkpoints best comes first, then last."""
     samples: tuple[dict[str, Any], ...]
-    """Of samples.jsonl (reinforcement learning), the newest."""
+    """Of samples.jsonl, the newest."""
     problems: tuple[str, ...]
     """What is missing or unfinished, a sentence each."""
 
