@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -191,6 +192,17 @@ def test_when_the_grace_is_over_answers_end(worker, engine):
     worker.close(0.1)
     assert {end_of(ticket) for ticket in tickets} == {End.shutdown}
     assert not worker.state().alive
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.01, 0.03])
+def test_a_worker_that_is_closed_at_once_finishes_nothing(engine, delay_s):
+    engine.step_s = 0.02
+    worker = Worker(engine)
+    tickets = worker.submit([asked(200)] * 3)
+    time.sleep(delay_s)
+    worker.close()
+    assert {end_of(ticket) for ticket in tickets} == {End.shutdown}
+    assert worker.state().new_tokens < 30
 
 
 def test_without_work_the_caches_memory_is_given_back(monkeypatch, engine):

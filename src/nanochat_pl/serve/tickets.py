@@ -65,7 +65,7 @@ class Ticket:
     Attributes:
         request: what is generated.
         client: whose it is.
-        deadline, deadline_end: when it is ended at the latest (`time.monotonic()`), and what is said then.
+        deadline: `time.monotonic()` at which it is ended at the latest.
         submitted, entered, first_token, ended: `time.monotonic()` of these moments; None = not yet.
         end: why it ended; None = it has not. May be ahead of the updates that were read.
     """
@@ -77,7 +77,6 @@ class Ticket:
         self.first_token: float | None = None
         self.ended: float | None = None
         self.end: End | None = None
-        self.deadline_end = End.expired
         self._cancel = cancel
         self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         self._arrived = asyncio.Event()

@@ -80,6 +80,7 @@ class Worker:
         self._cancelled: set[Ticket] = set()
         self._num_entering = 0  # no longer in a queue, not yet in the session
         self._closing = False
+        self._closes = math.inf  # when everything ends
         self._ended: Counter[str] = Counter()
         self._steps = self._prompt_tokens = self._new_tokens = self._faults = 0
         self._mean_s = 1.0
@@ -131,12 +132,9 @@ class Worker:
 
     def drain(self, grace_s: float) -> None:
         """Take no more requests; end those that are not done after `grace_s` seconds. Returns at once."""
-        limit = time.monotonic() + grace_s
         with self._changed:
             self._closing = True
-            for ticket in (*self._active.values(), *(t for tickets in self._queues.values() for t in tickets)):
-                if limit < ticket.deadline:
-                    ticket.deadline, ticket.deadline_end = limit, End.shutdown
+            self._closes = min(self._closes, time.monotonic() + grace_s)
             self._changed.notify()
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -177,8 +175,8 @@ class Worker:
         self._cancelled.clear()
         waiting = (ticket for tickets in self._queues.values() for ticket in tickets)
         for ticket in (*self._active.values(), *waiting):
-            if ticket.deadline <= now:
-                gone.setdefault(ticket, ticket.deadline_end)
+            if min(ticket.deadline, self._closes) <= now:
+                gone.setdefault(ticket, End.expired if ticket.deadline <= now else End.shutdown)
         if not gone:
             return
         for number, ticket in list(self._active.items()):
