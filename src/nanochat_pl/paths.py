@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
@@ -192,17 +193,32 @@ def list_hub_files(
     what = f"the files of the {repo_type} {repo}"
     if offline:
         raise FileNotFoundError(f"offline=true forbids listing {what}; set offline=false")
-    import huggingface_hub
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"HF_HUB_OFFLINE forbids listing {what}; unset that variable")
-    api = huggingface_hub.HfApi(endpoint)
-    return _patiently(
-        lambda: api.list_repo_files(repo, revision=revision, repo_type=repo_type),
-        f"could not list {what} at {api.endpoint}",
-        "run again",
-    )
+    url = f"{endpoint or constants.ENDPOINT}/api/{repo_type}s/{repo}/tree/{quote(revision, safe='')}?recursive=true"
+    return _patiently(lambda: _list(url), f"could not list {what} at {url}", "run again")
+
+
+def _list(url: str) -> list[str]:
+    """List files in one attempt, page by page.
+
+    Not by huggingface_hub's own listing: it tries each page again for half a minute, and our attempts would multiply.
+    """
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    names: list[str] = []
+    page: str | None = url
+    while page is not None:
+        response = get_session().get(page, headers=build_hf_headers(), timeout=_TIMEOUT_S, follow_redirects=True)
+        hf_raise_for_status(response)
+        try:
+            names += [str(entry["path"]) for entry in response.json() if entry["type"] == "file"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _BrokenDownloadError(f"the answer is no listing: {_first_line(error)}") from error
+        page = response.links.get("next", {}).get("url")
+    return names
 
 
 def _patiently(action: Callable[[], _Result], failure: str, again: str) -> _Result:

@@ -42,8 +42,7 @@ class Shelf:
         beginning = f"/{repo}/resolve/{revision}/"
         names = [path.removeprefix(beginning) for path in self.server.files if path.startswith(beginning)]
         tree = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in [*names, *more]]
-        for query in ("?recursive=true&expand=false", "?recursive=True&expand=False"):
-            self.server.files[f"/api/models/{repo}/tree/{revision}{query}"] = json.dumps(tree).encode()
+        self.server.files[f"/api/models/{repo}/tree/{revision}?recursive=true"] = json.dumps(tree).encode()
 
     def asked(self) -> int:
         return len(self.server.bodies)
@@ -186,11 +185,23 @@ def test_the_variable_for_offline_use_forbids_the_listing_too(shelf: Shelf, monk
         load_model("hf://owner/repo")
 
 
-def test_a_hub_in_trouble_is_asked_again(shelf: Shelf, stored, tmp_path: Path):
+def test_a_hub_in_trouble_is_asked_again_and_then_given_up_in_words(shelf: Shelf, stored, tmp_path: Path):
     nanochat.write(stored, tmp_path / "made")
     shelf.put(tmp_path / "made")
-    shelf.server.trouble = [503]
-    assert load_model("hf://owner/repo").step == 12
+    shelf.server.trouble = [503, 500]
+    assert check_model("hf://owner/repo") is None
+    before = shelf.asked()
+    shelf.server.trouble = [503] * 10
+    with pytest.raises(FileNotFoundError, match=r"could not list the files of .*gave up after 5 attempts; run again"):
+        check_model("hf://owner/repo")
+    assert shelf.asked() == before + 5
+
+
+def test_an_answer_that_is_no_listing_is_said_to_be_none(shelf: Shelf):
+    for answer in (b"<html>", b'{"error": 1}', b"[1]"):
+        shelf.server.files["/api/models/owner/repo/tree/main?recursive=true"] = answer
+        with pytest.raises(FileNotFoundError, match="the answer is no listing"):
+            check_model("hf://owner/repo")
 
 
 def test_names_that_lead_out_of_the_folder_are_never_written(shelf: Shelf, stored, tmp_path: Path):
@@ -210,3 +221,19 @@ def test_what_is_no_address_is_refused(address: str):
 
 def test_paths_are_no_addresses():
     assert not any(is_hub_address(path) for path in ("hf", "outputs/hf://x", "./hf:", Path("a/hf:/b")))
+
+
+def test_a_long_listing_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch):
+    import httpx
+    import huggingface_hub.utils
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        first = "cursor" not in str(request.url)
+        headers = {"Link": f'<{request.url}&cursor=2>; rel="next"'} if first else {}
+        tree = [{"type": "file", "path": "a" if first else "b"}, {"type": "directory", "path": "c"}]
+        return httpx.Response(200, json=tree, headers=headers)
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: client)
+    assert paths.list_hub_files("owner/repo", repo_type="model", endpoint="http://127.0.0.1") == ["a", "b"]
+    client.close()
