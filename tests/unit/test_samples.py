@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_pl.lit.samples import drop_lines_from, encode_prompts, one_line
+from nanochat_pl.lit.loggers import drop_lines_from
+from nanochat_pl.lit.samples import encode_prompts, one_line
 from nanochat_pl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])

@@ -27,6 +27,7 @@ __all__ = [
     "AXES",
     "SUMMARIES",
     "MetricsFile",
+    "drop_lines_from",
     "evaluation_figures",
     "log_evaluation",
     "log_table",
@@ -187,6 +188,17 @@ def _define_metrics(run: Any) -> None:
 def _netrc_knows_wandb() -> bool:
     netrc = Path.home() / ".netrc"
     return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+
+
+def drop_lines_from(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later of a JSON Lines file, and a half-written last one; a missing file stays so."""
+    if not path.is_file():
+        return
+    # not splitlines: texts may hold other characters that end a line
+    *lines, half = path.read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    if half or len(kept) < len(lines):
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def log_table(

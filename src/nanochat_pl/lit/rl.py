@@ -19,10 +19,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from nanochat_pl.engine import Engine
-from nanochat_pl.lit.loggers import log_table
+from nanochat_pl.lit.loggers import drop_lines_from, log_table
 from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.questions import QuestionBatch
-from nanochat_pl.lit.samples import drop_lines_from
 from nanochat_pl.lit.schema import RLConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss

@@ -19,12 +19,11 @@ from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.lit.callbacks import Validation
-from nanochat_pl.lit.loggers import log_table
+from nanochat_pl.lit.loggers import drop_lines_from, log_table
 from nanochat_pl.lit.schema import StageConfig, StageName
-from nanochat_pl.paths import write_atomically
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["PromptSamples", "drop_lines_from", "encode_prompts", "one_line"]
+__all__ = ["PromptSamples", "encode_prompts", "one_line"]
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +63,6 @@ def encode_prompts(
                 sequence_len,
             )
     return encoded
-
-
-def drop_lines_from(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later of a JSON Lines file, and a half-written last one; a missing file stays so."""
-    if not path.is_file():
-        return
-    # not splitlines: texts may hold other characters that end a line
-    *lines, half = path.read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if json.loads(line)["step"] < step]
-    if half or len(kept) < len(lines):
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def one_line(text: str, limit: int) -> str:
