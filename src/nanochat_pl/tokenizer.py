@@ -66,6 +66,7 @@ class Tokenizer:
         if len(ranks) != len(self._tokens) or b"" in ranks:
             raise ValueError("the vocabulary has an empty token or the same token twice; the file is damaged")
         self._special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self._bytes = dict(enumerate((*self._tokens, *(name.encode() for name in self._special))))
         try:
             self._encoding = tiktoken.Encoding(
                 "nanochat_pl", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self._special
@@ -260,8 +261,9 @@ class Tokenizer:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the raw bytes of ``ids``; ValueError for an id outside the vocabulary."""
         try:
-            return self._encoding.decode_bytes(ids)
-        except (KeyError, OverflowError):
+            # A lookup: tiktoken's releases the interpreter's lock, which costs more than it does for a token at a time.
+            return b"".join([self._bytes[i] for i in ids])
+        except KeyError:
             wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
             raise ValueError(f"token id {wrong} is outside this vocabulary of {self.vocab_size} ids") from None
 

@@ -66,7 +66,8 @@ FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
 OUTER = ("lit", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
-    "__init__", "paths", "inputs", "scaling", "model.config", "model.accounting", "optim.config", "optim.schedules",
+    "__init__", "paths", "inputs", "scaling", "checkpoint", "checkpoint.hub", "checkpoint.meta", "checkpoint.source",
+    "serve.settings", "cli.chat", "model.config", "model.accounting", "optim.config", "optim.schedules",
     "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts", "data.microworld_identity",
     "data.microworld_questions", "data.microworld_text", "lit.schema", "lit.preflight", "lit.provenance",
     "cli.arguments", "cli.chain", "cli.compose", "cli.evaluate", "cli.main", "cli.sweep", "cli.train",

@@ -10,15 +10,17 @@ import torch
 
 from nanochat_pl import paths
 from nanochat_pl.checkpoint import hub as hub_module
-from nanochat_pl.checkpoint import huggingface, nanochat, read_model, sciassist
+from nanochat_pl.checkpoint import huggingface, nanochat, package, read_model, sciassist
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
+from nanochat_pl.cli.import_ import import_model
 from nanochat_pl.lit.provenance import run_inputs
 from tests.integration.conftest import BASE, SFT, compose, metrics, train_below
 from tests.unit.test_checkpoint_hub import Shelf
 from tests.unit.test_paths import Hub, hub  # noqa: F401  (fixture)
 
 FORMATS = {"nanochat": nanochat, "sciassist": sciassist, "huggingface": huggingface}
+OPENED = [*FORMATS, "model.zip"]
 TUTOR = [*SFT, "stage.num_steps=2", "stage.val_every_steps=null"]
 
 
@@ -30,6 +32,7 @@ def models(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = read_model(folder / "base" / "tiny")
     for name, module in FORMATS.items():
         module.write(stored, folder / name)
+    package.write(stored, folder / "model.zip", "# a card")
     return folder
 
 
@@ -41,7 +44,7 @@ def losses(models: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) 
     return metrics(outputs / "sft_scienceqa" / "tiny", "train/loss")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", OPENED)
 def test_fine_tuning_goes_on_from_any_format_as_from_the_run_itself(
     models: Path, world: Path, losses: dict[int, str], tmp_path: Path, name: str
 ):
@@ -50,6 +53,14 @@ def test_fine_tuning_goes_on_from_any_format_as_from_the_run_itself(
     assert str(models / name) in summary["init_from"]
     again = read_model(tmp_path / "sft_scienceqa" / "tiny")
     assert again.format == "lightning" and again.run_config["init_from"] == str(models / name)
+
+
+def test_an_imported_run_starts_others_but_cannot_be_resumed(models: Path, world: Path, tmp_path: Path):
+    import_model(models / "model.zip", tmp_path / "base" / "tiny")
+    with pytest.raises(ValueError, match=r"weights only, no optimizer state.*resume=null init_from="):
+        train_below(tmp_path, world, *BASE, "stage.num_steps=9", "resume=auto")
+    summary = train_below(tmp_path, world, *TUTOR)
+    assert str(tmp_path / "base" / "tiny") in summary["init_from"]
 
 
 def test_a_changed_start_changes_what_a_run_is_made_from(models: Path, world: Path, tmp_path: Path):

@@ -228,7 +228,7 @@ def test_a_folder_without_a_model_says_what_it_holds_and_what_opens(tmp_path: Pa
         check_model(tmp_path / "nowhere")
     archive = tmp_path / "model.zip"
     archive.touch()
-    with pytest.raises(ValueError, match="archive; unpack it"):
+    with pytest.raises(ValueError, match="nanochat-pl export`; unpack it"):
         check_model(archive)
     for name, words in (
         ("meta_000001.json", "no file of weights; give the model beside it"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat_pl.checkpoint import package
+from nanochat_pl.checkpoint import load_model, package
+from nanochat_pl.checkpoint.source import is_package
 from nanochat_pl.checkpoint.stored import Stored
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
@@ -56,8 +57,11 @@ def assert_equal(one: Stored, other: Stored) -> None:
 
 
 def test_an_archive_gives_back_every_bit(stored: Stored, archive: Path):
-    assert package.is_package(archive)
+    assert is_package(archive)
     assert_equal(package.read(archive), stored)
+    loaded = load_model(archive)
+    assert (loaded.format, loaded.stage, loaded.step, loaded.path) == ("package", stored.stage, stored.step, archive)
+    assert all(torch.equal(value, stored.state[name]) for name, value in loaded.model.state_dict().items())
 
 
 def test_an_unpacked_archive_opens_as_well(stored: Stored, archive: Path, tmp_path: Path):
@@ -65,8 +69,9 @@ def test_an_unpacked_archive_opens_as_well(stored: Stored, archive: Path, tmp_pa
     with zipfile.ZipFile(archive) as opened:
         assert opened.testzip() is None
         opened.extractall(folder)
-    assert package.is_package(folder)
+    assert is_package(folder)
     assert_equal(package.read(folder), stored)
+    assert load_model(folder).path == folder / "model.safetensors"
     assert (folder / "README.md").read_text(encoding="utf-8") == CARD
     assert json.loads((folder / "evaluation.json").read_text()) == EVALUATION
 
@@ -124,9 +129,9 @@ def test_a_damaged_archive_is_refused_with_the_reason(archive: Path, entries: di
 
 def test_what_is_no_archive_of_a_model_is_not_taken_for_one(tmp_path: Path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "last.ckpt")
-    assert not package.is_package(tmp_path / "last.ckpt")
-    assert not package.is_package(tmp_path)
-    assert not package.is_package(tmp_path / "nowhere")
+    assert not is_package(tmp_path / "last.ckpt")
+    assert not is_package(tmp_path)
+    assert not is_package(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no archive of a model.*meta\.json"):
         package.read(tmp_path / "last.ckpt")
     with pytest.raises(FileNotFoundError, match="there is no"):

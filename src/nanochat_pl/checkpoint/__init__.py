@@ -34,7 +34,7 @@ class LoadedModel:
     config: dict[str, Any]
     """The resolved config of the run that trained it; empty where another program did."""
     format: str = "lightning"
-    """`lightning` (this project's own), `nanochat`, `sciassist` or `huggingface`."""
+    """`lightning` (this project's own), `nanochat`, `sciassist`, `huggingface` or `package`."""
 
 
 def load_model(
@@ -49,8 +49,8 @@ def load_model(
 
     Args:
         path: a `.ckpt` file or a run folder (its best checkpoint if there is one, else its last), `<run folder>/last`;
-            a nanochat file or folder, a SciAssist folder, a Hugging Face folder of a nanochat; or
-            `hf://owner/repo[/folder]`, which is fetched below `outputs/hub` once.
+            a nanochat file or folder, a SciAssist folder, a Hugging Face folder of a nanochat; an archive of
+            `nanochat-pl export` or its folder; or `hf://owner/repo[/folder]`, fetched below `outputs/hub` once.
         device: where the weights go.
         compute_dtype: number format of the computation; None = the fastest the device is good at.
         hub_folder: where models of the hub are kept.
@@ -92,11 +92,15 @@ def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: b
         from nanochat_pl.checkpoint.nanochat import read
     elif source.format == "sciassist":
         from nanochat_pl.checkpoint.sciassist import read
+    elif source.format == "package":
+        from nanochat_pl.checkpoint.package import read
     else:
         from nanochat_pl.checkpoint.huggingface import read
-
-        return _told(read(source.file.parent))
-    return _told(read(source.file))
+    is_folder = source.file.name.startswith("model.safetensors")  # its reader wants what lies beside it as well
+    stored = read(source.file.parent if is_folder else source.file)
+    for note in stored.notes:
+        log.info("%s: %s", stored.file, note)
+    return stored
 
 
 def locate_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> Source:
@@ -118,9 +122,3 @@ def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: 
     model = HubModel.parse(path, hub_folder)
     model.look(offline)
     return model.here()
-
-
-def _told(stored: "Stored") -> "Stored":
-    for note in stored.notes:
-        log.info("%s: %s", stored.file, note)
-    return stored

@@ -23,7 +23,7 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import atomic_file
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["FILES", "is_package", "read", "write"]
+__all__ = ["FILES", "read", "write"]
 
 FILES = ("README.md", "meta.json", "tokenizer.json", "evaluation.json", "model.safetensors")
 """Entries in their order: what people read first stands first."""
@@ -79,18 +79,6 @@ def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] |
                         shutil.copyfileobj(source, entry, 2**22)
                 else:
                     entry.write(texts[name].encode())
-
-
-def is_package(path: str | Path) -> bool:
-    """Say whether a file or folder is such an archive, or one unpacked, by the names in it alone."""
-    path = Path(path)
-    needed = {"meta.json", "tokenizer.json", "model.safetensors"}
-    if path.is_dir():
-        return all((path / name).is_file() for name in needed)
-    if not (path.is_file() and zipfile.is_zipfile(path)):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return needed <= set(archive.namelist())
 
 
 def read(path: str | Path) -> Stored:

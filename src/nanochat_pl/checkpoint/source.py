@@ -5,6 +5,7 @@ listed and one has to be named. No torch here, so that a wrong path is answered 
 """
 
 import re
+import zipfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,13 @@ from nanochat_pl.paths import checkpoint_file, listing
 
 __all__ = [
     "FORMATS",
+    "PACKAGE_FILES",
     "Choice",
     "Source",
     "check_model_type",
     "choose",
     "find_source",
+    "is_package",
     "tokenizer_file",
     "tokenizer_places",
 ]
@@ -28,14 +31,18 @@ FORMATS = {
     "nanochat": "model_NNNNNN.pt with meta_NNNNNN.json and tokenizer.pkl",
     "sciassist": "model_finetuned.pt with meta_finetuned.json and tokenizer/",
     "huggingface": "config.json of model_type nanochat with *.safetensors",
+    "package": "a .zip of `nanochat-pl export`, or the folder it was unpacked to",
 }
 """What opens, and how people know it."""
+
+PACKAGE_FILES = ("meta.json", "tokenizer.json", "model.safetensors")
+"""What an archive cannot be without; see `nanochat_pl.checkpoint.package`."""
 
 _NANOCHAT = re.compile(r"model_(\d{1,12})\.pt")
 _SCIASSIST = "model_finetuned.pt"
 _HF_WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 _NO_WEIGHTS = {
-    ".zip": "an archive; unpack it and give the folder",
+    ".zip": "an archive, but none of `nanochat-pl export`; unpack it and give the folder",
     ".json": "no file of weights; give the model beside it, or the folder",
     ".pkl": "a pickle, perhaps a tokenizer, and no file of weights; give the model beside it, or the folder",
     ".safetensors": "one of several files of weights; give the folder they lie in",
@@ -78,6 +85,8 @@ def find_source(path: str | Path) -> Source:
         ValueError: several models, or none that opens; lists them.
     """
     path = Path(path)
+    if is_package(path):
+        return Source("package", path / "model.safetensors" if path.is_dir() else path)
     if path.is_file():
         choice, folder = _of_file(path), path.parent
     elif path.is_dir():
@@ -88,6 +97,16 @@ def find_source(path: str | Path) -> Source:
         return Source("lightning", checkpoint_file(path))
     weights = folder / choice.weights
     return Source(choice.format, weights, _needed(choice.format, weights))
+
+
+def is_package(path: Path) -> bool:
+    """Say whether a file or folder is an archive of `nanochat-pl export`, or one unpacked, by the names in it alone."""
+    if path.is_dir():
+        return all((path / name).is_file() for name in PACKAGE_FILES)
+    if not (path.suffix == ".zip" and path.is_file() and zipfile.is_zipfile(path)):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return set(PACKAGE_FILES) <= set(archive.namelist())
 
 
 def _of_folder(folder: Path) -> Choice | None:

@@ -1,8 +1,8 @@
 """A trained model as it lies on disk, whatever the format: what every reader gives and every writer takes.
 
-Readers (`lightning`, `nanochat`, `sciassist`, `huggingface`) turn a file or folder into a `Stored`; writers turn one
-back. What comes out of a reader has been checked against the shape it claims, so that a wrong file fails where it is
-named.
+Readers (`lightning`, `nanochat`, `sciassist`, `huggingface`, `package`) turn a file or folder into a `Stored`; writers
+turn one back. What comes out of a reader has been checked against the shape it claims, so that a wrong file fails where
+it is named.
 """
 
 import re
@@ -41,7 +41,7 @@ class Stored:
     file: Path
     """Where the weights came from."""
     format: str
-    """`lightning`, `nanochat`, `sciassist` or `huggingface`."""
+    """`lightning`, `nanochat`, `sciassist`, `huggingface` or `package`."""
     notes: tuple[str, ...] = ()
     """What was converted or assumed on reading, for people."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nanochat_pl.checkpoint.stored import Stored
     from nanochat_pl.report.runs import Run
 
-__all__ = ["FORMATS", "export_model", "main", "new_folder", "open_source"]
+__all__ = ["FORMATS", "export_model", "main", "new_folder"]
 
 FORMATS = {
     "huggingface": (
@@ -84,7 +84,9 @@ def export_model(
         raise ValueError(f"--out {out} must end in .zip, as --format zip writes one file")
     if out is not None:
         check_destination(out, FORMATS[form], force)  # before a large model is read
-    stored = open_source(source)
+    from nanochat_pl.checkpoint import read_model
+
+    stored = read_model(source)
     run = _run_of(stored)
     name = _name(stored, source)
     if out is None:
@@ -114,19 +116,6 @@ def export_model(
 
             sciassist.write(stored, folder, _figures(stored, run, {"val/loss": "best_val_loss"}))
     return out, (*stored.notes, *said)
-
-
-def open_source(source: str | Path) -> "Stored":
-    """Read a model of any format, archives and `hf://owner/repo` included."""
-    from nanochat_pl.checkpoint import read_model
-    from nanochat_pl.checkpoint.hub import is_hub_address
-
-    if not is_hub_address(source):
-        from nanochat_pl.checkpoint import package
-
-        if package.is_package(source):
-            return package.read(source)
-    return read_model(source)
 
 
 def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.cli.arguments import Arguments, refuse
-from nanochat_pl.cli.export import check_destination, new_folder, open_source
+from nanochat_pl.cli.export import check_destination, new_folder
 
 if TYPE_CHECKING:
     from nanochat_pl.checkpoint.stored import Stored
@@ -75,7 +75,7 @@ def import_model(
     """Make a run folder of a model, and return what went into it.
 
     Args:
-        source: what `load_model` opens, or an archive.
+        source: what `load_model` opens.
         destination: the run folder.
         stage: overrides what the files say; None = as they say.
         rope_tables: the same for the rounding of rotary tables.
@@ -85,8 +85,10 @@ def import_model(
         FileNotFoundError, ValueError: the source does not open.
         FileExistsError: the destination exists, and is not to be replaced.
     """
+    from nanochat_pl.checkpoint import read_model
+
     check_destination(destination, _NAMES, force)  # before a large model is fetched
-    stored = open_source(source)
+    stored = read_model(source)
     if stage is not None:
         stored = replace(stored, stage=stage)
     if rope_tables is not None:

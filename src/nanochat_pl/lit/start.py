@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nanochat_pl.checkpoint import read_model
+from nanochat_pl.checkpoint.lightning import read_checkpoint
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import start_weights
 from nanochat_pl.lit.preflight import hub_folder, model_config, start_arguments
@@ -64,6 +65,11 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
             raise ValueError(
                 f"{file} is a run of stage={stored.stage}, which stage={cfg.stage.name} cannot continue; to start from "
                 f"its weights: resume=null init_from={file}"
+            )
+        if "optimizer_states" not in read_checkpoint(file):  # made by `nanochat-pl import`
+            raise ValueError(
+                f"{file} holds weights only, no optimizer state to go on with; to start from them: resume=null "
+                f"init_from={file} run_name=<another name>"
             )
         warn_of_changes(stored.run_config, plain)
     warn_of_other_model(cfg, config, file)

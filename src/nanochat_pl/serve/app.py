@@ -72,7 +72,10 @@ def _add_page(app: FastAPI) -> None:
 
     async def send(request: Request, name: str) -> Response:
         record_of(request.scope).route = "page"
-        return await files.get_response(name, request.scope)
+        response = await files.get_response(name, request.scope)
+        # Asked for again each time, by its ETag: modules of two versions do not fit together.
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
     for file in sorted(path for path in PAGE.rglob("*") if path.is_file()):
         name = file.relative_to(PAGE).as_posix()
