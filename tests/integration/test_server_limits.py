@@ -17,8 +17,11 @@ import httpx
 import openai
 import pytest
 import torch
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.serve.limits import Limits
 from nanochat_pl.serve.models import Served
 from nanochat_pl.tokenizer import Tokenizer
 from tests.integration.serving import (
@@ -70,6 +73,14 @@ def test_more_than_may_wait_are_told_when_to_come_again(model):
             ask = client.chat.completions.create
             again = list(pool.map(lambda _: ask(model="sft/tiny", max_tokens=5, **BODY), range(5)))
         assert len(again) == 5  # the client came again by itself
+
+
+def test_more_than_could_ever_wait_is_no_matter_of_coming_again(tokenizer):
+    with running(served(tokenizer, batch_size=2, client_limit=1)) as url:
+        assert post(url + CHAT, json=BODY | {"max_tokens": 2, "n": 3}).status_code == 200
+        refused = post(url + CHAT, json=BODY | {"max_tokens": 2, "n": 4})
+        assert refused.status_code == 400
+        assert "at most 3" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -189,6 +200,22 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
                 assert [model.id for model in client.models.list()] == ["sft/tiny"]
         with openai.OpenAI(base_url=f"{url}/v1", api_key="third") as client, pytest.raises(openai.AuthenticationError):
             client.models.list()
+
+
+def test_a_key_is_asked_for_below_another_application_too(model):
+    from nanochat_pl.serve.app import create_app
+
+    async def scenario() -> None:
+        app = create_app([model], Limits(api_keys=("k",)))
+        for outer in (Starlette(routes=[Mount("/below", app)]), Starlette(routes=[Mount("/v1/below", app)])):
+            place = outer.routes[0].path
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://server") as client:
+                for path in ("/v1/models", "/stats", "/chat/completions"):
+                    assert (await client.get(place + path)).status_code == 401
+                key = {"Authorization": "Bearer k"}
+                assert (await client.get(f"{place}/v1/models", headers=key)).status_code == 200
+
+    asyncio.run(scenario())
 
 
 def test_other_origins_are_let_in_only_where_they_are_named(tokenizer):
@@ -371,6 +398,9 @@ def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(ch
         (["{run}", "--host", "203.0.113.1"], "cannot listen"),
         (["{run}", "--batch-size", "0"], "batch_size"),
         (["{run}", "--max-tokens", "0"], "max_tokens"),
+        (["{run}", "--request-timeout", "nan"], "request_timeout_s"),
+        (["{run}", "--grace", "inf"], "--grace"),
+        (["{run}", "--grace", "-1"], "--grace"),
         (["{run}", "{run}"], "two models"),
         (["={run}"], "name"),
     ],

@@ -5,6 +5,7 @@ What is wrong with the command line is said before torch is loaded.
 
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ def main(arguments: list[str]) -> int:
     try:
         options = parser.parse_args(arguments)
         models = [_named(text) for text in options.models]
+        if not 0 <= options.grace < math.inf:
+            raise ValueError(f"--grace {options.grace:g} must be a number of seconds from 0 up")
         from nanochat_pl.checkpoint import check_model
 
         for _, path in models:

@@ -98,7 +98,7 @@ class Gate:
                     "start it with --trust-proxy",
                     code="wrong_host",
                 )
-            if key is None and scope["path"].startswith(PROTECTED):
+            if key is None and _is_protected(scope):
                 raise ApiError(
                     401,
                     "this server wants an API key: send the header Authorization: Bearer <key>",
@@ -148,6 +148,12 @@ class Gate:
             "error": record.error,
         }
         access.info(json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+def _is_protected(scope: Scope) -> bool:
+    """Say whether a path needs the key, also below the place where the application is mounted in another one."""
+    path = scope["path"]
+    return path.startswith(PROTECTED) or path.removeprefix(scope.get("root_path", "")).startswith(PROTECTED)
 
 
 def _host(headers: Headers) -> str:

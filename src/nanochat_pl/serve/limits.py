@@ -41,7 +41,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name.startswith(("max_", "request_", "stalled_")) and value <= 0:
+            if name.startswith(("max_", "request_", "stalled_")) and not value > 0:
                 raise ValueError(f"{name}={value} must be above 0")
         if not all(self.api_keys):
             raise ValueError("an API key is empty; put a long random string there")

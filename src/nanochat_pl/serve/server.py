@@ -168,7 +168,7 @@ class Server:
             ApiError: 400 for more answers than one request may want.
             Full, Closed: see `Worker.submit`.
         """
-        wanted, limit = len(prompts) * sampling.n, min(self.limits.max_choices, served.worker.queue_limit)
+        wanted, limit = len(prompts) * sampling.n, min(self.limits.max_choices, served.worker.most_together)
         if wanted > limit:
             raise ApiError(400, f"{wanted} answers in one request; this server gives at most {limit}", param="n")
         seed: Any = secrets.token_hex(8) if sampling.seed is None else sampling.seed

@@ -70,6 +70,8 @@ class Worker:
             )
         self.batch_size, self.queue_limit, self.name = batch_size, queue_limit, name
         self.client_limit = client_limit or queue_limit
+        self.most_together = batch_size + min(queue_limit, self.client_limit)
+        """Requests that can be submitted at once, where nothing else is being done."""
         self._engine = engine
         self._session: Session | None = None
         self._changed = threading.Condition()  # guards all that follows
