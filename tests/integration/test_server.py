@@ -11,10 +11,12 @@ import torch
 from nanochat_pl.engine import Engine
 from nanochat_pl.serve.context import fit
 from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.streams import event
 from nanochat_pl.tokenizer import Tokenizer
 from tests.integration.serving import engine_of, get, post, running, served, tiny_model, tiny_tokenizer
 from tests.integration.serving import stream as open_stream
 
+CHAT = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "where does the river run?"}]
 
 
@@ -318,6 +320,33 @@ def test_a_conversation_that_is_too_long_may_lose_its_beginning(client):
     )
     assert answer.dropped_messages % 2 == 0 and 0 < answer.dropped_messages < len(turns)
     assert answer.usage.prompt_tokens <= 256 - 8
+    assert not hasattr(answer.choices[0], "truncated")
+
+
+def test_what_lost_its_beginning_says_so_in_whole_answers_and_streams(url):
+    def choices(path: str, **body) -> list[dict]:
+        body |= {"max_tokens": 4, "temperature": 0, "context": "drop"}
+        whole = post(url + path, json=body).json()
+        lines = post(url + path, json=body | {"stream": True}).text.split("\n\n")[:-2]
+        told = [json.loads(line.removeprefix("data: ")) for line in lines]
+        first = {chunk["choices"][0]["index"]: chunk["choices"][0] for chunk in reversed(told)}
+        assert sum("truncated" in chunk["choices"][0] for chunk in told) == str(first).count("truncated")
+        assert [c.get("truncated") for c in whole["choices"]] == [first[i].get("truncated") for i in sorted(first)]
+        assert whole.get("dropped_messages") == told[0].get("dropped_messages")
+        return [whole.get("dropped_messages"), *(choice.get("truncated") for choice in whole["choices"])]
+
+    long, turn = "the sea " * 400, {"role": "assistant", "content": "so"}
+    assert choices(CHAT, messages=[{"role": "user", "content": long}], n=2) == [None, True, True]
+    assert choices(CHAT, messages=[*QUESTION, turn, {"role": "user", "content": long}]) == [2, True]
+    assert choices(CHAT, messages=QUESTION) == [None, None]
+    for echo in (False, True):
+        assert choices("/v1/completions", prompt=["the sea", long], n=2, echo=echo) == [None, None, None, True, True]
+
+
+def test_no_character_of_an_answer_ends_an_event_early():
+    said = {"text": "a\x85b\u2028c\u2029d\r\n\x0b\x0c\x1c"}
+    first, empty = event(said).splitlines()
+    assert json.loads(first.removeprefix("data: ")) == said and not empty
 
 
 def test_sampling_extensions_take_effect(client):
@@ -341,6 +370,7 @@ def test_the_originals_route_streams_tokens_and_done(url, client):
     for change in ({"temperature": 2.1}, {"top_k": 201}, {"max_tokens": 4097}, {"messages": []}):
         error_of(url, body | change, "/chat/completions")
     error_of(url, {"messages": [{"role": "user", "content": "x" * 8001}]}, "/chat/completions")
+    assert error_of(url, {"messages": QUESTION * 2}, "/chat/completions")["param"] == "messages"
 
 
 def test_health_stats_and_metrics_tell_what_happened(url, client):

@@ -64,6 +64,8 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    truncated: bool = False
+    """Whether the last message lost its beginning, since it does not fit by itself (context=drop)."""
 
 
 class ChatCompletion(BaseModel):
@@ -87,6 +89,8 @@ class TextChoice(BaseModel):
     parts: list[PartBody] | None = None
     logprobs: TextLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    truncated: bool = False
+    """Whether the text that is continued lost its beginning (context=drop)."""
 
 
 class TextCompletion(BaseModel):

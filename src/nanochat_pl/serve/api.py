@@ -17,7 +17,7 @@ from nanochat_pl.serve.server import Answer, Sampling, Server
 from nanochat_pl.serve.streams import EventStream, event, unless_gone
 from nanochat_pl.serve.text import Part
 
-__all__ = ["ERRORS", "api_routes"]
+__all__ = ["ERRORS", "api_routes", "fitted"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is at fault, or there is too much to do."},
@@ -47,10 +47,10 @@ def api_routes(server: Server) -> APIRouter:
         served = server.model(body.model)
         messages = await asyncio.to_thread(_conversation, body.messages, server)
         sampling = _sampling(body, server.max_tokens(body.max_completion_tokens or body.max_tokens), body.num_logprobs)
-        prompt = await _fitted(fit, messages, served, sampling, body.context or server.limits.context)
+        prompt = await fitted(fit, messages, served, sampling, body.context or server.limits.context)
         answer = server.begin(request, served, [prompt.ids], sampling, "chatcmpl")
         if body.stream:
-            events = _chat_events(answer, body.include_usage, prompt.dropped)
+            events = _chat_events(answer, body.include_usage, prompt)
             return await EventStream.begin(request, events, server.limits.stalled_client_s)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = [
@@ -59,11 +59,12 @@ def api_routes(server: Server) -> APIRouter:
                 "message": _message(choice),
                 "logprobs": None if body.num_logprobs is None else _chat_logprobs(served, scored),
                 "finish_reason": choice.finish_reason,
+                **_truncated(prompt),
             }
             for choice, scored in zip(answer.choices, whole, strict=True)
         ]
-        dropped = {"dropped_messages": prompt.dropped} if prompt.dropped else {}
-        return JSONResponse(_envelope(answer, "chat.completion", choices) | dropped | {"usage": answer.usage()})
+        envelope = _envelope(answer, "chat.completion", choices) | _dropped(prompt)
+        return JSONResponse(envelope | {"usage": answer.usage()})
 
     @router.post("/completions", response_model=None, responses={200: _ok(TextCompletion), **ERRORS}, name="complete")
     async def complete(body: CompletionBody, request: Request) -> Response:
@@ -74,20 +75,21 @@ def api_routes(server: Server) -> APIRouter:
         if len(prompts) * sampling.n > server.limits.max_choices:  # before all of them are encoded
             raise ApiError(400, f"at most {server.limits.max_choices} answers in one request", param="prompt")
         policy = body.context or server.limits.context
-        fitted = [await _fitted(fit_text, prompt, served, sampling, policy) for prompt in prompts]
-        answer = server.begin(request, served, [prompt.ids for prompt in fitted], sampling, "cmpl")
+        read = [await fitted(fit_text, prompt, served, sampling, policy) for prompt in prompts]
+        answer = server.begin(request, served, [prompt.ids for prompt in read], sampling, "cmpl")
         echoes = [_echo(served, prompt) if body.echo else "" for prompt in prompts for _ in range(sampling.n)]
+        cuts = [_truncated(prompt) for prompt in read for _ in range(sampling.n)]
         if body.stream:
-            events = _text_events(answer, body.include_usage, echoes, body.logprobs is not None)
+            events = _text_events(answer, body.include_usage, echoes, cuts, body.logprobs is not None)
             return await EventStream.begin(request, events, server.limits.stalled_client_s)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = []
-        for choice, scored, echo in zip(answer.choices, whole, echoes, strict=True):
+        for choice, scored, echo, cut in zip(answer.choices, whole, echoes, cuts, strict=True):
             shown: dict[str, Any] = {"index": choice.index, "text": echo + choice.text()}
             if (parts := choice.tool_parts()) is not None:
                 shown["parts"] = parts
             shown["logprobs"] = None if body.logprobs is None else _text_logprobs(served, scored, 0)
-            choices.append(shown | {"finish_reason": choice.finish_reason})
+            choices.append(shown | {"finish_reason": choice.finish_reason} | cut)
         return JSONResponse(_envelope(answer, "text_completion", choices) | {"usage": answer.usage()})
 
     return router
@@ -131,8 +133,19 @@ def _sampling(body: ChatBody | CompletionBody, max_tokens: int, logprobs: int | 
     )
 
 
-async def _fitted(how: Any, content: Any, served: Served, sampling: Sampling, policy: Policy) -> Prompt:
-    """Lay out what a model is to read, away from the event loop: long texts take their time."""
+async def fitted(how: Any, content: Any, served: Served, sampling: Sampling, policy: Policy) -> Prompt:
+    """Lay out what a model is to read, away from the event loop: long texts take their time.
+
+    Args:
+        how: `fit` for a conversation, `fit_text` for text or token ids.
+        content: what is laid out.
+        served: the model.
+        sampling: its `max_tokens` need room.
+        policy: see `fit`.
+
+    Raises:
+        ApiError: it cannot be read.
+    """
     param = "messages" if how is fit else "prompt"
     try:
         if how is fit_text and not isinstance(content, str):
@@ -185,19 +198,28 @@ def _envelope(answer: Answer, kind: str, choices: list[Any]) -> dict[str, Any]:
     }
 
 
-async def _chat_events(answer: Answer, include_usage: bool, dropped: int) -> AsyncGenerator[str, None]:
+def _dropped(prompt: Prompt) -> dict[str, int]:
+    return {"dropped_messages": prompt.dropped} if prompt.dropped else {}
+
+
+def _truncated(prompt: Prompt) -> dict[str, bool]:
+    return {"truncated": True} if prompt.truncated else {}
+
+
+async def _chat_events(answer: Answer, include_usage: bool, prompt: Prompt) -> AsyncGenerator[str, None]:
     def chunk(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        cut = {} if index in begun else _truncated(prompt)
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish, **cut}
         usage = {"usage": None} if include_usage else {}
         return event(_envelope(answer, "chat.completion.chunk", [choice]) | usage | extra)
 
     begun: set[int] = set()
-    extra = {"dropped_messages": dropped} if dropped else {}
+    extra = _dropped(prompt)
     async with answer.noted():
         async for choice, piece in merged(answer.choices):
             if choice.index not in begun:
-                begun.add(choice.index)
                 yield chunk(choice.index, {"role": "assistant", "content": ""})
+                begun.add(choice.index)
                 extra = {}
             if piece is None:
                 yield chunk(choice.index, {}, choice.finish_reason)
@@ -216,13 +238,19 @@ async def _chat_events(answer: Answer, include_usage: bool, dropped: int) -> Asy
 
 
 async def _text_events(
-    answer: Answer, include_usage: bool, echoes: Sequence[str], with_logprobs: bool
+    answer: Answer,
+    include_usage: bool,
+    echoes: Sequence[str],
+    cuts: Sequence[dict[str, bool]],
+    with_logprobs: bool,
 ) -> AsyncGenerator[str, None]:
     def chunk(index: int, text: str, finish: str | None = None, logprobs: Any = None, part: Any = None) -> str:
         tool = {} if part is None else {"part": part}
-        choice = {"index": index, "text": text, **tool, "logprobs": logprobs, "finish_reason": finish}
+        cut = untold.pop(index, {})
+        choice = {"index": index, "text": text, **tool, "logprobs": logprobs, "finish_reason": finish, **cut}
         return event(_envelope(answer, "text_completion", [choice]) | ({"usage": None} if include_usage else {}))
 
+    untold = dict(enumerate(cuts))  # the first chunk of a choice says it
     offsets = [0] * len(answer.choices)
     async with answer.noted():
         for index, echo in enumerate(echoes):

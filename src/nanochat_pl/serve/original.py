@@ -3,7 +3,6 @@
 Differs: errors have OpenAI's form here too; a conversation that is too long loses its oldest turns.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
@@ -12,10 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from nanochat_pl.serve.api import ERRORS
+from nanochat_pl.serve.api import ERRORS, fitted
 from nanochat_pl.serve.choices import merged
 from nanochat_pl.serve.context import fit
-from nanochat_pl.serve.errors import ApiError
 from nanochat_pl.serve.metrics import CONTENT_TYPE
 from nanochat_pl.serve.schema import OriginalBody
 from nanochat_pl.serve.server import Answer, Sampling, Server
@@ -45,12 +43,7 @@ def original_routes(server: Server) -> APIRouter:
             top_k=50 if body.top_k is None else body.top_k or None,
         )
         messages = [message.model_dump() for message in body.messages]
-        try:
-            prompt = await asyncio.to_thread(
-                fit, messages, served.loaded.tokenizer, served.sequence_len, sampling.max_tokens, "drop"
-            )
-        except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from None
+        prompt = await fitted(fit, messages, served, sampling, "drop")
         answer = server.begin(request, served, [prompt.ids], sampling, "chat")
         return await EventStream.begin(request, _events(answer), server.limits.stalled_client_s)
 
