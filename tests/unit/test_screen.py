@@ -14,7 +14,7 @@ from rich.console import Console
 from nanochat_pl.serve.screen import Screen, labels, visible
 from nanochat_pl.serve.text import Part
 
-HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J \rback\x08 [bold]markup[/bold] :smile: \u202egnp\u202c \x00\x7f"
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J \rback\x08 [bold]markup[/bold] :smile: \u202egnp\u202c \u061c\x00\x7f"
 laws = settings(deadline=None, database=None, max_examples=100)
 
 
@@ -37,7 +37,7 @@ def test_what_models_write_is_never_obeyed():
         shown.columns([HOSTILE, "b"], [iter([Part("text", HOSTILE)]), iter([Part("text", "x")])])
         text = unstyled(out.getvalue()) if terminal else out.getvalue()
         without_live = re.sub(r"\x1b\[(\?25[lh]|[0-9]*[AK]|2K|1A)|\r", "", text)  # what the table itself moves
-        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", without_live)
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e]", without_live)
         assert "[bold]markup[/bold] :smile:" in text
         assert "[31mred]0;title" in text
 

@@ -244,6 +244,8 @@ def test_a_file_that_is_no_conversation_is_named_and_changes_nothing(chat: Chat,
 
 
 def test_halves_of_characters_from_a_terminal_do_no_harm(chat: Chat, tmp_path: Path):
+    chat.system = "be \udcff nice"
     said(chat.ask("the \udcff cat"))
     chat.save(tmp_path / "talk.json")
     assert chat.question == "the \ufffd cat"
+    assert "be \ufffd nice" in (tmp_path / "talk.json").read_text(encoding="utf-8")

@@ -103,7 +103,7 @@ class Chat:
     @property
     def conversation(self) -> list[dict[str, Any]]:
         """All messages, the system message first where there is one."""
-        head = [{"role": "system", "content": self.system}] if self.system else []
+        head = [{"role": "system", "content": _encodable(self.system)}] if self.system else []
         return [*head, *self.messages]
 
     @property
