@@ -38,6 +38,10 @@ def test_help_loads_nothing_heavy(tmp_path: Path, script: str):
         (["train.py", "stage.total_batch_tokens=1000"], "is not a multiple of"),
         (["train.py", "stage=sft_scienceqa"], "python train.py stage=base"),
         (["train.py", "+callbacks.mine._target_=os.system"], "plugins.allow"),
+        (
+            ["train.py", "+callbacks.mine._target_=lightning.pytorch.callbacks.os.system"],
+            "there is no module lightning",
+        ),
         (["evaluate.py", "ckpt=nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -56,6 +56,10 @@ def text_folder(root: Path, *tables: dict[str, list]) -> Path:
         (["data=local"], r"data\.root"),
         (["data=local", "data.root=nowhere"], r"data\.root=nowhere"),
         (["+callbacks.mine={_target_: os.system}"], r"_target_=os\.system is outside .*plugins\.allow=\[os\]"),
+        (
+            ["+callbacks.mine={_target_: nanochat_pl.paths.os.system}"],
+            r"there is no module nanochat_pl\.paths\.os; give",
+        ),
         (["trainer.compile=perhaps"], r"trainer\.compile=perhaps"),
         (["stage=tokenizer", "trainer.stop_after_steps=3"], r"trainer\.stop_after_steps has no effect"),
         (["-m", "experiment=quickstart", "seed=1,2"], r"a chain .*cannot be swept"),

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat_pl.lit import schema
+from nanochat_pl.lit.trust import is_module
 
 PATH_KEYS = ("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output")
 OPEN_KEYS = ("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts")
@@ -224,7 +225,11 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:
-    """Refuse a `_target_` that is not ours, Lightning's or explicitly allowed, before anything is imported."""
+    """Refuse a `_target_` that is not of a module of ours, Lightning's or an allowed one; nothing is imported.
+
+    Raises:
+        ConfigError: with what to allow, or the module that does not exist.
+    """
     if isinstance(tree, Mapping):
         target = tree.get("_target_")
         prefixes = (*TARGET_PREFIXES, *(f"{name.rstrip('.')}." for name in allow))
@@ -232,6 +237,10 @@ def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:
             package = str(target).partition(".")[0]
             raise ConfigError(
                 f"{key}._target_={target} is outside {', '.join(prefixes)}; if you trust it: plugins.allow=[{package}]"
+            )
+        if target is not None and not is_module(module := str(target).rpartition(".")[0]):
+            raise ConfigError(
+                f"{key}._target_={target}: there is no module {module}; give <module>.<class or function>"
             )
         for name, value in tree.items():
             check_targets(value, allow, f"{key}.{name}" if key else str(name))

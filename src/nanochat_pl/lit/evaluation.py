@@ -5,12 +5,10 @@ Also the callback that does so with a model in training.
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import logging
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +35,10 @@ from nanochat_pl.lit.measures import MEASURES
 from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, no_data
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
-from nanochat_pl.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -177,57 +175,12 @@ def questions(
             raise no_data(models[-1].path, models[-1].format, name)
         return DataConfig(**data), (mixture or {}).get("tasks") or {}
     try:
-        settled = DataConfig(**(last.config["data"] | dict(data)))
-        tasks = dict((mixture or last.config["mixture"])["tasks"] or {})
-    except (KeyError, TypeError) as error:
+        settled = DataConfig(**(trusted_data(last.config["data"], last.path) | dict(data)))
+        if mixture is not None:
+            return settled, mixture["tasks"] or {}
+        return settled, trusted_tasks(last.config["mixture"]["tasks"] or {}, allow, last.path)
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the config in {last.path} is damaged: {error}; give data= and mixture=") from error
-    return settled, tasks if mixture is not None else trusted_tasks(tasks, allow, last.path)
-
-
-def trusted_tasks(tasks: Mapping[str, Any], allow: Sequence[str], path: Path) -> dict[str, Any]:
-    """Keep of a mixture of unknown origin what is a task of this project: opening a checkpoint must not run anything.
-
-    Others are left out with a warning: no evaluation asks them by itself.
-
-    Raises:
-        ValueError: a task would make something else on its way.
-    """
-    kept: dict[str, Any] = {}
-    for name, spec in tasks.items():
-        first, *inner = [*_targets(spec)] or [""]
-        if first and not _is_task(first, allow):
-            remedy = f"plugins.allow=[{first.partition('.')[0]}]"
-            text = "mixture.tasks.%s of %s is %s, no task of this project, and is left out; if you trust it: %s"
-            log.warning(text, name, path, first, remedy)
-            continue
-        if wrong := [target for target in inner if not _is_task(target, allow)]:
-            raise ValueError(
-                f"mixture.tasks.{name} of {path} would make {wrong[0]}, which is no task; nothing was run. Give "
-                "mixture= to ask other tasks"
-            )
-        kept[name] = spec
-    return kept
-
-
-def _targets(spec: Any) -> Iterator[str]:
-    """List what a task's settings would have made, itself first."""
-    if isinstance(spec, Mapping):
-        if spec.get("_target_") is not None:
-            yield str(spec["_target_"])
-        spec = list(spec.values())
-    if isinstance(spec, Sequence) and not isinstance(spec, str):
-        for value in spec:
-            yield from _targets(value)
-
-
-def _is_task(target: str, allow: Sequence[str]) -> bool:
-    if target.startswith(tuple(f"{package.rstrip('.')}." for package in allow)):
-        return True
-    module, _, name = target.rpartition(".")
-    if not re.fullmatch(r"nanochat_pl\.tasks\.\w+", module) or importlib.util.find_spec(module) is None:
-        return False
-    found = vars(importlib.import_module(module)).get(name)  # its own names only: modules reach everything else
-    return isinstance(found, type) and issubclass(found, Task)
 
 
 class Evaluations(Callback):

@@ -1,0 +1,127 @@
+"""What a config may have made by the names in it, settled before any of them is imported.
+
+A checkpoint's own config comes from whoever made the file: it may name tasks of this project and plain values, and
+nothing that the libraries which read configs would look up, compute or call. What a person types may name more; there
+too a `_target_` leads to a module, never through one to what that module happens to import. No torch here.
+"""
+
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.tasks.base import Task
+
+__all__ = ["is_module", "trusted_data", "trusted_tasks"]
+
+log = logging.getLogger(__name__)
+
+
+def is_module(name: str) -> bool:
+    """Say whether a module of this name (with dots) could be imported; imports nothing, not even its packages."""
+    first, *others = name.split(".")
+    if not all(part.isidentifier() for part in (first, *others)):
+        return False
+    try:
+        spec = importlib.util.find_spec(first)
+    except ValueError:  # a module that does not say where it is from
+        return False
+    for part in others:
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return spec is not None
+
+
+def trusted_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Check that the data section of a config of unknown origin holds plain values; give it.
+
+    Args:
+        data: the section.
+        path: where it is from, for people.
+
+    Raises:
+        ValueError: a value is none; nothing was run.
+    """
+    for key, value in data.items():
+        if not isinstance(value, str | int | float | None) or _interpolated(value):
+            raise ValueError(f"data.{key} of {path} is no plain value but {value!r}; nothing was run. Give data=")
+    return dict(data)
+
+
+def trusted_tasks(tasks: Mapping[str, Any], allow: Sequence[str], path: Path) -> dict[str, Any]:
+    """Keep of a mixture of unknown origin what is a task of this project: opening a checkpoint must not run anything.
+
+    Others are left out with a warning: no evaluation asks them by itself.
+
+    Args:
+        tasks: by name, each a `_target_` with its arguments.
+        allow: packages whose own classes and functions may be named, too.
+        path: where they are from, for people.
+
+    Raises:
+        ValueError: a task would make or look up something else on its way.
+    """
+    kept: dict[str, Any] = {}
+    for name, spec in tasks.items():
+        if wrong := next(filter(_interpolated, _texts(spec)), None):
+            raise ValueError(
+                f"mixture.tasks.{name} of {path} is not plain: it holds {wrong[:60]!r}; nothing was run. Give mixture= "
+                "to ask other tasks"
+            )
+        first, *inner = [*_targets(spec)] or [""]
+        if first and not _is_task(first, allow):
+            remedy = f"plugins.allow=[{first.partition('.')[0]}]"
+            text = "mixture.tasks.%s of %s is %s, no task of this project, and is left out; if you trust it: %s"
+            log.warning(text, name, path, first, remedy)
+            continue
+        if wrong := next((target for target in inner if not _is_task(target, allow)), None):
+            raise ValueError(
+                f"mixture.tasks.{name} of {path} would make {wrong}, which is no task; nothing was run. Give "
+                "mixture= to ask other tasks"
+            )
+        kept[name] = spec
+    return kept
+
+
+def _interpolated(value: Any) -> bool:
+    """Say whether OmegaConf would compute a value; among what it can compute is a `_target_` (`oc.create`)."""
+    return isinstance(value, str) and "${" in value
+
+
+def _texts(spec: Any) -> Iterator[str]:
+    """List all strings of a task's settings, names included."""
+    if isinstance(spec, str):
+        yield spec
+    elif isinstance(spec, Mapping):
+        yield from _texts([*spec, *spec.values()])
+    elif isinstance(spec, Sequence):
+        for value in spec:
+            yield from _texts(value)
+
+
+def _targets(spec: Any) -> Iterator[str]:
+    """List what a task's settings would have made, itself first."""
+    if isinstance(spec, Mapping):
+        if spec.get("_target_") is not None:
+            yield str(spec["_target_"])
+        spec = list(spec.values())
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        for value in spec:
+            yield from _targets(value)
+
+
+def _is_task(target: str, allow: Sequence[str]) -> bool:
+    module, _, name = target.rpartition(".")
+    allowed = tuple(f"{package.rstrip('.')}." for package in allow)
+    is_allowed = target.startswith(allowed)
+    if not (is_allowed or re.fullmatch(r"nanochat_pl\.tasks\.\w+", module)) or not is_module(module):
+        return False
+    found = vars(importlib.import_module(module)).get(name)  # its own names only: modules reach everything else
+    if is_allowed:  # nor what it imported from elsewhere
+        return f"{getattr(found, '__module__', '')}.".startswith(allowed)
+    return isinstance(found, type) and issubclass(found, Task)
