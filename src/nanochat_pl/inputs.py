@@ -9,7 +9,8 @@ from typing import Any
 
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.parquet import Shards, list_shards
-from nanochat_pl.paths import checkpoint_file, fetch_hub_files, run_dir
+from nanochat_pl.downloads import fetch_hub_files
+from nanochat_pl.paths import checkpoint_file, run_dir
 
 log = logging.getLogger(__name__)
 

@@ -1,42 +1,17 @@
 """Where artefacts lie, and how files get there whole.
 
 Run folders and the checkpoint a path stands for are decided here once, for every stage and command. A file under its
-final name is always complete: it is written beside its place, flushed to the disk and renamed; a download continues
-where an earlier one broke off, checked against the hub's size and hash. No torch here: messages about a wrong path
-must come within a second.
+final name is always complete: it is written beside its place, flushed to the disk and renamed. No torch here: messages
+about a wrong path must come within a second.
 """
 
 import contextlib
-import hashlib
-import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
-
-__all__ = [
-    "atomic_file",
-    "checkpoint_file",
-    "fetch_hub_file",
-    "fetch_hub_files",
-    "listing",
-    "run_dir",
-    "write_atomically",
-]
-
-log = logging.getLogger(__name__)
-
-RepoType = Literal["dataset", "model"]
-_Result = TypeVar("_Result")
-
-_ATTEMPTS = 5
-_WAIT = wait_exponential_jitter(initial=1, max=30)  # seconds; about twenty in all
-_TIMEOUT_S = 30.0  # without a byte from the hub
+__all__ = ["atomic_file", "checkpoint_file", "listing", "move_into_place", "run_dir", "write_atomically"]
 
 
 def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
@@ -98,7 +73,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        _move_into_place(temporary, path)
+        move_into_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -109,7 +84,8 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def _move_into_place(temporary: Path, path: Path) -> None:
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Give a file that was written whole its final name, in the same folder, and flush both to the disk."""
     with temporary.open("r+b") as written:
         os.fsync(written.fileno())
     temporary.replace(path)
@@ -119,235 +95,3 @@ def _move_into_place(temporary: Path, path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def fetch_hub_file(
-    repo: str,
-    filename: str,
-    dest: str | Path,
-    *,
-    repo_type: RepoType = "dataset",
-    revision: str = "main",
-    offline: bool = False,
-    endpoint: str | None = None,
-) -> Path:
-    """Return ``dest``, downloaded from a Hugging Face repository unless it is there already.
-
-    Several processes may ask for one file: the first downloads, the others wait. Errors that pass (no connection,
-    server errors, broken bodies) are tried again; an interrupted download leaves ``.<name>.<etag>.partial`` beside
-    ``dest`` and the next call continues it.
-
-    Args:
-        repo: ``owner/name``.
-        filename: Path inside the repository.
-        dest: Final path of the file.
-        repo_type: Kind of repository.
-        revision: Branch, tag or commit.
-        offline: Open no socket; a file that is not there is an error. So does the variable ``HF_HUB_OFFLINE=1``.
-        endpoint: Address of the hub; None = the variable ``HF_ENDPOINT``, else huggingface.co.
-
-    Raises:
-        FileNotFoundError: If the file is not here and cannot be had: offline, unknown to the hub, no access, or the hub
-            could not be reached in several attempts.
-        OSError: If it cannot be written (no space left).
-    """
-    dest = Path(dest)
-    if dest.is_file():
-        return dest
-    what = f"{filename} of the {repo_type} {repo}"
-    if offline:
-        raise FileNotFoundError(
-            f"{dest} is not here and offline=true forbids fetching {what}; put the file there or set offline=false"
-        )
-    import huggingface_hub
-    from filelock import FileLock
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{dest} is not here and HF_HUB_OFFLINE forbids fetching {what}; unset that variable")
-    url = huggingface_hub.hf_hub_url(repo, filename, repo_type=repo_type, revision=revision, endpoint=endpoint)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.with_name(f".{dest.name}.lock")):
-        if dest.is_file():  # another process was faster
-            return dest
-        log.info("fetching %s from %s", what, url)
-        again = f"run again to continue, or put the file at {dest}"
-        _patiently(lambda: _download(url, dest), f"could not fetch {what} from {url}", again)
-    return dest
-
-
-def list_hub_files(
-    repo: str,
-    *,
-    repo_type: RepoType = "dataset",
-    revision: str = "main",
-    offline: bool = False,
-    endpoint: str | None = None,
-) -> list[str]:
-    """List the files of a Hugging Face repository by their paths in it; arguments as `fetch_hub_file`.
-
-    Raises:
-        FileNotFoundError: If the listing cannot be had: offline, unknown to the hub, no access, or the hub could not be
-            reached in several attempts.
-    """
-    what = f"the files of the {repo_type} {repo}"
-    if offline:
-        raise FileNotFoundError(f"offline=true forbids listing {what}; set offline=false")
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"HF_HUB_OFFLINE forbids listing {what}; unset that variable")
-    url = f"{endpoint or constants.ENDPOINT}/api/{repo_type}s/{repo}/tree/{quote(revision, safe='')}?recursive=true"
-    return _patiently(lambda: _list(url), f"could not list {what} at {url}", "run again")
-
-
-def _list(url: str) -> list[str]:
-    """List files in one attempt, page by page.
-
-    Not by huggingface_hub's own listing: it tries each page again for half a minute, and our attempts would multiply.
-    """
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    names: list[str] = []
-    page: str | None = url
-    while page is not None:
-        response = get_session().get(page, headers=build_hf_headers(), timeout=_TIMEOUT_S, follow_redirects=True)
-        hf_raise_for_status(response)
-        try:
-            names += [str(entry["path"]) for entry in response.json() if entry["type"] == "file"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _BrokenDownloadError(f"the answer is no listing: {_first_line(error)}") from error
-        page = response.links.get("next", {}).get("url")
-    return names
-
-
-def _patiently(action: Callable[[], _Result], failure: str, again: str) -> _Result:
-    """Try what may pass several times; say of what does not how it can be mended."""
-    try:
-        return Retrying(
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=_WAIT,
-            retry=retry_if_exception(_may_pass),
-            before_sleep=_say_retry,
-            reraise=True,
-        )(action)
-    except Exception as error:
-        hint = _remedy(error, again)
-        if hint is None:
-            raise
-        raise FileNotFoundError(f"{failure} ({_first_line(error)}): {hint}") from error
-
-
-def fetch_hub_files(
-    repo: str,
-    filenames: Sequence[str],
-    folder: str | Path,
-    *,
-    repo_type: RepoType = "dataset",
-    revision: str = "main",
-    offline: bool = False,
-    endpoint: str | None = None,
-    num_threads: int = 4,
-) -> list[Path]:
-    """Fetch several files of one repository into ``folder`` under their own names; see `fetch_hub_file`.
-
-    After an error the files that arrived stay, and the next call fetches the rest.
-    """
-
-    def fetch(filename: str) -> Path:
-        dest = Path(folder) / filename
-        return fetch_hub_file(
-            repo, filename, dest, repo_type=repo_type, revision=revision, offline=offline, endpoint=endpoint
-        )
-
-    with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        return list(pool.map(fetch, filenames))
-
-
-class _BrokenDownloadError(OSError):
-    """The body is not what the hub announced."""
-
-
-def _download(url: str, dest: Path) -> None:
-    """Fetch ``url`` to ``dest`` in one attempt, continuing what earlier attempts left."""
-    import huggingface_hub
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    file = huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT_S)
-    # Named by content: a file that changed on the hub never continues the old one's beginning.
-    partial = dest.with_name(f".{dest.name}.{hashlib.sha256(str(file.etag).encode()).hexdigest()[:12]}.partial")
-    have_bytes = partial.stat().st_size if partial.is_file() else 0
-    if not partial.is_file() or have_bytes != file.size:
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # sizes and ranges count the file's own bytes
-        if have_bytes:
-            headers["Range"] = f"bytes={have_bytes}-"
-        client = get_session()
-        with client.stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True) as response:
-            if response.status_code == 416:  # the partial file is longer than the real one
-                partial.unlink(missing_ok=True)
-                raise _BrokenDownloadError(f"the hub has nothing after byte {have_bytes}")
-            hf_raise_for_status(response)
-            continues = response.status_code == 206  # else the server ignored the range and sends all of it
-            with partial.open("ab" if continues else "wb") as out:
-                for chunk in response.iter_bytes():  # as they come: gathering larger ones would lose them on a break
-                    out.write(chunk)
-    _check(partial, file.size, file.etag)
-    _move_into_place(partial, dest)
-
-
-def _check(partial: Path, size: int | None, etag: str | None) -> None:
-    """Compare with what the hub announced; remove what can never become right."""
-    found = partial.stat().st_size
-    if size is not None and found < size:
-        raise _BrokenDownloadError(f"the body ended after {found} of {size} bytes")
-    wrong = None
-    if size is not None and found > size:
-        wrong = f"{found} bytes came where {size} were announced"
-    elif etag is not None and len(etag) == 64:  # a large file's etag is its SHA-256
-        with partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != etag:
-            wrong = f"SHA-256 is {digest}, announced was {etag}"
-    if wrong is not None:
-        partial.unlink()
-        raise _BrokenDownloadError(wrong)
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Tell errors worth another attempt from final ones.
-
-    By exclusion, since the transport's exceptions are another class in each major version of huggingface_hub.
-    """
-    status = _status(error)
-    if status is not None:
-        return status in (408, 429) or status >= 500
-    if isinstance(error, OSError):  # of these a full disk, a missing right or a bad name stay; connections come back
-        return isinstance(error, (ConnectionError, TimeoutError, _BrokenDownloadError))
-    return isinstance(error, Exception) and not isinstance(error, (ValueError, TypeError, AttributeError))
-
-
-def _say_retry(state: RetryCallState) -> None:
-    error: Any = state.outcome.exception() if state.outcome else None
-    wait_s = state.next_action.sleep if state.next_action else 0.0
-    log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, _first_line(error), wait_s)
-
-
-def _remedy(error: Exception, again: str) -> str | None:
-    """Return what a person can do about ``error``; None where the error says so itself."""
-    status = _status(error)
-    if status in (401, 403):
-        return "the repository is private or gated, or its name is wrong: check the name, then `hf auth login`"
-    if status == 404:
-        return "the hub knows no such repository, revision or file; check the names"
-    if _may_pass(error):
-        return f"gave up after {_ATTEMPTS} attempts; {again}"
-    return None
-
-
-def _first_line(error: BaseException | None) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -16,6 +16,7 @@ SOURCE = REPO / "src" / "nanochat_pl"
 PURE = (
     "runtime",
     "paths",
+    "downloads",
     "vocabulary",
     "tokenizer",
     "model",
@@ -38,14 +39,15 @@ PURE = (
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (),
     "paths": (),
+    "downloads": ("paths",),
     "vocabulary": (),
     "tokenizer": ("vocabulary",),
     "model": ("runtime",),
     "optim": ("runtime",),
     "data": ("runtime", "paths"),
-    "tasks": ("paths", "sandbox", "data.microworld"),
+    "tasks": ("paths", "downloads", "sandbox", "data.microworld"),
     "scaling": ("model",),
-    "checkpoint": ("model", "vocabulary", "tokenizer", "paths", "runtime"),
+    "checkpoint": ("model", "vocabulary", "tokenizer", "paths", "downloads", "runtime"),
     "calculator": (),
     "sandbox": (),
     "sampling": (),
@@ -56,7 +58,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "eval": ("engine", "tasks", "runtime", "calculator"),
     "report": ("eval", "paths"),
     "rl": ("engine", "tasks", "runtime", "data.batch"),
-    "inputs": ("paths", "data", "tasks", "scaling"),
+    "inputs": ("paths", "downloads", "data", "tasks", "scaling"),
     "lit": (*PURE, "inputs"),
     "cli": (*PURE, "inputs", "lit"),
 }
@@ -66,11 +68,12 @@ FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
 OUTER = ("lit", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
-    "__init__", "paths", "inputs", "scaling", "checkpoint", "checkpoint.hub", "checkpoint.meta", "checkpoint.source",
-    "serve.settings", "cli.chat", "model.config", "model.accounting", "optim.config", "optim.schedules",
-    "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts", "data.microworld_identity",
-    "data.microworld_questions", "data.microworld_text", "lit.schema", "lit.preflight", "lit.provenance",
-    "cli.arguments", "cli.chain", "cli.compose", "cli.evaluate", "cli.main", "cli.sweep", "cli.train",
+    "__init__", "paths", "downloads", "inputs", "scaling", "checkpoint", "checkpoint.hub", "checkpoint.meta",
+    "checkpoint.source", "serve.settings", "cli.chat", "model.config", "model.accounting", "optim.config",
+    "optim.schedules", "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts",
+    "data.microworld_identity", "data.microworld_questions", "data.microworld_text", "lit.schema", "lit.preflight",
+    "lit.provenance", "lit.trust", "cli.arguments", "cli.chain", "cli.compose", "cli.evaluate", "cli.main", "cli.sweep",
+    "cli.train",
 )  # fmt: skip
 """Modules that a command line passes through before it is known to be right: no torch, no Lightning at their top."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat_pl import paths
+from nanochat_pl import downloads
 from nanochat_pl.checkpoint import hub as hub_module
 from nanochat_pl.checkpoint import huggingface, nanochat, package, read_model, sciassist
 from nanochat_pl.cli import evaluate as evaluate_command
@@ -17,7 +17,7 @@ from nanochat_pl.cli.import_ import import_model
 from nanochat_pl.lit.provenance import run_inputs
 from tests.integration.conftest import BASE, SFT, compose, metrics, train_below
 from tests.unit.test_checkpoint_hub import Shelf
-from tests.unit.test_paths import Hub, hub  # noqa: F401  (fixture)
+from tests.unit.test_downloads import Hub, hub  # noqa: F401  (fixture)
 
 FORMATS = {"nanochat": nanochat, "sciassist": sciassist, "huggingface": huggingface}
 OPENED = [*FORMATS, "model.zip"]
@@ -82,7 +82,7 @@ def test_a_model_of_the_hub_is_trained_on_and_then_needs_no_hub(
     hub: Hub,  # noqa: F811
 ):
     for name in ("fetch_hub_files", "list_hub_files"):
-        monkeypatch.setattr(hub_module, name, partial(getattr(paths, name), endpoint=hub.endpoint))
+        monkeypatch.setattr(hub_module, name, partial(getattr(downloads, name), endpoint=hub.endpoint))
     Shelf(hub).put(models / "nanochat")
     train_below(tmp_path, world, *TUTOR, "init_from=hf://owner/repo")
     assert metrics(tmp_path / "sft_scienceqa" / "tiny", "train/loss") == losses
@@ -175,6 +175,26 @@ def test_tasks_named_in_a_checkpoint_run_nothing_else(
     evaluate(tmp_path, "eval=scienceqa", "eval.max_questions=1", f"ckpt={tmp_path / 'evil.ckpt'}")
     said = "".join(capfd.readouterr())
     assert (f"would make {target}, which is no task; nothing was run" if nested else f"is {target}.scienceqa") in said
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.create:{_target_:os.mkdir,_args_:[canary]}}", {"_target_": "os.mkdir", "_args_": ["canary"]}]
+)
+@pytest.mark.parametrize("key", ["data", "mixture"])
+def test_values_named_in_a_checkpoint_run_nothing_either(
+    models: Path, tmp_path: Path, monkeypatch, capfd, key: str, value
+):
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(models / "base" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)
+    config = content["nanochat_pl"]["config"]
+    task = {"_target_": "nanochat_pl.tasks.scienceqa.ScienceQA", "persona": value}
+    config |= (
+        {"data": config["data"] | {"hub_scienceqa": value}} if key == "data" else {"mixture": {"tasks": {"a": task}}}
+    )
+    torch.save(content, tmp_path / "evil.ckpt")
+    assert evaluate(tmp_path, "eval=scienceqa", "eval.max_questions=1", f"ckpt={tmp_path / 'evil.ckpt'}") == 1
+    assert "nothing was run" in "".join(capfd.readouterr())
     assert not (tmp_path / "canary").exists()
 
 

@@ -11,7 +11,7 @@ from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.schema import TrainConfig
 from tests.integration.conftest import BASE, compose
-from tests.unit.test_paths import Hub, hub  # noqa: F401  (fixture)
+from tests.unit.test_downloads import Hub, hub  # noqa: F401  (fixture)
 
 
 @pytest.fixture

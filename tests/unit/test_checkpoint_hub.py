@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat_pl import paths
+from nanochat_pl import downloads
 from nanochat_pl.checkpoint import check_model, huggingface, load_model, nanochat, read_model, sciassist
 from nanochat_pl.checkpoint import hub as hub_module
 from nanochat_pl.checkpoint.hub import HubModel, is_hub_address
 from nanochat_pl.tokenizer import Tokenizer
 from tests.unit.test_checkpoint import stored_model
-from tests.unit.test_paths import Hub, hub  # noqa: F401  (fixture)
+from tests.unit.test_downloads import Hub, hub  # noqa: F401  (fixture)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ class Shelf:
 @pytest.fixture
 def shelf(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelf:  # noqa: F811
     for name in ("fetch_hub_files", "list_hub_files"):
-        monkeypatch.setattr(hub_module, name, partial(getattr(paths, name), endpoint=hub.endpoint))
+        monkeypatch.setattr(hub_module, name, partial(getattr(downloads, name), endpoint=hub.endpoint))
     monkeypatch.chdir(tmp_path)
     return Shelf(hub)
 
@@ -235,5 +235,5 @@ def test_a_long_listing_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch):
 
     client = httpx.Client(transport=httpx.MockTransport(answer))
     monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: client)
-    assert paths.list_hub_files("owner/repo", repo_type="model", endpoint="http://127.0.0.1") == ["a", "b"]
+    assert downloads.list_hub_files("owner/repo", repo_type="model", endpoint="http://127.0.0.1") == ["a", "b"]
     client.close()

@@ -17,7 +17,7 @@ from nanochat_pl.checkpoint.source import (
     find_source,
     tokenizer_places,
 )
-from nanochat_pl.paths import fetch_hub_files, list_hub_files
+from nanochat_pl.downloads import fetch_hub_files, list_hub_files
 
 __all__ = ["HUB_FOLDER", "HubModel", "is_hub_address"]
 

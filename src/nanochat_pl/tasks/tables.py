@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nanochat_pl.paths import fetch_hub_file
+from nanochat_pl.downloads import fetch_hub_file
 
 __all__ = ["SHUFFLE_SEED", "find_split", "hub_order", "read_rows", "read_split"]
 
