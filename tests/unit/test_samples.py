@@ -52,5 +52,5 @@ def test_a_prompt_without_room_for_one_token_is_left_out_with_a_warning(
         encoded = encode_prompts(TOKENIZER, prompts, as_chat=as_chat, sequence_len=16)
     assert list(encoded) == prompts[:1]
     assert [len(ids) for ids in encoded.values()] == [15]
-    assert len(caplog.records) == 2
+    assert len({record.getMessage() for record in caplog.records}) == 2
     assert "shorten it in stage.sample_prompts" in caplog.text
