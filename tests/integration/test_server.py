@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import openai
 import pytest
@@ -225,6 +225,38 @@ def test_completions_stream_and_tell_logprobs(client):
     assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset) == 12
     assert all(logprob <= 0 and math.isfinite(logprob) for logprob in told.token_logprobs)
     assert told.text_offset[:2] == [0, len(told.tokens[0])]
+
+
+@pytest.fixture
+def says(models: list[Served]) -> Iterator[Callable[[list[int]], None]]:
+    """Let the first model want these tokens, whatever it would say."""
+
+    def script(tokens: list[int]) -> None:
+        engine_of(models[0]).script = tokens
+
+    yield script
+    script([])
+
+
+def test_a_token_of_which_nothing_is_said_has_no_score(client, says):
+    says(list(b"abx....."))  # when b comes, a is certain, and b may begin the second stop string
+    asked = {"model": "sft/tiny", "messages": QUESTION, "stop": ["aq", "bx"], "logprobs": True, "temperature": 0}
+    choice = client.chat.completions.create(**asked, max_tokens=8).choices[0]
+    assert choice.message.content == "a"
+    assert [entry.token for entry in choice.logprobs.content] == ["a"]
+
+
+def test_offsets_of_tokens_count_characters_of_the_text(client, says, tokenizer):
+    tool = [tokenizer.special_id("<|python_start|>"), *b"1+1", tokenizer.special_id("<|python_end|>")]
+    result = [tokenizer.special_id("<|output_start|>"), *b"2", tokenizer.special_id("<|output_end|>")]
+    script = [*"aé🌍b".encode(), *tool, *result, *b"c"]
+    says(script)
+    asked = {"model": "sft/tiny", "prompt": "x", "max_tokens": len(script), "logprobs": 0, "temperature": 0}
+    choice = client.completions.create(**asked).choices[0]
+    assert choice.text == "aé🌍bc"
+    assert choice.logprobs.text_offset == [0, 1, 1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4]
+    streamed = [chunk.choices[0].logprobs for chunk in client.completions.create(**asked, stream=True)]
+    assert [offset for told in streamed if told for offset in told.text_offset] == choice.logprobs.text_offset
 
 
 def test_models_are_listed_with_what_they_are(client):

@@ -131,6 +131,39 @@ def test_slow_readers_get_everything_and_delay_nobody(model):
             assert b"[DONE]" in received
 
 
+@pytest.mark.slow
+def test_each_of_sixty_four_clients_gets_what_one_gets(tokenizer):
+    model = served(tokenizer, batch_size=8, queue_limit=40)
+    bodies = [
+        {"messages": [{"role": "user", "content": "the rain " * (1 + i)}], "temperature": 0, "max_tokens": 10 + 9 * i}
+        for i in range(8)
+    ]
+    statuses = set()
+
+    def leave(number: int) -> None:
+        """Ask, and hang up in the middle of the answer."""
+        with open_stream("POST", url + CHAT, json=bodies[number % 8] | {"stream": True}, timeout=60) as answer:
+            statuses.add(answer.status_code)
+            next(answer.iter_lines())
+
+    def ask(number: int) -> str:
+        """Ask, and come again until there is an answer."""
+        if number % 3 == 1:
+            leave(number)
+        while (answer := post(url + CHAT, json=bodies[number % 8], timeout=60)).status_code == 429:
+            statuses.add(429)
+            time.sleep(0.2)
+        statuses.add(answer.status_code)
+        return answer.json()["choices"][0]["message"]["content"]
+
+    with running(model) as url, ThreadPoolExecutor(64) as pool:
+        alone = [ask(number) for number in range(8)]
+        assert list(pool.map(ask, range(128))) == alone * 16
+        assert statuses <= {200, 429}
+        wait_until(lambda: state(url)["active"] == state(url)["waiting"] == 0)
+        assert state(url)["faults"] == 0
+
+
 def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
     model = served(tokenizer, batch_size=16)
     # so many answers do not fit between the two ends of a connection whose reader takes nothing

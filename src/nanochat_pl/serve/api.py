@@ -80,7 +80,7 @@ def api_routes(server: Server) -> APIRouter:
         echoes = [_echo(served, prompt) if body.echo else "" for prompt in prompts for _ in range(sampling.n)]
         cuts = [_truncated(prompt) for prompt in read for _ in range(sampling.n)]
         if body.stream:
-            events = _text_events(answer, body.include_usage, echoes, cuts, body.logprobs is not None)
+            events = _text_events(answer, body.include_usage, echoes, cuts)
             return await EventStream.begin(request, events, server.limits.stalled_client_s)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = []
@@ -88,7 +88,7 @@ def api_routes(server: Server) -> APIRouter:
             shown: dict[str, Any] = {"index": choice.index, "text": echo + choice.text()}
             if (parts := choice.tool_parts()) is not None:
                 shown["parts"] = parts
-            shown["logprobs"] = None if body.logprobs is None else _text_logprobs(served, scored, 0)
+            shown["logprobs"] = None if body.logprobs is None else _text_logprobs(served, scored)
             choices.append(shown | {"finish_reason": choice.finish_reason} | cut)
         return JSONResponse(_envelope(answer, "text_completion", choices) | {"usage": answer.usage()})
 
@@ -238,11 +238,7 @@ async def _chat_events(answer: Answer, include_usage: bool, prompt: Prompt) -> A
 
 
 async def _text_events(
-    answer: Answer,
-    include_usage: bool,
-    echoes: Sequence[str],
-    cuts: Sequence[dict[str, bool]],
-    with_logprobs: bool,
+    answer: Answer, include_usage: bool, echoes: Sequence[str], cuts: Sequence[dict[str, bool]]
 ) -> AsyncGenerator[str, None]:
     def chunk(index: int, text: str, finish: str | None = None, logprobs: Any = None, part: Any = None) -> str:
         tool = {} if part is None else {"part": part}
@@ -251,7 +247,6 @@ async def _text_events(
         return event(_envelope(answer, "text_completion", [choice]) | ({"usage": None} if include_usage else {}))
 
     untold = dict(enumerate(cuts))  # the first chunk of a choice says it
-    offsets = [0] * len(answer.choices)
     async with answer.noted():
         for index, echo in enumerate(echoes):
             if echo:
@@ -260,10 +255,7 @@ async def _text_events(
             if piece is None:
                 yield chunk(choice.index, "", choice.finish_reason)
                 continue
-            logprobs = None
-            if with_logprobs and piece.scored:
-                logprobs = _text_logprobs(answer.served, piece.scored, offsets[choice.index])
-                offsets[choice.index] += sum(map(len, logprobs["tokens"]))
+            logprobs = _text_logprobs(answer.served, piece.scored) if piece.scored else None
             for i, (kind, text) in enumerate(piece.parts or [Part("text", "")]):
                 tool = None if kind == "text" else {"type": kind, "text": text}
                 yield chunk(choice.index, "" if tool else text, logprobs=logprobs if i == 0 else None, part=tool)
@@ -285,16 +277,12 @@ def _chat_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def _text_logprobs(served: Served, scored: Sequence[Scored], offset: int) -> dict[str, Any]:
-    tokens = [served.texts.text(each.token) for each in scored]
-    offsets = [offset]
-    for token in tokens:
-        offsets.append(offsets[-1] + len(token))
+def _text_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
     return {
-        "tokens": tokens,
+        "tokens": [served.texts.text(each.token) for each in scored],
         "token_logprobs": [each.logprobs.logprob for each in scored],
         "top_logprobs": [
             {served.texts.text(token): logprob for token, logprob in each.logprobs.top} for each in scored
         ],
-        "text_offset": offsets[:-1],
+        "text_offset": [each.offset for each in scored],
     }

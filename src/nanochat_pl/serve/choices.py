@@ -21,7 +21,9 @@ class Scored:
 
     token: int
     start: int
-    """Bytes of text before it."""
+    """Bytes before it, those of tools among them."""
+    offset: int
+    """Characters of text before the one it begins with."""
     logprobs: TokenLogprobs
 
 
@@ -78,7 +80,8 @@ class Choice:
         self._stream = TextStream(tokenizer, stop)
         self._scored: list[Scored] = []
         self._counts = ticket.request.logprobs is not None
-        self._num_read = self._num_given = 0  # bytes of text
+        self._num_read = self._num_given = 0  # bytes
+        self._num_chars = 0  # of text
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield the answer as it becomes certain; where it is left early, its row is freed.
@@ -128,21 +131,28 @@ class Choice:
         if event.token is None:
             return []
         self.num_tokens += 1
-        if event.logprobs is not None:
-            self._scored.append(Scored(event.token, self._num_read, event.logprobs))
-        if self._counts and event.token not in self._special:
-            self._num_read += len(self._tokenizer.decode_bytes([event.token]))
+        if self._counts:
+            self._count(event.token, event.logprobs)
         return self._stream.push(event.token, event.sampled)
+
+    def _count(self, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Note a token's score, if it has one, and where it stands."""
+        data = b"" if token in self._special else self._tokenizer.decode_bytes([token])
+        begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
+        if logprobs is not None:
+            offset = self._num_chars - (begun[:1] == [False])
+            self._scored.append(Scored(token, self._num_read, max(0, offset), logprobs))
+        self._num_read += len(data)
+        if self._stream.kind == "text":
+            self._num_chars += sum(begun)
 
     def _certain(self, parts: Sequence[Part], ended: bool) -> list[Scored]:
         """Let go of the scores of what was given out: a stop string is no part of the answer, nor are its tokens."""
         self._num_given += sum(len(text.encode()) for _, text in parts)
-        if not parts and not ended:
-            return []
-        scored, self._scored = self._scored, []
-        if self._stream.stopped:
-            scored = [entry for entry in scored if entry.start < self._num_given]
-        return scored
+        everything = ended and not self._stream.stopped
+        certain = [entry for entry in self._scored if everything or entry.start < self._num_given]
+        self._scored = self._scored[len(certain) :]
+        return certain
 
 
 async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None], None]:

@@ -51,7 +51,8 @@ class TextStream:
         """Whether a stop string was met."""
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._special = {tokenizer.special_id(name): name for name in SPECIAL_TOKENS}
-        self._kind: PartType = "text"
+        self.kind: PartType = "text"
+        """What the next ordinary token belongs to."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
@@ -74,9 +75,9 @@ class TextStream:
             return self._turn_to("python")
         if name == "<|output_start|>" and not sampled:
             return self._turn_to("python_output")
-        if name == "<|python_end|>" and self._kind == "python":
+        if name == "<|python_end|>" and self.kind == "python":
             return self._turn_to("text")
-        if name == "<|output_end|>" and self._kind == "python_output":
+        if name == "<|output_end|>" and self.kind == "python_output":
             return self._turn_to("text")
         return []
 
@@ -86,7 +87,7 @@ class TextStream:
 
     def _take(self, text: str) -> list[Part]:
         self._held += text
-        if self._kind != "text":
+        if self.kind != "text":
             return []
         found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:
@@ -113,8 +114,8 @@ class TextStream:
         parts = self._take(self._decoder.decode(b"", final=True))
         self._decoder.reset()
         if not self.stopped and self._held:
-            parts.append(Part(self._kind, self._held))
-        self._held, self._kind = "", kind
+            parts.append(Part(self.kind, self._held))
+        self._held, self.kind = "", kind
         return parts
 
 
