@@ -94,6 +94,14 @@ def test_one_question_prints_its_answer_alone_and_a_seed_repeats_it(tutor: str, 
     assert chat(tutor, "-p", "-", typed="the cat?\n")[1] == out
 
 
+def test_a_question_is_answered_where_standard_input_is_closed(
+    tutor: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main([tutor, "-p", "the cat?", "-n", "4"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_piped_lines_are_one_conversation_and_may_be_commands(tutor: str, chat: Chatted, tmp_path: Path):
     file = tmp_path / "talk.json"
     typed = f"the cat?\n\n/system be nice\nthe mat?\n/edit the hat?\n/regenerate\n/save {file}\n/stats\n/quit\nnever\n"

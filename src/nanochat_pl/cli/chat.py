@@ -4,6 +4,7 @@ Answers go to standard output; where nobody types, everything else goes to stand
 by other programs.
 """
 
+import io
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -106,8 +107,11 @@ def _chat(asked: Namespace) -> int:
         return Chat(loaded, settings, system=asked.system, policy=asked.context, dtype=asked.dtype)
 
     one_shot = asked.prompt is not None or bool(asked.question)
+    if sys.stdin is None:  # whoever started this has closed it
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
     interactive = not one_shot and sys.stdin.isatty() and sys.stdout.isatty()
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    streams: tuple[Any, ...] = (sys.stdin, sys.stdout, sys.stderr)
+    for stream in streams:
         stream.reconfigure(errors="replace")  # whatever the locale can say; never a traceback
     out = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     notes = out if interactive else Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False)
