@@ -228,7 +228,7 @@ def test_a_folder_without_a_model_says_what_it_holds_and_what_opens(tmp_path: Pa
         check_model(tmp_path / "nowhere")
     archive = tmp_path / "model.zip"
     archive.touch()
-    with pytest.raises(ValueError, match="nanochat-pl export`; unpack it"):
+    with pytest.raises(ValueError, match="nanochat-pl export`; if it holds a model, unpack it"):
         check_model(archive)
     for name, words in (
         ("meta_000001.json", "no file of weights; give the model beside it"),
@@ -245,6 +245,9 @@ def test_a_folder_without_a_model_says_what_it_holds_and_what_opens(tmp_path: Pa
         check_model(tmp_path / "config.json")
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"model_type='llama'; only nanochat opens"):
+        check_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nanochat"}))
+    with pytest.raises(FileNotFoundError, match=r"needs its tokenizer beside it: there is no tokenizer\.json"):
         check_model(tmp_path)
 
 
@@ -300,6 +303,8 @@ def _deeper(state):
         (_whole_numbers, r"lm_head.weight is torch.int64"),
         (_twice, "holds weights twice"),
         (_deeper, "the weights of 2 layers, its config says n_layer=1"),
+        (lambda state: state | dict.fromkeys(list(state)[::6], torch.tensor(1.0)), r"is \(\), expected"),
+        (lambda state: state | {"lm_head.weight": torch.zeros(265, 32, device="meta")}, r"holds 'lm_head.weight'"),
         (lambda state: {"state_dict": state}, r"should map names to tensors, but holds 'state_dict' \(a dict\)"),
         (lambda state: state | {"extra.weight": torch.zeros(1)}, r"1 unknown \(extra.weight\)"),
         (lambda state: [1, 2], "holds a list, expected a dict of tensors"),
@@ -384,12 +389,26 @@ def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: Stored, tm
     content = torch.load(file, weights_only=True)
     for change, words in (
         ({"tokenizer": None}, "damaged: AttributeError"),
+        ({"tokenizer": torch.zeros(3, dtype=torch.uint8)}, r"last\.ckpt is damaged: JSONDecodeError"),
+        ({"tokenizer": torch.nn.Parameter(torch.zeros(3))}, "damaged: RuntimeError"),
+        ({"model_config": asdict(CONFIG) | {"n_head": 0}}, r"last\.ckpt is damaged: ValueError model\.n_head=0"),
+        ({"model_config": asdict(CONFIG) | {"sequence_len": 1e999}}, "sequence_len=inf, expected whole numbers"),
+        ({"config": [1]}, "damaged: TypeError"),
         ({"model_config": {"heads": 2}}, "damaged: TypeError"),
         ({"model_config": asdict(CONFIG) | {"n_layer": 2}}, "the weights of 1 layers"),
         ({"format": 99}, "has format 99, this version reads up to 1"),
         ({"format": "x"}, "has format 'x'"),
     ):
         torch.save(content | {"nanochat_pl": content["nanochat_pl"] | change}, file)
+        with pytest.raises(ValueError, match=words):
+            load_model(file)
+    weights = content["state_dict"]
+    for change, words in (
+        ({"global_step": "many"}, "damaged: ValueError"),
+        ({"state_dict": weights | {"model.lm_head.weight": 3}}, r"holds 'model\.lm_head\.weight' \(a int\)"),
+        ({"state_dict": None}, "holds a NoneType, expected a dict of tensors"),
+    ):
+        torch.save(content | change, file)
         with pytest.raises(ValueError, match=words):
             load_model(file)
 

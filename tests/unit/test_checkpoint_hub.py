@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(shelf: 
         load_model("hf://owner/repo")
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "llama" / "model.safetensors").write_bytes(b"large")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / "llama" / name).write_bytes(b"large")
     shelf.put(tmp_path / "llama", repo="meta/llama")
     with pytest.raises(ValueError, match="model_type='llama'"):
         load_model("hf://meta/llama")
@@ -147,6 +149,57 @@ def test_several_models_of_a_repository_are_listed_and_one_can_be_named(shelf: S
         with pytest.raises(ValueError, match=r"hf://owner/repo holds 2 models: model_000012.pt, model_000013.pt"):
             ask("hf://owner/repo")
     assert load_model("hf://owner/repo/model_000012.pt").step == 12
+
+
+def test_an_address_means_the_same_model_whichever_is_here(shelf: Shelf, stored, tmp_path: Path):
+    for tag, step in (("", 12), ("old/", 3)):
+        nanochat.write(replace(stored, step=step), tmp_path / f"made{step}")
+        shelf.put(tmp_path / f"made{step}", prefix=tag)
+    assert load_model("hf://owner/repo/old").step == 3
+    assert load_model("hf://owner/repo").step == 12, "not the older one, which is here already"
+    shelf.server.files.clear()
+    assert load_model("hf://owner/repo/old", offline=True).step == 3
+
+
+def test_of_several_models_one_that_is_here_is_not_taken_for_the_one(shelf: Shelf, stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "made")
+    shelf.put(tmp_path / "made")
+    shelf.list(more=("model_000013.pt", "meta_000013.json"))
+    assert load_model("hf://owner/repo/model_000012.pt").step == 12
+    for ask in (check_model, load_model):
+        with pytest.raises(ValueError, match=r"hf://owner/repo holds 2 models: model_000012.pt, model_000013.pt"):
+            ask("hf://owner/repo", offline=True)
+
+
+def test_a_file_of_one_format_can_be_named_beside_another(shelf: Shelf, stored, tmp_path: Path):
+    huggingface.write(stored, tmp_path / "made")
+    nanochat.write(replace(stored, step=13), tmp_path / "made")
+    shelf.put(tmp_path / "made")
+    with pytest.raises(ValueError, match="holds 2 models"):
+        load_model("hf://owner/repo")
+    assert load_model("hf://owner/repo/model.safetensors").format == "huggingface"
+    assert load_model("hf://owner/repo/model_000013.pt").step == 13
+    assert load_model("hf://owner/repo/model.safetensors", offline=True).step == 12
+
+
+def test_only_the_models_own_page_is_looked_at(shelf: Shelf, stored, tmp_path: Path):
+    huggingface.write(stored, tmp_path / "made")
+    (tmp_path / "made" / "adapter_config.json").write_text("{}")
+    shelf.put(tmp_path / "made")
+    assert load_model("hf://owner/repo").format == "huggingface"
+
+
+def test_weights_without_a_tokenizer_are_not_fetched(shelf: Shelf, stored, tmp_path: Path):
+    huggingface.write(stored, tmp_path / "made")
+    (tmp_path / "made" / "tokenizer.json").unlink()
+    shelf.put(tmp_path / "made")
+    with pytest.raises(FileNotFoundError, match=r"without tokenizer\.json; nothing was fetched"):
+        check_model("hf://owner/repo")
+
+
+def test_files_that_someone_copied_there_are_opened(stored, tmp_path: Path):
+    nanochat.write(stored, tmp_path / "hub" / "owner" / "repo")
+    assert read_model("hf://owner/repo", tmp_path / "hub", offline=True).step == 12
 
 
 def test_a_repository_without_a_model_says_what_it_holds(shelf: Shelf, tmp_path: Path):

@@ -143,6 +143,18 @@ def test_a_destination_is_replaced_only_when_asked_and_only_if_it_was_an_export(
     assert Path("hf/thesis.tex").exists()
 
 
+def test_only_an_archive_of_ours_is_replaced_by_one(run: Path, capsys: pytest.CaptureFixture[str]):
+    command = [str(run), "--format", "zip", "--out", "model.zip", "--force"]
+    assert export.main(command) == 0
+    assert export.main(command) == 0
+    with zipfile.ZipFile("model.zip", "w") as other:
+        other.writestr("thesis.tex", "years of work")
+    assert export.main(command) == 2
+    assert "model.zip is no earlier export" in capsys.readouterr().err
+    with zipfile.ZipFile("model.zip") as other:
+        assert other.namelist() == ["thesis.tex"]
+
+
 def test_a_trained_run_is_never_replaced_by_an_import(run: Path, capsys: pytest.CaptureFixture[str]):
     archive, _ = export.export_model(run, "zip")
     assert import_.main([str(archive), str(run), "--force"]) == 0, "an import may be replaced"

@@ -215,6 +215,9 @@ def test_a_split_pattern_that_means_something_else_to_the_other_library_is_refus
         ({"num_hidden_layers": 3}, "2 layers"),
         ({"vocab_size": 331}, "expected"),
         ({"hidden_size": "wide"}, "no config of a NanoChat"),
+        ({"num_attention_heads": 0}, "no config of a NanoChat"),
+        ({"rope_parameters": "yarn"}, "no config of a NanoChat"),
+        ({"num_hidden_layers": 1.5}, r"n_layer=1\.5, expected whole numbers"),
     ],
 )
 def test_another_model_is_refused_with_the_reason(
@@ -224,6 +227,15 @@ def test_another_model_is_refused_with_the_reason(
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=reason):
+        huggingface.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"step": None}, {"step": 1e999}, {"run_config": 3}])
+def test_a_damaged_note_of_ours_is_refused(tokenizer: Tokenizer, tmp_path: Path, change: dict[str, Any]):
+    huggingface.write(make_stored(tokenizer), tmp_path)
+    file = tmp_path / "nanochat_pl.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=r"nanochat_pl\.json is damaged"):
         huggingface.read(tmp_path)
 
 

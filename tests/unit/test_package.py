@@ -112,6 +112,7 @@ def rewrite(archive: Path, **entries: Any) -> None:
         ({"model_safetensors": b"{}"}, "damaged or no archive"),
         ({"meta_json": b"["}, "damaged or no archive"),
         ({"meta_json": b"[]"}, "no object"),
+        ({"meta_json": b"[" * 100_000}, "damaged or no archive"),
         ({"meta_json": b'{"format": "other/1"}'}, r"format 'other/1', expected 'nanochat_pl\.package/1'"),
         ({"meta_json": b'{"format": "nanochat_pl.package/1"}'}, "damaged or of a later version"),
         (
@@ -125,6 +126,28 @@ def test_a_damaged_archive_is_refused_with_the_reason(archive: Path, entries: di
     rewrite(archive, **entries)
     with pytest.raises(ValueError, match=reason):
         package.read(archive)
+
+
+def test_a_compressed_archive_is_not_unpacked_in_memory(archive: Path):
+    with zipfile.ZipFile(archive) as opened:
+        contents = {name: opened.read(name) for name in opened.namelist()}
+    contents["model.safetensors"] += bytes(10**6)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in contents.items():
+            made.writestr(name, content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is packed to .* unpack it and give the folder"):
+        load_model(archive)
+
+
+@pytest.mark.parametrize("part", ["directory", "version", "method", "offset"])
+def test_an_archive_with_a_damaged_table_of_contents_is_refused_in_words(archive: Path, part: str):
+    data = bytearray(archive.read_bytes())
+    directory = data.rindex(b"PK\x01\x02")
+    at, value = {"directory": (0, 0), "version": (6, 255), "method": (10, 99), "offset": (42, 255)}[part]
+    data[directory + at] = value
+    archive.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(archive)
 
 
 def test_what_is_no_archive_of_a_model_is_not_taken_for_one(tmp_path: Path):

@@ -2,15 +2,16 @@
 
 A repository is read by the same rule as a folder (`source.choose`). What one model consists of, and no more, is fetched
 below `<outputs>/hub/owner/repo[@revision]/`, the weights last: where they are, the rest is, and nothing is asked again.
+The repository's listing is kept beside it, so that an address means the same model whichever of several is here.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
 from nanochat_pl.checkpoint.source import (
     FORMATS,
-    Choice,
     Source,
     check_model_type,
     choose,
@@ -18,11 +19,14 @@ from nanochat_pl.checkpoint.source import (
     tokenizer_places,
 )
 from nanochat_pl.downloads import fetch_hub_files, list_hub_files
+from nanochat_pl.paths import write_atomically
 
 __all__ = ["HUB_FOLDER", "HubModel", "is_hub_address"]
 
 HUB_FOLDER = "outputs/hub"
 """Where models of the hub are kept if nothing else is said."""
+
+_LISTING = ".listing.json"
 
 
 def is_hub_address(path: str | Path) -> bool:
@@ -59,9 +63,19 @@ class HubModel:
         return cls(f"hf://{'/'.join(parts)}", f"{owner}/{name}", revision or "main", inside, Path(root) / owner / kept)
 
     def here(self) -> Source | None:
-        """Give the model as it lies on this machine; None = not (wholly) fetched."""
+        """Give the model as it lies on this machine; None = not (wholly) fetched.
+
+        Raises:
+            ValueError: several models; lists them.
+        """
+        place = self.folder / self.inside
         try:
-            return find_source(self.folder / self.inside)
+            if (self.folder / _LISTING).is_file():  # else someone copied the files there
+                names = read_json(self.folder / _LISTING)["names"]
+                place = self.folder / self._chosen(names)[1]
+                if not place.is_file():
+                    return None
+            return find_source(place)
         except FileNotFoundError:
             return None
 
@@ -72,7 +86,7 @@ class HubModel:
             FileNotFoundError, ValueError: as `fetch`.
         """
         if self.here() is None:
-            self._files(offline)
+            self._files(self._names(offline))
 
     def fetch(self, offline: bool = False) -> Source:
         """Bring the model to this machine unless it is here.
@@ -86,16 +100,18 @@ class HubModel:
         """
         if (source := self.here()) is not None:
             return source
-        choice, files = self._files(offline)
-        *others, weights = files
+        names = self._names(offline)
+        kind, (*others, weights) = self._files(names)
+        write_atomically(self.folder / _LISTING, json.dumps({"names": names}))
 
         def bring(names: list[str]) -> None:
             fetch_hub_files(self.repo, names, self.folder, repo_type="model", revision=self.revision)
 
         # A page first: gigabytes of another kind of model are not worth waiting for.
-        page = next(name for name in others if name.endswith(("config.json", PurePosixPath(meta_place(weights)).name)))
+        is_hugging_face = kind == "huggingface"
+        page = str(PurePosixPath(weights).with_name("config.json")) if is_hugging_face else meta_place(weights)
         bring([page])
-        if choice.format == "huggingface":
+        if is_hugging_face:
             check_model_type(self.folder / page)
         else:
             model_config(read_json(self.folder / page), self.folder / page)
@@ -103,36 +119,47 @@ class HubModel:
         bring([weights])
         return find_source(self.folder / weights)
 
-    def _files(self, offline: bool) -> tuple[Choice, list[str]]:
-        """Ask the hub which files the model consists of; the last of them holds the weights or lists their files."""
+    def _names(self, offline: bool) -> list[str]:
+        """Ask the hub which files the repository has."""
         if offline:
             raise FileNotFoundError(
                 f"{self.address} is not in {self.folder} and offline=true forbids fetching it; fetch it once with "
                 "offline=false, or copy its files there"
             )
         names = list_hub_files(self.repo, repo_type="model", revision=self.revision)
-        names = [name for name in names if ".." not in name.split("/") and not name.startswith("/")]
+        return [name for name in names if ".." not in name.split("/") and not name.startswith("/")]
+
+    def _chosen(self, names: list[str]) -> tuple[str, str]:
+        """Give format and weights of the model that the address stands for."""
         is_file = self.inside in names
         top = str(PurePosixPath(self.inside).parent) if is_file else self.inside
         prefix = "" if top in ("", ".") else f"{top}/"
         within = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        if is_file and not self.inside.endswith((".safetensors", ".json")):
+        if is_file and self.inside.endswith((".safetensors", ".json")):  # no file of another format is meant
+            within = [name for name in within if name.endswith((".safetensors", ".json")) and "/" not in name]
+        elif is_file:
             within = [PurePosixPath(self.inside).name]
         choice = choose(within, self.address)
         if choice is None:
             shown = ", ".join(within[:12]) + (f" and {len(within) - 12} more" if len(within) > 12 else "")
-            kinds = "; ".join(what for kind, what in FORMATS.items() if kind != "lightning")
+            kinds = "; ".join(what for kind, what in FORMATS.items() if kind not in ("lightning", "package"))
             raise FileNotFoundError(
                 f"no model at {self.address}, which holds {shown or 'nothing'}; expected one of: {kinds}"
             )
-        weights = prefix + choice.weights
-        return choice, [*self._needed(choice.format, weights, names), weights]
+        return choice.format, prefix + choice.weights
+
+    def _files(self, names: list[str]) -> tuple[str, list[str]]:
+        """Give the model's format and files; the last of them holds the weights or lists their files."""
+        kind, weights = self._chosen(names)
+        return kind, [*self._needed(kind, weights, names), weights]
 
     def _needed(self, kind: str, weights: str, names: list[str]) -> list[str]:
         """List what belongs to the weights in the repository, besides themselves."""
         if kind == "huggingface":
             folder = PurePosixPath(weights).parent
             beside = [name for name in names if PurePosixPath(name).parent == folder and name != weights]
+            if not any(PurePosixPath(name).name in ("tokenizer.json", "tokenizer.pkl") for name in beside):
+                raise FileNotFoundError(f"{self.address} has {weights} without tokenizer.json; nothing was fetched")
             endings = (".json", "tokenizer.pkl", *([".safetensors"] if weights.endswith(".json") else []))
             return [name for name in beside if name.endswith(endings)]
         wanted = {"its metadata": [meta_place(weights)], "its tokenizer": tokenizer_places(weights)}

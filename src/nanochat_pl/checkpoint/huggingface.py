@@ -25,7 +25,15 @@ from nanochat_pl.checkpoint.huggingface_tokenizer import (
     from_tokenizer_json,
     to_tokenizer_json,
 )
-from nanochat_pl.checkpoint.stored import UNKNOWN_STAGE, Stored, check_tokenizer, check_weights, weight_shapes
+from nanochat_pl.checkpoint.meta import read_json
+from nanochat_pl.checkpoint.stored import (
+    UNKNOWN_STAGE,
+    Stored,
+    check_shape,
+    check_tokenizer,
+    check_weights,
+    weight_shapes,
+)
 from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -154,14 +162,19 @@ def read(path: str | Path) -> Stored:
         ValueError: it is another kind of model, or a NanoChat that computes what ours does not; says what.
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
-    document = _json(folder / "config.json")
-    beside = _json(folder / _OURS) if (folder / _OURS).is_file() else {}
+    document = read_json(folder / "config.json")
+    beside = read_json(folder / _OURS) if (folder / _OURS).is_file() else {}
     said = []
     if not beside:
         said.append(
             "the folder does not say what its rotary tables were rounded to in training; taken is float32, as "
             "transformers computes them; nanochat trains with bfloat16 (nanochat-pl import --rope-tables bfloat16)"
         )
+    try:
+        stage, step = str(beside.get("stage", UNKNOWN_STAGE)), int(beside.get("step", 0))
+        run_config = dict(beside.get("run_config", {}))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{folder / _OURS} is damaged ({error}); remove it, or export the model again") from None
     config = _model_config(document, str(beside.get("rope_table_dtype", "float32")), folder)
     weights, dtypes = _read_weights(folder)
     if dtypes != {"F32"}:
@@ -175,9 +188,9 @@ def read(path: str | Path) -> Stored:
         config=config,
         state={name: state[name] for name in weight_shapes(config)},
         tokenizer=tokenizer,
-        stage=str(beside.get("stage", UNKNOWN_STAGE)),
-        step=int(beside.get("step", 0)),
-        run_config=dict(beside.get("run_config", {})),
+        stage=stage,
+        step=step,
+        run_config=run_config,
         file=folder / ("model.safetensors" if (folder / "model.safetensors").is_file() else _INDEX),
         format="huggingface",
         notes=tuple(said),
@@ -267,11 +280,11 @@ def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path)
             f"rms_norm_eps={eps!r} (only {NORM_EPS!r} can be taken over; if nanochat trained it, that is the true "
             "value: correct config.json)"
         )
-    rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        faults.append(f"rope_type={rope_type!r} (only 'default' can be taken over)")
     try:
+        rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            faults.append(f"rope_type={rope_type!r} (only 'default' can be taken over)")
         width, heads = document["hidden_size"], document["num_attention_heads"]
         if document["intermediate_size"] != 4 * width:
             faults.append(f"intermediate_size={document['intermediate_size']!r} (only 4 x hidden_size={4 * width})")
@@ -279,7 +292,7 @@ def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path)
             faults.append(f"head_dim={document['head_dim']!r} (only hidden_size / num_attention_heads)")
         if faults:
             raise ValueError(f"the model in {folder} computes something else than this project's: {'; '.join(faults)}")
-        return GPTConfig(
+        config = GPTConfig(
             sequence_len=document.get("max_position_embeddings", 2048),
             vocab_size=document["vocab_size"],
             n_layer=document["num_hidden_layers"],
@@ -290,10 +303,12 @@ def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path)
             softcap=float(softcap),
             rope_table_dtype=rope_table_dtype,
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{folder / 'config.json'} is no config of a NanoChat model: {type(error).__name__} {error}"
         ) from None
+    check_shape(config, folder / "config.json")
+    return config
 
 
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
@@ -303,7 +318,7 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
         file = folder / "tokenizer.pkl"
         return Tokenizer.load(file), file
     try:
-        return from_tokenizer_json(_json(file)), file
+        return from_tokenizer_json(read_json(file)), file
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from None
 
@@ -312,7 +327,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
     """Give all tensors by their names there, as float32, and the number formats they were stored in."""
     files = ["model.safetensors"]
     if not (folder / files[0]).is_file() and (folder / _INDEX).is_file():
-        shards = _json(folder / _INDEX).get("weight_map")
+        shards = read_json(folder / _INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(
             re.fullmatch(r"[\w.-]+\.safetensors", str(s)) for s in shards.values()
         ):
@@ -337,15 +352,3 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or no safetensors file: {error}; fetch it again") from None
     return weights, dtypes
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no {file}; a Hugging Face folder needs it")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no object")
-    return content

@@ -149,6 +149,8 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
         if content.get("normalizer") is not None:
             raise ValueError(f"it changes text before cutting it ({content['normalizer'].get('type')})")
         pattern = steps[0]["pattern"]["Regex"]
+        if not isinstance(pattern, str):
+            raise ValueError(f"its split pattern is {pattern!r}, no text")
         special = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         texts = {token: text for text, token in model["vocab"].items() if text not in special}
         tokens = [bytes(_BYTE_OF[char] for char in texts[token]) for token in range(len(texts))]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanochat_pl.checkpoint.plain import read_torch
+from nanochat_pl.checkpoint.plain import check_tensors, read_torch
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
@@ -51,19 +51,20 @@ def read(path: Path) -> Stored:
         ValueError: truncated, carrying code, not written by this project, or not of one model.
     """
     checkpoint = read_checkpoint(path)
+    check_tensors(checkpoint.get("state_dict"), path)
     try:
         ours = checkpoint["nanochat_pl"]
         stored = Stored(
             config=stored_model_config(checkpoint),
             state=model_weights(checkpoint),
             tokenizer=stored_tokenizer(checkpoint),
-            stage=ours["stage"],
-            step=checkpoint["global_step"],
-            run_config=ours["config"],
+            stage=str(ours["stage"]),
+            step=int(checkpoint["global_step"]),
+            run_config=dict(ours["config"]),
             file=path,
             format="lightning",
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error} in its nanochat_pl entry") from error
     check_weights(stored.state, stored.config, path)
     check_tokenizer(stored.tokenizer, stored.config, path)

@@ -7,11 +7,10 @@ from typing import Any
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["SHAPE", "meta_place", "model_config", "read_json"]
+__all__ = ["MAX_JSON_BYTES", "SHAPE", "meta_place", "model_config", "read_json"]
 
 SHAPE = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 """The fields of nanochat's model config."""
-
 
 MAX_JSON_BYTES = 64 * 2**20
 """Metadata are a page; a larger file is none."""

@@ -98,7 +98,11 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
     if later := _later_model(state):
         raise ValueError(f"{path} {later}; only the classic nanochat, until January 10, 2026, opens here")
     notes = ["the prefix _orig_mod. was taken off its names"] if state.keys() != found.keys() else []
-    rows = {state[name].shape[0] for name in ("transformer.wte.weight", "lm_head.weight") if name in state}
+    rows = {
+        len(state[name]) if state[name].dim() else 0
+        for name in ("transformer.wte.weight", "lm_head.weight")
+        if name in state
+    }
     padded = GPTConfig(**asdict(config) | {"pad_vocab_to": PADDED_ROWS})
     if rows == {padded.padded_vocab_size} != {config.vocab_size}:
         config = padded

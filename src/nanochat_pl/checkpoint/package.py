@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
+from nanochat_pl.checkpoint.meta import MAX_JSON_BYTES, read_json
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import atomic_file
@@ -31,8 +32,6 @@ FILES = ("README.md", "meta.json", "tokenizer.json", "evaluation.json", "model.s
 _FORMAT = "nanochat_pl.package/1"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o644 << 16
-_LARGEST_DOCUMENT = 256 * 2**20
-"""Bytes of a JSON entry; a larger one is no document of ours but an attempt to fill the memory."""
 
 
 def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] | None = None) -> None:
@@ -97,7 +96,7 @@ def read(path: str | Path) -> Stored:
     try:
         config = GPTConfig(**meta["model_config"])
         stage, step, run_config = str(meta["stage"]), int(meta["step"]), dict(meta["run_config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: meta.json is damaged or of a later version ({error}); update nanochat-pl") from None
     try:
         tokenizer = Tokenizer.from_state(_parsed(path, "tokenizer.json"))
@@ -123,32 +122,41 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
         if path.is_dir():
             state = load_file(_entry_file(path, "model.safetensors"))
         else:
-            with zipfile.ZipFile(path) as archive:
-                info = archive.getinfo("model.safetensors")
-                if info.file_size > path.stat().st_size:  # packed again by another program, or a trap
-                    raise ValueError(f"{path}: its weights are compressed; unpack it and give the folder")
-                state = load(archive.read(info))
-    except (SafetensorError, zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or no archive of a model: {error}") from None
+            state = load(_packed(path, "model.safetensors", path.stat().st_size))
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
     return {name: tensor.to(torch.float32) for name, tensor in state.items()}
 
 
 def _parsed(path: Path, name: str) -> dict[str, Any]:
     """Read a JSON entry of the archive or folder."""
+    if path.is_dir():
+        return read_json(_entry_file(path, name))
     try:
-        if path.is_dir():
-            data = _entry_file(path, name).read_bytes()
-        else:
-            with zipfile.ZipFile(path) as archive:
-                if archive.getinfo(name).file_size > _LARGEST_DOCUMENT:
-                    raise ValueError(f"{name} is larger than any that this program writes")
-                data = archive.read(name)
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise ValueError(f"{name} holds no object")
-    except (ValueError, zipfile.BadZipFile, KeyError, EOFError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or no archive of a model: {error}") from None
+        content = json.loads(_packed(path, name, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no archive of a model: {name} holds no object")
     return content
+
+
+def _packed(file: Path, name: str, largest: int) -> bytes:
+    """Read an entry of an archive."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = archive.getinfo(name).file_size
+            if size <= largest:
+                return archive.read(name)
+    except Exception as error:  # a damaged or locked archive fails in a dozen ways
+        raise _damaged(file, error) from None
+    raise ValueError(
+        f"{file}: {name} is packed to {size:,} bytes, as this program packs none; unpack it and give the folder"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged or no archive of a model: {error}")
 
 
 def _entry_file(folder: Path, name: str) -> Path:

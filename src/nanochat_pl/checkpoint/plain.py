@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["read_tensors", "read_torch"]
+__all__ = ["check_tensors", "read_tensors", "read_torch"]
 
 
 def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
@@ -56,19 +56,30 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ValueError: as `read_torch`; also where it holds anything else; says what.
     """
     state = read_torch(path)
-    if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path} holds {_kind(state)}, expected a dict of tensors by name, as nanochat saves a model")
-    wrong = [f"{key!r} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
-    if wrong:
-        raise ValueError(
-            f"{path} is no file of weights: it should map names to tensors, but holds {', '.join(wrong[:5])}"
-            + (", …" if len(wrong) > 5 else "")
-        )
+    check_tensors(state, path)
     return state
 
 
+def check_tensors(state: Any, where: Path) -> None:
+    """Check that `state` maps names to tensors that hold their numbers.
+
+    Raises:
+        ValueError: it does not; says what was found.
+    """
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{where} holds {_kind(state)}, expected a dict of tensors by name, as nanochat saves a model")
+    wrong = [f"{key!r} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
+    if wrong:
+        raise ValueError(
+            f"{where} is no file of weights: it should map names to tensors, but holds {', '.join(wrong[:5])}"
+            + (", …" if len(wrong) > 5 else "")
+        )
+
+
 def _is_weight(key: Any, value: Any) -> bool:
-    return isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+    if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
+        return False
+    return value.layout == torch.strided and not value.is_meta
 
 
 def _kind(value: Any) -> str:

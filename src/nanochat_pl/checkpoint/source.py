@@ -42,7 +42,7 @@ _NANOCHAT = re.compile(r"model_(\d{1,12})\.pt")
 _SCIASSIST = "model_finetuned.pt"
 _HF_WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 _NO_WEIGHTS = {
-    ".zip": "an archive, but none of `nanochat-pl export`; unpack it and give the folder",
+    ".zip": "damaged, or no archive of `nanochat-pl export`; if it holds a model, unpack it and give the folder",
     ".json": "no file of weights; give the model beside it, or the folder",
     ".pkl": "a pickle, perhaps a tokenizer, and no file of weights; give the model beside it, or the folder",
     ".safetensors": "one of several files of weights; give the folder they lie in",
@@ -103,10 +103,13 @@ def is_package(path: Path) -> bool:
     """Say whether a file or folder is an archive of `nanochat-pl export`, or one unpacked, by the names in it alone."""
     if path.is_dir():
         return all((path / name).is_file() for name in PACKAGE_FILES)
-    if not (path.suffix == ".zip" and path.is_file() and zipfile.is_zipfile(path)):
+    if not (path.suffix == ".zip" and path.is_file()):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return set(PACKAGE_FILES) <= set(archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(PACKAGE_FILES) <= set(archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return False
 
 
 def _of_folder(folder: Path) -> Choice | None:
@@ -240,4 +243,8 @@ def _hugging_face_files(weights: Path) -> tuple[Path, ...]:
     check_model_type(config)
     shards = sorted(weights.parent.glob("*.safetensors")) if weights.suffix == ".json" else []
     others = [weights.with_name(name) for name in ("nanochat_pl.json", "tokenizer.json", "tokenizer.pkl")]
+    if not any(file.is_file() for file in others[1:]):
+        raise FileNotFoundError(
+            f"{weights} needs its tokenizer beside it: there is no {others[1].name} in {weights.parent}"
+        )
     return (config, *shards, *(file for file in others if file.is_file()))

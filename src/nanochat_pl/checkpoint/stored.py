@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.checkpoint.meta import SHAPE
 from nanochat_pl.model.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["Stored", "check_tokenizer", "check_weights", "weight_shapes"]
+__all__ = ["Stored", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
 
 UNKNOWN_STAGE = "unknown"
 """Stage of a checkpoint that does not say how it was trained."""
@@ -46,6 +47,16 @@ class Stored:
     """What was converted or assumed on reading, for people."""
 
 
+def check_shape(config: GPTConfig, where: str | Path) -> None:
+    """Check that the shape a file gave is one of whole numbers: files hold anything.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if wrong := [f"{name}={getattr(config, name)!r}" for name in SHAPE if type(getattr(config, name)) is not int]:
+        raise ValueError(f"{where} has {', '.join(wrong)}, expected whole numbers; it is damaged")
+
+
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Give the name and shape of every weight of a model, in the order of its state dict."""
     width, keys = config.n_embd, config.n_kv_head * config.head_dim
@@ -70,6 +81,7 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
     Raises:
         ValueError: weights are missing, too many, or of another shape; names them.
     """
+    check_shape(config, where)
     layers = {int(found[1]) for name in state if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
     if len(layers) != config.n_layer:  # before anything is laid out for a number nobody checked
         raise ValueError(f"{where} holds the weights of {len(layers)} layers, its config says n_layer={config.n_layer}")

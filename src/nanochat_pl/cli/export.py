@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.checkpoint.source import is_package
 from nanochat_pl.cli.arguments import Arguments, refuse
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:
         return
     if not force:
         raise FileExistsError(f"{out} exists already; give another name, or --force to replace it")
+    if not names and not is_package(out):
+        raise FileExistsError(f"{out} is no earlier export, so --force does not replace it; give another name")
     foreign = [name for name in held if names and not any(fnmatch(name, pattern) for pattern in names)]
     if foreign:
         raise FileExistsError(
