@@ -143,6 +143,14 @@ def test_a_destination_is_replaced_only_when_asked_and_only_if_it_was_an_export(
     assert Path("hf/thesis.tex").exists()
 
 
+def test_a_link_to_a_folder_goes_on_leading_there(run: Path):
+    Path("disk").mkdir()
+    Path("link").symlink_to("disk")
+    export.export_model(run, "nanochat", Path("link"))
+    assert Path("link").is_symlink() and len(list(Path("disk").iterdir())) == 3
+    assert sorted(path.name for path in Path().iterdir()) == ["disk", "link", "outputs"]
+
+
 def test_only_an_archive_of_ours_is_replaced_by_one(run: Path, capsys: pytest.CaptureFixture[str]):
     command = [str(run), "--format", "zip", "--out", "model.zip", "--force"]
     assert export.main(command) == 0

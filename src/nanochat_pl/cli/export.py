@@ -155,6 +155,8 @@ def new_folder(out: Path, names: tuple[str, ...], force: bool) -> Iterator[Path]
         FileExistsError: as `check_destination`.
     """
     check_destination(out, names, force)
+    if out.is_symlink():  # the link stays, what it leads to is replaced
+        out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     temporary, old = out.with_name(f".{out.name}.{mark}.tmp"), out.with_name(f".{out.name}.{mark}.old")
