@@ -411,6 +411,8 @@ def test_the_page_and_the_real_server_understand_each_other(browser: Any):
         for text in ("and then? " * 12, "and the rain? " * 12):
             visitor.ask(text)
         assert "messages were left out" in page.locator(".note").last.inner_text()
+        visitor.ask("and the rain? " * 80)
+        assert "its beginning was left out" in page.locator(".note").last.inner_text()
         serving.engine_of(models[1]).script = (
             tokenizer.encode("It is ")
             + [

@@ -35,7 +35,7 @@ class Limits:
     request_timeout_s: float = 120.0
     """From its arrival to its last token, waiting included."""
     stalled_client_s: float = 60.0
-    """A client that is to send its request, or to read its stream, and does neither for so long is left."""
+    """A client that is to send the body of its request, or to read its stream, and does neither for so long is left."""
     context: Policy = "refuse"
     """What happens to a conversation that is too long, unless the request says."""
 

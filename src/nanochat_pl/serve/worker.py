@@ -64,10 +64,10 @@ class Worker:
         client_limit: int | None = None,
         name: str = "model",
     ):
-        if batch_size < 1 or queue_limit < 1 or (client_limit is not None and client_limit < 1):
-            raise ValueError(
-                f"batch_size={batch_size}, queue_limit={queue_limit} and client_limit={client_limit} must be at least 1"
-            )
+        limits = {"batch_size": batch_size, "queue_limit": queue_limit, "client_limit": client_limit}
+        for limit, value in limits.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{limit}={value} must be at least 1")
         self.batch_size, self.queue_limit, self.name = batch_size, queue_limit, name
         self.client_limit = client_limit or queue_limit
         self.most_together = batch_size + min(queue_limit, self.client_limit)
@@ -106,6 +106,8 @@ class Worker:
         with self._changed:
             if self._closing:
                 raise Closed("the server is shutting down")
+            if not self._thread.is_alive():  # it also keeps the time limits, so that nobody would ever be answered
+                raise Closed(f"the engine of {self.name} has died")
             more = len(requests) - (self.batch_size - len(self._active) - self._num_entering)  # but for the free rows
             if self._num_waiting + more > self.queue_limit:
                 raise Full(f"{self.name} has {self._num_waiting} requests waiting, at its limit", self._retry_after())

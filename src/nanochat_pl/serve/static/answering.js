@@ -67,7 +67,7 @@ export async function runAnswer(answer, model, asked, sampling, signal, onChange
   answer.maxTokens = Math.min(sampling.maxTokens, model.contextLength ?? Infinity);
   answer.dropped = isBase(model) ? 0 : asked.omitted;
   try {
-    for await (const { part, finish, usage, dropped } of streamAnswer(model, asked, sampling, signal)) {
+    for await (const { part, finish, usage, dropped, truncated } of streamAnswer(model, asked, sampling, signal)) {
       const now = performance.now();
       if (part) {
         first ??= now;
@@ -77,6 +77,7 @@ export async function runAnswer(answer, model, asked, sampling, signal, onChange
       }
       if (finish) answer.finish = finish;
       if (dropped) answer.dropped += dropped;
+      if (truncated) answer.truncated = true;
       if (Number.isInteger(usage?.completion_tokens)) answer.tokens = usage.completion_tokens;
       if (first !== null) answer.seconds = (now - first) / 1000;
       onChange(answer);

@@ -97,7 +97,7 @@ export async function listModels(signal) {
  * @param {{messages: Array, question: string}} asked
  * @param {{temperature: number, topP: number, topK: ?number, maxTokens: number, seed: ?number}} sampling
  * @param {AbortSignal} signal stops the answer, here and at the server
- * @yields {{part: {type: string, text: string}}|{finish: string}|{dropped: number}|{usage: Object}}
+ * @yields {{part: {type: string, text: string}}|{finish: string}|{dropped: number}|{truncated: true}|{usage: Object}}
  * @throws {ApiError} also where the stream breaks off before its end
  */
 export async function* streamAnswer(model, asked, sampling, signal) {
@@ -132,6 +132,7 @@ export async function* streamAnswer(model, asked, sampling, signal) {
     const part = plain ? choice?.part : choice?.delta?.part;
     if (part && typeof part.text === "string") yield { part: { type: String(part.type), text: part.text } };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
+    if (choice?.truncated) yield { truncated: true };
     if (event.dropped_messages) yield { dropped: event.dropped_messages };
     if (event.usage) yield { usage: event.usage };
   }

@@ -174,5 +174,6 @@ export function newAnswer(model) {
     seconds: null,
     maxTokens: null,
     dropped: 0,
+    truncated: false,
   };
 }

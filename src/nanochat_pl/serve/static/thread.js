@@ -196,9 +196,12 @@ class AnswerView {
 }
 
 function noteOn(answer, words) {
-  const end = endOf(answer, words);
-  if (!answer.dropped) return end;
-  return `The chat is longer than the model can read: its first ${answer.dropped} messages were left out. ${end}`.trim();
+  const said = [];
+  if (answer.dropped) {
+    said.push(`The chat is longer than the model can read: its first ${answer.dropped} messages were left out.`);
+  }
+  if (answer.truncated) said.push("Your message is longer than the model can read: its beginning was left out.");
+  return [...said, endOf(answer, words)].filter(Boolean).join(" ");
 }
 
 function endOf(answer, words) {
