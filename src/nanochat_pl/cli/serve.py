@@ -148,7 +148,13 @@ def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
             raise ValueError(f"--api-key-env {variable}: this environment variable is empty or not set")
         keys.append(os.environ[variable])
     if file is not None:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                f"--api-key-file {file} cannot be read ({error.strerror}); write keys there, one a line"
+            ) from error
+        lines = [line.strip() for line in text.splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
             raise ValueError(f"--api-key-file {file} holds no key; write one a line")

@@ -237,7 +237,7 @@ def read_metrics(path: Path, problems: list[str]) -> dict[str, Curve]:
     A last line without its line end is left out, even where it parses: `3.1` may be the beginning of `3.14`.
     """
     if not path.is_file():
-        problems.append("no metrics.csv: it ended before the first logged step")
+        problems.append("no metrics.csv: it was imported, or ended before the first logged step")
         return {}
     text = path.read_bytes().decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]

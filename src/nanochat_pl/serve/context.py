@@ -66,7 +66,7 @@ def fit(
     if policy == "refuse":
         raise ContextFull(
             f"the conversation has {len(ids)} tokens; a context of {sequence_len} with room for an answer holds "
-            f"{budget}. Shorten it, begin a new one, or let its oldest turns go (context policy drop)"
+            f"{budget}. Shorten it, begin a new one, or let its oldest turns go (context=drop)"
         )
     system, turns = list(messages[:1]), list(messages[1:])
     if system[0].get("role") != "system":
@@ -97,7 +97,7 @@ def fit_text(
     if policy == "refuse":
         raise ContextFull(
             f"the text has {len(ids) + 1} tokens; a context of {sequence_len} with room for its continuation holds "
-            f"{budget}. Shorten it, or let its beginning go (context policy drop)"
+            f"{budget}. Shorten it, or let its beginning go (context=drop)"
         )
     return Prompt([tokenizer.bos_id, *_end(ids, budget - 1, tokenizer)], truncated=True)
 

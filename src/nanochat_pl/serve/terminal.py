@@ -121,6 +121,8 @@ class Terminal:
         except (ValueError, OSError) as error:
             self.num_refused += 1
             remedy = "; /clear begins a new one" if isinstance(error, ContextFull) else ""
+            if remedy and self.chats[0].system:
+                remedy += ", /system off leaves out the system message, which /clear keeps"
             self.screen.warn(f"{error}{remedy}")
         return True
 
