@@ -148,6 +148,10 @@ def test_without_data_the_error_says_what_to_pass(models: Path, tmp_path: Path, 
     assert evaluate(tmp_path, "eval=bpb", f"ckpt={models / 'nanochat'}") == 1
     assert "give data=local data.root=<folder with data sets>" in capfd.readouterr().err
     assert not (tmp_path / "outputs").exists()
+    import_model(models / "nanochat", tmp_path / "imported")
+    monkeypatch.setattr(evaluate_command, "run_hydra", None)  # it is known before anything is loaded
+    assert evaluate(tmp_path, "eval=bpb", f"ckpt={tmp_path / 'imported'}") == 1
+    assert "give data=local data.root=<folder with data sets>" in capfd.readouterr().err
 
 
 def test_a_run_lends_its_data_to_the_model_it_is_compared_with(models: Path, tmp_path: Path, monkeypatch, capfd):

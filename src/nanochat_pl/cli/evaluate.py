@@ -15,7 +15,7 @@ from nanochat_pl.checkpoint import check_model
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, quote_paths
 from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
 from nanochat_pl.lit import schema
-from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, no_data
+from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
                 config = check(cfg, schema.EvaluateConfig)
                 sources = [check_model(p, hub_folder(config), config.offline) for p in checkpoint_list(config.ckpt)]
                 given = any(argument.startswith(("data=", "data.source=")) for argument in arguments)
-                bare = [s for s in sources if s is not None and s.format in ("nanochat", "sciassist")]
+                bare = [s for s in sources if s is not None and names_no_data(s)]
                 if len(bare) == len(sources) and not given and config.eval.name not in WITHOUT_DATA:
                     raise no_data(bare[-1].file, bare[-1].format, config.eval.name)
         except (ValueError, OSError) as error:

@@ -4,12 +4,14 @@ Run folder, start weights, resume point, shapes, batch arithmetic, input files. 
 for reasons nobody could know.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import check_model
+from nanochat_pl.checkpoint.source import Source
 from nanochat_pl.inputs import start_weights
 from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
@@ -223,6 +225,8 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
                 f"resume={cfg.resume} is of the format {source.format}, which holds no optimizer state to go on with; "
                 f"to start from its weights: resume=null init_from={source.file}"
             )
+        if resume is not None and source is not None and imported_run(source.file) is not None:
+            raise weights_only(source.file)
         if resume is None and cfg.force and source is not None and folder.resolve() in source.file.resolve().parents:
             raise ValueError(
                 f"force=true would throw away {source.file}, which the run starts from; give another run_name"
@@ -238,6 +242,37 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
 def hub_folder(cfg: RunConfig) -> Path:
     """Say where models of the hub are kept."""
     return Path(cfg.outputs) / "hub"
+
+
+def imported_run(checkpoint: Path) -> Path | None:
+    """Return the run folder of a checkpoint that `nanochat-pl import` made; None for one that was trained there."""
+    folder = checkpoint.parent.parent
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return folder if isinstance(record, dict) and "imported_from" in record else None
+
+
+def weights_only(file: Path) -> ValueError:
+    """Make the error for a checkpoint that has no optimizer state to go on with."""
+    return ValueError(
+        f"{file} holds weights only, no optimizer state to go on with; to start from them: resume=null "
+        f"init_from={file} run_name=<another name>"
+    )
+
+
+def names_no_data(source: Source) -> bool:
+    """Say whether it is known, without opening it, that a model brings no config of its data along."""
+    if source.format != "lightning":
+        return source.format in ("nanochat", "sciassist")
+    run = imported_run(source.file)
+    if run is None or not (run / "config.yaml").is_file():
+        return False
+    import yaml
+
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return isinstance(config, dict) and "data" not in config
 
 
 def no_data(file: Path, model_format: str, name: EvalName) -> ValueError:

@@ -15,7 +15,7 @@ from nanochat_pl.checkpoint import read_model
 from nanochat_pl.checkpoint.lightning import read_checkpoint
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.preflight import hub_folder, model_config, start_arguments
+from nanochat_pl.lit.preflight import hub_folder, model_config, start_arguments, weights_only
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.lit.tokenizers import find_tokenizer
@@ -67,10 +67,7 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
                 f"its weights: resume=null init_from={file}"
             )
         if "optimizer_states" not in read_checkpoint(file):  # made by `nanochat-pl import`
-            raise ValueError(
-                f"{file} holds weights only, no optimizer state to go on with; to start from them: resume=null "
-                f"init_from={file} run_name=<another name>"
-            )
+            raise weights_only(file)
         warn_of_changes(stored.run_config, plain)
     warn_of_other_model(cfg, config, file)
     weights = None if resume else stored.state
