@@ -69,7 +69,8 @@ OUTER = ("lit", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
     "__init__", "paths", "downloads", "inputs", "scaling", "checkpoint", "checkpoint.hub", "checkpoint.meta",
-    "checkpoint.source", "serve.settings", "cli.chat", "model.config", "model.accounting", "optim.config",
+    "checkpoint.source", "serve.names", "serve.settings", "cli.chat", "cli.serve", "model.config", "model.accounting",
+    "optim.config",
     "optim.schedules", "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts",
     "data.microworld_identity", "data.microworld_questions", "data.microworld_text", "lit.schema", "lit.preflight",
     "lit.provenance", "lit.trust", "cli.arguments", "cli.chain", "cli.compose", "cli.evaluate", "cli.main", "cli.sweep",

@@ -123,6 +123,7 @@ def test_what_cannot_be_obeyed_is_said_and_the_chat_goes_on(tutor: str, chat: Ch
         "/temperature warm",
         "/temperature -1",
         "/topk -3",
+        "/topp 2",
         "/clear all",
         "/load",
         "/load nowhere",
@@ -131,7 +132,15 @@ def test_what_cannot_be_obeyed_is_said_and_the_chat_goes_on(tutor: str, chat: Ch
     code, out, err = chat(tutor, typed="\n".join([*wrong, "the cat?", "/edit"]))
     assert code == 2
     assert "there is no /foo; there are /help" in err
-    for remedy in ("must be a number", "temperature=-1.0", "top_k=-3", "takes nothing", "needs a file", "nowhere"):
+    for remedy in (
+        "must be a number",
+        "temperature=-1 must",
+        "top_k=-3 must be 1 or more; 0 or off",
+        "top_p=2 must",
+        "takes nothing",
+        "needs a file",
+        "nowhere",
+    ):
         assert remedy in err
     assert "nothing was asked yet" in err
     assert "needs the new question" in err
@@ -197,7 +206,11 @@ def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: st
     [
         (["nowhere"], "nowhere"),
         (["-t", "hot"], "temperature='hot' must be a number"),
-        (["-t", "-1"], "temperature=-1.0"),
+        (["-t", "-1"], "temperature=-1 must be a number from 0 up"),
+        (["-k", "-3"], "top_k=-3 must be 1 or more; 0 or off = all tokens"),
+        (["--top-p", "3"], "top_p=3 must lie above 0 and not above 1; off = all tokens"),
+        (["--min-p", "2"], "min_p=2 must lie between 0 and 1; off"),
+        (["-n", "-2"], "max_new_tokens=-2 must"),
         (["-p", "  "], "there is nothing to ask"),
         (["-p", "a", "--question", "b"], "--question"),
         (["--colour"], "--help"),

@@ -429,17 +429,45 @@ def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(ch
         (["{run}", "--api-key-env", "NOT_SET_AT_ALL"], "NOT_SET_AT_ALL"),
         (["{run}", "--port", "70000"], "--port"),
         (["{run}", "--host", "203.0.113.1"], "cannot listen"),
-        (["{run}", "--batch-size", "0"], "batch_size"),
-        (["{run}", "--max-tokens", "0"], "max_tokens"),
-        (["{run}", "--request-timeout", "nan"], "request_timeout_s"),
+        (["{run}", "--batch-size", "0"], "--batch-size 0 must"),
+        (["{run}", "--queue", "-1"], "--queue -1 must"),
+        (["{run}", "--queue-per-client", "0"], "--queue-per-client 0 must"),
+        (["{run}", "--max-tokens", "-5"], "--max-tokens -5 must"),
+        (["{run}", "--max-total-chars", "0"], "--max-total-chars 0 must"),
+        (["{run}", "--request-timeout", "0"], "--request-timeout 0 must"),
+        (["{run}", "--request-timeout", "nan"], "--request-timeout nan must"),
+        (["{run}", "--cors", "example.com"], "no scheme, and an origin has one; write https://example.com"),
+        (["{run}", "--cors", "https://Example.com/"], "write https://example.com"),
+        (["{run}", "--cors", "https://"], "names no host"),
         (["{run}", "--grace", "inf"], "--grace"),
         (["{run}", "--grace", "-1"], "--grace"),
         (["{run}", "{run}"], "two models"),
+        (["a={run}", "a={run}/last"], "two models would be called a"),
+        (["{run}", "sft/tiny={run}"], "two models would be called sft/tiny"),
         (["={run}"], "name"),
     ],
 )
-def test_a_command_that_cannot_serve_says_what_to_change(checkpoint, capsys, arguments, message):
+def test_a_command_that_cannot_serve_says_what_to_change(checkpoint, capsys, arguments, message, monkeypatch):
     from nanochat_pl.cli.serve import main
+
+    monkeypatch.setattr("nanochat_pl.checkpoint.load_model", lambda *_: pytest.fail("a model was loaded"))
 
     assert main(["--port", "0", *(text.replace("{run}", str(checkpoint)) for text in arguments)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--queue", "-1"], ["--cors", "example.com"], ["{run}/last"]])
+def test_a_wrong_option_is_refused_before_torch_is_loaded(checkpoint, wrong):
+    code = "import sys; from nanochat_pl.cli.serve import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    arguments = [str(checkpoint), *(text.replace("{run}", str(checkpoint)) for text in wrong)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--port", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["2", "False"], done.stderr
+
+
+@pytest.mark.parametrize("origin", ["*", "https://example.com", "http://localhost:3000", "http://[::1]:8080"])
+def test_what_browsers_send_is_an_origin(origin):
+    from nanochat_pl.cli.serve import _check_origin
+
+    _check_origin(origin)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nanochat_pl.cli.arguments import Arguments, refuse
 
@@ -25,12 +26,10 @@ def main(arguments: list[str]) -> int:
     try:
         options = parser.parse_args(arguments)
         models = [_named(text) for text in options.models]
-        if not 0 <= options.grace < math.inf:
-            raise ValueError(f"--grace {options.grace:g} must be a number of seconds from 0 up")
-        from nanochat_pl.checkpoint import check_model
-
-        for _, path in models:
-            check_model(path)
+        _check_numbers(options)
+        for origin in options.cors:
+            _check_origin(origin)
+        _check_places(models)
         keys = _keys(options.api_key_env, options.api_key_file)
         with _listen(options.host, options.port) as listening:
             return _serve(options, models, keys, listening)
@@ -62,7 +61,12 @@ def _parser() -> Arguments:
     add("--max-message-chars", type=int, default=8_000, help="of one message (default: %(default)s)")
     add("--max-total-chars", type=int, default=32_000, help="of a request (default: %(default)s)")
     add("--request-timeout", type=float, default=120.0, metavar="S", help="of an answer, waiting included (120)")
-    add("--context", default="refuse", choices=("refuse", "drop"), help="what is done with chats that are too long")
+    add(
+        "--context",
+        default="refuse",
+        choices=("refuse", "drop"),
+        help="what is done with chats that are too long (default: %(default)s)",
+    )
     add("--grace", type=float, default=20.0, metavar="S", help="for answers under way when it is ended (20)")
     return parser
 
@@ -74,7 +78,8 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     from nanochat_pl.runtime import pick_device
     from nanochat_pl.serve.app import create_app
     from nanochat_pl.serve.limits import Limits
-    from nanochat_pl.serve.models import Served, model_id, serve_model
+    from nanochat_pl.serve.models import Served, serve_model
+    from nanochat_pl.serve.names import model_id
 
     limits = Limits(
         api_keys=keys,
@@ -90,9 +95,10 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         context=options.context,
     )
     device, served = pick_device(options.device), list[Served]()
+    _check_names(models)
     for name, path in models:
         loaded = load_model(path, device)
-        name = name or model_id(loaded, [other.id for other in served])
+        name = name or model_id(loaded.stage, loaded.path, [other.id for other in served])
         print(f"{name}: {loaded.path}, step {loaded.step}, on {device}", flush=True)
         served.append(
             serve_model(
@@ -139,6 +145,79 @@ def _named(text: str) -> tuple[str | None, str]:
     if not name or not name.isprintable() or len(name) > 100:
         raise ValueError(f"the name in {text!r} must be 1 to 100 printable characters, as in tutor=outputs/sft/d4")
     return name, path
+
+
+def _check_numbers(options: Any) -> None:
+    """Refuse numbers that allow nothing, by the names they have on the command line."""
+    for name in (
+        "batch_size",
+        "queue",
+        "queue_per_client",
+        "max_tokens",
+        "max_messages",
+        "max_message_chars",
+        "max_total_chars",
+    ):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+    if not options.request_timeout > 0:
+        raise ValueError(f"--request-timeout {options.request_timeout:g} must be a number of seconds above 0")
+    if not 0 <= options.grace < math.inf:
+        raise ValueError(f"--grace {options.grace:g} must be a number of seconds from 0 up")
+
+
+def _check_origin(text: str) -> None:
+    """Refuse what no browser sends as `Origin`: it would let nobody in."""
+    if text in ("*", "null"):  # null = a page that is opened as a file
+        return
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ValueError(f"--cors {text}: {error}; write an origin, such as https://example.com") from None
+    shown = f"[{host}]" if ":" in host else host
+    is_default = (parts.scheme, port) in (("http", 80), ("https", 443))
+    origin = f"{parts.scheme}://{shown}" + ("" if port is None or is_default else f":{port}")
+    if not host:
+        raise ValueError(f"--cors {text!r} names no host; write an origin, such as https://example.com, or *")
+    if "://" not in text:
+        raise ValueError(f"--cors {text} has no scheme, and an origin has one; write {origin} or http://{text}")
+    if text != origin:
+        raise ValueError(f"--cors {text} is not how browsers name an origin; write {origin}")
+
+
+def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
+    """Refuse paths that hold no model, and names that would be given twice as far as they are known without torch."""
+    from nanochat_pl.checkpoint import check_model
+    from nanochat_pl.serve.names import run_name
+
+    taken: dict[object, str] = {}
+    for name, path in models:
+        source = check_model(path)
+        place: object = name if name is not None else path
+        if name is None and source is not None:
+            place = source.file.resolve().parent, run_name(source.file)
+        if place in taken:
+            alike = f"called {name}" if name is not None else "called the same"
+            raise ValueError(
+                f"two models would be {alike}, {taken[place]} and {path}; give one of them another name: NAME={path}"
+            )
+        taken[place] = path
+
+
+def _check_names(models: Sequence[tuple[str | None, str]]) -> None:
+    """Refuse models of one name before the first is loaded; only files whose runs are called alike are opened."""
+    from nanochat_pl.checkpoint import check_model, read_model
+    from nanochat_pl.serve.names import model_id, run_name
+
+    given = [name for name, _ in models if name is not None]
+    here = [(source.file, path) for name, path in models if name is None and (source := check_model(path)) is not None]
+    runs = [run_name(file) for file, _ in here] + [name.partition("/")[2] for name in given]
+    for file, path in here:
+        if runs.count(run_name(file)) > 1:
+            stored = read_model(path)
+            given.append(model_id(stored.stage, stored.file, given))
 
 
 def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:

@@ -1,16 +1,15 @@
 """The models a server offers: each with its name, its worker and what clients are told of it."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.engine import Engine
 from nanochat_pl.serve.choices import TokenTexts
+from nanochat_pl.serve.names import model_id
 from nanochat_pl.serve.worker import Worker
 
-__all__ = ["Served", "model_id", "serve_model"]
+__all__ = ["Served", "serve_model"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,6 @@ class Served:
     def sequence_len(self) -> int:
         """Tokens of context."""
         return self.loaded.model.config.sequence_len
-
-
-def model_id(loaded: LoadedModel, taken: Sequence[str] = ()) -> str:
-    """Name a model `<stage>/<run>`, with the file's name where it is neither a run's best nor its last.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    folder, stem = loaded.path.parent, loaded.path.stem
-    run = folder.parent.name if folder.name == "checkpoints" else folder.name
-    name = f"{loaded.stage}/{run}" + ("" if stem in ("best", "last") else f"/{stem}")
-    if name in taken:
-        raise ValueError(f"two models would be called {name}; name one of them: NAME={_shown(loaded.path)}")
-    return name
 
 
 def serve_model(
@@ -66,12 +51,5 @@ def serve_model(
     tokenizer = loaded.tokenizer
     stop_ids = (tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id)
     engine = Engine(loaded.model, stop_ids, tokenizer, dtype)
-    id = id or model_id(loaded)
+    id = id or model_id(loaded.stage, loaded.path)
     return Served(id, loaded, Worker(engine, batch_size, queue_limit, client_limit, id), TokenTexts(tokenizer))
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
