@@ -289,14 +289,14 @@ def test_the_summary_table_picks_the_best_checkpoints_headline_figures(tmp_path:
     assert list(cells) == ["CORE", "ARC-Easy (chance 25.0%)", "MMLU (chance 25.0%)", "ChatCORE"]
     assert cells["CORE"] == ("0.0123", "-", "-", "-")
     assert [cell.split(" ")[0] for cell in cells["MMLU (chance 25.0%)"]] == ["30.0%", "-", "40.0%", "-"]
-    assert cells["ChatCORE"] == ("-", "-", "0.25", "-")
+    assert cells["ChatCORE"] == ("-", "-", "0.2500", "-")
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_only_shares_are_written_in_percent(tmp_path: Path):
     text = pages(chain(tmp_path))[0]
     assert "| CORE, core_metric | 0.0123 | chance 0 | 22 |" in text
-    assert "| ChatCORE, chatcore_metric | - | - | 0.25 | chance 0 | 6 |" in text
+    assert "| ChatCORE, chatcore_metric | - | - | 0.2500 | chance 0 | 6 |" in text
     assert re.search(r"\| MMLU, accuracy \| 30\.0% .* \| chance 25\.0% \|", text)
     folder = write_run(tmp_path, "mid")
     write_results(folder, "tokenizer", [MetricRow(task="tokenizer", metric="tokens", value=573_210.0, n=9)])
@@ -323,7 +323,8 @@ def test_only_what_luck_does_not_explain_is_called_better_than_chance(correct: t
     verdict = chance_verdict(rows)
     assert verdict is not None
     assert verdict[0].startswith(said)
-    assert verdict[1] == sum(number == 60 for number in correct)
+    assert len(verdict.above) == sum(number == 60 for number in correct)
+    assert verdict.num_compared == 2
 
 
 def test_one_lucky_task_of_many_is_not_better_than_chance():
@@ -334,7 +335,7 @@ def test_one_lucky_task_of_many_is_not_better_than_chance():
     among = chance_verdict([lucky, *(accuracy(f"task {i}", 25, 100) for i in range(21))])
     assert among is not None
     assert among[0].startswith("not distinguishable from chance (22 accuracies measured; smallest p = 0.414")
-    assert among[1] == 0
+    assert among.above == ()
 
 
 @pytest.mark.parametrize("chance", [0.25, 0.62, 0.0, 1.0])
@@ -359,13 +360,22 @@ def test_without_a_chance_baseline_nothing_is_compared_with_chance():
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_a_report_in_which_nothing_beats_chance_says_so_at_its_top(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("correct", "said"),
+    [
+        ((26, 24, 25), "Chance: none of 3 accuracies is better than guessing"),
+        ((26, 60, 25), "Mostly chance: 1 of 3 accuracies are better than guessing: second."),
+        ((60, 60, 25), "2 of 3 accuracies are better than guessing."),
+    ],
+)
+def test_a_report_says_at_its_top_how_much_of_it_is_chance(tmp_path: Path, correct: tuple[int, ...], said: str):
     folder = write_run(tmp_path, "base")
-    write_results(folder, "chat", [accuracy("MMLU", 26, 100)])
-    markdown, _ = pages([read_run(folder)])
+    rows = [accuracy(task, number, 100) for task, number in zip(("first", "second", "third"), correct)]
+    write_results(folder, "chat", rows)
+    markdown, page = pages([read_run(folder)])
     top, _, rest = markdown.partition("## Summary")
-    assert "No accuracy in this report is better than chance" in top
-    assert "not distinguishable from chance" in rest
+    assert said in top and said in page
+    assert "chance (" in rest or "chance in" in rest
 
 
 @pytest.mark.usefixtures("no_drawing")

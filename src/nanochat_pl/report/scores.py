@@ -4,9 +4,11 @@ Nothing is claimed inside the noise: accuracies that luck explains are called th
 needs no model. Of long tables the headline figures come first.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import exp, fsum, lgamma, log
+from typing import NamedTuple
 
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import holm_correction
@@ -14,7 +16,15 @@ from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
 from nanochat_pl.report.plots import bar_figures
 from nanochat_pl.report.runs import STAGES, Result, Run
 
-__all__ = ["chance_verdict", "evaluated_checkpoints", "evaluation_blocks", "run_labels", "summary_table"]
+__all__ = [
+    "Verdict",
+    "chance_verdict",
+    "evaluated_checkpoints",
+    "evaluation_blocks",
+    "overall_verdict",
+    "run_labels",
+    "summary_table",
+]
 
 _SUMMARY_STAGES = ("base", "mid", "sft", "rl")
 _HEADLINES = {
@@ -54,8 +64,17 @@ def summary_table(runs: Sequence[Run]) -> Table:
     return Table(("Metric", *(name.upper() if name in STAGES else name for name in shown)), body)
 
 
-def chance_verdict(rows: Sequence[MetricRow]) -> tuple[str, int] | None:
-    """Say how the accuracies stand to what chance gives, and how many are better; None if nothing can be compared.
+class Verdict(NamedTuple):
+    """How the accuracies of one evaluation stand to chance."""
+
+    text: str
+    above: tuple[str, ...]
+    """Those better than chance."""
+    num_compared: int
+
+
+def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
+    """Say how the accuracies stand to what chance gives; None if nothing can be compared.
 
     Each accuracy is tested against its chance (exact binomial test, two-sided), all of them corrected together (Holm):
     of twenty tasks one would otherwise be better by luck. Where chances differ from question to question their mean
@@ -89,7 +108,23 @@ def chance_verdict(rows: Sequence[MetricRow]) -> tuple[str, int] | None:
     for row in rows:
         if row.metric in _COMPOSITES and row.interval is not None and row.interval.low <= 0 <= row.interval.high:
             text += f"; {row.task} itself is not distinguishable from 0, which is guessing"
-    return text, len(above)
+    return Verdict(text, tuple(above), len(compared))
+
+
+def overall_verdict(verdicts: Sequence[Verdict]) -> str:
+    """Say in one sentence what all evaluations of a report come to beside chance; empty where nothing was compared."""
+    compared = sum(verdict.num_compared for verdict in verdicts)
+    above = [name for verdict in verdicts for name in verdict.above]
+    if not compared:
+        return ""
+    if not above:
+        return f"Chance: none of {compared} accuracies is better than guessing; see the evaluations below."
+    counted = Counter(above)
+    named = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in counted.most_common(6))
+    more = ", …" if len(counted) > 6 else ""
+    if 2 * len(above) < compared:
+        return f"Mostly chance: {len(above)} of {compared} accuracies are better than guessing: {named}{more}."
+    return f"{len(above)} of {compared} accuracies are better than guessing."
 
 
 def _chance_p(count: int, n: int, chance: float) -> float:
@@ -120,7 +155,7 @@ def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Bl
         verdicts = {label: chance_verdict(result.rows) for label, result in columns.items()}
         for label, verdict in verdicts.items():
             if verdict is not None:
-                yield Text(f"{label}: {verdict[0]}.", note=verdict[1] == 0)
+                yield Text(f"{label}: {verdict.text}.", note=not verdict.above)
         table = _metric_table(columns, grouped=False)
         if len(table.rows) > _LONG_TABLE_ROWS and (short := _headline_table(columns)).rows:
             yield short
@@ -218,7 +253,8 @@ def _cell(row: MetricRow) -> str:
     if row.value is None:
         return f"- (n = {row.n})"
     share = row.count is not None or row.metric.startswith("pass@")
-    scale, form = (100, ".1f") if share else (1, ",.0f" if abs(row.value) >= 1000 else ".4g")
+    plain = ".4f" if row.metric in _COMPOSITES or row.metric.endswith("bpb") else ".4g"
+    scale, form = (100, ".1f") if share else (1, ",.0f" if abs(row.value) >= 1000 else plain)
     text = f"{scale * row.value:{form}}{'%' if share else ''}"
     if row.interval is None:
         return text

@@ -17,6 +17,7 @@ from nanochat_pl.report.scores import (
     chance_verdict,
     evaluated_checkpoints,
     evaluation_blocks,
+    overall_verdict,
     run_labels,
     summary_table,
 )
@@ -102,8 +103,8 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
             yield Text(f"{label}: {problem}", note=True)
     verdicts = [chance_verdict(result.rows) for run in runs for result in run.results]
     known = [verdict for verdict in verdicts if verdict is not None]
-    if known and not any(number for _, number in known):
-        yield Text("No accuracy in this report is better than chance; see the evaluations below.", note=True)
+    if said := overall_verdict(known):
+        yield Text(said, note=2 * sum(len(v.above) for v in known) < sum(v.num_compared for v in known))
     yield Heading(2, "Summary")
     summary = summary_table(runs)
     if summary.rows:
