@@ -188,6 +188,18 @@ def test_a_base_model_continues_text_when_asked_to(base: str, chat: Chatted):
     assert "never seen" not in err
 
 
+def test_commands_of_conversations_say_that_they_do_not_apply_to_complete(base: str, chat: Chatted, tmp_path: Path):
+    commands = ("system be nice", "save talk.json", "regenerate", "edit the hat", "load talk.json")
+    code, out, err = chat(base, "--complete", typed="the cat\n" + "".join(f"/{command}\n" for command in commands))
+    assert code == 2
+    assert out.startswith("> the cat\n")
+    for command in commands:
+        assert f"/{command.split()[0]} does not apply to --complete" in err
+    _, _, err = chat(base, "--complete", typed="/help\n")
+    assert "/temperature" in err
+    assert "/regenerate" not in err
+
+
 def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: str, chat: Chatted):
     questions = ["the cat sat on the mat " * 3 + str(i) for i in range(24)] + ["the cat sat on the mat " * 60]
     assert sum(map(len, map(TOKENIZER.encode, questions))) > 10 * 128
@@ -213,6 +225,7 @@ def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: st
         (["-n", "-2"], "max_new_tokens=-2 must"),
         (["-p", "  "], "there is nothing to ask"),
         (["-p", "a", "--question", "b"], "--question"),
+        (["--complete", "--system", "be nice"], "--system belongs to a conversation"),
         (["--colour"], "--help"),
     ],
 )

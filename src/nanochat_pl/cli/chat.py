@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
         asked = parser.parse_args(arguments)
         if asked.prompt is not None and asked.question:
             raise ValueError("-p asks one question and prints its answer alone; give --question for all of them")
+        if asked.complete and asked.system is not None:
+            raise ValueError("--system belongs to a conversation, and --complete continues plain text: leave one out")
         return _chat(asked)
     except (ValueError, OSError) as error:
         return refuse(error)

@@ -40,6 +40,8 @@ COMMANDS = {
     "compare": ("[checkpoint|off]", "let another model answer as well"),
     "quit": ("", "leave, like Ctrl-D"),
 }
+OF_CONVERSATIONS = ("system", "regenerate", "edit", "save", "load")
+"""Commands that mean nothing where plain text is continued."""
 SETTINGS = {
     "temperature": "temperature",
     "topk": "top_k",
@@ -134,6 +136,8 @@ class Terminal:
                 f"there is no /{name}; there are {', '.join(f'/{known}' for known in COMMANDS)}. "
                 "A question that begins like this can be asked with a space before it."
             )
+        if self.complete and name in OF_CONVERSATIONS:
+            raise ValueError(f"/{name} does not apply to --complete, which continues plain text; chat without it")
         if argument and not COMMANDS[name][0]:
             raise ValueError(f"/{name} takes nothing behind it, found {argument!r}")
         if name in SETTINGS:
@@ -236,6 +240,8 @@ class Terminal:
 
     def _help(self, _: str) -> None:
         uses = {f"/{name} {argument}": what for name, (argument, what) in COMMANDS.items()}
+        if self.complete:
+            uses = {use: what for use, what in uses.items() if use[1:].split()[0] not in OF_CONVERSATIONS}
         width = max(map(len, uses))
         lines = [f"{use:{width}} {what}" for use, what in uses.items()]
         lines += [
