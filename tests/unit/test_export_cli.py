@@ -1,6 +1,7 @@
 """`nanochat-pl export` and `import`: what goes out comes back, nothing is lost on the way or by the way."""
 
 import json
+import os
 import shutil
 import zipfile
 from dataclasses import replace
@@ -87,6 +88,18 @@ def test_every_format_comes_back_as_it_went(run: Path, form: str, capsys: pytest
     assert "imported: outputs/imported/small" in said and "step 12" in said
     assert_same_model(run, "outputs/imported/small")
     assert not list(Path("outputs").rglob(".*")), "nothing half done may stay behind"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have such modes on POSIX only")
+@pytest.mark.parametrize("form", list(export.FORMATS))
+def test_files_of_an_export_are_readable_as_others_that_one_writes(run: Path, form: str):
+    before = os.umask(0o027)
+    try:
+        out, _ = export.export_model(run, form)
+    finally:
+        os.umask(before)
+    files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: "0o640" for path in files}
 
 
 def test_an_imported_run_says_where_it_is_from(run: Path):

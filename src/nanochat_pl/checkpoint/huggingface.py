@@ -11,6 +11,7 @@ Stage, step, run config and table rounding have no place in Hugging Face's files
 import dataclasses
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,11 @@ def write(stored: Stored, folder: Path, card: str | None = None) -> tuple[str, .
         theirs: (stored.state[ours][:rows] if ours in _END_NAMES else stored.state[ours]).float().contiguous()
         for ours, theirs in _names(stored.config.n_layer).items()
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    save_file(weights, file, metadata={"format": "pt"})  # puts a file for the owner alone in its place
+    file.chmod(mode)
     ours = {
         "format": _FORMAT,
         "stage": stored.stage,
