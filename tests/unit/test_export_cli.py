@@ -139,6 +139,14 @@ def test_the_rounding_of_rotary_tables_that_no_file_names_can_be_said(run: Path,
     assert_same_model(run, "two")
 
 
+def test_an_export_says_which_checkpoint_it_took(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert export.main([str(run), "--format", "zip"]) == 0
+    assert f"exporting: {run / 'checkpoints' / 'last.ckpt'}, step 12\n" in capsys.readouterr().out
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
+    assert export.main([str(run), "--format", "zip", "--force"]) == 0
+    assert "best.ckpt, step 12\n" in capsys.readouterr().out
+
+
 def test_a_destination_is_replaced_only_when_asked_and_only_if_it_was_an_export(
     run: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 def export_model(
     source: str | Path, form: str, out: Path | None = None, *, force: bool = False
 ) -> tuple[Path, tuple[str, ...]]:
-    """Write a model in another format.
+    """Write a model in another format, and print which file it is taken from.
 
     Args:
         source: what `load_model` opens, or an archive.
@@ -88,6 +88,7 @@ def export_model(
     from nanochat_pl.checkpoint import read_model
 
     stored = read_model(source)
+    print(f"exporting: {stored.file}, step {stored.step:,}", flush=True)
     run = _run_of(stored)
     name = _name(stored, source)
     if out is None:
