@@ -323,6 +323,35 @@ def test_conversations_have_limits(tokenizer, limit, messages):
             assert post(f"{url}/v1/completions", json={"prompt": ["four"] * 3}).status_code == 400
 
 
+def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
+    long = {"role": "user", "content": "x" * 9999}
+    short = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+    with running(served(tokenizer)) as url:
+        error = post(url + CHAT, json={"messages": [*short, long]}).json()["error"]
+        assert error["message"].startswith("your message has 9,999 characters; this server reads at most 8,000 of one")
+        assert error["param"] == "messages[2].content"
+        error = post(url + CHAT, json={"messages": [long, short[1], short[0]]}).json()["error"]
+        assert error["message"].startswith("message 1 of 3 has 9,999 characters")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+    ],
+)
+def test_content_that_is_no_text_is_refused_in_words(tokenizer, part):
+    talk = [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, part]}]
+    with running(served(tokenizer)) as url:
+        answer = post(url + CHAT, json={"messages": talk})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert "only text parts are accepted" in error["message"]
+        assert part["type"] in error["message"]
+        assert error["param"] == "messages[0].content[1].type"
+
+
 def test_logs_say_what_was_done_and_never_what_was_said(model, caplog):
     engine_of(model).step_s = 0.0
     with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model) as url:

@@ -53,6 +53,18 @@ class PartBody(_Body):
     type: Literal["text", "python", "python_output"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_no_text(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind not in ("text", "python", "python_output"):
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "{kind} is not supported: these models read text, so only text parts are accepted",
+                {"param": "type", "kind": repr(kind[:40])},
+            )
+        return data
+
 
 class MessageBody(_Body):
     """One message of a conversation."""

@@ -132,8 +132,13 @@ class Server:
         """Refuse texts that are too long together."""
         total = sum(map(len, texts))
         if total > (limit := self.limits.max_total_chars):
+            is_chat = param == "messages"
+            what = "the conversation has" if is_chat else "the text to continue has"
+            remedy = "shorten it" + " or begin a new one" * is_chat
             raise ApiError(
-                400, f"{param} has {total} characters together; this server reads at most {limit}", param=param
+                400,
+                f"{what} {total:,} characters together; this server reads at most {limit:,} of a request: {remedy}",
+                param=param,
             )
 
     def check_messages(self, texts: Sequence[str]) -> None:
@@ -141,13 +146,18 @@ class Server:
         limits = self.limits
         if len(texts) > limits.max_messages:
             raise ApiError(
-                400, f"{len(texts)} messages; this server reads at most {limits.max_messages}", param="messages"
+                400,
+                f"the conversation has {len(texts):,} messages; this server reads at most {limits.max_messages:,}: "
+                "begin a new one",
+                param="messages",
             )
         for i, text in enumerate(texts):
             if len(text) > limits.max_message_chars:
+                which = "your message" if i == len(texts) - 1 else f"message {i + 1} of {len(texts)}"
                 raise ApiError(
                     400,
-                    f"messages[{i}] has {len(text)} characters; this server reads at most {limits.max_message_chars}",
+                    f"{which} has {len(text):,} characters; this server reads at most {limits.max_message_chars:,} of "
+                    "one message: shorten it",
                     param=f"messages[{i}].content",
                 )
         self.check_chars(texts, "messages")
