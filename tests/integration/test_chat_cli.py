@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from rich.console import Console
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.checkpoint.lightning import identity
 from nanochat_pl.cli.chat import main
+from nanochat_pl.decoding import Session
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.screen import Screen
@@ -188,6 +190,28 @@ def test_a_base_model_continues_text_when_asked_to(base: str, chat: Chatted):
     assert "never seen" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "--complete continues text"), (["--complete"], "it takes this text for a whole one")],
+)
+def test_a_base_model_that_ends_at_once_says_so(
+    base: str, chat: Chatted, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+):
+    ordinary = Session._choose
+
+    def ends(self: Any, rows: Any, draws: Any, logits: torch.Tensor, events: Any) -> None:
+        logits = torch.full_like(logits, -10.0)
+        logits[:, TOKENIZER.bos_id] = 10.0
+        ordinary(self, rows, draws, logits, events)
+
+    monkeypatch.setattr(Session, "_choose", ends)
+    code, out, err = chat(base, "-t", "0", "-p", "the cat", *arguments)
+    assert code == 0
+    assert not out.strip()
+    assert f"The model ended at once: {'' if arguments else 'a base model'}" in err
+    assert said in err
+
+
 def test_commands_of_conversations_say_that_they_do_not_apply_to_complete(base: str, chat: Chatted, tmp_path: Path):
     commands = ("system be nice", "save talk.json", "regenerate", "edit the hat", "load talk.json")
     code, out, err = chat(base, "--complete", typed="the cat\n" + "".join(f"/{command}\n" for command in commands))
@@ -334,7 +358,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(talker: str, tmp_path: Path):
         someone.types("the cat?\r")
         someone.waits_for(r"cat\?.*\n.*\n")  # in the midst of the answer
         someone.types("\x03")  # the terminal turns it into SIGINT
-        assert "tokens/s" in someone.waits_for("stopped" + PROMPT)
+        shown = someone.waits_for("stopped" + PROMPT)
+        assert "tokens/s" in shown
+        assert "^C" not in shown
         someone.types("/tok\t 5\r")
         someone.waits_for("max_new_tokens is 5" + PROMPT)
         someone.types("and \\\rtwo lines?\r")

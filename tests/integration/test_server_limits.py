@@ -500,3 +500,25 @@ def test_what_browsers_send_is_an_origin(origin):
     from nanochat_pl.cli.serve import _check_origin
 
     _check_origin(origin)
+
+
+@pytest.mark.parametrize(("host", "page"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")])
+def test_the_address_that_is_said_is_one_to_go_to(capsys, host, page):
+    from nanochat_pl.cli.serve import _say_where
+
+    with socket.create_server((host, 0)) as listening:
+        _say_where(listening, True)
+        port = listening.getsockname()[1]
+    out = capsys.readouterr().out
+    assert out.startswith(f"page: http://{page}:{port}/ ")
+    assert (f"for others: http://<this machine's name or address>:{port}/" in out) == (host == "0.0.0.0")
+
+
+def test_help_says_every_default(capsys):
+    from nanochat_pl.cli.serve import main
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for default in ("refuse", "auto", "120", "20"):
+        assert f"(default: {default})" in said

@@ -32,7 +32,7 @@ def test_an_answer_is_shown_while_it_is_made_and_counted_after(visitor: Visitor,
     visitor.wait_until_idle()
     assert visitor.answers() == ["The sky is blue."]
     assert visitor.page.locator(".prose strong").inner_text() == "blue"
-    assert re.match(r"3 tokens · .*first after [\d.]+ s", visitor.page.locator(".statistics").inner_text())
+    assert re.match(r"3 tokens · .*first after [\d.]+\xa0s", visitor.page.locator(".statistics").inner_text())
     assert visitor.page.evaluate("document.activeElement.id") == "question"
 
 

@@ -51,8 +51,8 @@ def _parser() -> Arguments:
     add("--api-key-file", type=Path, metavar="FILE", help="file with such keys, one a line")
     add("--cors", nargs="+", default=[], metavar="ORIGIN", help="pages of other origins that may use it; * = all")
     add("--trust-proxy", metavar="ADDRESSES", help="proxies whose X-Forwarded-For tells the client's address")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of decoding")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of decoding (default: %(default)s)")
     add("--batch-size", type=int, default=16, metavar="ROWS", help="answers at once, a model (default: %(default)s)")
     add("--queue", type=int, default=256, metavar="N", help="answers that may wait, a model (default: %(default)s)")
     add("--queue-per-client", type=int, metavar="N", help="of one client, told by key and address (default: all)")
@@ -60,14 +60,14 @@ def _parser() -> Arguments:
     add("--max-messages", type=int, default=500, help="of a conversation (default: %(default)s)")
     add("--max-message-chars", type=int, default=8_000, help="of one message (default: %(default)s)")
     add("--max-total-chars", type=int, default=32_000, help="of a request (default: %(default)s)")
-    add("--request-timeout", type=float, default=120.0, metavar="S", help="of an answer, waiting included (120)")
+    add("--request-timeout", type=float, default=120.0, metavar="S", help="of an answer, waiting too (default: 120)")
     add(
         "--context",
         default="refuse",
         choices=("refuse", "drop"),
         help="what is done with chats that are too long (default: %(default)s)",
     )
-    add("--grace", type=float, default=20.0, metavar="S", help="for answers under way when it is ended (20)")
+    add("--grace", type=float, default=20.0, metavar="S", help="for answers under way when it ends (default: 20)")
     return parser
 
 
@@ -267,7 +267,11 @@ def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
 def _say_where(listening: socket.socket, has_key: bool) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"page: http://{shown}:{port}/   API: http://{shown}:{port}/v1   figures: /stats, /metrics", flush=True)
+    is_everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    here = "localhost" if is_everywhere else shown  # 0.0.0.0 is no address that one can go to
+    print(f"page: http://{here}:{port}/   API: http://{here}:{port}/v1   figures: /stats, /metrics", flush=True)
+    if is_everywhere:
+        print(f"for others: http://<this machine's name or address>:{port}/", flush=True)
     if _is_loopback(listening):
         print(
             "only this machine reaches it; for others: --host 0.0.0.0 and --api-key-env NAME, "

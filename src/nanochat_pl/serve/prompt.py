@@ -1,7 +1,9 @@
 """The line that people type questions into: a history, several lines where wanted, commands completed."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +11,32 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyPressEvent
 
-__all__ = ["history_file", "prompt_session"]
+__all__ = ["history_file", "prompt_session", "unechoed_controls"]
 
 
 def history_file() -> Path:
     """Return where questions are kept between chats, in the folder that the system means for such things."""
     state = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME")
     return Path(state or Path.home() / ".local" / "state") / "nanochat_pl" / "chat_history"
+
+
+@contextlib.contextmanager
+def unechoed_controls() -> Iterator[None]:
+    """Keep the terminal from writing `^C` into what is being shown; where there is none, change nothing."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+    except (ImportError, OSError, ValueError, termios.error):  # another system, or no terminal
+        yield
+        return
+    changed = [*before]
+    changed[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSession[str]":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.serve.context import ContextFull
+from nanochat_pl.serve.prompt import unechoed_controls
 from nanochat_pl.serve.screen import Screen, figures, labels, model_card
 from nanochat_pl.serve.session import Chat
 from nanochat_pl.serve.settings import read_setting
@@ -213,7 +214,8 @@ class Terminal:
 
         before = signal.signal(signal.SIGINT, stop)
         try:
-            yield
+            with unechoed_controls():
+                yield
         except KeyboardInterrupt:
             pass  # what came so far was said
         finally:
@@ -227,6 +229,8 @@ class Terminal:
             whose = f"{name}: " if len(names) > 1 else ""
             if self.interactive:
                 self.screen.note(f"{whose}{figures(chat.stats)}")
+            if chat.stats.ended == "end" and not chat.stats.new_tokens:
+                self.screen.warn(f"{whose}{self._why_silent(chat)}")
             if chat.stats.truncated:
                 what = "text" if self.complete else "question"
                 self.screen.warn(f"{whose}The {what} is longer than the context; only its end was read.")
@@ -235,6 +239,14 @@ class Terminal:
                     f"{whose}The context is full: the oldest {chat.stats.dropped} messages are no longer read. "
                     "/clear begins anew."
                 )
+
+    def _why_silent(self, chat: Chat) -> str:
+        """Say what an answer of no token means."""
+        if self.complete:
+            return "The model ended at once: it takes this text for a whole one. Another temperature or text may help."
+        if chat.loaded.stage == "base":
+            return "The model ended at once: a base model has never seen a conversation; --complete continues text."
+        return "The model ended at once, without a word; /regenerate asks again."
 
     # -- commands -----------------------------------------------------------------------------------------------
 

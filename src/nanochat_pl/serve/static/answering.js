@@ -106,15 +106,15 @@ function append(parts, part) {
   else parts.push({ type: part.type, text: part.text });
 }
 
-/** Word how much was written and how fast: "84 tokens · 21.3 tokens/s · first after 0.4 s". */
+/** Word how much was written and how fast: "84 tokens · 21.3 tokens/s · first after 0.4 s"; units stay with their numbers. */
 export function statistics(answer) {
   if (answer.pieces === 0) return "";
   // Until the server has counted (a stopped answer never is), a piece of the stream is about a token.
   const count = answer.tokens ?? answer.pieces;
   const words = [`${answer.tokens === null ? "about " : ""}${count} token${count === 1 ? "" : "s"}`];
-  if (count > 1 && answer.seconds >= MEASURABLE_S) words.push(`${rounded((count - 1) / answer.seconds)} tokens/s`);
+  if (count > 1 && answer.seconds >= MEASURABLE_S) words.push(`${rounded((count - 1) / answer.seconds)}\u00a0tokens/s`);
   const { wait } = answer;
-  if (wait !== null) words.push(`first after ${wait < 0.1 ? wait.toFixed(2) : rounded(wait)} s`);
+  if (wait !== null) words.push(`first after ${wait < 0.1 ? wait.toFixed(2) : rounded(wait)}\u00a0s`);
   return words.join(" · ");
 }
 
