@@ -335,8 +335,9 @@ def person(columns: int, state: Path, *arguments: str) -> Iterator[Person]:
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    env = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(state)}
-    env |= {"OMP_NUM_THREADS": "1"}
+    # Without COLUMNS, which pytest-xdist sets in its workers and which counts for more than the terminal's size.
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    env |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(state), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "nanochat_pl.cli.main", "chat", *arguments],
         stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True,
