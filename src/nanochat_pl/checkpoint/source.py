@@ -108,7 +108,7 @@ def is_package(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return set(PACKAGE_FILES) <= set(archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError):
+    except (zipfile.BadZipFile, NotImplementedError):  # the latter of archives made in ways Python cannot read
         return False
 
 

@@ -56,6 +56,21 @@ class MetricRow:
     group: Mapping[str, str] | None = None
     """One part of the questions, as `{"subject": "natural science"}`; None = all."""
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "MetricRow":
+        """Read a row of `results.json` back.
+
+        Raises:
+            TypeError: fields are missing, or unknown.
+        """
+        intervals = {key: Interval(**row[key]) for key in ("interval", "bootstrap") if row.get(key)}
+        return cls(**{**row, **intervals})
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the figure is a share of the questions, shown in percent."""
+        return self.count is not None or self.metric.startswith("pass@")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

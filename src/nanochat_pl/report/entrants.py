@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.eval.results import SCHEMA, MetricRow
-from nanochat_pl.eval.stats import Interval
 from nanochat_pl.paths import checkpoint_file
 
 __all__ = [
@@ -203,7 +202,7 @@ def load_result(file: Path) -> Result:
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}; {again}")
     try:
-        rows = [_row(metric) for metric in document["metrics"]]
+        rows = [MetricRow.from_json(metric) for metric in document["metrics"]]
         name, checkpoint, settings = document["name"], document["checkpoint"], document["config"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} lacks {error} of a results document; {again}") from error
@@ -215,11 +214,6 @@ def load_result(file: Path) -> Result:
             f"({document.get('config_hash')}): an evaluation was begun and not finished; {again}"
         )
     return Result(file=file, name=name, checkpoint=checkpoint, settings=settings, rows=rows, records=records)
-
-
-def _row(metric: Mapping[str, Any]) -> MetricRow:
-    intervals = {key: Interval(**metric[key]) for key in ("interval", "bootstrap") if metric.get(key)}
-    return MetricRow(**{**metric, **intervals})
 
 
 def _records(file: Path) -> list[Record]:

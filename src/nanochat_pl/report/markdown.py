@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from nanochat_pl.eval.results import fenced
 from nanochat_pl.report.plots import Figure
 
 __all__ = ["Block", "Code", "Figure", "Folded", "Heading", "Table", "Text", "every_figure", "render_markdown"]
@@ -82,8 +83,7 @@ def _plain(block: Block, picture: Callable[[Figure], str]) -> str:
         case Figure(_, _, caption):
             return f"![{_escaped(caption)}]({picture(block)})"
         case Code(text):
-            fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-            return f"{fence}text\n{text}\n{fence}"
+            return "\n".join(fenced(text))
         case Folded(title, blocks):
             inside = render_markdown(blocks, picture)
             return f"<details><summary>{_escaped(title)}</summary>\n\n{inside}\n</details>"

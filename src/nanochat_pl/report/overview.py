@@ -18,7 +18,6 @@ __all__ = [
     "draw_up",
     "figure_name",
     "format_value",
-    "is_share",
     "tables",
     "verdicts",
 ]
@@ -78,11 +77,6 @@ def figure_name(line: Line | SeedLine) -> str:
     return line.metric if line.task == line.evaluation else f"{line.task} {line.metric}"
 
 
-def is_share(row: MetricRow) -> bool:
-    """Tell whether a figure is a share, shown in percent."""
-    return row.count is not None or row.metric.startswith("pass@")
-
-
 def format_value(value: float, share: bool) -> str:
     """Return a share in percent, anything else with four decimals."""
     return f"{value:.1%}" if share else f"{value:.4f}"
@@ -91,7 +85,7 @@ def format_value(value: float, share: bool) -> str:
 def _figure(row: MetricRow | None) -> str:
     if row is None or row.value is None:
         return "–"
-    share = is_share(row)
+    share = row.is_share
     text = format_value(row.value, share)
     if row.interval is not None:
         text += f" [{format_value(row.interval.low, share)}, {format_value(row.interval.high, share)}]"
@@ -101,7 +95,7 @@ def _figure(row: MetricRow | None) -> str:
 def _difference(judgement: Judgement | None, row: MetricRow | None) -> str:
     if judgement is None or row is None:
         return ""
-    scale, form, unit = (100, "+.1f", " points") if is_share(row) else (1, "+.4f", "")
+    scale, form, unit = (100, "+.1f", " points") if row.is_share else (1, "+.4f", "")
     text = f"{scale * judgement.difference:{form}}"
     if judgement.interval is not None:
         text += f" [{scale * judgement.interval.low:{form}}, {scale * judgement.interval.high:{form}}]"
@@ -146,7 +140,7 @@ def _spread(line: SeedLine, index: int, share: bool) -> str:
 
 def tables(overview: Overview) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Give title, header and rows of each table: one an evaluation, and one over seeds where there are groups."""
-    shares = [any(row is not None and is_share(row) for row in line.rows) for line in overview.lines]
+    shares = [any(row is not None and row.is_share for row in line.rows) for line in overview.lines]
     for name in dict.fromkeys(line.evaluation for line in overview.lines):
         rows = []
         for line in overview.lines:

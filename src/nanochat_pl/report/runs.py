@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval
 
 __all__ = [
     "STAGES",
@@ -330,7 +329,7 @@ def _read_results(folder: Path, problems: list[str]) -> Iterable[Result]:
         unreadable: list[str] = []
         content = _read_json(path, unreadable)
         try:
-            rows = tuple(_metric_row(row) for row in content["metrics"])
+            rows = tuple(MetricRow.from_json(row) for row in content["metrics"])
             seconds = float(content["seconds"])
             step = content["checkpoint"].get("step")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -351,13 +350,6 @@ def _read_results(folder: Path, problems: list[str]) -> Iterable[Result]:
 def _checkpoint_order(name: str) -> tuple[int, str]:
     preferred = ("best", "last")
     return (preferred.index(name) if name in preferred else len(preferred), name)
-
-
-def _metric_row(row: Mapping[str, Any]) -> MetricRow:
-    fields = dict(row)
-    for key in ("interval", "bootstrap"):
-        fields[key] = Interval(**fields[key]) if fields.get(key) else None
-    return MetricRow(**fields)
 
 
 def _json_lines(path: Path, limit: int = 5000) -> list[dict[str, Any]]:

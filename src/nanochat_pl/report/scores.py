@@ -252,10 +252,9 @@ def _name(row: MetricRow, alone: bool = False) -> str:
 def _cell(row: MetricRow) -> str:
     if row.value is None:
         return f"- (n = {row.n})"
-    share = row.count is not None or row.metric.startswith("pass@")
     plain = ".4f" if row.metric in _COMPOSITES or row.metric.endswith("bpb") else ".4g"
-    scale, form = (100, ".1f") if share else (1, ",.0f" if abs(row.value) >= 1000 else plain)
-    text = f"{scale * row.value:{form}}{'%' if share else ''}"
+    scale, form = (100, ".1f") if row.is_share else (1, ",.0f" if abs(row.value) >= 1000 else plain)
+    text = f"{scale * row.value:{form}}{'%' if row.is_share else ''}"
     if row.interval is None:
         return text
     return f"{text} [{scale * row.interval.low:{form}}, {scale * row.interval.high:{form}}]"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.report.comparison import Line
 from nanochat_pl.report.entrants import stage_order
-from nanochat_pl.report.overview import Overview, baseline_text, figure_name, format_value, is_share
+from nanochat_pl.report.overview import Overview, baseline_text, figure_name, format_value
 
 __all__ = ["svg_charts", "text_chart"]
 
@@ -25,7 +25,7 @@ def _progress(overview: Overview) -> Iterator[tuple[Line, list[tuple[str, Metric
             ]
             highest = max((_high(row) for _, row in points), default=0.0)
             if len(points) > 1 and highest > 0 and min(row.value or 0.0 for _, row in points) >= 0:
-                yield line, points, 1.0 if all(is_share(row) for _, row in points) else highest
+                yield line, points, 1.0 if all(row.is_share for _, row in points) else highest
 
 
 def _high(row: MetricRow) -> float:
@@ -44,7 +44,7 @@ def text_chart(overview: Overview) -> str:
             low, high = (row.interval.low, row.interval.high) if row.interval else (row.value, row.value)
             full, all_of_it = round(_BAR * max(low, 0.0) / scale), round(_BAR * high / scale)
             bar = "█" * full + "▒" * (all_of_it - full)
-            said.append(f"  {label:{width}}  {bar:·<{_BAR}}  {format_value(row.value, is_share(row))}")
+            said.append(f"  {label:{width}}  {bar:·<{_BAR}}  {format_value(row.value, row.is_share)}")
     return "\n".join(said)
 
 
@@ -57,7 +57,7 @@ def _svg(line: Line, points: Sequence[tuple[str, MetricRow]], scale: float) -> s
     """Draw one figure over the stages: a row a checkpoint, so that long names and narrow screens do no harm."""
     left, width, step, top = 10, 340, 44, 34
     height = top + step * len(points) + 24
-    share = all(is_share(row) for _, row in points)
+    share = all(row.is_share for _, row in points)
 
     def x(value: float) -> float:
         return round(left + width * min(max(value, 0.0) / scale, 1.0), 1)
