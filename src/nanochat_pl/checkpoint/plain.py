@@ -44,7 +44,7 @@ def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
     except Exception as error:  # a damaged or crafted file fails in a dozen ways
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {remedy} "
-            f"({_first_line(error)})"
+            f"({_first_sentence(error)})"
         ) from error
 
 
@@ -86,7 +86,7 @@ def _kind(value: Any) -> str:
     return "an empty dict" if value == {} and isinstance(value, dict) else f"a {type(value).__name__}"
 
 
-def _first_line(error: BaseException) -> str:
-    """Say what went wrong, without torch's advice to trust the file."""
+def _first_sentence(error: BaseException) -> str:
+    """Say what went wrong, without what torch adds on how such files come about and how to trust them."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text.partition(" In PyTorch 2.6")[0]
+    return text.partition(". ")[0].partition(" In PyTorch 2.6")[0]
