@@ -8,7 +8,7 @@ READY := .venv/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check test lint format clean
+.PHONY: help setup quickstart check test explore lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ check: $(READY) lint ## Check style and types, run the quick tests (some minutes
 
 test: check ## The same, then the slow and the two-process tests
 	$(PYTEST) -m "(slow or dist) and not gpu and not network"
+
+explore: $(READY) ## The property tests on new random examples
+	HYPOTHESIS_PROFILE=explore $(PYTEST) -m "not gpu and not network" $$(grep -rl "^from hypothesis import" tests --include='test_*.py')
 
 lint: $(READY) ## Check style and types only
 	$(BIN)/ruff check

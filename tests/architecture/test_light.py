@@ -54,3 +54,23 @@ def test_a_mistake_is_one_line_and_loads_nothing_heavy(tmp_path: Path, arguments
     assert len(said.splitlines()) == 1
     assert not HEAVY & loaded
     assert not any(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "serve"])
+def test_commands_that_compute_let_idle_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch, command: str):
+    """OpenMP reads its variables when torch is loaded, so they must be set by then, and never over a user's choice."""
+    from nanochat_pl.cli.main import module_of
+
+    program = (
+        "import os, sys\n"
+        f"from {module_of(command)} import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print('spins', os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value, expected in (("TERM", "dumb", "1000"), ("OMP_WAIT_POLICY", "ACTIVE", "None")):
+        monkeypatch.setenv(name, value)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert done.stdout.splitlines()[-1:] == [f"spins {expected}"], done.stderr

@@ -13,9 +13,7 @@ from schemathesis.checks import not_a_server_error
 
 from tests.integration.serving import get, running, served, tiny_tokenizer
 
-MODEST = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-)
+MODEST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -8,7 +8,7 @@ from nanochat_pl.serve.context import ContextFull, fit, fit_text
 from nanochat_pl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the cat sat on the mat Ünïcödé 你好世界 🌍🌍\n\n"] * 3, vocab_size=290)
-laws = settings(deadline=None, database=None, max_examples=100)
+laws = settings(deadline=None, max_examples=100)
 CONTENTS = st.lists(st.text("the cat 你🌍\n", max_size=60), min_size=1, max_size=15).filter(
     lambda texts: len(texts) % 2
 )

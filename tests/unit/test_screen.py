@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,7 +15,7 @@ from nanochat_pl.serve.screen import Screen, labels, visible
 from nanochat_pl.serve.text import Part
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J \rback\x08 [bold]markup[/bold] :smile: \u202egnp\u202c \u061c\x00\x7f"
-laws = settings(deadline=None, database=None, max_examples=100)
+laws = settings(deadline=None, max_examples=100)
 
 
 def screen(width: int = 80, terminal: bool = True) -> tuple[Screen, io.StringIO]:
@@ -55,7 +55,9 @@ def test_text_without_control_characters_is_shown_as_it_is(text: str):
 
 
 @laws
-@given(st.lists(st.text("ab cé你🌍\n", max_size=8), max_size=20), st.integers(4, 30))
+@given(st.lists(st.text("ab cé你🌍\u3000\n", max_size=8), max_size=20), st.integers(4, 30))
+@example([" aaaa"], 4)
+@example(["a\u3000aaa"], 5)
 def test_wrapping_moves_words_and_changes_none(pieces: list[str], width: int):
     shown, out = screen(width)
     shown.stream([Part("text", piece) for piece in pieces])

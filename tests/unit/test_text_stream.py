@@ -12,7 +12,7 @@ TOKENIZER = Tokenizer.train(
 )
 NUM_PLAIN = TOKENIZER.vocab_size - len(SPECIAL_TOKENS)
 PLAIN = st.lists(st.integers(0, NUM_PLAIN - 1), max_size=40)
-laws = settings(deadline=None, database=None, max_examples=200)
+laws = settings(deadline=None, max_examples=200)
 
 
 def run(tokens, stop=()) -> tuple[list[Part], TextStream]:

@@ -5,7 +5,10 @@ import os
 import sys
 from typing import NoReturn
 
-__all__ = ["Arguments", "refuse"]
+__all__ = ["Arguments", "refuse", "share_cores"]
+
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+"""The variables by which users say how OpenMP's threads wait."""
 
 
 class Arguments(argparse.ArgumentParser):
@@ -28,3 +31,15 @@ def refuse(error: BaseException) -> int:
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+
+
+def share_cores() -> None:
+    """Let idle OpenMP threads give their core away soon; must be called before torch is imported.
+
+    By default a thread of GNU's OpenMP that has finished its share of an operation spins until the others have finished
+    theirs. Beside another busy process it takes the very core that the others need, and a step can take ten times as
+    long. A short spin costs next to nothing alone (docs/results.md has the figures). Where the user has set any of
+    `GOMP_SPINCOUNT`, `OMP_WAIT_POLICY` or `KMP_BLOCKTIME`, nothing is changed.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"] = "1000"

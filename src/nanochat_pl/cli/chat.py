@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
 from nanochat_pl.serve.settings import Settings, read_setting
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ command) of one conversation; -p - takes the whole of it as one question.
 
 def main(arguments: list[str]) -> int:
     """Chat; return 0, 2 for what the user can mend, 130 after Ctrl-C where nobody types."""
+    share_cores()
     parser = _parser()
     try:
         asked = parser.parse_args(arguments)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str]) -> int:
     """Serve until a signal comes; return 0, or 2 for what cannot be served."""
+    share_cores()
     parser = _parser()
     try:
         options = parser.parse_args(arguments)

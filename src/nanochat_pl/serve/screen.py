@@ -96,12 +96,13 @@ class _Wrapped:
         """Show the word that was held back."""
         if not self._word:
             return
-        size = cell_len(self._word)
-        if self._column and self._column + len(self._space) + size > self._width:
-            self._put("\n")
-            self._column, self._space = 0, ""
+        size, space = cell_len(self._word), cell_len(self._space)
+        if self._column + space + size > self._width:
+            if self._column:
+                self._put("\n")
+            self._column, self._space, space = 0, "", 0  # also at the start of a line, where indentation gives way
         self._put(self._space + self._word)
-        self._column += len(self._space) + size
+        self._column += space + size
         self._space = self._word = ""
 
     def _put(self, text: str) -> None:
