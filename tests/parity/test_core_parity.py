@@ -3,15 +3,13 @@
 import json
 
 import pytest
-import torch
 
 from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_scoring import LineEncoder, score_items
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
-from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.tokenizer import Tokenizer
+from tests.parity.reference import load, main_weights
 
 TASKS = [
     "multiple_choice",
@@ -30,11 +28,7 @@ def tokenizer(reference_root):
 
 @pytest.fixture(scope="module")
 def model(reference_root):
-    folder = reference_root / "base" / "base_checkpoints" / "d4"
-    meta = json.loads((folder / "meta_000000.json").read_text())
-    model = GPT(GPTConfig(**meta["model_config"]))
-    model.load_state_dict(torch.load(folder / "model_000000.pt", weights_only=True))
-    return model
+    return load(main_weights(reference_root))
 
 
 @pytest.fixture(params=TASKS)

@@ -1,25 +1,20 @@
 """Our optimizers against recorded steps of nanochat classic: one matrix, whole training steps, schedules."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, check_roles, clip_gradients, set_schedule
 from nanochat_pl.optim.muon import Muon
 from nanochat_pl.optim.orthogonalize import newton_schulz
 from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
+from tests.parity.reference import load, main_weights, read
 
 SHAPES = ("s0", "s1", "s2", "s3")  # tall, wide, square, wide
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +68,9 @@ def test_the_default_schedule_equals_that_of_the_recorded_run(reference_root):
 
 
 def load_d4(reference_root: Path, step: int) -> tuple[GPT, tuple[Muon, torch.optim.AdamW]]:
-    folder = reference_root / "base" / "base_checkpoints" / "d4"
-    shape = read(folder / f"meta_{step:06d}.json")["model_config"]
-    model = GPT(GPTConfig(**shape))
-    model.load_state_dict(torch.load(folder / f"model_{step:06d}.pt", weights_only=True))
+    model = load(main_weights(reference_root, step))
     check_roles(model.param_roles(), model.named_parameters())
-    return model, build_optimizers(model.param_roles(), shape["n_embd"], OptimConfig(ns_dtype="bfloat16"))
+    return model, build_optimizers(model.param_roles(), model.config.n_embd, OptimConfig(ns_dtype="bfloat16"))
 
 
 def adopt_nanochat_state(optimizers: tuple[Muon, torch.optim.AdamW], saved: list[dict]) -> None:
@@ -102,7 +94,7 @@ def replay(reference_root: Path, first: int, last: int) -> tuple[GPT, list[tuple
         batches = torch.from_numpy(arrays["batches"]).long()
     model, optimizers = load_d4(reference_root, first)
     if first:
-        file = reference_root / "base" / "base_checkpoints" / "d4" / f"optim_{first:06d}_rank0.pt"
+        file = main_weights(reference_root).with_name(f"optim_{first:06d}_rank0.pt")
         adopt_nanochat_state(optimizers, torch.load(file, weights_only=True))
     cfg = OptimConfig(warmdown_frac=0.0, grad_clip=recorded["grad_clip"])
     figures = []
@@ -125,17 +117,25 @@ def assert_tensors_match(model: GPT, recorded: dict[str, dict]) -> None:
         assert p.norm().item() == pytest.approx(expected["l2"], rel=2e-3), name
 
 
-def test_nine_training_steps_equal_the_recorded_ones(reference_root):
-    model, ours, recorded = replay(reference_root, 0, 9)
-    for (loss, norm), expected in zip(ours, recorded):
-        assert loss == pytest.approx(expected["loss"], abs=2e-3)
-        assert norm == pytest.approx(expected["grad_norm"], abs=5e-3)
-    assert_tensors_match(model, read(reference_root / "train_steps.json")["tensors_after_9"])
+def assert_figures_match(ours: list[tuple[float, float]], recorded: list[dict]) -> None:
+    """Compare loss and norm: closely for three steps; later, noise of 1e-6 moves the original itself as far."""
+    for number, ((loss, norm), expected) in enumerate(zip(ours, recorded, strict=True)):
+        assert loss == pytest.approx(expected["loss"], abs=2e-3 if number < 3 else 2e-2)
+        assert norm == pytest.approx(expected["grad_norm"], abs=5e-3 if number < 3 else 5e-2)
+
+
+def test_all_training_steps_equal_the_recorded_ones(reference_root):
+    recorded_steps = read(reference_root / "train_steps.json")
+    last = len(recorded_steps["steps"])
+    model, ours, recorded = replay(reference_root, 0, last)
+    assert_figures_match(ours, recorded)
+    assert_tensors_match(model, recorded_steps[f"tensors_after_{last}"])
 
 
 def test_a_saved_optimizer_state_continues_as_recorded(reference_root):
-    model, ours, recorded = replay(reference_root, 6, 9)
-    for (loss, norm), expected in zip(ours, recorded):
-        assert loss == pytest.approx(expected["loss"], abs=2e-3)
-        assert norm == pytest.approx(expected["grad_norm"], abs=5e-3)
-    assert_tensors_match(model, read(reference_root / "train_steps.json")["tensors_after_9"])
+    recorded_steps = read(reference_root / "train_steps.json")
+    last = len(recorded_steps["steps"])
+    [saved] = main_weights(reference_root).parent.glob("optim_*_rank0.pt")
+    model, ours, recorded = replay(reference_root, int(saved.name.split("_")[1]), last)
+    assert_figures_match(ours, recorded)
+    assert_tensors_match(model, recorded_steps[f"tensors_after_{last}"])

@@ -16,6 +16,7 @@ from nanochat_pl.checkpoint.stored import Stored
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
+from tests.parity.reference import main_weights, read
 
 TEXTS = [
     "Gold is a metal. Iron is a metal too; 12 + 30 = 42, isn't it? " * 4,
@@ -97,7 +98,7 @@ def test_transformers_computes_the_same_logits_with_equal_rotary_tables(
 
 
 def test_a_model_that_nanochat_trained_computes_the_same_in_transformers(reference_root: Path, tmp_path: Path):
-    trained = reference_root / "base" / "base_checkpoints" / "d4" / "model_000006.pt"
+    trained = sorted(main_weights(reference_root).parent.glob("model_*.pt"))[-1]
     stored = read_model(trained)
     huggingface.write(stored, tmp_path)
     theirs = their_model(tmp_path)
@@ -375,7 +376,7 @@ def test_ten_thousand_real_texts_keep_their_ids(data_root: Path, reference_root:
     import pyarrow.parquet as pq
     import tokenizers
 
-    tokenizer = Tokenizer.load(reference_root / "curve_d4_tokenizer.pkl")
+    tokenizer = Tokenizer.load(reference_root / read(reference_root / "curve_d4.json")["tokenizer"])
     theirs = tokenizers.Tokenizer.from_str(json.dumps(to_tokenizer_json(tokenizer)))
     shards = sorted((data_root / "fineweb_like").glob("*.parquet"))
     documents = pq.read_table(shards[-1], columns=["text"])["text"].to_pylist()
