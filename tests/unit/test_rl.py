@@ -393,3 +393,29 @@ def test_a_task_without_a_grade_is_named():
 
     with pytest.raises(ValueError, match=r"chat.*has no reward.*mixture\.tasks\.chat=null"):
         Questions(Mixture({"letters": Letters(), "chat": Chat()}), Digits(), max_prompt_tokens=100)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", [1.0], object()], ids=str)
+@pytest.mark.parametrize("method", ["reward", "grade"])
+def test_a_reward_that_is_no_finite_number_names_task_question_and_value(value: Any, method: str):
+    class Odd(Letters):
+        pass
+
+    setattr(Odd, method, lambda self, conversation, completion: value)
+    if method == "grade":
+        Odd.reward = Task.reward  # type: ignore[method-assign]
+    questions = Questions(Mixture({"odd": Odd()}), Digits(), max_prompt_tokens=100)
+    row = next(row for row in range(8) if questions.text(row))
+    with pytest.raises(ValueError, match=r"the task odd rewarded an answer to the question 'q+' with") as error:
+        questions.reward(row, "11")
+    assert repr(value) in str(error.value)
+    assert "matrix_lr" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [True, 0, 0.5, torch.tensor(1.0)])
+def test_a_reward_may_be_any_kind_of_finite_number(value: Any):
+    class Kind(Letters):
+        def reward(self, conversation, completion):
+            return value
+
+    assert Questions(Mixture({"kind": Kind()}), Digits(), max_prompt_tokens=100).reward(0, "") == float(value)

@@ -8,6 +8,7 @@ group; an answer's advantage says how much better than its group it was.
 import math
 import random
 import statistics
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,25 @@ class Questions:
         return str(self.rows[row]["messages"][-2]["content"])
 
     def reward(self, row: int, completion: str) -> float:
-        """Give what an answer is worth."""
-        return float(self.rows.reward(self.rows[row], completion))
+        """Return what the task of a question gives for an answer.
+
+        Raises:
+            ValueError: if that is not a finite number; names the task, the question and the value.
+        """
+        conversation = self.rows[row]
+        reward = self.rows.reward(conversation, completion)
+        try:
+            value = float(reward)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value) or isinstance(reward, str):
+            question = textwrap.shorten(self.text(row), 80, placeholder=" …")
+            raise ValueError(
+                f"the task {conversation['task']} rewarded an answer to the question {question!r} with {reward!r}, and "
+                f"a reward must be a finite number; mend its reward() or grade(), or leave the task out with "
+                f"mixture.tasks.{conversation['task']}=null"
+            )
+        return value
 
 
 def check_graded(rows: Mixture) -> None:

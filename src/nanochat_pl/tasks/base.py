@@ -117,7 +117,7 @@ class Task(abc.Sequence[Conversation]):
         Raises:
             ValueError: if this task has nothing to grade by.
         """
-        return float(self.grade(conversation, completion))
+        return self.grade(conversation, completion)  # True is 1; who asks checks that it is a number
 
     def __len__(self) -> int:
         return len(self._rows) * self._whole_epochs + len(self._part)
