@@ -1,6 +1,7 @@
 """Whole runs of base and fine-tuning: counted once, resumed exactly, saved before measured, self-contained."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,44 @@ def test_rows_too_short_for_any_answer_are_refused(train: Train, tmp_path: Path)
     train(*BASE, "stage.num_steps=2")
     with pytest.raises(ValueError, match=r"stage\.sequence_len=32 cuts the answer off every conversation"):
         train(*SFT, "stage.sequence_len=32", f"init_from={tmp_path / 'base' / 'tiny'}")
+
+
+def conversations_file(folder: Path, *lengths: int) -> Path:
+    """Write conversations whose questions have so many words; the tiny tokenizer makes at least a token of each."""
+    path = folder / f"chats_{len(lengths)}.jsonl"
+    rows = [
+        [{"role": "user", "content": "word " * length}, {"role": "assistant", "content": "yes"}] for length in lengths
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def of_file(kind: str, path: Path) -> str:
+    return f"mixture.{kind}={{own: {{_target_: nanochat_pl.tasks.jsonl.JSONL, path: {path}, val_fraction: 0}}}}"
+
+
+def test_the_loss_of_a_step_without_a_supervised_token_is_no_number(train: Train, tmp_path: Path):
+    train(*BASE, "stage.num_steps=2", "run_name=start")
+    path = conversations_file(tmp_path, 3, 500, 3, 500, 3, 500)
+    train(
+        *SFT, "stage.sequence_len=64", "stage.total_batch_rows=1", "stage.device_batch=1", "stage.num_steps=6",
+        "stage.val_rows=3", f"init_from={tmp_path / 'base' / 'start'}", "~mixture", "+" + of_file("tasks", path),
+        "+" + of_file("val_tasks", path), "stage.val_every_steps=null",
+    )  # fmt: skip
+    losses = [float(loss) for loss in metrics(tmp_path / "sft_scienceqa" / "tiny", "train/loss").values()]
+    assert len(losses) == 6
+    assert sum(map(math.isnan, losses)) == 3, losses
+    assert all(loss > 0 for loss in losses if not math.isnan(loss))
+
+
+def test_validation_whose_answers_are_all_cut_away_is_refused_before_training(train: Train, tmp_path: Path):
+    train(*BASE, "stage.num_steps=2", "run_name=start")
+    short, long = conversations_file(tmp_path, *[3] * 8), conversations_file(tmp_path, 500, 400)
+    with pytest.raises(
+        ValueError, match=r"none of the 2 validation conversations .* set stage.sequence_len=\d+ or more"
+    ):
+        train(
+            *SFT, "stage.sequence_len=64", "stage.num_steps=2", "stage.val_rows=null", "~mixture",
+            f"init_from={tmp_path / 'base' / 'start'}", "+" + of_file("tasks", short), "+" + of_file("val_tasks", long),
+        )  # fmt: skip
+    assert not list((tmp_path / "sft_scienceqa").rglob("*.ckpt"))

@@ -253,8 +253,9 @@ class Progress(Callback):
         eta = (num_steps - step - 1) * now["train/dt"]
         mfu = f"{now['train/mfu']:.1f}%" if "train/mfu" in now else "-"
         reward = f"reward {now['reward']:.4f} | " if "reward" in now else ""
+        loss = "- (no supervised token)" if math.isnan(now["train/loss"]) else f"{now['train/loss']:.4f}"
         return (
-            f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {now['train/loss']:.4f} | {reward}"
+            f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {loss} | {reward}"
             f"lrm {now['train/lrm']:.2f} | dt {1000 * now['train/dt']:.0f} ms | "
             f"tok/s {now['train/tok_per_sec']:,.0f} | mfu {mfu} | eta {int(eta) // 60}m{int(eta) % 60:02d}s"
         )

@@ -56,6 +56,7 @@ def build_data(
     assert stage.total_batch_rows is not None
     drop_long = stage.long_conversations == LongConversations.drop
     check_room(rows, tokenizer, stage.sequence_len, drop_long)
+    check_validation(val_rows, stage.val_rows, tokenizer, stage.sequence_len)
     if name == "num_steps":
         steps = int(value)
     else:
@@ -135,6 +136,30 @@ def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bo
             longest,
             "dropped" if drop_long else "cut",
         )
+
+
+def check_validation(rows: Any, num_rows: int | None, tokenizer: Tokenizer, sequence_len: int) -> None:
+    """Refuse a validation set in which no conversation keeps a token to measure, whose loss would be infinite.
+
+    Args:
+        num_rows: the fixed validation set is the first so many rows; None = all.
+
+    Raises:
+        ValueError: there is none, with the length that the shortest answer needs.
+    """
+    needed: list[int] = []  # tokens up to the first supervised one
+    measured = range(min(len(rows), num_rows or len(rows)))
+    for index in measured:
+        _, mask = tokenizer.render_conversation(rows[index], max_tokens=2**31)
+        if any(mask[1 : sequence_len + 1]):
+            return
+        needed += [mask.index(1, 1)] if any(mask[1:]) else []
+    why = (
+        f"stage.sequence_len={sequence_len} cuts their answers away; set stage.sequence_len={min(needed)} or more"
+        if needed
+        else "they have no words of an assistant; give mixture.val_tasks conversations with answers"
+    )
+    raise ValueError(f"none of the {len(measured)} validation conversations has a token to measure: {why}")
 
 
 def make(spec: Any, **arguments: Any) -> Any:

@@ -6,6 +6,7 @@ else (validation, checkpoints, logs) is a callback.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,7 @@ class LanguageModel(L.LightningModule):
         self.log_every_steps = log_every_steps
         self.identity = identity or {}
         self._diverged_step: Tensor | None = None
+        self._supervised: Tensor | int = 1
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         check_roles(self.model.param_roles(), self.model.named_parameters())
@@ -74,6 +76,7 @@ class LanguageModel(L.LightningModule):
         if world > 1:
             count = torch.tensor(float(supervised), device=self.device)
             supervised = self.trainer.strategy.reduce(count, reduce_op="sum")
+        self._supervised = supervised
         scale = world / max(supervised, 1)
         for a in range(len(batch.inputs)):
             positions = None if batch.positions is None else batch.positions[a]
@@ -84,7 +87,10 @@ class LanguageModel(L.LightningModule):
         return {}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Take one optimizer step; give its mean loss over micro-batches and the gradient norm before clipping."""
+        """Take one optimizer step; return its mean loss over micro-batches and the gradient norm before clipping.
+
+        The loss of a step without a single supervised token is NaN; its gradient is zero.
+        """
         step = self.trainer.global_step
         batch = self.prepare(batch)
         muon, adamw = self.optimizers()  # type: ignore[misc]
@@ -95,6 +101,10 @@ class LanguageModel(L.LightningModule):
             with self._synchronised(a == last):
                 self.manual_backward(loss)
             total += loss.detach()
+        if isinstance(self._supervised, Tensor):  # on the device, so that nothing waits for it
+            total = torch.where(self._supervised > 0, total, math.nan)
+        elif not self._supervised:
+            total.fill_(math.nan)  # a mean over no token is no number, and 0 would look like a perfect one
         norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
         self._note_divergence(norm, step)
         # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged, or saved.
