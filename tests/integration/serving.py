@@ -19,6 +19,7 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.app import create_app
 from nanochat_pl.serve.choices import TokenTexts
+from nanochat_pl.serve.connections import timed_protocol
 from nanochat_pl.serve.limits import Limits
 from nanochat_pl.serve.models import Served
 from nanochat_pl.serve.worker import Worker
@@ -122,11 +123,12 @@ def engine_of(model: Served) -> TestEngine:
 
 
 @contextlib.contextmanager
-def running(*models: Served, **limits: Any) -> Iterator[str]:
+def running(*models: Served, header_timeout_s: float = 10.0, **limits: Any) -> Iterator[str]:
     """Run a server; yields its address."""
     app = create_app(models, Limits(**limits))
+    http = timed_protocol(header_timeout_s)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2, ws="none")
+        uvicorn.Config(app, http=http, log_config=None, access_log=False, timeout_graceful_shutdown=2, ws="none")
     )
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -172,9 +172,9 @@ def test_a_model_whose_context_is_full_says_so_and_the_other_answers(tutor: str,
     code, out, _ = chat(tutor, "--compare", talker, "--context", "refuse", typed=question)
     assert code == 2
     refused, _, answered = out.partition(f"\n2: {talker}")
-    assert "context of 128" in refused
+    assert "context length is 128" in refused
     assert answered.partition(":\n")[2].strip()
-    assert "context of" not in answered
+    assert "context length" not in answered
 
 
 def test_another_model_can_join_and_leave(tutor: str, base: str, chat: Chatted):

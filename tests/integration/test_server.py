@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 
+import httpx
 import openai
 import pytest
 import torch
@@ -289,8 +290,12 @@ def error_of(url: str, body: object, path: str = "/v1/chat/completions", status:
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"temperature": "0.5"}, "temperature", "invalid_value"),
         ({"top_p": 0}, "top_p", "invalid_value"),
-        ({"n": 99}, "n", None),
-        ({"max_tokens": 201}, "max_tokens", None),
+        ({"n": 99}, "n", "invalid_value"),
+        ({"max_tokens": 201}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 201}, "max_completion_tokens", "invalid_value"),
+        ({"ignore_eos": True}, "ignore_eos", "unsupported_parameter"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+        ({"top_k": -2}, "top_k", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"stop": ["a"] * 5}, "stop", "invalid_value"),
         ({"stop": ""}, "stop", "invalid_value"),
@@ -299,8 +304,8 @@ def error_of(url: str, body: object, path: str = "/v1/chat/completions", status:
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": None}, "messages", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
-        ({"messages": [{"role": "user"}, {"role": "user", "content": "x"}]}, "messages", "invalid_value"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "invalid_value"),
+        ({"messages": [*QUESTION, {"role": "user", "content": 3}]}, "messages[1].content", "invalid_value"),
+        ({"messages": [*QUESTION, {"role": "system"}, 5]}, "messages[2]", "invalid_value"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood", "unknown_parameter"),
         ({"messages": [{"role": "user", "content": "the sea " * 400}]}, "messages", "context_length_exceeded"),
     ],
@@ -317,11 +322,98 @@ def test_what_cannot_be_done_is_refused_and_says_where(url, change, param, code)
         {"tools": None, "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {}},
         {"frequency_penalty": 0, "presence_penalty": 0.0, "user": "me", "metadata": {"a": "b"}, "store": False},
         {"n": None, "temperature": None, "stop": None, "stream": None, "max_tokens": None, "seed": None},
+        {"store": True, "service_tier": "flex", "reasoning_effort": "none", "verbosity": "medium"},
+        {"top_k": 0, "repetition_penalty": 1.0, "ignore_eos": False, "logit_bias": {"5": 0}, "min_tokens": 0},
+        {"top_k": -1, "top_logprobs": 0, "stream_options": {"include_usage": False}, "stop": []},
+        {"guided_json": None, "mood": None, "extra": {}, "plugins": [], "nested": {"a": None, "b": [{}]}},
+        {"messages": [{"role": "user", "name": "ann", "content": "where?", "tool_calls": [], "thinking": None}]},
     ],
 )
 def test_what_changes_nothing_is_accepted(url, change):
     body = {"messages": QUESTION, "max_completion_tokens": 3} | change
     assert post(f"{url}/v1/chat/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools is not supported by this server; leave it out"),
+        ({"mood": 1}, "mood is unknown here, and a setting without effect is refused; leave it out"),
+        ({"temperature": 3}, "temperature must be 2 or less; found 3"),
+        ({"temperature": "hot"}, "temperature must be a number; found text"),
+        ({"n": 1.5}, "n must be a whole number; found 1.5"),
+        ({"stream": 1}, "stream must be true or false; found 1"),
+        ({"stop": ["a"] * 5}, "stop must be a list of 4 or fewer; found 5"),
+        ({"stop": ["a", 3]}, "stop[1] must be text; found 3"),
+        ({"stop": {}}, "stop must be text or a list of texts; found an object"),
+        ({"stop": ""}, "stop must be text that is not empty; found empty text"),
+        ({"messages": "hello"}, "messages must be a list; found text"),
+        ({"messages": []}, "messages must be a list of 1 or more; found 0"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text is missing"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0] must be an object; found text"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].role must be one of 'system', 'developer', 'user' or 'assistant'; found 'tool'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "python", "text": "1"}]}]},
+            "messages[0].content[0].type 'python' belongs to an assistant's message",
+        ),
+    ],
+)
+def test_a_fault_is_told_once_of_the_form_that_was_meant_in_words_of_our_own(url, change, message):
+    assert error_of(url, {"messages": QUESTION} | change)["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt must be a list of 1 or more; found 0"),
+        (["x", 3], "prompt[1] must be text; found 3"),
+        ([3, "x"], "prompt[1] must be a whole number; found text"),
+        ([[3, -1]], "prompt[0][1] must be 0 or more; found -1"),
+        ({"a": 1}, "prompt must be text, a list of token ids, or a list of either; found an object"),
+    ],
+)
+def test_a_prompt_has_the_form_of_what_it_holds_first(url, prompt, message):
+    assert error_of(url, {"prompt": prompt}, "/v1/completions")["message"] == message
+
+
+def said(role: str, content: object) -> dict:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("messages", "read_as"),
+    [
+        ([said("system", "a"), said("developer", "b"), said("user", "c")], "user:a\n\nb\n\nc"),
+        ([said("user", "a"), said("system", "b"), said("user", "c")], "user:a\n\nb\n\nc"),
+        ([said("user", "a"), said("assistant", "b"), said("system", "c")], "user:a assistant:b user:c"),
+        ([said("user", "a"), said("user", ""), said("user", "b")], "user:a\n\nb"),
+        ([said("system", "a")], "user:a"),
+        ([said("assistant", "a"), said("user", "b")], "user: assistant:a user:b"),
+        (
+            [said("user", "a"), said("assistant", "b"), said("assistant", "c"), said("user", "d")],
+            "user:a assistant:b\n\nc user:d",
+        ),
+        ([said("user", "a"), said("assistant", "the")], "user:a continue:the"),
+        ([said("user", "a"), said("assistant", None)], "user:a"),
+    ],
+)
+def test_a_conversation_in_any_order_is_read_by_the_stated_rule(url, tokenizer, messages, read_as):
+    expected = [tokenizer.bos_id]
+    for turn in read_as.split(" "):
+        role, _, text = turn.partition(":")
+        end = [] if role == "continue" else [tokenizer.special_id(f"<|{role}_end|>")]
+        expected += [tokenizer.special_id(f"<|{role.replace('continue', 'assistant')}_start|>")]
+        expected += [*tokenizer.encode(text), *end]
+    if "continue" not in read_as:
+        expected.append(tokenizer.special_id("<|assistant_start|>"))
+    body = {"max_tokens": 8, "temperature": 0}
+    chat = post(url + CHAT, json=body | {"messages": messages}).json()
+    assert chat["usage"]["prompt_tokens"] == len(expected)
+    text = post(f"{url}/v1/completions", json=body | {"prompt": expected}).json()
+    assert chat["choices"][0]["message"]["content"] == text["choices"][0]["text"]
 
 
 def test_every_error_has_openais_form(url):
@@ -402,12 +494,15 @@ def test_the_originals_route_streams_tokens_and_done(url, client):
     for change in ({"temperature": 2.1}, {"top_k": 201}, {"max_tokens": 4097}, {"messages": []}):
         error_of(url, body | change, "/chat/completions")
     error_of(url, {"messages": [{"role": "user", "content": "x" * 8001}]}, "/chat/completions")
-    assert error_of(url, {"messages": QUESTION * 2}, "/chat/completions")["param"] == "messages"
+    assert post(f"{url}/chat/completions", json=body | {"messages": QUESTION * 2}).status_code == 200
 
 
 def test_health_stats_and_metrics_tell_what_happened(url, client):
     client.chat.completions.create(model="sft/tiny", messages=QUESTION, max_tokens=4)
     health, stats = get(f"{url}/health").json(), get(f"{url}/stats").json()
+    for path in ("/health", "/v1/models", "/"):
+        alone = httpx.head(url + path, verify=False)
+        assert alone.status_code == 200 and alone.content == b"" and int(alone.headers["content-length"]) > 0
     assert health["status"] == "ok" and health["ready"] and health["available_workers"] == 2
     assert stats["total_workers"] == 2
     assert stats["workers"][0] == {"gpu_id": 0, "device": "cpu"}

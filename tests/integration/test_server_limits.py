@@ -1,6 +1,7 @@
 """What a server holds out: too many, too long, too slow, gone, without a key; and how it ends."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -189,6 +190,69 @@ def test_a_request_that_never_comes_to_its_end_is_left(model):
         assert get(f"{url}/health").status_code == 200
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"POST"])
+def test_a_request_whose_head_never_ends_is_left_however_it_trickles_in(tokenizer, sent):
+    ask = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with running(served(tokenizer), header_timeout_s=0.4) as url:
+        for before in (b"", ask):  # on a new connection, and on one that was answered already
+            with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as link:
+                link.settimeout(10)
+                if before:
+                    link.sendall(before)
+                    assert link.recv(4000).startswith(b"HTTP/1.1 200")
+                    sent = sent or b"G"
+                began = time.monotonic()
+                with contextlib.suppress(OSError):
+                    for i in range(len(sent)):
+                        link.sendall(sent[i : i + 1])
+                        time.sleep(0.02)
+                answer = b""
+                while piece := link.recv(4000):
+                    answer += piece
+                late = answer[answer.index(b"HTTP/1.1") :]  # behind the rest of the answer before
+                assert late.startswith(b"HTTP/1.1 408") and b"\r\nconnection: close\r\n" in late
+                assert time.monotonic() - began < 4
+
+
+def test_an_answer_that_takes_longer_than_a_head_may_is_whole(model):
+    engine_of(model).step_s = 0.05
+    with running(model, header_timeout_s=0.3) as url:
+        assert post(url + CHAT, json=BODY | {"max_tokens": 20}).json()["usage"]["completion_tokens"] == 20
+        with httpx.Client(verify=False) as client:
+            for _ in range(2):
+                assert client.get(f"{url}/health").status_code == 200
+                time.sleep(0.5)  # an idle connection is not a head that never ends
+
+
+def test_a_stream_that_has_nothing_to_say_says_a_comment(model):
+    engine_of(model).step_s = 0.3
+    body = BODY | {"max_tokens": 4, "stream": True, "temperature": 0}
+    with running(model, heartbeat_s=0.1) as url:
+        lines = post(url + CHAT, json=body).text.split("\n\n")
+        silent = [line for line in lines if line.startswith(":")]
+        assert lines[0].startswith(":") and len(silent) >= 4
+        assert lines[-2:] == ["data: [DONE]", ""]
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+            answer = client.chat.completions.create(model="sft/tiny", max_tokens=4, stream=True, **BODY)
+            assert sum(bool(chunk.choices[0].delta.content) for chunk in answer) >= 3
+        engine_of(model).fails = 1
+        assert '"code":"engine_fault"' in post(url + CHAT, json=body).text  # after a comment, when 200 was said
+    engine_of(model).step_s = 0.0
+    with running(model) as url:
+        assert ":" not in [line[:1] for line in post(url + CHAT, json=body).text.split("\n\n")]
+
+
+def test_one_request_may_ask_for_as_many_answers_as_it_is_allowed(tokenizer):
+    model = served(tokenizer, batch_size=16)
+    with running(model) as url:
+        body = {"prompt": ["the river"] * 32, "max_tokens": 2}
+        assert len(post(f"{url}/v1/completions", json=body).json()["choices"]) == 32
+        error = post(f"{url}/v1/completions", json=body | {"prompt": ["the river"] * 33}).json()["error"]
+        assert error["param"] == "prompt" and error["message"].startswith("33 answers in one request; ")
+        error = post(f"{url}/v1/completions", json=body | {"n": 2}).json()["error"]
+        assert error["param"] == "n" and error["message"].startswith("64 answers in one request, 2 to each of 32")
+
+
 def test_time_limits_hold_for_those_who_wait_and_those_who_run(model):
     with running(model, request_timeout_s=0.5) as url, ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: post(url + CHAT, json=BODY | {"max_tokens": 200}), range(4)))
@@ -225,6 +289,8 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
                 answer = get(url + path, headers={k: v.encode("latin-1") for k, v in headers.items()})
                 assert answer.status_code == 401
                 assert answer.json()["error"]["code"] == "invalid_api_key"
+                fault = "the API key is wrong" if headers else "there is no API key"
+                assert answer.json()["error"]["message"].startswith(fault)
         assert post(f"{url}/chat/completions", json=BODY).status_code == 401
         assert get(f"{url}/health").status_code == 200
         assert get(f"{url}/").status_code == 200
@@ -277,6 +343,12 @@ def test_a_page_whose_name_was_made_to_lead_here_gets_nothing(tokenizer):
             ("LOCALHOST:8000", 200),
             ("[::1]:8000", 200),
             ("127.0.0.1:1", 200),
+            ("[::1].evil.example", 421),
+            ("[::1]evil:80", 421),
+            ("127.0.0.1:80.evil.example", 421),
+            ("localhost:evil", 421),
+            ("localhost@evil.example", 421),
+            ("evil.example/localhost", 421),
         ):
             assert get(f"{url}/v1/models", headers={"Host": host}).status_code == status
             assert get(f"{url}/", headers={"Host": host}).status_code == status
@@ -367,6 +439,23 @@ def test_logs_say_what_was_done_and_never_what_was_said(model, caplog):
     assert (lost["route"], lost["status"]) == ("other", 404)
     assert (page["route"], page["status"]) == ("page", 200)
     assert "river" not in "".join(lines) and "secret" not in "".join(lines)
+
+
+def test_the_log_of_a_refused_request_has_the_reason(model, caplog):
+    with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model, hosts=("127.0.0.1",)) as url:
+        post(url + CHAT, json=BODY | {"tools": [{"secret": 1}]})
+        post(url + CHAT, json=BODY | {"stop": "", "messages": [{"role": "user", "content": "secret"}]})
+        post(url + CHAT, json={"messages": [{"role": "user", "content": "secret " * 1000}]})
+        post(url + CHAT, json={"messages": [{"role": "user", "content": [{"type": "text", "text": 1, "secret": {}}]}]})
+        get(f"{url}/health", headers={"Host": "evil"})
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("nanochat_pl")]
+    lines = list(map(json.loads, messages))
+    assert [line["status"] for line in lines] == [400, 400, 400, 400, 421]
+    assert [line["param"] for line in lines[:4]] == ["tools", "stop", "messages", "messages[0].content[0].text"]
+    assert lines[0]["reason"] == "tools is not supported by this server; leave it out"
+    assert lines[0]["error"] == "unsupported_parameter" and lines[2]["error"] == "context_length_exceeded"
+    assert lines[4]["error"] == "wrong_host"
+    assert "secret" not in "".join(messages)
 
 
 def test_a_draining_server_finishes_answers_and_takes_no_more(model):
@@ -469,6 +558,10 @@ def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(ch
         (["{run}", "--cors", "https://Example.com/"], "write https://example.com"),
         (["{run}", "--cors", "https://"], "names no host"),
         (["{run}", "--grace", "inf"], "--grace"),
+        (["{run}", "--header-timeout", "0"], "--header-timeout 0 must"),
+        (["{run}", "--max-choices", "0"], "--max-choices 0 must"),
+        (["{run}", "--allow-host", "https://Chat.example.com:8/"], "write chat.example.com, or *"),
+        (["{run}", "--allow-host", "a b"], "--allow-host a b is no name"),
         (["{run}", "--grace", "-1"], "--grace"),
         (["{run}", "{run}"], "two models"),
         (["a={run}", "a={run}/last"], "two models would be called a"),
@@ -500,6 +593,25 @@ def test_what_browsers_send_is_an_origin(origin):
     from nanochat_pl.cli.serve import _check_origin
 
     _check_origin(origin)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        ([], {"localhost", "127.0.0.1", "[::1]"}),
+        (["--trust-proxy", "127.0.0.1"], {"localhost", "127.0.0.1", "[::1]"}),
+        (["--allow-host", "chat.example.com"], {"localhost", "127.0.0.1", "[::1]", "chat.example.com"}),
+        (["--allow-host", "*"], set()),
+        (["--host", "0.0.0.0"], set()),
+        (["--host", "0.0.0.0", "--allow-host", "me"], {"localhost", "127.0.0.1", "[::1]", "me", "0.0.0.0"}),
+    ],
+)
+def test_a_proxy_that_is_trusted_lets_no_further_name_in(arguments, called):
+    from nanochat_pl.cli.serve import _hosts, _parser
+
+    options = _parser().parse_args(["model", *arguments])
+    with socket.create_server((options.host, 0)) as listening:
+        assert set(_hosts(options, listening)) == called
 
 
 @pytest.mark.parametrize(("host", "page"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")])

@@ -50,7 +50,7 @@ def test_refusing_and_dropping_agree_on_what_fits(contents, system, sequence_len
     messages = talk(contents, system)
     dropped = fit(messages, TOKENIZER, sequence_len, 32)
     if dropped.dropped or dropped.truncated:
-        with pytest.raises(ContextFull, match=f"context of {sequence_len}"):
+        with pytest.raises(ContextFull, match=f"context length is {sequence_len}"):
             fit(messages, TOKENIZER, sequence_len, 32, "refuse")
     else:
         assert fit(messages, TOKENIZER, sequence_len, 32, "refuse") == dropped
@@ -82,6 +82,20 @@ def test_a_system_message_that_fills_the_context_is_refused_with_the_remedy():
         fit(talk(["hello"], "be nice " * 50), TOKENIZER, 64, 16)
 
 
+@laws
+@given(CONTENTS, SYSTEM, st.text("the cat 你🌍\n", max_size=300), st.integers(48, 400), st.integers(0, 500))
+def test_an_answer_that_was_begun_is_continued_from_its_end(contents, system, begun, sequence_len, wanted):
+    messages = [*talk(contents, system), {"role": "assistant", "content": begun}]
+    prompt = fit(messages, TOKENIZER, sequence_len, wanted)
+    assert len(prompt.ids) + min(wanted, -(-sequence_len // 4)) <= sequence_len
+    assert prompt.dropped % 2 == 0
+    if not prompt.truncated:
+        assert prompt.ids == opened(talk(contents[prompt.dropped :], system)) + TOKENIZER.encode(begun)
+    else:
+        end = prompt.ids[prompt.ids.index(TOKENIZER.special_id("<|assistant_start|>")) + 1 :]
+        assert begun.endswith(TOKENIZER.decode(end))
+
+
 def test_plain_text_is_whole_where_it_fits_and_refused_or_cut_where_not():
     assert fit_text("the cat", TOKENIZER, 64, 16).ids == [TOKENIZER.bos_id, *TOKENIZER.encode("the cat")]
     long = fit_text("the cat " * 100, TOKENIZER, 64, 16)
@@ -95,7 +109,7 @@ def test_plain_text_is_whole_where_it_fits_and_refused_or_cut_where_not():
     ("messages", "fault"),
     [
         ([], "one message or more"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "last message must be the user's"),
+        ([{"role": "assistant", "content": "b"}], "expected 'user'"),
         ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "message 1"),
         ([{"role": "system", "content": "a"}], "followed by a user message"),
         ([{"role": "user", "content": 3}], "must be a string"),

@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> int:
         _check_numbers(options)
         for origin in options.cors:
             _check_origin(origin)
+        for name in options.allow_host:
+            _check_host(name)
         _check_places(models)
         keys = _keys(options.api_key_env, options.api_key_file)
         with _listen(options.host, options.port) as listening:
@@ -52,16 +54,25 @@ def _parser() -> Arguments:
     add("--api-key-file", type=Path, metavar="FILE", help="file with such keys, one a line")
     add("--cors", nargs="+", default=[], metavar="ORIGIN", help="pages of other origins that may use it; * = all")
     add("--trust-proxy", metavar="ADDRESSES", help="proxies whose X-Forwarded-For tells the client's address")
+    add(
+        "--allow-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="by which it may be called too, as by a proxy; * = any",
+    )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of decoding (default: %(default)s)")
     add("--batch-size", type=int, default=16, metavar="ROWS", help="answers at once, a model (default: %(default)s)")
     add("--queue", type=int, default=256, metavar="N", help="answers that may wait, a model (default: %(default)s)")
     add("--queue-per-client", type=int, metavar="N", help="of one client, told by key and address (default: all)")
     add("--max-tokens", type=int, default=2048, help="most new tokens of an answer (default: %(default)s)")
+    add("--max-choices", type=int, default=32, help="answers of a request: n times prompts (default: %(default)s)")
     add("--max-messages", type=int, default=500, help="of a conversation (default: %(default)s)")
     add("--max-message-chars", type=int, default=8_000, help="of one message (default: %(default)s)")
     add("--max-total-chars", type=int, default=32_000, help="of a request (default: %(default)s)")
     add("--request-timeout", type=float, default=120.0, metavar="S", help="of an answer, waiting too (default: 120)")
+    add("--header-timeout", type=float, default=10.0, metavar="S", help="for a request's head to come (default: 10)")
     add(
         "--context",
         default="refuse",
@@ -78,6 +89,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     from nanochat_pl.checkpoint import load_model
     from nanochat_pl.runtime import pick_device
     from nanochat_pl.serve.app import create_app
+    from nanochat_pl.serve.connections import timed_protocol
     from nanochat_pl.serve.limits import Limits
     from nanochat_pl.serve.models import Served, serve_model
     from nanochat_pl.serve.names import model_id
@@ -86,6 +98,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         api_keys=keys,
         cors_origins=tuple(options.cors),
         hosts=_hosts(options, listening),
+        max_choices=options.max_choices,
         max_messages=options.max_messages,
         max_message_chars=options.max_message_chars,
         max_total_chars=options.max_total_chars,
@@ -121,6 +134,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
 
     config = uvicorn.Config(
         app,
+        http=timed_protocol(options.header_timeout),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -155,6 +169,7 @@ def _check_numbers(options: Any) -> None:
         "queue",
         "queue_per_client",
         "max_tokens",
+        "max_choices",
         "max_messages",
         "max_message_chars",
         "max_total_chars",
@@ -162,8 +177,10 @@ def _check_numbers(options: Any) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be 1 or more")
-    if not options.request_timeout > 0:
-        raise ValueError(f"--request-timeout {options.request_timeout:g} must be a number of seconds above 0")
+    for name in ("request_timeout", "header_timeout"):
+        if not getattr(options, name) > 0:
+            option, value = name.replace("_", "-"), getattr(options, name)
+            raise ValueError(f"--{option} {value:g} must be a number of seconds above 0")
     if not 0 <= options.grace < math.inf:
         raise ValueError(f"--grace {options.grace:g} must be a number of seconds from 0 up")
 
@@ -186,6 +203,20 @@ def _check_origin(text: str) -> None:
         raise ValueError(f"--cors {text} has no scheme, and an origin has one; write {origin} or http://{text}")
     if text != origin:
         raise ValueError(f"--cors {text} is not how browsers name an origin; write {origin}")
+
+
+def _check_host(text: str) -> None:
+    """Refuse what no client sends as the name in `Host`: it would let nobody in."""
+    from nanochat_pl.serve.names import host_name
+
+    if text == "*" or host_name(text) == text:
+        return
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    name = host_name(parts.netloc) or "chat.example.com"
+    raise ValueError(
+        f"--allow-host {text} is no name as clients call a server, without scheme, port and path; write {name}, or * "
+        "for any"
+    )
 
 
 def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
@@ -258,11 +289,15 @@ def _is_loopback(listening: socket.socket) -> bool:
 
 
 def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
-    """Say by which names a server may be called that only this machine reaches; none = any name."""
-    if options.trust_proxy is not None or not _is_loopback(listening):
+    """Say by which names a server may be called; none = any name.
+
+    One that only its own machine reaches, be it through a proxy, knows its own names and those it is given; one that
+    others reach has names that it does not know, unless they are given.
+    """
+    if "*" in options.allow_host or not (options.allow_host or _is_loopback(listening)):
         return ()
     own = f"[{options.host}]" if ":" in options.host else options.host
-    return tuple(dict.fromkeys((own.lower(), "localhost", "127.0.0.1", "[::1]")))
+    return tuple(dict.fromkeys((*options.allow_host, own.lower(), "localhost", "127.0.0.1", "[::1]")))
 
 
 def _say_where(listening: socket.socket, has_key: bool) -> None:

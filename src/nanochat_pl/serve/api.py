@@ -16,6 +16,7 @@ from nanochat_pl.serve.schema import ChatBody, CompletionBody, MessageBody
 from nanochat_pl.serve.server import Answer, Sampling, Server
 from nanochat_pl.serve.streams import EventStream, event, unless_gone
 from nanochat_pl.serve.text import Part
+from nanochat_pl.serve.turns import take_turns
 
 __all__ = ["ERRORS", "api_routes", "fitted"]
 
@@ -46,12 +47,12 @@ def api_routes(server: Server) -> APIRouter:
         """Answer a conversation, whole or as server-sent events (stream=true)."""
         served = server.model(body.model)
         messages = await asyncio.to_thread(_conversation, body.messages, server)
-        sampling = _sampling(body, server.max_tokens(body.max_completion_tokens or body.max_tokens), body.num_logprobs)
+        sampling = _sampling(body, server.max_tokens(body.asked_tokens), body.num_logprobs)
         prompt = await fitted(fit, messages, served, sampling, body.context or server.limits.context)
         answer = server.begin(request, served, [prompt.ids], sampling, "chatcmpl")
         if body.stream:
             events = _chat_events(answer, body.include_usage, prompt)
-            return await EventStream.begin(request, events, server.limits.stalled_client_s)
+            return await EventStream.begin(request, events, server.limits)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = [
             {
@@ -71,9 +72,8 @@ def api_routes(server: Server) -> APIRouter:
         """Continue text, whole or as server-sent events (stream=true)."""
         served, prompts = server.model(body.model), body.prompts()
         server.check_chars([prompt for prompt in prompts if isinstance(prompt, str)], "prompt")
-        sampling = _sampling(body, server.max_tokens(body.max_tokens, COMPLETION_TOKENS), body.logprobs)
-        if len(prompts) * sampling.n > server.limits.max_choices:  # before all of them are encoded
-            raise ApiError(400, f"at most {server.limits.max_choices} answers in one request", param="prompt")
+        sampling = _sampling(body, server.max_tokens(body.asked_tokens, COMPLETION_TOKENS), body.logprobs)
+        server.check_choices(len(prompts), sampling.n)  # before all of them are encoded
         policy = body.context or server.limits.context
         read = [await fitted(fit_text, prompt, served, sampling, policy) for prompt in prompts]
         answer = server.begin(request, served, [prompt.ids for prompt in read], sampling, "cmpl")
@@ -81,7 +81,7 @@ def api_routes(server: Server) -> APIRouter:
         cuts = [_truncated(prompt) for prompt in read for _ in range(sampling.n)]
         if body.stream:
             events = _text_events(answer, body.include_usage, echoes, cuts)
-            return await EventStream.begin(request, events, server.limits.stalled_client_s)
+            return await EventStream.begin(request, events, server.limits)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = []
         for choice, scored, echo, cut in zip(answer.choices, whole, echoes, cuts, strict=True):
@@ -113,17 +113,19 @@ def _card(served: Served) -> ModelCard:
 def _conversation(messages: Sequence[MessageBody], server: Server) -> list[dict[str, Any]]:
     said = [message.said() for message in messages]
     server.check_messages([text if isinstance(text, str) else "".join(part["text"] for part in text) for text in said])
-    return [
-        {"role": "system" if message.role == "developer" else message.role, "content": content}
-        for message, content in zip(messages, said, strict=True)
-    ]
+    return take_turns(
+        [
+            {"role": "system" if message.role == "developer" else message.role, "content": content}
+            for message, content in zip(messages, said, strict=True)
+        ]
+    )
 
 
 def _sampling(body: ChatBody | CompletionBody, max_tokens: int, logprobs: int | None) -> Sampling:
     return Sampling(
         max_tokens=max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k,
+        top_k=body.top_k if body.top_k and body.top_k > 0 else None,
         top_p=body.top_p,
         min_p=body.min_p,
         seed=body.seed,

@@ -26,7 +26,7 @@ class Prompt:
     """What a model reads before it answers."""
 
     ids: list[int]
-    """From `<|bos|>` to `<|assistant_start|>`, or to the last token of plain text."""
+    """From `<|bos|>` to `<|assistant_start|>` and the beginning of an answer that is continued, or plain text's."""
     dropped: int = 0
     """Messages that were left out at the front."""
     truncated: bool = False
@@ -45,7 +45,8 @@ def fit(
     Room is kept for `max_new_tokens`, or for a quarter of the context where that is less.
 
     Args:
-        messages: an optional system message, then user and assistant by turns, the last the user's.
+        messages: an optional system message, then user and assistant by turns. Where the last is the assistant's, the
+            answer goes on from its end.
         tokenizer: the model's.
         sequence_len: tokens of its context.
         max_new_tokens: the longest answer that is asked for.
@@ -57,29 +58,29 @@ def fit(
         ValueError: for roles or contents that are not as above, naming the message.
     """
     budget = _budget(sequence_len, max_new_tokens, policy)
-    assistant_start = tokenizer.special_id("<|assistant_start|>")
-    ids = [*_rendered(messages, tokenizer), assistant_start]  # also checks every message
-    if (role := messages[-1].get("role")) != "user":
-        raise ValueError(f"the last message must be the user's, found role {role!r}; there is nothing to answer")
+    ids = _opened(messages, tokenizer)  # also checks every message
     if len(ids) <= budget:
         return Prompt(ids)
     if policy == "refuse":
         raise ContextFull(
-            f"the conversation has {len(ids)} tokens; a context of {sequence_len} with room for an answer holds "
-            f"{budget}. Shorten it, begin a new one, or let its oldest turns go (context=drop)"
+            f"the conversation has {len(ids)} tokens; this model's maximum context length is {sequence_len} tokens, "
+            f"of which {budget} can be read if an answer is to have room. Shorten it, begin a new one, or let its "
+            "oldest turns go (context=drop)"
         )
     system, turns = list(messages[:1]), list(messages[1:])
     if system[0].get("role") != "system":
         system, turns = [], list(messages)
     kept: Prompt | None = None
+    last = len(turns) - 1 - (turns[-1]["role"] == "assistant")  # the user's last message
     tail: list[int] = []
-    for first in range(len(turns) - 1, -1, -2):
-        ids = [*_rendered([*system, *turns[first : first + 2]], tokenizer), *tail]
-        if len(ids) + 1 > budget:
+    for first in range(last, -1, -2):
+        turn, laid_out = turns[first : first + 2], _opened if first == last else _rendered
+        ids = [*laid_out([*system, *turn], tokenizer), *tail]
+        if len(ids) > budget:
             break
-        kept = Prompt([*ids, assistant_start], dropped=first)
-        tail = [*_rendered(turns[first : first + 2], tokenizer)[1:], *tail]
-    return kept or _cut(system, turns, tokenizer, budget)
+        kept = Prompt(ids, dropped=first)
+        tail = [*laid_out(turn, tokenizer)[1:], *tail]
+    return kept or _cut(system, turns[last:], last, tokenizer, sequence_len, budget)
 
 
 def fit_text(
@@ -96,8 +97,9 @@ def fit_text(
         return Prompt([tokenizer.bos_id, *ids])
     if policy == "refuse":
         raise ContextFull(
-            f"the text has {len(ids) + 1} tokens; a context of {sequence_len} with room for its continuation holds "
-            f"{budget}. Shorten it, or let its beginning go (context=drop)"
+            f"the text has {len(ids) + 1} tokens; this model's maximum context length is {sequence_len} tokens, of "
+            f"which {budget} can be read if a continuation is to have room. Shorten it, or let its beginning go "
+            "(context=drop)"
         )
     return Prompt([tokenizer.bos_id, *_end(ids, budget - 1, tokenizer)], truncated=True)
 
@@ -115,8 +117,23 @@ def _rendered(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     return tokenizer.render_conversation({"messages": list(messages)}, max_tokens=sys.maxsize)[0]
 
 
-def _cut(system: Sequence[Message], turns: Sequence[Message], tokenizer: Tokenizer, budget: int) -> Prompt:
-    """Keep the system message and the end of the last message."""
+def _opened(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """Render a conversation up to where its answer begins or goes on."""
+    ids = _rendered(messages, tokenizer)
+    if messages[-1]["role"] == "assistant":
+        return ids[:-1]  # without <|assistant_end|>
+    return [*ids, tokenizer.special_id("<|assistant_start|>")]
+
+
+def _cut(
+    system: Sequence[Message],
+    turn: Sequence[Message],
+    dropped: int,
+    tokenizer: Tokenizer,
+    sequence_len: int,
+    budget: int,
+) -> Prompt:
+    """Keep the system message and the end of the last turn: of the user's message, and of an answer to be continued."""
     head = [tokenizer.bos_id, tokenizer.special_id("<|user_start|>")]
     if system:  # as `render_conversation` joins it to the user's first message
         head += tokenizer.encode(f"{system[0]['content']}\n\n")
@@ -124,18 +141,21 @@ def _cut(system: Sequence[Message], turns: Sequence[Message], tokenizer: Tokeniz
     room = budget - len(head) - len(close)
     if room < 1:
         raise ContextFull(
-            f"the system message alone has {len(head) - 2} tokens, and beside the room for an answer the context "
-            f"holds {budget - 4}; shorten it"
+            f"the system message alone has {len(head) - 2} tokens; this model's maximum context length is "
+            f"{sequence_len} tokens, of which {budget - 4} can be read if an answer is to have room: shorten it"
             if system
             else f"a context with room for {budget} tokens of prompt is too short for any conversation"
         )
-    text = _end(tokenizer.encode(turns[-1]["content"]), room, tokenizer)
-    return Prompt([*head, *text, *close], dropped=len(turns) - 1, truncated=True)
+    question = tokenizer.encode(turn[0]["content"])
+    begun = _opened(turn, tokenizer)[1 + len(question) + len(close) + 1 :]
+    begun = _end(begun, room, tokenizer)
+    question = _end(question, room - len(begun), tokenizer)
+    return Prompt([*head, *question, *close, *begun], dropped=dropped, truncated=True)
 
 
 def _end(ids: Sequence[int], size: int, tokenizer: Tokenizer) -> list[int]:
     """Return at most the last `size` tokens, beginning with a whole character."""
-    start = len(ids) - size
-    while start < len(ids) and tokenizer.decode_bytes([ids[start]])[0] & 0xC0 == 0x80:
+    start = max(0, len(ids) - size)
+    while start and start < len(ids) and tokenizer.decode_bytes([ids[start]])[0] & 0xC0 == 0x80:
         start += 1
     return list(ids[start:])

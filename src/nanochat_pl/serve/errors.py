@@ -21,7 +21,6 @@ _KINDS = {  # pydantic's error type -> OpenAI's code
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
     "json_invalid": "invalid_json",
-    "unsupported_parameter": "unsupported_parameter",
 }
 
 
@@ -92,32 +91,40 @@ def error_of_end(update: Update) -> ApiError | None:
 def add_error_handlers(app: FastAPI) -> None:
     """Let all errors of an app have OpenAI's form."""
 
-    def api(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
+    def told(request: Request, error: ApiError, logged: str | None = None) -> Response:
+        # by name, since the gate, whose record it is, imports this module
+        if (record := request.scope.get("nanochat_pl.record")) is not None:
+            record.refuse(error, logged)
         return error_response(error)
 
-    def full(_: Request, error: Exception) -> Response:
+    def api(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return told(request, error)
+
+    def full(request: Request, error: Exception) -> Response:
         assert isinstance(error, Full)
         wait = {"Retry-After": str(error.retry_after_s)}
-        return error_response(ApiError(429, f"{error}; try again later", code="queue_full", headers=wait))
+        return told(request, ApiError(429, f"{error}; try again later", code="queue_full", headers=wait))
 
-    def closed(_: Request, error: Exception) -> Response:
-        return error_response(ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}))
+    def closed(request: Request, error: Exception) -> Response:
+        return told(request, ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}))
 
     def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
-    def invalid(_: Request, error: Exception) -> Response:
+    def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return error_response(_of_validation(error.errors()))
+        return told(request, _of_validation(error.errors()))
 
     def plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = str(error.detail)
+        path = ""
         if message == http.HTTPStatus(error.status_code).phrase:
-            message = f"{message}: {request.method} {request.url.path}"
+            path = f": {request.method} {request.url.path}"  # which may hold what somebody typed: not for the log
         code = _CODES.get(error.status_code)
-        return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+        said = ApiError(error.status_code, message + path, code=code, headers=error.headers)
+        return told(request, said, message)
 
     for kind, handler in (
         (ApiError, api),
@@ -130,17 +137,42 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
+_SAYS = {  # pydantic's error type -> what a value must be, with the names of its context
+    "literal_error": "one of {expected}",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "string_unicode": "text of whole characters",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "above {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "below {lt}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} or fewer",
+}
+_FORMS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+
+
 def _of_validation(errors: Sequence[Any]) -> ApiError:
-    """Tell of the first fault of a body; of a field with several forms, of the form that was meant most likely."""
-    first = max(errors, key=lambda error: (error["type"] == "unsupported_parameter", len(error["loc"])))
-    if not any(error["type"] == "unsupported_parameter" for error in errors) and len(errors) > 1:
-        first = errors[0]
+    """Tell of the first fault of a body, in words of this server's own."""
+    first = errors[0]
     place = [part for part in first["loc"] if part != "body"]
     kind, param = str(first["type"]), _path(place)
     if kind == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first['ctx']['error']}", code=_KINDS[kind])
     if kind == "unsupported_parameter":
-        param = _path([*place, first["ctx"]["param"]])
+        name = first["ctx"]["param"]
+        param = f"{param}.{name}" if param else name
+        return ApiError(400, f"{param} {first['ctx']['says']}", param=param, code=kind)
     if not place and kind in ("missing", "model_attributes_type"):
         return ApiError(400, "the body must be a JSON object, sent with Content-Type: application/json")
     if kind == "extra_forbidden":
@@ -148,16 +180,38 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
     elif kind == "missing":
         message = f"{param} is missing"
     else:
-        message = f"{param}: {first['msg']}" if param else str(first["msg"])
+        message = f"{param} must be {_expected(first)}; found {_found(first)}"
     return ApiError(400, message, param=param or None, code=_KINDS.get(kind, "invalid_value"))
 
 
+def _expected(error: Mapping[str, Any]) -> str:
+    kind, bounds = str(error["type"]), error.get("ctx", {})
+    bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in bounds.items()}
+    if kind == "form":
+        return str(error["msg"])
+    return _SAYS[kind].format(**bounds) if kind in _SAYS else "of another form (/openapi.json describes it)"
+
+
+def _found(error: Mapping[str, Any]) -> str:
+    """Show the value that is at fault; of text and containers only what they are, since logs hold nobody's words."""
+    value, kind = error["input"], error["type"]
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value}"[:40]
+    if kind == "literal_error" and isinstance(value, str):
+        return repr(value[:40])
+    if kind in ("too_short", "too_long") and isinstance(value, list):
+        return f"{len(value)}"
+    return "empty text" if value == "" else _FORMS.get(type(value), "something else")
+
+
 def _path(place: Sequence[Any]) -> str:
-    """Write (messages, 0, role) as messages[0].role, without pydantic's names of alternatives."""
+    """Write (messages, 0, role) as messages[0].role; names of a field's forms begin with # and are left out."""
     path = ""
     for part in place:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
-            path += f".{part}" if path else part
+        elif not part.startswith("#"):
+            path += ("." if path else "") + (part if part.isidentifier() else repr(part[:40]))
     return path[:200]

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanochat_pl.serve.errors import CLIENT_GONE, ApiError, error_response
 from nanochat_pl.serve.limits import Limits
 from nanochat_pl.serve.metrics import Metrics
+from nanochat_pl.serve.names import host_name
 
 __all__ = ["PROTECTED", "Gate", "Record", "record_of"]
 
@@ -52,7 +53,19 @@ class Record:
     completion_tokens: int | None = None
     first_token_s: float | None = None
     error: str | None = None
-    """Code of an error that came after the status."""
+    """Code of an error, also of one that came after the status."""
+    param: str | None = None
+    reason: str | None = None
+    """The field that is at fault, and what is wrong with it; names and numbers only, never what was said."""
+
+    def refuse(self, error: ApiError, logged: str | None = None) -> None:
+        """Note why a request was not answered.
+
+        Args:
+            error: what the client is told.
+            logged: the message for the log, where it must not be the client's.
+        """
+        self.error, self.param, self.reason = error.code, error.param, (logged or error.message)[:300]
 
 
 def record_of(scope: Scope) -> Record:
@@ -77,7 +90,9 @@ class Gate:
         key = self._key(headers)
         address = scope["client"][0] if scope.get("client") else ""
         record = Record(_request_id(headers), f"{key}@{address}")
-        scope["nanochat_pl.record"] = record
+        method = scope["method"]
+        # whatever can be got can also be asked for its headers alone
+        scope = {**scope, "method": "GET" if method == "HEAD" else method, "nanochat_pl.record": record}
         status: int | None = None
 
         async def sending(message: Message) -> None:
@@ -88,25 +103,23 @@ class Gate:
                 out["x-request-id"] = record.request_id
                 for name, value in _HEADERS.items():
                     out.setdefault(name, value)
+            elif method == "HEAD":
+                message["body"] = b""
             await send(message)
 
         try:
-            if self._limits.hosts and _host(headers) not in self._limits.hosts:
+            if self._limits.hosts and host_name(headers.get("host", "")) not in self._limits.hosts:
                 raise ApiError(
                     421,
-                    f"this server is called {' or '.join(self._limits.hosts)} and by no other name; behind a proxy, "
-                    "start it with --trust-proxy",
+                    f"this server is called {' or '.join(self._limits.hosts)} and by no other name; whoever runs it "
+                    "may add one with --allow-host NAME",
                     code="wrong_host",
                 )
             if key is None and _is_protected(scope):
-                raise ApiError(
-                    401,
-                    "this server wants an API key: send the header Authorization: Bearer <key>",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+                raise _no_key("authorization" in headers)
             await self._app(scope, _limited(receive, headers, self._limits), sending)
         except ApiError as error:
+            record.refuse(error)
             await error_response(error)(scope, receive, sending)
         except Exception:
             log.exception("request %s failed", record.request_id)
@@ -116,7 +129,7 @@ class Gate:
             fault = ApiError(500, "a fault of the server; its log says more, under the request's id", code="internal")
             await error_response(fault)(scope, receive, sending)
         finally:
-            self._note(scope, record, status or CLIENT_GONE, time.monotonic() - began)
+            self._note(method, scope, record, status or CLIENT_GONE, time.monotonic() - began)
 
     def _key(self, headers: Headers) -> int | None:
         """Return the number of the key that a request bears, 0 where none is needed, or None for a wrong one."""
@@ -127,7 +140,7 @@ class Gate:
         fits = [hmac.compare_digest(sent.strip().encode(), key) for key in self._keys]
         return fits.index(True) if scheme.lower() == "bearer" and any(fits) else None
 
-    def _note(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
+    def _note(self, method: str, scope: Scope, record: Record, status: int, seconds: float) -> None:
         # the route's pattern, not the path: paths are endless, and may hold what somebody typed
         route = record.route or getattr(scope.get("route"), "path", None) or "other"
         self._metrics.requests.labels(route, str(status)).inc()
@@ -137,7 +150,7 @@ class Gate:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "request_id": record.request_id,
-            "method": scope["method"],
+            "method": method,
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
@@ -146,6 +159,8 @@ class Gate:
             "completion_tokens": record.completion_tokens,
             "first_token_s": None if record.first_token_s is None else round(record.first_token_s, 4),
             "error": record.error,
+            "param": record.param,
+            "reason": record.reason,
         }
         access.info(json.dumps({name: value for name, value in line.items() if value is not None}))
 
@@ -156,10 +171,15 @@ def _is_protected(scope: Scope) -> bool:
     return path.startswith(PROTECTED) or path.removeprefix(scope.get("root_path", "")).startswith(PROTECTED)
 
 
-def _host(headers: Headers) -> str:
-    """Return the name by which a request calls the server, without the port."""
-    host = headers.get("host", "").lower()
-    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+def _no_key(is_wrong: bool) -> ApiError:
+    """Tell a wrong key from none."""
+    send = "send the header Authorization: Bearer <key>"
+    return ApiError(
+        401,
+        f"the API key is wrong: {send} with a key of this server" if is_wrong else f"there is no API key: {send}",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
 
 
 def _request_id(headers: Headers) -> str:

@@ -30,18 +30,20 @@ class Limits:
     max_body_bytes: int = 1 << 20
     max_tokens: int = 2048
     """Most new tokens of a choice, and a chat's default."""
-    max_choices: int = 16
+    max_choices: int = 32
     """Answers one request may ask for: `n` times its prompts."""
     request_timeout_s: float = 120.0
     """From its arrival to its last token, waiting included."""
     stalled_client_s: float = 60.0
     """A client that is to send the body of its request, or to read its stream, and does neither for so long is left."""
+    heartbeat_s: float = 15.0
+    """A stream that has nothing to say for so long says a comment line: proxies cut connections that are silent."""
     context: Policy = "refuse"
     """What happens to a conversation that is too long, unless the request says."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name.startswith(("max_", "request_", "stalled_")) and not value > 0:
+            if name.startswith(("max_", "request_", "stalled_", "heartbeat_")) and not value > 0:
                 raise ValueError(f"{name}={value} must be above 0")
         if not all(self.api_keys):
             raise ValueError("an API key is empty; put a long random string there")

@@ -1,9 +1,12 @@
-"""What the models of a server are called where nobody said; no torch here, so that names are known early."""
+"""What the models of a server are called where nobody said, and the server itself; no torch here, to know it early."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["model_id", "run_name"]
+__all__ = ["host_name", "model_id", "run_name"]
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{1,5})?")
 
 
 def run_name(file: Path) -> str:
@@ -23,6 +26,12 @@ def model_id(stage: str, file: Path, taken: Sequence[str] = ()) -> str:
     if name in taken:
         raise ValueError(f"two models would be called {name}; name one of them: NAME={_shown(file)}")
     return name
+
+
+def host_name(host: str) -> str:
+    """Return the name in a header `Host`, in small letters and without the port; empty for what is no name."""
+    found = _HOST.fullmatch(host.lower())
+    return found[1] if found else ""
 
 
 def _shown(path: Path) -> str:

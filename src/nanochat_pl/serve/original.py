@@ -18,6 +18,7 @@ from nanochat_pl.serve.metrics import CONTENT_TYPE
 from nanochat_pl.serve.schema import OriginalBody
 from nanochat_pl.serve.server import Answer, Sampling, Server
 from nanochat_pl.serve.streams import EventStream, event
+from nanochat_pl.serve.turns import take_turns
 
 __all__ = ["original_routes"]
 
@@ -38,14 +39,14 @@ def original_routes(server: Server) -> APIRouter:
         served = server.model(None)
         server.check_messages([message.content for message in body.messages])
         sampling = Sampling(
-            max_tokens=server.max_tokens(body.max_tokens, 512),
+            max_tokens=server.max_tokens({"max_tokens": body.max_tokens}, 512),
             temperature=0.8 if body.temperature is None else body.temperature,
             top_k=50 if body.top_k is None else body.top_k or None,
         )
-        messages = [message.model_dump() for message in body.messages]
+        messages = take_turns([message.model_dump() for message in body.messages])
         prompt = await fitted(fit, messages, served, sampling, "drop")
         answer = server.begin(request, served, [prompt.ids], sampling, "chat")
-        return await EventStream.begin(request, _events(answer), server.limits.stalled_client_s)
+        return await EventStream.begin(request, _events(answer), server.limits)
 
     @router.get("/health", responses=ERRORS)
     async def health() -> JSONResponse:

@@ -1,23 +1,69 @@
 """What may be asked over HTTP: OpenAI's requests, with a few extensions.
 
-A setting that cannot take effect is an error: unknown fields are refused, and so are those of OpenAI's that this server
-knows of but does not do, unless their value is the one that changes nothing. What is only a label is accepted.
-Extensions: `top_k`, `min_p`, `context`, and an assistant's `parts`, which tell its text from its use of tools.
+A setting that cannot take effect is an error: unknown fields are refused, and so are those of OpenAI's and of other
+servers that this one knows of but does not do, unless their value is the one that changes nothing. What is only a label
+is accepted. Extensions: `top_k`, `min_p`, `repetition_penalty`, `context`, and an assistant's `parts`, which tell its
+text from its use of tools.
+
+Where a field has several forms, the value's own type says which one was meant, and a fault is told of that form alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 __all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody"]
 
-LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-"""Fields of OpenAI's that never change an answer."""
+LABELS = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "service_tier",
+        "store",
+        "request_id",
+        "cache_prompt",
+    }
+)
+"""Fields that never change an answer, whatever they say."""
 
 Text = Annotated[str, Field(min_length=1)]
 Ids = list[Annotated[int, Field(ge=0)]]
+
+
+def fault(param: str, says: str) -> PydanticCustomError:
+    """Make the fault of one field, told as its name followed by `says`."""
+    return PydanticCustomError("unsupported_parameter", "{says}", {"param": param, "says": says})
+
+
+def _is_empty(value: Any) -> bool:
+    """Say whether a value asks for nothing: null, or a list or an object of nothing else."""
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    return value is None or (isinstance(value, list) and all(map(_is_empty, value)))
+
+
+def _changes_nothing(value: Any, neutral: Any) -> bool:
+    if callable(neutral):
+        return bool(neutral(value))
+    return value is None or any(type(value) in (type(one), int, float) and value == one for one in neutral)
+
+
+def _form(value: Any) -> str | None:
+    """Choose between text and a list by what was sent."""
+    return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
+
+
+def _form_of_prompt(value: Any) -> str | None:
+    """Choose a prompt's form by what it holds first."""
+    if not isinstance(value, list):
+        return "#text" if isinstance(value, str) else None
+    first = value[0] if value else ""
+    return "#texts" if isinstance(first, str) else "#lists" if isinstance(first, list) else "#ids"
 
 
 class _Body(BaseModel):
@@ -25,8 +71,8 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    without_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Fields that are known but not supported -> values that change nothing, beside null."""
+    without_effect: ClassVar[Mapping[str, tuple[Any, ...] | Callable[[Any], bool]]] = {}
+    """Fields that are known but not supported -> values that change nothing, beside null, or a function that tells."""
 
     @model_validator(mode="before")
     @classmethod
@@ -36,13 +82,9 @@ class _Body(BaseModel):
         kept = {}
         for name, value in data.items():
             if name in cls.without_effect:
-                if value is not None and value not in cls.without_effect[name]:
-                    raise PydanticCustomError(
-                        "unsupported_parameter",
-                        "{param} is not supported by this server; leave it out",
-                        {"param": name},
-                    )
-            else:
+                if not _changes_nothing(value, cls.without_effect[name]):
+                    raise fault(name, "is not supported by this server; leave it out")
+            elif name in cls.model_fields or not _is_empty(value):
                 kept[name] = value
         return kept
 
@@ -58,10 +100,8 @@ class PartBody(_Body):
     def _refuse_what_is_no_text(cls, data: Any) -> Any:
         kind = data.get("type") if isinstance(data, dict) else None
         if isinstance(kind, str) and kind not in ("text", "python", "python_output"):
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "{kind} is not supported: these models read text, so only text parts are accepted",
-                {"param": "type", "kind": repr(kind[:40])},
+            raise fault(
+                "type", f"{kind[:40]!r} is not supported: these models read text, so only text parts are accepted"
             )
         return data
 
@@ -69,21 +109,37 @@ class PartBody(_Body):
 class MessageBody(_Body):
     """One message of a conversation."""
 
-    without_effect = {  # an answer's message can be sent back as it came
-        "name": (),
-        "refusal": (),
-        "annotations": ([],),
-        "audio": (),
-        "function_call": (),
-        "tool_calls": ([],),
-        "tool_call_id": (),
+    without_effect = {  # an answer's message can be sent back as it came, from other servers and clients too
+        "name": lambda name: isinstance(name, str),
+        "refusal": ("",),
+        "annotations": _is_empty,
+        "audio": _is_empty,
+        "function_call": _is_empty,
+        "tool_calls": _is_empty,
+        "tool_call_id": ("",),
+        "reasoning": ("",),
         "reasoning_content": ("",),
+        "provider_specific_fields": _is_empty,
     }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[PartBody] | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("#text")] | Annotated[list[PartBody], Tag("#list")],
+            Discriminator(_form, custom_error_type="form", custom_error_message="text or a list of text parts"),
+        ]
+        | None
+    ) = None
     parts: list[PartBody] | None = None
     """Of an assistant that used a tool; then they, and not `content`, are what it said."""
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> "MessageBody":
+        for field, parts in (("content", self.content), ("parts", self.parts)):
+            for i, part in enumerate(parts if isinstance(parts, list) and self.role != "assistant" else ()):
+                if part.type != "text":
+                    raise fault(f"{field}[{i}].type", f"{part.type!r} belongs to an assistant's message")
+        return self
 
     def said(self) -> str | list[dict[str, str]]:
         """Return the content as conversations hold it; None is the empty text."""
@@ -113,10 +169,17 @@ class _Sampling(_Body):
     temperature: float | None = Field(None, ge=0, le=2)
     """0 = greedy; 1 where left out."""
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=-1)
+    """Sample among so many tokens; 0, -1 = all."""
     min_p: float | None = Field(None, ge=0, le=1)
     n: int | None = Field(None, ge=1)
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[
+            Annotated[Text, Tag("#text")] | Annotated[list[Text], Field(max_length=4), Tag("#list")],
+            Discriminator(_form, custom_error_type="form", custom_error_message="text or a list of texts"),
+        ]
+        | None
+    ) = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     """Equal seeds give equal answers; a random one where left out."""
     stream: bool | None = None
@@ -131,13 +194,14 @@ class _Sampling(_Body):
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "_Sampling":
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "{param} needs stream=true; set that or leave it out",
-                {"param": "stream_options"},
-            )
+        if self.include_usage and not self.stream:
+            raise fault("stream_options", "needs stream=true; set that or leave it out")
         return self
+
+    @property
+    def asked_tokens(self) -> dict[str, int | None]:
+        """The most new tokens, by the names under which they can be asked for."""
+        return {"max_tokens": self.max_tokens}
 
     def stop_strings(self) -> tuple[str, ...]:
         """Return the stop strings as a tuple."""
@@ -149,12 +213,27 @@ class _Sampling(_Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-_SHARED_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+_SHARED_WITHOUT_EFFECT: dict[str, tuple[Any, ...] | Callable[[Any], bool]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
+    "repetition_penalty": (1,),
+    "logit_bias": lambda bias: _is_empty(bias) or (isinstance(bias, dict) and not any(bias.values())),
+    # of vLLM and llama.cpp
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "early_stopping": (False,),
+    "stop_token_ids": _is_empty,
+    "bad_words": _is_empty,
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "priority": (0,),
 }
 
 
@@ -162,18 +241,21 @@ class ChatBody(_Sampling):
     """`POST /v1/chat/completions`."""
 
     without_effect = _SHARED_WITHOUT_EFFECT | {
-        "tools": ([],),
+        "tools": _is_empty,
         "tool_choice": ("none", "auto"),
         "parallel_tool_calls": (True, False),
-        "functions": ([],),
+        "functions": _is_empty,
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "reasoning_effort": (),
-        "verbosity": (),
+        "audio": _is_empty,
+        "prediction": _is_empty,
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
         "web_search_options": (),
+        "chat_template": (),
+        "chat_template_kwargs": _is_empty,
+        "echo": (False,),
     }
 
     messages: list[MessageBody] = Field(min_length=1)
@@ -184,19 +266,16 @@ class ChatBody(_Sampling):
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatBody":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "{param} needs logprobs=true; set that or leave it out",
-                {"param": "top_logprobs"},
-            )
+        if self.top_logprobs and not self.logprobs:
+            raise fault("top_logprobs", "needs logprobs=true; set that or leave it out")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "{param} and max_completion_tokens differ; set one of them",
-                {"param": "max_tokens"},
-            )
+            raise fault("max_tokens", "and max_completion_tokens differ; set one of them")
         return self
+
+    @property
+    def asked_tokens(self) -> dict[str, int | None]:
+        """See `_Sampling`."""
+        return {"max_completion_tokens": self.max_completion_tokens, "max_tokens": self.max_tokens}
 
     @property
     def num_logprobs(self) -> int | None:
@@ -207,14 +286,19 @@ class ChatBody(_Sampling):
 class CompletionBody(_Sampling):
     """`POST /v1/completions`."""
 
-    without_effect = _SHARED_WITHOUT_EFFECT | {"best_of": (1,), "suffix": ("",)}
+    without_effect = _SHARED_WITHOUT_EFFECT | {"suffix": ("",), "best_of": (1,)}
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[Ids, Field(min_length=1)]
-        | Annotated[list[Ids], Field(min_length=1)]
-    )
+    prompt: Annotated[
+        Annotated[str, Tag("#text")]
+        | Annotated[list[str], Field(min_length=1), Tag("#texts")]
+        | Annotated[Ids, Field(min_length=1), Tag("#ids")]
+        | Annotated[list[Ids], Field(min_length=1), Tag("#lists")],
+        Discriminator(
+            _form_of_prompt,
+            custom_error_type="form",
+            custom_error_message="text, a list of token ids, or a list of either",
+        ),
+    ]
     """Text (a beginning-of-text token is put before it), token ids (taken as they are), or a list of either."""
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
@@ -223,11 +307,7 @@ class CompletionBody(_Sampling):
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":
         if self.echo and self.logprobs is not None:
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "{param} is not supported together with logprobs; leave one of them out",
-                {"param": "echo"},
-            )
+            raise fault("echo", "is not supported together with logprobs; leave one of them out")
         return self
 
     def prompts(self) -> list[str | list[int]]:

@@ -116,17 +116,32 @@ class Server:
             )
         return self.models[id]
 
-    def max_tokens(self, asked: int | None, default: int | None = None) -> int:
+    def max_tokens(self, asked: Mapping[str, int | None], default: int | None = None) -> int:
         """Return how many new tokens a choice may have.
 
         Args:
-            asked: by the client.
-            default: where it did not; None = the server's limit.
+            asked: by the client, under the name it used; the first that is not None counts.
+            default: where it did not ask; None = the server's limit.
         """
         limit = self.limits.max_tokens
-        if asked is not None and asked > limit:
-            raise ApiError(400, f"max_tokens={asked} is above this server's {limit}", param="max_tokens")
-        return asked or min(default or limit, limit)
+        for name, value in asked.items():
+            if value is not None and value > limit:
+                raise ApiError(400, f"{name}={value} is above this server's {limit}", param=name, code="invalid_value")
+            if value is not None:
+                return value
+        return min(default or limit, limit)
+
+    def check_choices(self, num_prompts: int, n: int, most: int | None = None) -> None:
+        """Refuse more answers than one request may want, by the name of what asks for them."""
+        limit = min(self.limits.max_choices, most or self.limits.max_choices)
+        if num_prompts * n > limit:
+            each = f", {n} to each of {num_prompts} prompts" if n > 1 < num_prompts else ""
+            raise ApiError(
+                400,
+                f"{num_prompts * n} answers in one request{each}; this server gives at most {limit}",
+                param="n" if n > 1 else "prompt",
+                code="invalid_value",
+            )
 
     def check_chars(self, texts: Sequence[str], param: str) -> None:
         """Refuse texts that are too long together."""
@@ -139,6 +154,7 @@ class Server:
                 400,
                 f"{what} {total:,} characters together; this server reads at most {limit:,} of a request: {remedy}",
                 param=param,
+                code="context_length_exceeded",
             )
 
     def check_messages(self, texts: Sequence[str]) -> None:
@@ -150,6 +166,7 @@ class Server:
                 f"the conversation has {len(texts):,} messages; this server reads at most {limits.max_messages:,}: "
                 "begin a new one",
                 param="messages",
+                code="context_length_exceeded",
             )
         for i, text in enumerate(texts):
             if len(text) > limits.max_message_chars:
@@ -159,6 +176,7 @@ class Server:
                     f"{which} has {len(text):,} characters; this server reads at most {limits.max_message_chars:,} of "
                     "one message: shorten it",
                     param=f"messages[{i}].content",
+                    code="context_length_exceeded",
                 )
         self.check_chars(texts, "messages")
 
@@ -178,9 +196,7 @@ class Server:
             ApiError: 400 for more answers than one request may want.
             Full, Closed: see `Worker.submit`.
         """
-        wanted, limit = len(prompts) * sampling.n, min(self.limits.max_choices, served.worker.most_together)
-        if wanted > limit:
-            raise ApiError(400, f"{wanted} answers in one request; this server gives at most {limit}", param="n")
+        self.check_choices(len(prompts), sampling.n, served.worker.most_together)
         seed: Any = secrets.token_hex(8) if sampling.seed is None else sampling.seed
         requests = [
             Request(

@@ -1,7 +1,6 @@
 """Answers that are generated while somebody reads them, or no longer does."""
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat_pl.serve.errors import ApiError, ClientGone
 from nanochat_pl.serve.gate import record_of
+from nanochat_pl.serve.limits import Limits
 
 __all__ = ["EventStream", "event", "unless_gone"]
 
@@ -56,56 +56,77 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+SILENCE = ": nothing new yet\n\n"
+"""A comment; readers of server-sent events pass over it."""
+
+
 class EventStream(Response):
     """Server-sent events of a generator, which is closed when the last was sent, or nobody reads.
 
     Args:
-        first: event that is ready.
+        first: the first event, ready or on its way.
         rest: yields the others; an `ApiError` it raises becomes the last one.
-        stalled_s: seconds a reader may take nothing.
+        limits: how long a reader may take nothing, and how long a stream may be silent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: str, rest: AsyncGenerator[str, None], stalled_s: float):
+    def __init__(self, first: asyncio.Future[str], rest: AsyncGenerator[str, None], limits: Limits):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._first, self._rest, self._stalled_s = first, rest, stalled_s
+        self._next, self._rest, self._limits = first, rest, limits
 
     @classmethod
-    async def begin(cls, request: Request, events: AsyncGenerator[str, None], stalled_s: float) -> "EventStream":
-        """Wait for the first event: what goes wrong before it has a status of its own.
+    async def begin(cls, request: Request, events: AsyncGenerator[str, None], limits: Limits) -> "EventStream":
+        """Wait for the first event, at most as long as a stream may be silent: what goes wrong has a status till then.
 
         Raises:
             ApiError, ClientGone: it did go wrong.
         """
+        first = asyncio.ensure_future(anext(events))
         try:
-            first = await unless_gone(request.receive, anext(events))
+            await unless_gone(request.receive, asyncio.wait((first,), timeout=limits.heartbeat_s))
+            if first.done():
+                first.result()
         except BaseException:
-            await events.aclose()
+            await _stop(first, events)
             raise
-        return cls(first, events, stalled_s)
+        return cls(first, events, limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with contextlib.aclosing(self._rest):
-            try:
-                await unless_gone(receive, self._send_all(scope, send))
-            except ClientGone:
-                record_of(scope).error = "client_gone"
-            except TimeoutError:
-                record_of(scope).error = "stalled_reader"
+        try:
+            await unless_gone(receive, self._send_all(scope, send))
+        except ClientGone:
+            record_of(scope).error = "client_gone"
+        except TimeoutError:
+            record_of(scope).error = "stalled_reader"
+        finally:
+            await _stop(self._next, self._rest)
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         async def give(body: str, more: bool = True) -> None:
-            async with asyncio.timeout(self._stalled_s):
+            async with asyncio.timeout(self._limits.stalled_client_s):
                 await send({"type": "http.response.body", "body": body.encode(), "more_body": more})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await give(self._first)
         try:
-            async for text in self._rest:
-                await give(text)
+            while True:
+                while not self._next.done():
+                    await asyncio.wait((self._next,), timeout=self._limits.heartbeat_s)
+                    if not self._next.done():
+                        await give(SILENCE)
+                await give(self._next.result())
+                self._next = asyncio.ensure_future(anext(self._rest))
+        except StopAsyncIteration:
+            pass
         except ApiError as error:
-            record_of(scope).error = error.code
+            record_of(scope).refuse(error)
             await give(event(error.body()) + event("[DONE]"))
         await give("", more=False)
+
+
+async def _stop(pending: asyncio.Future[str], events: AsyncGenerator[str, None]) -> None:
+    """End a generator that may be on its way to the next event."""
+    pending.cancel()
+    await asyncio.gather(pending, return_exceptions=True)
+    await events.aclose()
