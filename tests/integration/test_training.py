@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.lit.module import DivergedError
+from nanochat_pl.lit.preflight import RUN_FILES
 from tests.integration.conftest import BASE, SFT, Train, metrics
 
 
@@ -86,6 +88,44 @@ def test_a_run_folder_is_not_written_over(train: Train, tmp_path: Path):
     with pytest.raises(ValueError, match=r"already holds .*resume=auto.*run_name=.*force=true"):
         train(*BASE, "stage.num_steps=2")
     assert train(*BASE, "stage.num_steps=3", "force=true")["step"] == 3
+
+
+def under_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what `srun` sets for a job of one process."""
+    job = {"JOB_ID": "4711", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_a_forced_run_finds_nothing_of_the_run_before(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "base" / "tiny"
+    train(*BASE, "stage.num_steps=2")
+    fresh, expected = {entry.name for entry in folder.iterdir()}, weights(folder / "checkpoints" / "last.ckpt")
+    assert all(any(Path(name).match(pattern) for pattern in RUN_FILES) for name in fresh), "all a run writes is listed"
+    train(*BASE, "stage.num_steps=2", "force=true", "seed=7")
+    shutil.copy(folder / "checkpoints" / "last.ckpt", folder / "hpc_ckpt_1.ckpt")
+    for name in ("report/report.md", "eval/recall/last/results.json", "wandb/offline-run-1/run.wandb", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the run before")
+    under_slurm(monkeypatch)
+    train(*BASE, "stage.num_steps=2", "force=true")
+    assert {entry.name for entry in folder.iterdir()} == {*fresh, "notes.txt"}  # a user's own file stays
+    again = weights(folder / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(expected[key], again[key]) for key in expected)
+
+
+def test_lightning_loads_no_checkpoint_of_its_own_under_slurm(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train(*BASE, "stage.num_steps=2", "seed=7")
+    expected = train(*BASE, "stage.num_steps=2", "run_name=plain")
+    folder = tmp_path / "base" / "slurm"
+    folder.mkdir()
+    shutil.copy(tmp_path / "base" / "tiny" / "checkpoints" / "last.ckpt", folder / "hpc_ckpt_3.ckpt")
+    under_slurm(monkeypatch)
+    again = train(*BASE, "stage.num_steps=2", "run_name=slurm")  # without force=true: nothing was cleared
+    assert again["train/loss"] == expected["train/loss"]
+    assert [file.name for file in tmp_path.rglob("hpc_ckpt_*")] == ["hpc_ckpt_3.ckpt"]
 
 
 def test_fine_tuning_says_how_to_make_the_weights_it_lacks(train: Train):

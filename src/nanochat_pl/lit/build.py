@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from nanochat_pl.checkpoint.lightning import (
@@ -232,6 +233,10 @@ def build_trainer(
         strategy = DDPStrategy(gradient_as_bucket_view=True, process_group_backend=backend, **{keep: False})
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
     loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values() if spec is not None]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # the order in which Lightning looks
+        # Its own way of saving on SIGUSR1, without our cursor's rules, and of requeueing the job stays off.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=cfg.trainer.devices,
@@ -252,6 +257,7 @@ def build_trainer(
         log_every_n_steps=1,
         logger=loggers,
         callbacks=callbacks,
-        default_root_dir=str(folder),
-        plugins=[AtomicCheckpointIO()],
+        # Under Slurm, Lightning loads any hpc_ckpt_*.ckpt that lies in this folder: it must not be one that runs use.
+        default_root_dir=str(folder / "lightning"),
+        plugins=plugins,
     )

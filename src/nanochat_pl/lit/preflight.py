@@ -312,17 +312,36 @@ def is_first_process() -> bool:
     return True
 
 
+RUN_FILES = (
+    "checkpoints",
+    "config.yaml",
+    "error.txt",
+    "eval",
+    "events.out.tfevents*",
+    "git_diff.patch",
+    "hpc_ckpt_*.ckpt",
+    "lightning",
+    "lightning_logs",
+    "log.txt",
+    "loss.png",
+    "metrics.csv",
+    "report",
+    "run.json",
+    "samples.jsonl",
+    "summary.json",
+    "tokenizer",
+    "tokenizer.json",
+    "wandb",
+    "wandb_run_id.txt",
+)
+"""What runs, their evaluations, reports, dashboards and Lightning itself leave in a run folder, as patterns."""
+
+
 def clear_run(folder: Path) -> None:
-    """Throw away what an earlier run left in `folder` (force=true): its own files only."""
-    for name in ("checkpoints", "eval", "tokenizer"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (
-        "metrics.csv",
-        "summary.json",
-        "log.txt",
-        "config.yaml",
-        "tokenizer.json",
-        "wandb_run_id.txt",
-        "samples.jsonl",
-    ):
-        (folder / name).unlink(missing_ok=True)
+    """Throw away what an earlier run left in `folder` (force=true), also half-written files; other files stay."""
+    for pattern in (*RUN_FILES, ".*.tmp"):
+        for entry in folder.glob(pattern):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
