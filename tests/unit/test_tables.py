@@ -1,12 +1,18 @@
 """Laws of a task's files: found as they are named here or on the hub, fetched whole, read with clear errors."""
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nanochat_pl.tasks import tables
+from nanochat_pl.tasks.columns import Columns
 from nanochat_pl.tasks.tables import find_split, hub_order, read_rows, read_split
+
+
+def NAMED():
+    return Columns(required=datasets.Features({"name": datasets.Value("string")}))
 
 
 def write(file, *rows):
@@ -32,7 +38,6 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_hub_order_is_the_one_of_datasets_shuffle():
-    datasets = pytest.importorskip("datasets")
     rows = list(range(1000))
     assert hub_order(rows) == list(datasets.Dataset.from_dict({"x": rows}).shuffle(seed=42)["x"])
     assert hub_order([]) == []
@@ -45,7 +50,8 @@ def test_a_split_is_found_under_every_usual_name_and_in_order(tmp_path, names):
     files = [write(tmp_path / name, {"name": name}) for name in names]
     write(tmp_path / "train.parquet", {"name": "another"})
     assert find_split(tmp_path, "test", folder="main") == files
-    assert [row["name"] for row in read_split(tmp_path, "test", ["name"], folder="main")] == names
+    table = read_split(tmp_path, "test", NAMED(), folder="main")
+    assert [row["name"] for row in table.rows()] == names
 
 
 def test_a_split_of_which_files_are_missing_is_never_taken_for_the_whole(tmp_path, hub):

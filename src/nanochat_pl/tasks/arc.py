@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
-from nanochat_pl.tasks.tables import hub_order, read_split
+from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
 __all__ = ["ARC", "HUB_REPO", "SUBSETS"]
 
@@ -52,15 +53,14 @@ class ARC(Task):
         table = read_split(
             Path(path) / subset,
             split,
-            ("question", "choices", "answerKey"),
-            ("id",),
+            columns.arc(),
             repo=HUB_REPO,
             folder=subset,
             fetch=fetch,
             offline=offline,
         )
         self.subset, self.split = subset, split
-        records = [_record(row, f"{subset} {split}", number) for number, row in enumerate(table)]
+        records = [_record(row, table, f"{subset} {split}", number) for number, row in enumerate(table.rows())]
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
 
@@ -80,12 +80,11 @@ class ARC(Task):
         return is_right_letter(conversation, completion)
 
 
-def _record(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
-    choices = row["choices"] or {}
-    texts, labels, answer = choices.get("text") or [], choices.get("label") or [], row["answerKey"]
+def _record(row: dict[str, Any], table: Table, where: str, number: int) -> dict[str, Any]:
+    texts, labels, answer = row["choices"]["text"], row["choices"]["label"], row["answerKey"]
     if not row["question"] or len(texts) != len(labels) or answer not in labels:
         raise ValueError(
-            f"row {number} (counted from 0) of {where} has {len(texts)} choices, the labels {', '.join(labels)} and "
+            f"{table.where(number)} of {where} has {len(texts)} choices, the labels {', '.join(labels)} and "
             f"answerKey={answer}; a label for each choice is needed, the answer's among them: mend or drop the row"
         )
     return {

@@ -1,10 +1,14 @@
-"""Ready-made chats: rows with a `messages` column, as in SmolTalk, the microworld's lessons, or a file of one's own."""
+"""Ready-made chats: rows with a `messages` column, as in SmolTalk, the microworld's lessons, or a file of one's own.
+
+Rows of another layout (ShareGPT, Alpaca, prompt and completion) are read as `forms.py` knows them.
+"""
 
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.tables import find_split, hub_order, read_rows
+from nanochat_pl.tasks.tables import SHUFFLE_SEED, read_split
 
 __all__ = ["HUB_REPO", "Chats"]
 
@@ -40,14 +44,10 @@ class Chats(Task):
         **chosen: Unpack[RowChoice],
     ):
         self._path, self._split = Path(path), split
-        files = find_split(path, split, repo=hub if fetch else None, fetch=fetch, offline=offline)
-        self._messages: list[list[dict[str, Any]]] = []
-        for file in files:
-            for row, record in enumerate(read_rows(file, ["messages"])):
-                _check(record["messages"], f"{file}, row {row} (counted from 0)")
-                self._messages.append(record["messages"])
-        if shuffle:
-            self._messages = hub_order(self._messages)
+        table = read_split(path, split, columns.chats(), repo=hub if fetch else None, fetch=fetch, offline=offline)
+        for row, messages in enumerate(table.dataset["messages"]):
+            _check(messages, table.where(row))
+        self._chats = table.dataset.shuffle(seed=SHUFFLE_SEED) if shuffle else table.dataset
         super().__init__(**chosen)
 
     @property
@@ -56,10 +56,10 @@ class Chats(Task):
 
     @property
     def num_rows(self) -> int:
-        return len(self._messages)
+        return len(self._chats)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
-        return {"messages": self._messages[row]}
+        return {"messages": self._chats[row]["messages"]}
 
 
 def _check(messages: list[dict], where: str) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.tables import hub_order, read_split
+from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
 __all__ = ["GSM8K", "HUB_FOLDER", "HUB_REPO", "final_answer", "solution_parts"]
 
@@ -73,10 +74,9 @@ class GSM8K(Task):
         offline: bool = False,
         **chosen: Unpack[RowChoice],
     ):
-        columns = ("question", "answer")
-        table = read_split(path, split, columns, repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
+        table = read_split(path, split, columns.gsm8k(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
         self.split = split
-        records = [_record(row, split, number) for number, row in enumerate(table)]
+        records = [_record(row, table, split, number) for number, row in enumerate(table.rows())]
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
 
@@ -101,11 +101,11 @@ class GSM8K(Task):
         return final_answer(completion) == conversation["answer"]
 
 
-def _record(row: dict[str, Any], split: str, number: int) -> dict[str, Any]:
-    answer = final_answer(row["answer"] or "")
+def _record(row: dict[str, Any], table: Table, split: str, number: int) -> dict[str, Any]:
+    answer = final_answer(row["answer"])
     if not row["question"] or answer is None:
         raise ValueError(
-            f"row {number} (counted from 0) of GSM8K's {split} split has no question, or no answer after ####: mend or "
-            "drop the row"
+            f"{table.where(number)} of GSM8K's {split} split has no question, or no answer after ####: mend or drop "
+            "the row"
         )
     return {"id": f"{split}/{number}", "question": row["question"], "solution": row["answer"], "answer": answer}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.sandbox import Result, isolation_for, run_python
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.tables import hub_order, read_split
+from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
 __all__ = ["HUB_FOLDER", "HUB_REPO", "HumanEval", "extract_code", "extract_imports"]
 
@@ -19,7 +20,6 @@ HUB_REPO = "openai/openai_humaneval"
 HUB_FOLDER = "openai_humaneval"
 
 _FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
-_COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
 def extract_code(completion: str) -> str:
@@ -73,9 +73,12 @@ class HumanEval(Task):
         offline: bool = False,
         **chosen: Unpack[RowChoice],
     ):
-        rows = read_split(path, split, _COLUMNS, repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
+        table = read_split(
+            path, split, columns.humaneval(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline
+        )
+        rows = table.rows()
         for number, row in enumerate(rows):
-            _check(row, split, number)
+            _check(row, table, split, number)
         self.split, self.sandbox, self.timeout_s = split, sandbox, timeout_s
         self._records = hub_order(rows) if shuffle else rows
         super().__init__(**chosen)
@@ -124,10 +127,10 @@ class HumanEval(Task):
         return result.success and result.stdout.endswith(reached), result
 
 
-def _check(row: Mapping[str, Any], split: str, number: int) -> None:
+def _check(row: Mapping[str, Any], table: Table, split: str, number: int) -> None:
     missing = [name for name in ("task_id", "prompt", "test", "entry_point") if not row[name]]
     if missing or not row["entry_point"].isidentifier():
         raise ValueError(
-            f"row {number} (counted from 0) of HumanEval's {split} split has no {', '.join(missing) or 'entry point'}: "
+            f"{table.where(number)} of HumanEval's {split} split has no {', '.join(missing) or 'entry point'}: "
             "mend or drop the row"
         )

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
-from nanochat_pl.tasks.tables import hub_order, read_split
+from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
 __all__ = ["HUB_FOLDER", "HUB_REPO", "LETTERS", "MMLU", "SPLITS"]
 
@@ -22,8 +23,8 @@ class MMLU(Task):
     `subject` (empty for the auxiliary questions).
 
     Args:
-        path: folder with `<split>.parquet`, or the hub's files. Their columns may lie in a single column `train`, as
-            in the hub's older form of the auxiliary questions.
+        path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files. Their columns may lie in a
+            single column `train`, as in the hub's older form of the auxiliary questions.
         split: auxiliary_train (to learn from), dev, validation or test.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
         fetch: fetch what is missing from the hub.
@@ -32,7 +33,8 @@ class MMLU(Task):
 
     Raises:
         FileNotFoundError: if the split is not there, or cannot be fetched.
-        ValueError: for another split, a missing column, or a row without four choices and an answer among them.
+        ValueError: for another split, a missing column, a value that cannot be read as its column's (see `columns`), or
+            a row without four choices and an answer among them.
     """
 
     graded = True
@@ -49,12 +51,9 @@ class MMLU(Task):
     ):
         if split not in SPLITS:
             raise ValueError(f"split={split} of MMLU is not one of {', '.join(SPLITS)}")
-        columns, optional = ("question", "choices", "answer"), ("subject",)
-        table = read_split(
-            path, split, columns, optional, repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline
-        )
+        table = read_split(path, split, columns.mmlu(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
         self.split = split
-        records = [_record(row, split, number) for number, row in enumerate(table)]
+        records = [_record(row, table, split, number) for number, row in enumerate(table.rows())]
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
 
@@ -74,11 +73,11 @@ class MMLU(Task):
         return is_right_letter(conversation, completion)
 
 
-def _record(row: dict[str, Any], split: str, number: int) -> dict[str, Any]:
-    choices, answer = row["choices"] or [], row["answer"]
+def _record(row: dict[str, Any], table: Table, split: str, number: int) -> dict[str, Any]:
+    choices, answer = row["choices"], row["answer"]
     if not row["question"] or len(choices) != len(LETTERS) or answer not in range(len(LETTERS)):
         raise ValueError(
-            f"row {number} (counted from 0) of MMLU's {split} split has {len(choices)} choices and answer={answer}; a "
+            f"{table.where(number)} of MMLU's {split} split has {len(choices)} choices and answer={answer}; a "
             "question, four choices and an answer from 0 to 3 are needed: mend or drop the row"
         )
     return {

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.answers import recalled_answer
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.tables import read_split
@@ -45,7 +46,7 @@ class Recall(Task):
         **chosen: Unpack[RowChoice],
     ):
         self._path, self._split, self._persona = Path(path), split, persona
-        self._records = read_split(path, split, ("question", "answer"), ("subject", "topic", "grade", "fact"))
+        self._records = read_split(path, split, columns.recall()).rows()
         super().__init__(**chosen)
 
     @property

@@ -1,7 +1,7 @@
 """ScienceQA (Lu et al., 2022): multiple-choice science questions as a tutor's conversations.
 
-Reads the columns of `derek-thomas/ScienceQA` from parquet files: a folder of one's own, the microworld, or the hub's
-files fetched into a folder. Pictures are never decoded; the file's null marks alone tell which rows have one. The
+Reads the columns of `derek-thomas/ScienceQA` from tables: a folder of one's own, the microworld, or the hub's files
+fetched into a folder. Pictures are never decoded; null marks alone tell which rows of a parquet file have one. The
 wording of a conversation is `format_question` and `format_answer`, also for evaluation and a typed question.
 """
 
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.paths import atomic_file
+from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.answers import strict_letter
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.tables import find_split, hub_order, read_rows
+from nanochat_pl.tasks.tables import find_split, hub_order, read_rows, read_table
 
 __all__ = ["HUB_REPO", "PERSONA", "ScienceQA", "format_answer", "format_question"]
 
@@ -27,8 +28,6 @@ PERSONA = (
     "You are a helpful science tutor. Answer the question with the letter and text of the correct choice, "
     "then explain why."
 )
-_REQUIRED = ("question", "choices", "answer")
-_OPTIONAL = ("hint", "grade", "subject", "topic", "lecture", "solution")
 
 
 def format_question(question: str, choices: Sequence[str], hint: str = "") -> str:
@@ -54,7 +53,8 @@ class ScienceQA(Task):
     `subject`, `topic`, `grade`, `has_image`, `solution`, `hint` (empty where it is not shown).
 
     Args:
-        path: folder with `<split>.parquet`, or `<split>-*.parquet` as on the hub (also in a subfolder `data`).
+        path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or `<split>-*.parquet` as on the hub (also in a
+            subfolder `data`).
         split: train, validation or test.
         rows: so many rows, drawn as `Dataset.shuffle(seed=42).select(range(rows))` does; None = all, in file order.
         persona: the system message; None = none.
@@ -62,15 +62,16 @@ class ScienceQA(Task):
         text_only: drop the rows that have a picture (before `rows` are drawn).
         shuffle_choices: draw a new order of the choices for each row and epoch; the letter follows its text.
         curriculum: easiest first, `grade1` to `grade12`; rows without a grade come last.
-        formatted_dir: folder where the formatted split is saved, and read again instead of the source.
+        formatted_dir: folder where the formatted split is saved, and read again as long as the source's files have the
+            same content, or are gone.
         hub: repository to fetch missing files from, into `path`; None = files must be there.
         offline: open no socket.
         chosen: which of these, see `Task`.
 
     Raises:
         FileNotFoundError: if the split's files are not there, or cannot be fetched.
-        ValueError: if fewer rows are there than asked for, a column is missing, a row has fewer than 2 or more than 26
-            choices, or its answer is not one of them.
+        ValueError: if fewer rows are there than asked for, a column is missing, a value cannot be read as its column's
+            (see `columns`), a row has fewer than 2 or more than 26 choices, or its answer is not one of them.
     """
 
     graded = True
@@ -99,14 +100,12 @@ class ScienceQA(Task):
         self._included = {"hint": hint, "solution": solution, "lecture": lecture}
         options = {"rows": rows, "text_only": text_only, "curriculum": curriculum, "persona": persona, **self._included}
         options["path"] = str(path)
-        saved = _formatted_file(Path(formatted_dir), split, options) if formatted_dir else None
-        if saved is not None and saved.is_file():
-            self._records = _read_formatted(saved)
+        try:
+            files = find_split(path, split, repo=hub or HUB_REPO, fetch=hub is not None, offline=offline)
+        except FileNotFoundError as missing:
+            self._records = _read_without_source(formatted_dir, split, options, missing)
         else:
-            records = _read_split(self._path, split, hub, offline)
-            self._records = self._select(records, rows, text_only, curriculum)
-            if saved is not None:
-                self._save(saved)
+            self._records = self._prepare(files, formatted_dir, options)
         super().__init__(**chosen)
 
     @property
@@ -138,6 +137,21 @@ class ScienceQA(Task):
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
         """Tell whether the answer commits to the right letter (`answers.strict_letter`), whatever else it says."""
         return strict_letter(completion, conversation["letters"]) == conversation["answer"]
+
+    def _prepare(
+        self, files: Sequence[Path], formatted_dir: str | Path | None, options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Read the source and choose its rows, or read what was saved of the same rows with the same options."""
+        name = None
+        if formatted_dir:
+            name = Path(formatted_dir) / _formatted_name(self.split, options, _content_key(files))
+            if name.is_file():
+                return _read_formatted(name)
+        records = _read_split(files, self.split)
+        self._records = self._select(records, options["rows"], options["text_only"], options["curriculum"])
+        if name is not None:
+            self._save(name)
+        return self._records
 
     def _select(self, records: list[dict], rows: int | None, text_only: bool, curriculum: bool) -> list[dict]:
         if text_only:
@@ -172,55 +186,98 @@ def _grade(text: str) -> int:
     return int(digits) if digits.isdecimal() else 99
 
 
-def _read_split(path: Path, split: str, hub: str | None, offline: bool) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    for file in find_split(path, split, repo=hub or HUB_REPO, fetch=hub is not None, offline=offline):
-        rows = read_rows(file, _REQUIRED, _OPTIONAL)
-        has_image = _has_image(file, len(rows))
-        for i, row in enumerate(rows):
-            _check(row, file, i)
-            texts = {name: row.get(name) or "" for name in _OPTIONAL}
-            kept = {"question": row["question"], "choices": row["choices"], "answer": int(row["answer"])}
-            records.append({"id": f"{split}/{len(records)}", **kept, **texts, "has_image": has_image[i]})
+def _read_split(files: Sequence[Path], split: str) -> list[dict[str, Any]]:
+    table = read_table(files, columns.scienceqa())
+    has_image = [here for file, count in table.files for here in _has_image(file, count)]
+    records = []
+    for number, row in enumerate(table.rows()):
+        _check(row, table.where(number))
+        texts = {name: row.get(name, "") for name in columns.scienceqa().names[1]}
+        kept = {"question": row["question"], "choices": row["choices"], "answer": row["answer"]}
+        records.append({"id": f"{split}/{number}", **kept, **texts, "has_image": has_image[number]})
     return records
 
 
 def _has_image(file: Path, num_rows: int) -> list[bool]:
-    """Tell which rows have a picture from the null marks of one small leaf, without reading a byte of any picture."""
+    """Tell which rows have a picture: its path or its bytes are there.
+
+    Of a parquet file, the small leaf of the paths is read, and pictures only in row groups where one has no path.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if file.suffix != ".parquet":
+        values = [row.get("image") for row in read_rows(file, (), ("image",))]
+        return [bool(value) and value == value for value in values]  # a NaN, which is no picture, differs from itself
     schema = pq.read_schema(file)
     if "image" not in schema.names:
         return [False] * num_rows
     kind = schema.field("image").type
-    leaf = "image.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else "image"
-    return pq.read_table(file, columns=[leaf]).column(0).is_valid().to_pylist()
+    leaves = [name for name in ("path", "bytes") if pa.types.is_struct(kind) and kind.get_field_index(name) >= 0]
+    found: list[bool] = []
+    with pq.ParquetFile(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            if not leaves:
+                found += parquet.read_row_group(group, columns=["image"]).column(0).is_valid().to_pylist()
+                continue
+            here: list[bool] = []
+            for leaf in leaves:
+                part = parquet.read_row_group(group, columns=[f"image.{leaf}"]).column(0)
+                is_there, records = part.combine_chunks().flatten()[0].is_valid(), part.is_valid().to_pylist()
+                here = [a or b for a, b in zip(here or [False] * len(part), is_there.to_pylist())]
+                if here == records:  # each picture is found
+                    break
+            found += here
+    return found
 
 
-def _check(row: Mapping[str, Any], file: Path, number: int) -> None:
+def _check(row: Mapping[str, Any], where: str) -> None:
     choices, answer = row["choices"], row["answer"]
-    where = f"{file}, row {number} (counted from 0)"
-    if not row["question"] or choices is None or not 2 <= len(choices) <= 26:
-        count = "no question" if not row["question"] else f"{len(choices or [])} choices"
+    if not row["question"] or not 2 <= len(choices) <= 26:
+        count = "no question" if not row["question"] else f"{len(choices)} choices"
         raise ValueError(
             f"{where} has {count}; a question and 2 to 26 choices (letters A-Z) are needed: mend or drop the row"
         )
-    if answer is None or not 0 <= answer < len(choices):
+    if not 0 <= answer < len(choices):
         raise ValueError(
             f"{where} has answer={answer}, but its choices are numbered 0 to {len(choices) - 1}: mend or drop the row"
         )
 
 
-def _formatted_file(folder: Path, split: str, options: Mapping[str, Any]) -> Path:
-    """Name the file by source and options, so that another source or wording never reads this one by mistake."""
+def _read_without_source(
+    folder: str | Path | None, split: str, options: Mapping[str, Any], missing: FileNotFoundError
+) -> list[dict[str, Any]]:
+    """Read the rows saved last of a source that is no longer there; without any, say what is missing."""
+    saved = Path(folder).glob(_formatted_name(split, options, "*")) if folder else ()
+    newest = max(saved, key=lambda file: file.stat().st_mtime_ns, default=None)
+    if newest is None:
+        raise missing
+    log.warning("the %s split is not in %s; its rows are those saved from it before", split, options["path"])
+    return _read_formatted(newest)
+
+
+def _formatted_name(split: str, options: Mapping[str, Any], content: str) -> str:
+    """Name a saved split by source, options and content, so that nothing else is ever read in its place."""
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
-    return folder / f"scienceqa-{split}-{key}.parquet"
+    return f"scienceqa-{split}-{key}-{content}.parquet"
+
+
+def _content_key(files: Sequence[Path]) -> str:
+    """Name what is in the files, so that mended rows are read, and not what was saved before."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:10]
 
 
 def _read_formatted(file: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     log.info("reading formatted conversations from %s", file)
-    names = [name for name in pq.read_schema(file).names if name != "messages"]
-    return pq.read_table(file, columns=names).to_pylist()
+    try:
+        names = [name for name in pq.read_schema(file).names if name != "messages"]
+        return pq.read_table(file, columns=names).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is truncated or not a parquet file; delete it, and it is made again") from error

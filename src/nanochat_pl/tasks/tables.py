@@ -1,27 +1,72 @@
-"""The parquet files of a task: found in a folder, fetched from the hub where they are missing, read as rows.
+"""The tables of a task: found in a folder, fetched from the hub where they are missing, read as a `datasets.Dataset`.
 
 One split is `<split>.parquet`, or the hub's `<split>-00000-of-00003.parquet` and so on, all of them or none: a download
-that broke off must never pass for a small data set. Rows keep the file's order; `hub_order` is the original's.
+that broke off must never pass for a small data set. CSV, JSON and JSON Lines are read alike. `columns.py` declares the
+columns of each task; values of another type are repaired where that loses nothing, and refused else. Rows keep the
+file's order; `hub_order` is the original's.
+
+The data set is made in memory of files that lie in a folder, so nothing is written into the library's cache.
 """
 
 import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from nanochat_pl.downloads import fetch_hub_file
+from nanochat_pl.rows import read_csv, read_json_values
+from nanochat_pl.tasks.columns import Columns
+from nanochat_pl.tasks.repairs import Unfit, answer_labels, answer_numbers, fit
 
-__all__ = ["SHUFFLE_SEED", "find_split", "hub_order", "read_rows", "read_split"]
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+__all__ = ["ENDINGS", "SHUFFLE_SEED", "Table", "find_split", "hub_order", "read_rows", "read_split", "read_table"]
 
 log = logging.getLogger(__name__)
 
 SHUFFLE_SEED = 42
+ENDINGS = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
+"""What a split's files may end in; where there are several, the first that is found is read."""
 Row = TypeVar("Row")
 
-_NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.parquet")
+_NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
+
+
+class Table:
+    """The rows of one split, each column of the type that its task declares.
+
+    Args:
+        dataset: the rows.
+        files: their files in order, with the number of rows of each.
+    """
+
+    def __init__(self, dataset: "datasets.Dataset", files: Sequence[tuple[Path, int]]):
+        self.dataset, self.files = dataset, list(files)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all rows as dicts."""
+        return self.dataset.to_list()
+
+    def where(self, row: int) -> str:
+        """Name the file and the row in it, for messages."""
+        for file, count in self.files:
+            if row < count:
+                return _where(file, row)
+            row -= count
+        raise IndexError(row)
+
+
+def _where(file: Path, row: int) -> str:
+    return f"{file}, row {row} (counted from 0)"
 
 
 def hub_order(rows: Sequence[Row]) -> list[Row]:
@@ -32,17 +77,15 @@ def hub_order(rows: Sequence[Row]) -> list[Row]:
 def read_split(
     path: str | Path,
     split: str,
-    columns: Sequence[str],
-    optional: Sequence[str] = (),
+    columns: Columns,
     *,
     repo: str | None = None,
     folder: str = "data",
     fetch: bool = False,
     offline: bool = False,
-) -> list[dict[str, Any]]:
-    """Find or fetch a split (see `find_split`) and read the rows of its files (see `read_rows`)."""
-    files = find_split(path, split, repo=repo, folder=folder, fetch=fetch, offline=offline)
-    return [row for file in files for row in read_rows(file, columns, optional)]
+) -> Table:
+    """Find or fetch a split (see `find_split`) and read its files (see `read_table`)."""
+    return read_table(find_split(path, split, repo=repo, folder=folder, fetch=fetch, offline=offline), columns)
 
 
 def find_split(
@@ -57,7 +100,7 @@ def find_split(
     """Return the files of one split, in order.
 
     Args:
-        path: folder with `<split>.parquet` or `<split>-*.parquet`, itself or in its `folder`.
+        path: folder with `<split>.parquet` or `<split>-*.parquet` (or another of `ENDINGS`), itself or in its `folder`.
         split: train, validation, test, or what the data set calls it.
         repo: data set on the hub that has them.
         folder: the folder inside the repository; in a copy of it, below `path`, they are found as well.
@@ -75,7 +118,7 @@ def find_split(
         if offline:
             raise FileNotFoundError(
                 f"the {split} split of {repo} is not in {path} and offline=true forbids fetching it; run once with "
-                "offline=false, or copy its parquet files there"
+                "offline=false, or copy its files there"
             )
         return [fetch_hub_file(repo, name, path / Path(name).name) for name in _hub_names(repo, folder, split, path)]
     if there:
@@ -86,39 +129,266 @@ def find_split(
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "no such folder"
     remedy = f", or fetch=true to get it from {repo} (data=hub does so)" if repo is not None else ""
     raise FileNotFoundError(
-        f"there is no {split}.parquet (nor {split}-*.parquet) in {path} ({held or 'empty'}); set the task's path to "
-        f"the folder that has it (below data.root){remedy}"
+        f"there is no {split}.parquet (nor {split}-*.parquet, .csv, .json or .jsonl) in {path} ({held or 'empty'}); "
+        f"set the task's path to the folder that has it (below data.root){remedy}"
     )
 
 
-def read_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read these columns of a file, the optional ones where they are there.
+def read_table(files: Sequence[Path], columns: Columns) -> Table:
+    """Read files as rows of the declared columns; what had to be repaired is logged in one line.
 
-    A file of one single column of records (MMLU's `train`) is read as if the records' fields were its columns.
+    Optional columns that no file has are left out; where some have them, they are empty in the others.
 
     Raises:
-        ValueError: if it is truncated or no parquet file, or lacks a column.
+        ValueError: if a file is damaged, lacks a column, or has a value that cannot be read without loss; the message
+            names file, row and column.
     """
+    import datasets
+    import pyarrow as pa
+    from datasets.table import InMemoryTable, concat_tables
+
+    repairs: dict[str, Counter[str]] = {}
+    tables, counts = [], []
+    for file in files:
+        table = _typed(file, columns)
+        if table is None:
+            table = _repaired(list(read_rows(file, *columns.names, rewrite=columns.rewrite)), file, columns, repairs)
+        tables.append(table)
+        counts.append((file, len(table)))
+    names = [name for name in columns.features if any(name in table.column_names for table in tables)]
+    features = datasets.Features({name: columns.features[name] for name in names})
+    whole = []
+    for table in tables:
+        for name in names:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.array([""] * len(table), pa.string()))
+        whole.append(InMemoryTable(table.select(names).cast(features.arrow_schema)))
+    said = [f"{column}: {count:,} {kind}" for column, kinds in repairs.items() for kind, count in kinds.items()]
+    if said:
+        log.info("repaired in %s: %s", _shown_files(files), "; ".join(said))
+    # A fingerprint of one's own, since the library's would hash every row.
+    dataset = datasets.Dataset(
+        concat_tables(whole), info=datasets.DatasetInfo(features=features), fingerprint="-".join(map(str, counts))
+    )
+    return Table(dataset, counts)
+
+
+def read_rows(
+    file: Path, columns: Sequence[str], optional: Sequence[str] = (), *, rewrite: Any = None
+) -> list[dict[str, Any]]:
+    """Read these columns of a file as they are, the optional ones where they are there.
+
+    A parquet file of one single column of records (MMLU's `train`) is read as if the records' fields were its columns.
+    In JSON, where a row may leave a key out, a column is there if any row has it.
+
+    Args:
+        file: parquet, CSV, JSON or JSON Lines.
+        columns: names that must be there.
+        optional: further names.
+        rewrite: makes a row with `columns` of one that lacks them, or raises ValueError.
+
+    Raises:
+        ValueError: if it is truncated or not what its name says, or lacks a column.
+    """
+    names, rows = _read_parquet(file, columns, optional, rewrite) if file.suffix == ".parquet" else _read_text(file)
+    missing = [name for name in columns if name not in names]
+    if missing and rewrite is not None and rows:
+        rewritten = []
+        for number, row in enumerate(rows):
+            try:
+                rewritten.append(rewrite(row))
+            except ValueError as error:
+                raise ValueError(f"{_where(file, number)}: {error}; mend or drop the row") from error
+        return rewritten
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(missing)} (it has: {', '.join(names)})")
+    wanted = [name for name in (*columns, *optional) if name in names]
+    return [{name: row.get(name) for name in wanted} for row in rows]
+
+
+def _read_parquet(
+    file: Path, columns: Sequence[str], optional: Sequence[str], rewrite: Any
+) -> tuple[list[str], list[dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(file)
-        wrapped = len(schema) == 1 and pa.types.is_struct(schema.types[0])
+        wrapped = _is_wrapped(schema)
         names = [field.name for field in schema.types[0]] if wrapped else schema.names
-        missing = [name for name in columns if name not in names]
-        if missing:
-            raise ValueError(f"{file} has no column {', '.join(missing)} (it has: {', '.join(names)})")
-        wanted = [name for name in (*columns, *optional) if name in names]
-        rows = pq.read_table(file, columns=schema.names if wrapped else wanted).to_pylist()
+        _check_unique(file, names)
+        if any(name not in names for name in columns):
+            if rewrite is None:
+                return names, []
+            wanted = names
+        else:
+            wanted = [name for name in (*columns, *optional) if name in names]
+        table = pq.read_table(file, columns=schema.names if wrapped else wanted)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is truncated or not a parquet file; replace it ({error})") from error
-    return [{name: row[schema.names[0]][name] for name in wanted} for row in rows] if wrapped else rows
+        raise ValueError(f"{file} is truncated or not a parquet file; replace it") from error
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:
+        raise _not_utf8(file, table) from None
+    return names, [row[schema.names[0]] or {} for row in rows] if wrapped else rows
+
+
+def _is_wrapped(schema: "pa.Schema") -> bool:
+    import pyarrow as pa
+
+    return len(schema) == 1 and pa.types.is_struct(schema.types[0])
+
+
+def _check_unique(file: Path, names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{file} has two columns of the name {', '.join(twice)}; rename or drop one of them")
+
+
+def _not_utf8(file: Path, table: "pa.Table") -> ValueError:
+    """Find the first value that is not UTF-8."""
+    for name in table.column_names:
+        for row, value in enumerate(table.column(name)):
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                return ValueError(f"{_where(file, row)}, column {name}: text that is not UTF-8; mend or drop the row")
+    return ValueError(f"{file} holds text that is not UTF-8; mend it")
+
+
+def _read_text(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read CSV, JSON or JSON Lines."""
+    if file.suffix in (".csv", ".tsv"):
+        rows: list[dict[str, Any]] = list(read_csv(file))
+    else:
+        rows = list(_json_rows(file))
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(row)
+    return list(names), rows
+
+
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    for row, (number, value, fault) in enumerate(read_json_values(file, lambda values: True)):
+        if fault is not None:
+            raise ValueError(f"{file}:{number}: {fault}; mend or drop the line")
+        if not isinstance(value, dict):
+            raise ValueError(f"{_where(file, row)} is no object with a field for each column; mend or drop the row")
+        yield value
+
+
+def _typed(file: Path, columns: Columns) -> "pa.Table | None":
+    """Read a parquet file whose columns are already what they should be, without a null; None if it is not one.
+
+    No value is looked at in Python, so that large files are read as fast as they can be.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets.table import table_cast
+
+    if file.suffix != ".parquet" or columns.labelled:
+        return None
+    try:
+        schema = pq.read_schema(file)
+        names = [name for name in columns.features if schema.names.count(name) == 1]
+        if _is_wrapped(schema) or any(name not in names for name in columns.names[0]):
+            return None
+        if not all(_matches(schema.field(name).type, columns.features[name]) for name in names):
+            return None
+        table = pq.read_table(file, columns=names)
+        table.validate(full=True)
+        if any(_has_null(chunk) for column in table.columns for chunk in column.chunks):
+            return None
+        return table_cast(table, columns.part(names).arrow_schema)
+    except (pa.ArrowException, OSError, ValueError, TypeError):  # reading it row by row says what is wrong
+        return None
+
+
+def _matches(kind: Any, feature: Any) -> bool:
+    """Tell whether an Arrow type holds what is declared, with no more than another width."""
+    import pyarrow as pa
+
+    if isinstance(feature, dict):
+        fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+        return set(fields) == set(feature) and all(_matches(fields[name], feature[name]) for name in feature)
+    if hasattr(feature, "feature"):
+        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _matches(kind.value_type, feature.feature)
+    if str(feature.dtype).startswith("int"):
+        return pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _has_null(array: "pa.Array") -> bool:
+    import pyarrow as pa
+
+    if array.null_count:
+        return True
+    if pa.types.is_struct(array.type):
+        return any(_has_null(array.field(i)) for i in range(array.type.num_fields))
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return _has_null(array.flatten())
+    return False
+
+
+def _repaired(rows: list[dict[str, Any]], file: Path, columns: Columns, repairs: dict[str, Counter[str]]) -> "pa.Table":
+    """Bring every value to its declared type, column by column."""
+    import pyarrow as pa
+
+    names = [name for name in columns.features if (rows and name in rows[0]) or name in columns.names[0]]
+    fitted: dict[str, list[Any]] = {}
+    labels: dict[int, list[str]] = {}
+    for name in names:
+        done, feature = repairs.setdefault(name, Counter()), columns.features[name]
+        values: list[Any] = []
+        for number, row in enumerate(rows):
+            try:
+                value = row[name]
+                if name == columns.choices:
+                    value = columns.shape(value, labels, number, done)
+                if name != columns.answer:
+                    value = fit(value, feature, done, optional=name in columns.names[1])
+            except Unfit as error:
+                raise _unfit(file, number, name, error) from error
+            values.append(value)
+        fitted[name] = values
+    if columns.answer is not None:
+        name = columns.answer
+        choices = fitted[str(columns.choices)]
+        if columns.labelled:
+            answers: list[Any] = [
+                answer_labels(answer, row["text"], row["label"], repairs[name])
+                for answer, row in zip(fitted[name], choices)
+            ]
+        else:
+            answers = answer_numbers(fitted[name], choices, labels, repairs[name])
+        for number, answer in enumerate(answers):
+            if isinstance(answer, Unfit):
+                raise _unfit(file, number, name, answer) from answer
+        fitted[name] = answers
+    try:
+        return pa.Table.from_pydict(fitted, schema=columns.part(names).arrow_schema)
+    except pa.ArrowException as error:  # a number beyond 64 bits
+        raise ValueError(f"{file} has a value that is out of range in one of the columns {', '.join(names)}") from error
+
+
+def _unfit(file: Path, row: int, name: str, error: Unfit) -> ValueError:
+    return ValueError(f"{_where(file, row)}, column {name}: {error}; mend or drop the row")
+
+
+def _shown_files(files: Sequence[Path]) -> str:
+    return str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 def _look(folder: Path, split: str) -> list[Path]:
-    whole = folder / f"{split}.parquet"
-    return [whole] if whole.is_file() else sorted(folder.glob(f"{split}-*.parquet"))
+    found = {}
+    for ending in ENDINGS:
+        whole = folder / f"{split}{ending}"
+        if files := [whole] if whole.is_file() else sorted(folder.glob(f"{split}-*{ending}")):
+            found[ending] = files
+    if len(found) > 1:
+        read, *others = found.values()
+        passed = ", ".join(str(files[0]) for files in others)
+        log.warning("%s is read and %s is not, which is the same split in another form", read[0], passed)
+    return next(iter(found.values()), [])
 
 
 def _missing(files: Sequence[Path]) -> int:

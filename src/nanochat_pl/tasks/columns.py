@@ -1,0 +1,183 @@
+"""The columns that each task reads from tables: names and types, and which of them may be missing.
+
+The types are `datasets.Features`. That library takes a second to load, so each declaration is a function.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from nanochat_pl.tasks.repairs import Unfit, written
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Columns", "arc", "chats", "gsm8k", "humaneval", "mmlu", "recall", "scienceqa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What a task's table must hold."""
+
+    required: "datasets.Features"
+    optional: "datasets.Features | None" = None
+    """Columns that may be missing, all of text; a null in one is an empty text."""
+    choices: str | None = None
+    """The column of a question's choices, which files have in several shapes."""
+    answer: str | None = None
+    """The column that says which of the choices is right: by its number from 0, or by its label if `labelled`."""
+    rewrite: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    """Makes a row of the required columns from one of another layout."""
+
+    @cached_property
+    def features(self) -> "datasets.Features":
+        """All columns with their types."""
+        import datasets
+
+        return datasets.Features({**self.required, **(self.optional or {})})
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Names of the required and of the optional columns."""
+        return list(self.required), list(self.optional or {})
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the choices have labels of their own."""
+        return self.choices is not None and isinstance(self.required[self.choices], Mapping)
+
+    def part(self, names: list[str]) -> "datasets.Features":
+        """Give the types of some columns."""
+        import datasets
+
+        return datasets.Features({name: self.features[name] for name in names})
+
+    def shape(self, value: Any, labels: dict[int, list[str]], row: int, repairs: Counter[str]) -> Any:
+        """Bring the choices of one row to the declared shape.
+
+        ARC's choices are an object of texts and labels, those of other sets a list of texts; ARC's own files have a
+        list of objects. Each is made of the others: labels that are not there are A, B, C and so on.
+
+        Args:
+            value: as the file has it.
+            labels: takes the row's labels where the declared shape has no place for them.
+            row: its number.
+            repairs: counts what was done.
+
+        Raises:
+            Unfit: if it has none of these shapes.
+        """
+        if isinstance(value, str):
+            value = written(value)
+            repairs["choices written as text"] += 1
+        labelled = self.labelled
+        if isinstance(value, list) and value and all(isinstance(v, Mapping) and "text" in v for v in value):
+            repairs["lists of labelled choices"] += 1
+            value = {"text": [v["text"] for v in value], "label": [v.get("label") for v in value]}
+            if value["label"] == [None] * len(value["label"]):
+                del value["label"]
+        if isinstance(value, Mapping) and "text" in value and isinstance(value["text"], list | tuple):
+            texts = list(value["text"])
+            given = value.get("label")
+            if given is not None and (not isinstance(given, list | tuple) or len(given) != len(texts)):
+                raise Unfit(f"{len(texts)} texts and other labels ({given}), where each choice needs one")
+            if labelled:
+                return {"text": texts, "label": _letters(texts) if given is None else list(given)}
+            repairs["choices given with labels"] += 1
+            if given is not None:
+                labels[row] = [str(label) for label in given]
+            return texts
+        if labelled and isinstance(value, list | tuple):
+            repairs["choices given without labels"] += 1
+            return {"text": list(value), "label": _letters(value)}
+        return value
+
+
+def _letters(texts: Any) -> list[str]:
+    return [chr(65 + i) for i in range(len(texts))]
+
+
+@cache
+def scienceqa() -> Columns:
+    """Return ScienceQA's columns; its pictures are never read as a column."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    return Columns(
+        required=Features({"question": text, "choices": List(text), "answer": Value("int64")}),
+        optional=Features(dict.fromkeys(("hint", "grade", "subject", "topic", "lecture", "solution"), text)),
+        choices="choices",
+        answer="answer",
+    )
+
+
+@cache
+def mmlu() -> Columns:
+    """Return MMLU's columns."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    return Columns(
+        required=Features({"question": text, "choices": List(text), "answer": Value("int64")}),
+        optional=Features({"subject": text}),
+        choices="choices",
+        answer="answer",
+    )
+
+
+@cache
+def arc() -> Columns:
+    """Return ARC's columns; the answer is one of the labels."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    return Columns(
+        required=Features({"question": text, "choices": {"text": List(text), "label": List(text)}, "answerKey": text}),
+        optional=Features({"id": text}),
+        choices="choices",
+        answer="answerKey",
+    )
+
+
+@cache
+def gsm8k() -> Columns:
+    """Return GSM8K's columns."""
+    from datasets import Features, Value
+
+    return Columns(required=Features({"question": Value("string"), "answer": Value("string")}))
+
+
+@cache
+def humaneval() -> Columns:
+    """Return HumanEval's columns."""
+    from datasets import Features, Value
+
+    names = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+    return Columns(required=Features(dict.fromkeys(names, Value("string"))))
+
+
+@cache
+def recall() -> Columns:
+    """Return the columns of questions asked without choices."""
+    from datasets import Features, Value
+
+    text = Value("string")
+    return Columns(
+        required=Features({"question": text, "answer": text}),
+        optional=Features(dict.fromkeys(("subject", "topic", "grade", "fact"), text)),
+    )
+
+
+@cache
+def chats() -> Columns:
+    """Return the one column of ready-made chats; rows of other layouts are read as `forms.py` knows them."""
+    from datasets import Features, List, Value
+
+    from nanochat_pl.tasks.forms import recognise
+
+    message = {"role": Value("string"), "content": Value("string")}
+    return Columns(
+        required=Features({"messages": List(message)}), rewrite=lambda row: {"messages": recognise(row).messages}
+    )

@@ -1,0 +1,262 @@
+"""Values as people's files have them, brought to the type that a task declares for their column.
+
+Only what loses nothing and can mean one thing alone is repaired, and every kind of repair is counted: a list written
+as a string, a number where text is declared, an answer given as a letter. All else is `Unfit`.
+"""
+
+import ast
+import io
+import json
+import math
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["Unfit", "answer_labels", "answer_numbers", "fit", "written"]
+
+_MOST_CHARS = 1_000_000
+"""A longer string is not taken for a written list."""
+_ADJACENT = re.compile(r"""['"]\s+[rbuRBU]{0,2}['"]""")
+_SKIPPED = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+
+
+class Unfit(ValueError):
+    """The value cannot be read as what its column holds; the message says what was found and what is needed."""
+
+
+def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = False) -> Any:
+    """Bring a value to a declared type.
+
+    Args:
+        value: as a file gave it.
+        feature: `datasets.Value` of a string or an integer, `datasets.List`, or a dict of features.
+        repairs: counts what had to be done, by kind.
+        optional: a missing value (null, NaN) is an empty text.
+
+    Raises:
+        Unfit: if it cannot be read as one without loss.
+    """
+    if isinstance(feature, Mapping):
+        return _fit_fields(value, feature, repairs)
+    if hasattr(feature, "feature"):
+        return _fit_list(value, feature.feature, repairs)
+    if str(feature.dtype).startswith("int"):
+        return _fit_integer(value, repairs)
+    if type(value) is str:
+        return value
+    return _fit_text(value, repairs, optional)
+
+
+def _fit_text(value: Any, repairs: Counter[str], optional: bool) -> str:
+    if optional and (value is None or (isinstance(value, float) and math.isnan(value))):
+        repairs["missing values read as empty"] += 1
+        return ""
+    if isinstance(value, bytes):
+        try:
+            text = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Unfit("bytes that are not UTF-8 where text is needed") from error
+        repairs["bytes read as text"] += 1
+        return text
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        repairs["numbers made text"] += 1
+        return str(int(value)) if value == int(value) else str(value)
+    raise Unfit(f"{_shown(value)} where text is needed")
+
+
+def _fit_integer(value: Any, repairs: Counter[str]) -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        repairs["whole numbers written as fractions"] += 1
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0+)?\s*", value):
+        repairs["numbers written as text"] += 1
+        return int(value.strip().partition(".")[0])
+    raise Unfit(f"{_shown(value)} where a whole number is needed")
+
+
+def _fit_list(value: Any, feature: Any, repairs: Counter[str]) -> list[Any]:
+    if isinstance(value, str):
+        value = written(value)
+        repairs["lists written as text"] += 1
+    if not isinstance(value, list | tuple):
+        raise Unfit(f"{_shown(value)} where a list is needed")
+    fitted = []
+    for place, item in enumerate(value, 1):
+        try:
+            fitted.append(fit(item, feature, repairs))
+        except Unfit as error:
+            raise Unfit(f"item {place} is {error}") from error
+    return fitted
+
+
+def _fit_fields(value: Any, features: Mapping[str, Any], repairs: Counter[str]) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = written(value)
+        repairs["objects written as text"] += 1
+    if not isinstance(value, Mapping):
+        raise Unfit(f"{_shown(value)} where an object with {', '.join(features)} is needed")
+    if missing := [name for name in features if name not in value]:
+        raise Unfit(f"an object without {', '.join(missing)} (it has: {', '.join(map(str, value)) or 'nothing'})")
+    fitted = {}
+    for name, feature in features.items():
+        try:
+            fitted[name] = fit(value[name], feature, repairs)
+        except Unfit as error:
+            raise Unfit(f"{name}: {error}") from error
+    return fitted
+
+
+def written(text: str) -> Any:
+    """Read a list or an object written as JSON, in Python, or as NumPy and pandas print one.
+
+    Raises:
+        Unfit: if the string is none.
+    """
+    if len(text) > _MOST_CHARS or not text.strip().startswith(("[", "(", "{", "array(")):
+        raise Unfit(f"the text {_shown(text)} where a list or an object is needed")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        if _ADJACENT.search(text):
+            text = _with_commas(text)
+        tree = _WithoutArrays().visit(ast.parse(text.strip(), mode="eval"))
+        return ast.literal_eval(tree)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        raise Unfit(f"the text {_shown(text)} where a list or an object is needed") from error
+
+
+def _with_commas(text: str) -> str:
+    """Put the commas into lists printed by NumPy (`['a' 'b']`), which Python would read as one joined string.
+
+    Raises:
+        ValueError: if a list has commas between some of its strings and none between others.
+    """
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline) if t.type not in _SKIPPED]
+    parts: list[str] = []
+    seen: list[set[str]] = [set()]  # of each bracket that is open: how its strings are separated
+    for before, token in zip([None, *tokens], tokens):
+        if before is not None and before.type == token.type == tokenize.STRING:
+            parts.append(",")
+            seen[-1].add("space")
+        elif token.string == ",":
+            seen[-1].add("comma")
+        if token.string in ("[", "(", "{"):
+            seen.append(set())
+        elif token.string in ("]", ")", "}") and len(seen) > 1 and len(seen.pop()) > 1:
+            raise ValueError("commas between some strings of a list only")
+        parts.append(token.string)
+    return " ".join(parts)
+
+
+class _WithoutArrays(ast.NodeTransformer):
+    """Replace `array([...], dtype=object)`, as pandas writes a column of arrays, by its list."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1:
+            return self.visit(node.args[0])
+        return node
+
+
+def answer_numbers(
+    answers: Sequence[Any],
+    choices: Sequence[Sequence[str]],
+    labels: Mapping[int, Sequence[str]],
+    repairs: Counter[str],
+) -> list[int | Unfit]:
+    """Read the answers of a column as places in their rows' choices, from 0.
+
+    An answer may be the place, as a number or written as text, the letter of a choice (A the first), its label where
+    the file labels its choices, or its text. What could be two of these is settled by the column: a form in which
+    every answer can be read. Where several would do and differ, nothing is guessed.
+
+    Args:
+        answers: a value a row.
+        choices: texts of each row's choices.
+        labels: row -> labels of its choices, where the file gives them.
+        repairs: counts what was read from what.
+
+    Returns:
+        For each row the place (which may be beyond the choices, for a number), or what is wrong with the answer.
+    """
+    read = [_readings(answer, choices[row], labels.get(row)) for row, answer in enumerate(answers)]
+    spoken = [forms for answer, forms in zip(answers, read) if isinstance(answer, str)]
+    common = set.intersection(*map(set, spoken)) if spoken else set()
+    found: list[int | Unfit] = []
+    for row, (answer, forms) in enumerate(zip(answers, read)):
+        if type(answer) is int:
+            found.append(answer)
+            continue
+        usable = {form: place for form, place in forms.items() if form in common} if isinstance(answer, str) else {}
+        usable = usable or forms
+        places = set(usable.values())
+        if len(places) == 1:
+            repairs[f"answers given as {next(iter(usable))}"] += 1
+            found.append(places.pop())
+        elif places:
+            meanings = " or ".join(f"choice {place} (by {form})" for form, place in usable.items())
+            found.append(Unfit(f"{_shown(answer)} may be {meanings}, counted from 0; give the number"))
+        else:
+            found.append(
+                Unfit(
+                    f"{_shown(answer)} where the number of a choice is needed, 0 to {len(choices[row]) - 1}, or its "
+                    "letter or text"
+                )
+            )
+    return found
+
+
+def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None) -> dict[str, int]:
+    """Give each form an answer can be read in, with the place that it names."""
+    if isinstance(answer, float) and math.isfinite(answer) and answer == int(answer):
+        return {"whole fractions": int(answer)}
+    if not isinstance(answer, str):
+        return {}
+    text, forms = answer.strip(), {}
+    if labels is not None and labels.count(text) == 1:
+        return {"labels": labels.index(text)}
+    if re.fullmatch(r"\d{1,2}(\.0+)?", text) and int(text.partition(".")[0]) < len(choices):
+        forms["numbers in text"] = int(text.partition(".")[0])
+    if re.fullmatch("[A-Za-z]", text) and ord(text.upper()) - 65 < len(choices):
+        forms["letters"] = ord(text.upper()) - 65
+    stripped = [choice.strip() for choice in choices]
+    if stripped.count(text) == 1:
+        forms["texts of choices"] = stripped.index(text)
+    return forms
+
+
+def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], repairs: Counter[str]) -> str | Unfit:
+    """Read an answer as one of its row's labels; the text of a choice names its label.
+
+    Returns:
+        The label, the answer's text where it names none, or what is wrong with it.
+    """
+    if isinstance(answer, str) and answer in labels:
+        return answer
+    try:
+        text = (answer if isinstance(answer, str) else _fit_text(answer, repairs, optional=False)).strip()
+    except Unfit as error:
+        return error
+    places = {
+        *(place for place, label in enumerate(labels) if label == text),
+        *(place for place, choice in enumerate(choices) if choice.strip() == text),
+    }
+    if len(places) == 1:
+        repairs["answers given as texts of choices" if text not in labels else "answers with spaces"] += 1
+        return labels[places.pop()]
+    if places:
+        return Unfit(f"{_shown(answer)} may be a label or the text of another choice; give the label")
+    return text
+
+
+def _shown(value: Any) -> str:
+    """Write a value so that it fits a line of a message."""
+    if value is None:
+        return "null"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,307 @@
+"""Laws of tables as other people have them: what loses nothing is repaired and counted, all else named and refused."""
+
+import csv
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat_pl.tasks.arc import ARC
+from nanochat_pl.tasks.chats import Chats
+from nanochat_pl.tasks.gsm8k import GSM8K
+from nanochat_pl.tasks.humaneval import HumanEval
+from nanochat_pl.tasks.mmlu import MMLU
+from nanochat_pl.tasks.recall import Recall
+from nanochat_pl.tasks.scienceqa import ScienceQA
+
+GOOD = {"question": "Is ice cold?", "choices": ["yes", "no", "both"], "answer": 1}
+ARC_ROW = {"question": "Q?", "choices": {"text": ["w", "x", "y"], "label": ["A", "B", "C"]}, "answerKey": "B"}
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
+
+
+def write(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows, indent=1))
+    else:
+        with file.open("w", newline="") as text:
+            writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return file.parent
+
+
+def only(task):
+    (conversation,) = list(task)
+    return conversation
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "json", "jsonl"])
+def test_a_table_means_the_same_in_every_form(tmp_path, ending):
+    rows = [GOOD | {"hint": 'say "x"\nand, y'}, GOOD | {"answer": 0, "hint": ""}]
+    folder = write(tmp_path / f"train.{ending}", rows)
+    expected = ScienceQA(write(tmp_path / "plain" / "train.parquet", rows))
+    assert list(ScienceQA(folder)) == list(expected)
+
+
+WRITTEN = [
+    "['yes', 'no', 'both']",
+    '["yes", "no", "both"]',
+    "('yes', 'no', 'both')",
+    "['yes' 'no' 'both']",
+    "['yes' 'no'\n 'both']",
+    "array(['yes', 'no', 'both'], dtype=object)",
+    "{'text': array(['yes', 'no', 'both'], dtype=object), 'label': array(['A', 'B', 'C'], dtype=object)}",
+    "{'text': ['yes' 'no' 'both'], 'label': ['A' 'B' 'C']}",
+    {"text": ["yes", "no", "both"], "label": ["A", "B", "C"]},
+    [{"text": "yes", "label": "A"}, {"text": "no", "label": "B"}, {"text": "both", "label": "C"}],
+]
+
+
+@pytest.mark.parametrize("choices", WRITTEN, ids=str)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_choices_written_as_text_or_with_labels_are_read_whole_and_counted(tmp_path, caplog, choices, ending):
+    caplog.set_level(logging.INFO)
+    task = ScienceQA(write(tmp_path / f"train.{ending}", [GOOD | {"choices": choices}]))
+    assert only(task)["choices"] == ["yes", "no", "both"] and only(task)["answer"] == "B"
+    (line,) = [record.getMessage() for record in caplog.records if "repaired" in record.getMessage()]
+    assert "choices: 1 " in line and "train." in line
+
+
+@pytest.mark.parametrize("answer", [1, "1", "B", "b", " B ", "no", 1.0, "1.0"])
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_an_answer_may_be_number_letter_or_text_of_a_choice(tmp_path, answer, ending):
+    folder = write(tmp_path / f"train.{ending}", [GOOD | {"answer": answer}])
+    assert only(ScienceQA(folder))["answer"] == "B"
+
+
+def test_what_could_be_number_or_text_is_settled_by_the_column_or_refused(tmp_path):
+    numbers = {"question": "2 + 2?", "choices": ["1", "2", "4", "3"]}
+    texts = write(tmp_path / "a" / "train.jsonl", [numbers | {"answer": "4"}, numbers | {"answer": "1"}])
+    assert [c["answer"] for c in ScienceQA(texts)] == ["C", "A"]
+    letters = {"question": "Which note?", "choices": ["C", "B", "A"]}
+    unsure = write(tmp_path / "b" / "train.jsonl", [letters | {"answer": "A"}])
+    with pytest.raises(ValueError, match=r"row 0 .*column answer: \"A\" may be choice 0 \(by letters\) or choice 2"):
+        ScienceQA(unsure)
+    labelled = [{"question": "Q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "2"}]
+    assert only(ScienceQA(write(tmp_path / "c" / "train.jsonl", labelled)))["answer"] == "B"
+
+
+def test_missing_optional_texts_are_empty_and_numbers_become_text(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    more = {"hint": float("nan"), "grade": 3, "topic": 7.0, "lecture": None}
+    task = ScienceQA(write(tmp_path / "train.parquet", [GOOD | more, GOOD | more]))
+    assert [(c["hint"], c["grade"], c["topic"]) for c in task] == [("", "3", "7")] * 2
+    assert "hint: 2 missing values read as empty" in caplog.text and "grade: 2 numbers made text" in caplog.text
+    assert (
+        only(ScienceQA(write(tmp_path / "n" / "train.parquet", [GOOD | {"choices": [1, 2, 30]}])))["choices"][2] == "30"
+    )
+
+
+REFUSED = [
+    ({"answer": 0.5}, "column answer: 0.5 where the number of a choice is needed, 0 to 2"),
+    ({"answer": float("nan")}, "column answer: nan"),
+    ({"answer": None}, "column answer: null"),
+    ({"answer": True}, "column answer: true"),
+    ({"answer": "maybe"}, 'column answer: "maybe"'),
+    ({"answer": "D"}, 'column answer: "D"'),
+    ({"answer": 3}, "answer=3"),
+    ({"choices": ["yes", None, "no"]}, "column choices: item 2 is null where text is needed"),
+    ({"choices": [["yes"], ["no"], []]}, "column choices: item 1 is"),
+    ({"choices": "yes, no, both"}, 'column choices: the text "yes, no, both" where a list'),
+    ({"choices": "['yes', nan, 'no']"}, "column choices: the text"),
+    ({"choices": "['yes', 'no' 'both']"}, "column choices: the text"),
+    ({"choices": "__import__('os').system('touch x')"}, "column choices: the text"),
+    ({"choices": "[__import__('os').system('touch x')]"}, "column choices: the text"),
+    ({"choices": None}, "column choices: null where a list is needed"),
+    ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "column choices: 2 texts and other labels"),
+    ({"question": None}, "column question: null where text is needed"),
+    ({"question": float("nan")}, "column question: nan where text is needed"),
+    ({"hint": ["a"]}, "column hint: "),
+    ({"grade": True}, "column grade: true where text is needed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=str)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_what_cannot_be_repaired_is_refused_by_file_row_and_column(tmp_path, changes, message, ending):
+    changed = GOOD | changes
+    rows = [changed] if ending == "parquet" else [GOOD, changed]
+    with pytest.raises(ValueError) as error:
+        ScienceQA(write(tmp_path / f"train.{ending}", rows))
+    assert f"train.{ending}, row {len(rows) - 1} (counted from 0)" in str(error.value) and message in str(error.value)
+    assert "mend or drop the row" in str(error.value) and not list(tmp_path.glob("x"))
+
+
+def test_pictures_are_counted_however_they_are_stored(tmp_path):
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    images = [None, {"bytes": b"png", "path": None}, {"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}]
+    table = pa.Table.from_pylist([GOOD] * 4).append_column("image", pa.array(images, image))
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert [c["has_image"] for c in ScienceQA(tmp_path)] == [False, True, True, False]
+    pq.write_table(table, tmp_path / "train.parquet", write_statistics=False)
+    assert [c["has_image"] for c in ScienceQA(tmp_path)] == [False, True, True, False]
+    texts = write(tmp_path / "t" / "train.csv", [GOOD | {"image": ""}, GOOD | {"image": "a.png"}])
+    assert [c["has_image"] for c in ScienceQA(texts)] == [False, True]
+
+
+OTHERS = [
+    (lambda p: MMLU(p, "dev"), "dev", {"question": "Q?", "choices": list("wxyz"), "answer": "C"}, "C"),
+    (lambda p: MMLU(p, "dev"), "dev", {"question": "Q?", "choices": "['w' 'x' 'y' 'z']", "answer": "2"}, "C"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"answerKey": "x"}, "B"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"choices": ["w", "x", "y"]}, "B"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"choices": "['w', 'x', 'y']"}, "B"),
+    (
+        lambda p: ARC(p),
+        "ARC-Easy/train",
+        ARC_ROW | {"choices": {"text": ["w", "x"], "label": [1, 2]}, "answerKey": 2},
+        "2",
+    ),
+    (
+        lambda p: ARC(p),
+        "ARC-Easy/train",
+        ARC_ROW | {"choices": [{"text": "w", "label": "A"}, {"text": "x", "label": "B"}]},
+        "B",
+    ),
+    (lambda p: Recall(p), "train", {"question": "How many?", "answer": 8, "grade": None}, "8"),
+]
+
+
+@pytest.mark.parametrize(("make", "place", "row", "answer"), OTHERS)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_other_tasks_repair_alike(tmp_path, make, place, row, answer, ending):
+    write(tmp_path / f"{place}.{ending}", [row])
+    assert only(make(tmp_path))["answer"] == answer
+
+
+OTHERS_REFUSED = [
+    (lambda p: MMLU(p, "dev"), "dev", {"question": "Q?", "choices": list("wxyz"), "answer": 0.5}, "answer"),
+    (lambda p: MMLU(p, "dev"), "dev", {"question": "Q?", "choices": ["w", None, "y", "z"], "answer": 0}, "choices"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"answerKey": None}, "answerKey"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"choices": {"text": ["w", None], "label": ["A", "B"]}}, "choices"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"choices": "w x"}, "choices"),
+    (lambda p: GSM8K(p), "train", {"question": None, "answer": "#### 3"}, "question"),
+    (lambda p: GSM8K(p), "train", {"question": "Q?", "answer": ["#### 3"]}, "answer"),
+    (lambda p: Recall(p), "train", {"question": "Q?", "answer": None}, "answer"),
+    (
+        lambda p: HumanEval(p),
+        "test",
+        {"task_id": "a", "prompt": "p", "canonical_solution": None, "test": "t", "entry_point": "f"},
+        "canonical_solution",
+    ),
+    (lambda p: Chats(p), "train", {"messages": [CHAT[0], {"role": "assistant", "content": None}]}, "messages"),
+    (lambda p: Chats(p), "train", {"messages": "hello"}, "messages"),
+    (lambda p: Chats(p), "train", {"messages": None}, "messages"),
+]
+
+
+@pytest.mark.parametrize(("make", "place", "row", "column"), OTHERS_REFUSED)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_other_tasks_refuse_alike(tmp_path, make, place, row, column, ending):
+    write(tmp_path / f"{place}.{ending}", [row])
+    with pytest.raises(ValueError, match=rf"\.{ending}, row 0 \(counted from 0\), column {column}: "):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": CHAT},
+        {"messages": json.dumps(CHAT)},
+        {"messages": str(CHAT)},
+        {"messages": [message | {"name": "x"} for message in CHAT]},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy"}]},
+        {"instruction": "Hi", "input": "", "output": "Ahoy"},
+        {"prompt": "Hi", "completion": "Ahoy"},
+    ],
+)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_chats_are_read_in_every_known_layout(tmp_path, row, ending):
+    assert only(Chats(write(tmp_path / f"train.{ending}", [row])))["messages"] == CHAT
+
+
+def test_rows_of_several_files_are_named_by_their_own(tmp_path):
+    write(tmp_path / "train-00000-of-00002.parquet", [GOOD, GOOD])
+    write(tmp_path / "train-00001-of-00002.parquet", [GOOD, GOOD | {"answer": 9}])
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet, row 1 .*answer=9"):
+        ScienceQA(tmp_path)
+    write(tmp_path / "train-00001-of-00002.parquet", [GOOD | {"hint": "Look."}])
+    assert [c["hint"] for c in ScienceQA(tmp_path)] == ["", "", "Look."]
+
+
+def test_a_split_in_two_forms_is_read_once_and_the_other_named(tmp_path, caplog):
+    write(tmp_path / "train.csv", [GOOD] * 3)
+    write(tmp_path / "train.parquet", [GOOD])
+    assert len(ScienceQA(tmp_path)) == 1
+    assert "train.parquet is read and" in caplog.text and "train.csv is not" in caplog.text
+
+
+TEXT_FAULTS = {
+    "train.csv": [
+        (b"question,choices,answer\nQ?,\"['a', 'b']\"\n", "line 2: 2 fields where the header has 3"),
+        (b"question,question,answer\n", "the column question stands twice"),
+        (b"question,choices,answer\nQ\xff,\"['a', 'b']\",0\n", "not UTF-8 (byte 0xff)"),
+        ("question,choices,answer\n".encode("utf-16"), "byte order mark of UTF-16"),
+        (b"question;answer\nQ;1\n", "no column choices (it has: question, answer)"),
+    ],
+    "train.jsonl": [
+        (json.dumps(GOOD).encode() + b'\n{"question": ', "train.jsonl:2: not JSON"),
+        (b'{"question": "Q?", "question": "R?"}\n', "train.jsonl:1: the key 'question' stands twice"),
+        (json.dumps(GOOD).encode("utf-16"), "byte order mark of UTF-16"),
+        (b"[1]\n", "row 0 (counted from 0) is no object"),
+        (b'{"question": "\\ud800"}', "surrogate"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [(n, *f) for n, fs in TEXT_FAULTS.items() for f in fs])
+def test_faults_of_text_tables_are_named_with_their_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        ScienceQA(tmp_path)
+    assert name in str(error.value) and message in str(error.value)
+
+
+def test_two_columns_of_one_name_and_text_that_is_not_utf8_are_named(tmp_path):
+    table = pa.Table.from_pylist([GOOD])
+    pq.write_table(table.append_column("question", table.column("question")), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="two columns of the name question"):
+        ScienceQA(tmp_path)
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array(["xx"]).buffers()[:2] + [pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(table.set_column(0, "question", bad), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"row 0 .*column question: text that is not UTF-8"):
+        ScienceQA(tmp_path)
+
+
+def test_reading_leaves_nothing_in_the_library_s_cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    ScienceQA(write(tmp_path / "data" / "train.jsonl", [GOOD]))
+    chats = Chats(write(tmp_path / "chats" / "train.parquet", [{"messages": CHAT}]), shuffle=True)
+    assert len(chats) == 1 and not (tmp_path / "cache").exists()
+
+
+def test_a_saved_split_is_not_read_once_its_source_is_mended(tmp_path, caplog):
+    source, saved = tmp_path / "source", tmp_path / "formatted"
+    write(source / "train.parquet", [GOOD])
+    assert only(ScienceQA(source, formatted_dir=saved))["answer"] == "B"
+    write(source / "train.parquet", [GOOD | {"answer": 2}])
+    assert only(ScienceQA(source, formatted_dir=saved))["answer"] == "C"
+    assert len(list(saved.iterdir())) == 2
+    for file in saved.iterdir():
+        file.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="is truncated or not a parquet file; delete it, and it is made again"):
+        ScienceQA(source, formatted_dir=saved)
+    for file in saved.iterdir():
+        file.unlink()
+    assert only(ScienceQA(source, formatted_dir=saved))["answer"] == "C"
+    (source / "train.parquet").unlink()
+    assert only(ScienceQA(source, formatted_dir=saved))["answer"] == "C"
+    assert "its rows are those saved from it before" in caplog.text
