@@ -42,6 +42,7 @@ _PARTS = {  # type of an assistant's part -> the tokens around it, and whether t
 }
 
 _FORMAT = "nanochat_pl.tokenizer/1"
+_MAX_FILE_BYTES = 64 * 2**20
 
 
 class Tokenizer:
@@ -131,6 +132,8 @@ class Tokenizer:
                 f"no tokenizer at {path} (there: {there or 'nothing'}); expected tokenizer.json or nanochat's "
                 "tokenizer.pkl. Train one with: python train.py stage=tokenizer"
             )
+        if file.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, too many for a vocabulary")
         data = file.read_bytes()
         try:
             return cls._from_pickle(data) if file.suffix == ".pkl" else cls.from_state(json.loads(data))

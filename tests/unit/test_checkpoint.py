@@ -320,7 +320,8 @@ def test_weights_that_are_not_of_this_model_are_refused_with_what_is_wrong(store
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n_layer": 10**9}, "the weights of 1 layers, its config says n_layer=1000000000"),
+        ({"n_layer": 1000}, "the weights of 1 layers, its config says n_layer=1000"),
+        ({"n_layer": 10**9}, r"model\.n_layer=1000000000 must be at most 4,096"),
         ({"n_layer": "1"}, "n_layer='1', no whole number"),
         ({"n_layer": True}, "n_layer=True, no whole number"),
         ({"n_head": 3}, "impossible: .*not a multiple"),

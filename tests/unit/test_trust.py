@@ -90,7 +90,7 @@ def test_what_a_task_would_compute_is_refused(spec: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.parametrize("value", [COMPUTED, {"_target_": "os.mkdir"}, [1], b"x"])
 def test_data_of_a_checkpoint_are_plain_values(value: Any):
-    good = {"source": "local", "root": "/data", "text_shards": 3, "formatted_dir": None, "fetch": False}
+    good = {"source": "local", "root": "/data", "text_shards": 3, "fetch": False}
     assert trusted_data(good, FILE) == good
     with pytest.raises(ValueError, match=r"data\.hub_scienceqa of evil\.ckpt is no plain value .* nothing was run"):
         trusted_data(good | {"hub_scienceqa": value}, FILE)
@@ -113,3 +113,56 @@ def test_an_allowed_package_lends_its_own_names_only(tmp_path: Path, monkeypatch
     tasks = {name: {"_target_": f"riddle_tasks.{name}"} for name in names}
     assert [*trusted_tasks(tasks, ("riddle_tasks",), FILE)] == ["Riddles", "one.Riddles"]
     assert trusted_tasks(tasks, (), FILE) == {}
+
+
+@pytest.mark.parametrize("source", ["microworld", "hub"])
+@pytest.mark.parametrize("place", ["/abs", "../../x", "outputs/data/../../x", "outputs/sft", "~/x", "\0"])
+def test_a_file_chooses_no_place_for_data_that_are_made_or_fetched(
+    source: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    data = {"source": source, "root": place, "fetch": True, "formatted_dir": "/abs"}
+    settled = trusted_data(data, FILE)
+    assert settled["root"].startswith("outputs/data/") and "formatted_dir" not in settled
+    assert "is not written to" in caplog.text and not any(tmp_path.iterdir())
+
+
+def test_runs_keep_the_places_of_their_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "big" / "sft" / "d4" / "checkpoints" / "last.ckpt"
+    world = {"source": "microworld", "root": "outputs/data/microworld-0", "seed": 0}
+    beside = world | {"root": str(tmp_path / "big" / "data" / "w")}
+    assert trusted_data(world, FILE) == world
+    assert trusted_data(beside, run) == beside
+    assert trusted_data(beside, tmp_path / "big" / "a" / "b" / "checkpoints" / "x.ckpt")["root"] != beside["root"]
+    typed = {"root": "/abs"}
+    assert trusted_data(beside, FILE, "outputs", typed) | typed == beside | typed
+    local = {"source": "local", "root": "/abs", "text": "../t", "fetch": False}
+    assert trusted_data(local, FILE) == local, "reading is no writing"
+
+
+def test_data_fetched_to_another_place_are_read_there_and_nothing_is_fetched(tmp_path: Path):
+    data = {"source": "hub", "root": str(tmp_path), "fetch": True, "hub_scienceqa": "a/b"}
+    expected = {"source": "local", "root": str(tmp_path), "fetch": False, "hub_scienceqa": None}
+    assert trusted_data(data, FILE) == expected
+
+
+@pytest.mark.parametrize("key", ["text", "scienceqa", "val_shard"])
+@pytest.mark.parametrize("name", ["../x", "/abs", "a/../../x", 5])
+def test_names_of_a_file_stay_below_the_root_of_its_data(key: str, name: Any):
+    with pytest.raises(ValueError, match=rf"data\.{key}=.* of evil\.ckpt leads out of data\.root"):
+        trusted_data({"source": "hub", "root": "outputs/data/hub", key: name}, FILE)
+
+
+def test_a_seed_that_is_a_path_makes_no_folder():
+    with pytest.raises(ValueError, match=r"data\.seed='../../x'"):
+        trusted_data({"source": "microworld", "root": "/abs", "seed": "../../x"}, FILE)
+
+
+def test_tasks_of_a_file_write_nowhere():
+    target = "nanochat_pl.tasks.scienceqa.ScienceQA"
+    spec = {"_target_": target, "path": "/abs", "hub": "a/b", "formatted_dir": "/abs", "inner": [{"fetch": True}]}
+    asked = trusted_tasks({"asked": spec}, (), FILE)["asked"]
+    assert asked == {"_target_": target, "path": "/abs", "hub": None, "inner": [{"fetch": False}]}
+    kept = {"_target_": "nanochat_pl.tasks.mmlu.MMLU", "path": "outputs/data/hub/mmlu", "fetch": True}
+    assert trusted_tasks({"asked": kept}, (), FILE)["asked"] == kept

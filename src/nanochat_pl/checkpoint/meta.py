@@ -7,13 +7,15 @@ from typing import Any
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["MAX_JSON_BYTES", "SHAPE", "meta_place", "model_config", "read_json"]
+__all__ = ["MAX_JSON_BYTES", "SHAPE", "meta_place", "model_config", "parse_json", "read_json"]
 
 SHAPE = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 """The fields of nanochat's model config."""
 
 MAX_JSON_BYTES = 64 * 2**20
-"""Metadata are a page; a larger file is none."""
+"""Metadata are a page and a vocabulary some megabytes; a larger file is neither."""
+MAX_JSON_VALUES = 8_000_000
+"""A vocabulary of Hugging Face's form has about four for each token."""
 
 
 def meta_place(weights: str) -> str:
@@ -38,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, too many for metadata")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no JSON ({type(error).__name__}: {error}); it is damaged or of another kind"
@@ -46,6 +48,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     return content
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON, after a look at how many values it holds: each takes some twenty times its place in the text.
+
+    Raises:
+        ValueError: it is none, or has more than MAX_JSON_VALUES values.
+        RecursionError: it is nested too deeply.
+    """
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
+    return json.loads(data)
 
 
 def model_config(meta: Mapping[str, Any], where: Path) -> GPTConfig:

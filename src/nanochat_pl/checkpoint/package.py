@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
-from nanochat_pl.checkpoint.meta import MAX_JSON_BYTES, read_json
+from nanochat_pl.checkpoint.meta import MAX_JSON_BYTES, parse_json, read_json
+from nanochat_pl.checkpoint.plain import check_packing
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import atomic_file
@@ -90,6 +91,8 @@ def read(path: str | Path) -> Stored:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; give a .zip that `nanochat-pl export` made, or its folder")
+    if path.is_file():
+        check_packing(path)
     meta = _parsed(path, "meta.json")
     if meta.get("format") != _FORMAT:
         raise ValueError(f"{path}: meta.json has the format {meta.get('format')!r}, expected {_FORMAT!r}")
@@ -133,7 +136,7 @@ def _parsed(path: Path, name: str) -> dict[str, Any]:
     if path.is_dir():
         return read_json(_entry_file(path, name))
     try:
-        content = json.loads(_packed(path, name, MAX_JSON_BYTES))
+        content = parse_json(_packed(path, name, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if not isinstance(content, dict):

@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["check_tensors", "read_tensors", "read_torch"]
+__all__ = ["check_packing", "check_size", "check_tensors", "read_tensors", "read_torch"]
+
+MAX_VALUES = 10_000_000
+"""Of one file, beside the numbers in its tensors; a checkpoint of sixty-four processes has some hundred thousand."""
+MAX_DEPTH = 100
+"""Levels of containers within containers; a checkpoint has about ten."""
 
 
 def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
@@ -29,10 +34,13 @@ def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        check_packing(path)
     try:
         with warnings.catch_warnings():  # torch warns of pickle protocols that it then refuses
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         asked = re.search(r"unsupported (?:global|class):? +([\w.]+)", str(error), re.IGNORECASE)
         why = (
@@ -46,6 +54,68 @@ def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
             f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {remedy} "
             f"({_first_sentence(error)})"
         ) from error
+    check_size(content, path)
+    return content
+
+
+def check_packing(path: Path) -> None:
+    """Check that a zip archive unpacks to no more than its own size: torch and this project compress nothing.
+
+    Raises:
+        ValueError: an entry is compressed, or entries share their bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # a damaged archive fails in a dozen ways
+        raise ValueError(f"{path} is damaged or no archive of a model: {error}") from None
+    size = sum(entry.file_size for entry in entries)
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or size > path.stat().st_size:
+        what = f"{packed[0][:80]} is compressed" if packed else "its entries share their bytes"
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) would unpack to {size:,} bytes ({what}), as no model is saved; "
+            "unpack an archive of `nanochat-pl export` and give the folder, or use another copy of it"
+        )
+
+
+def check_size(content: Any, where: Path) -> None:
+    """Check that what was read can be gone through and laid out: a small file may stand for something without end.
+
+    Containers that a pickle refers to many times take no room in it, and neither do the numbers of a tensor that are
+    all the same one (stride 0).
+
+    Raises:
+        ValueError: it is nested more than MAX_DEPTH levels deep, holds itself, has more than MAX_VALUES values, or a
+            tensor has more numbers than its storage.
+    """
+    sizes: dict[int, int] = {}
+    pending: list[tuple[Any, list[Any] | None]] = [(content, None)]
+    open_containers: set[int] = set()
+    while pending:
+        value, inner = pending[-1]
+        if inner is None:
+            if id(value) in sizes or not isinstance(value, dict | list | tuple | set | frozenset):
+                pending.pop()
+                continue
+            if id(value) in open_containers or len(open_containers) >= MAX_DEPTH:
+                raise ValueError(f"{where} holds values nested more than {MAX_DEPTH} levels deep; it is no checkpoint")
+            open_containers.add(id(value))
+            inner = [*value, *value.values()] if isinstance(value, dict) else [*value]
+            pending[-1] = (value, inner)
+            pending += [(item, None) for item in inner if isinstance(item, dict | list | tuple | set | frozenset)]
+            for tensor in inner:
+                if isinstance(tensor, torch.Tensor) and _is_expanded(tensor):
+                    raise ValueError(
+                        f"{where} holds a tensor of shape {tuple(tensor.shape)} with fewer numbers than that takes; "
+                        "no saved model does, and nothing was laid out"
+                    )
+            continue
+        pending.pop()
+        open_containers.discard(id(value))
+        sizes[id(value)] = size = 1 + sum(sizes.get(id(item), 1) for item in inner)
+        if size > MAX_VALUES:
+            raise ValueError(f"{where} holds more than {MAX_VALUES:,} values beside its tensors; it is no checkpoint")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -68,7 +138,7 @@ def check_tensors(state: Any, where: Path) -> None:
     """
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{where} holds {_kind(state)}, expected a dict of tensors by name, as nanochat saves a model")
-    wrong = [f"{key!r} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
+    wrong = [f"{_short(key)} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
     if wrong:
         raise ValueError(
             f"{where} is no file of weights: it should map names to tensors, but holds {', '.join(wrong[:5])}"
@@ -80,6 +150,17 @@ def _is_weight(key: Any, value: Any) -> bool:
     if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
         return False
     return value.layout == torch.strided and not value.is_meta
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor has more numbers than its storage; one of another layout than strided says nothing."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def _short(key: Any) -> str:
+    return repr(key[:80] if isinstance(key, str) else key)[:90]
 
 
 def _kind(value: Any) -> str:

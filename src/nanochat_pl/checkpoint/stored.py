@@ -46,6 +46,16 @@ class Stored:
     notes: tuple[str, ...] = ()
     """What was converted or assumed on reading, for people."""
 
+    def __post_init__(self) -> None:
+        """Refuse a stage or step that no run has: names of files and folders are made of them."""
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", self.stage):
+            raise ValueError(
+                f"{self.file} says that stage {self.stage[:80]!r} trained it, expected a plain name such as sft; the "
+                "file is damaged or was made to mislead"
+            )
+        if not 0 <= self.step < 2**63:
+            raise ValueError(f"{self.file} says that it is of a step below 0 or above 2**63; it is damaged")
+
 
 def check_shape(config: GPTConfig, where: str | Path) -> None:
     """Check that the shape a file gave is one of whole numbers: files hold anything.
@@ -79,7 +89,7 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
     """Check that `state` holds the weights of a model of this config, and nothing else.
 
     Raises:
-        ValueError: weights are missing, too many, or of another shape; names them.
+        ValueError: weights are missing, too many, of another shape, or of numbers that they share; names them.
     """
     check_shape(config, where)
     layers = {int(found[1]) for name in state if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
@@ -100,6 +110,13 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
     if faults:
         raise ValueError(
             f"the weights in {where} do not fit its config: {'; '.join(faults)}; the files are not of one model"
+        )
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    size, held = sum(t.numel() * t.element_size() for t in state.values()), sum(storages.values())
+    if size > held:
+        raise ValueError(
+            f"{where} describes {size:,} bytes of weights and holds {held:,}: its tensors share their numbers, which "
+            "no saved model's do; nothing was laid out"
         )
 
 

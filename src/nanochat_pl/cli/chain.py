@@ -131,6 +131,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
     if EVALUATE in cfg.chain:
         paths = ",".join(str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained)
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
+        common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
         own = flat(cfg.chain_overrides.get(EVALUATE, {}))
         for name in ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",):
             arguments = quote_paths([f"ckpt=[{paths}]", f"eval={name}", *common, *own])

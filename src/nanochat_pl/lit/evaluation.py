@@ -78,7 +78,7 @@ def evaluate(
     if name == EvalName.auto:
         name, last_stage = default_eval(models)
         print(f"eval: {name} (eval=auto, for stage {last_stage})")
-    data, tasks = questions(models, name, data_overrides, mixture, cfg.plugins.allow)
+    data, tasks = questions(models, name, data_overrides, mixture, cfg.plugins.allow, cfg.outputs)
     names = checkpoint_names(models)
     evaluations: dict[str, Evaluation] = {}
     folders: dict[str, Path] = {}
@@ -153,6 +153,7 @@ def questions(
     data: Mapping[str, Any],
     mixture: Mapping[str, Any] | None,
     allow: Sequence[str] = (),
+    outputs: str = "outputs",
 ) -> tuple[DataConfig, Mapping[str, Any]]:
     """Settle data and tasks: the command line's, else those of the last model that has a config.
 
@@ -165,6 +166,7 @@ def questions(
         data: keys of the command line.
         mixture: of the command line, if given.
         allow: packages whose tasks a model's config may name, beside this one.
+        outputs: folder for results; what a model's config says to make or fetch goes nowhere else.
 
     Raises:
         ValueError: nobody says where the data are, or a model's config is not one, or asks to run something.
@@ -175,10 +177,10 @@ def questions(
             raise no_data(models[-1].path, models[-1].format, name)
         return DataConfig(**data), (mixture or {}).get("tasks") or {}
     try:
-        settled = DataConfig(**(trusted_data(last.config["data"], last.path) | dict(data)))
+        settled = DataConfig(**(trusted_data(last.config["data"], last.path, outputs, data) | dict(data)))
         if mixture is not None:
             return settled, mixture["tasks"] or {}
-        return settled, trusted_tasks(last.config["mixture"]["tasks"] or {}, allow, last.path)
+        return settled, trusted_tasks(last.config["mixture"]["tasks"] or {}, allow, last.path, outputs)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the config in {last.path} is damaged: {error}; give data= and mixture=") from error
 

@@ -270,6 +270,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         positive(self, "data", "text_shards", "logical_shards", "train_rows", "val_rows", "test_rows")
+        if self.text_shards > 100_000:
+            raise ValueError(f"data.text_shards={self.text_shards} is more than names of five digits can number")
         if self.num_workers < 0:
             raise ValueError(f"data.num_workers={self.num_workers} must be 0 (no threads) or more")
 

@@ -1,19 +1,21 @@
 """What a config may have made by the names in it, settled before any of them is imported.
 
 A checkpoint's own config comes from whoever made the file: it may name tasks of this project and plain values, and
-nothing that the libraries which read configs would look up, compute or call. What a person types may name more; there
-too a `_target_` leads to a module, never through one to what that module happens to import. No torch here.
+nothing that the libraries which read configs would look up, compute or call. It says what to read, and never chooses a
+place to write: what has to be made or fetched lies where the command line says. What a person types may name more;
+there too a `_target_` leads to a module, never through one to what that module happens to import. No torch here.
 """
 
 import importlib
 import importlib.util
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.lit.schema import StageName
 from nanochat_pl.tasks.base import Task
 
 __all__ = ["is_module", "trusted_data", "trusted_tasks"]
@@ -37,31 +39,85 @@ def is_module(name: str) -> bool:
     return spec is not None
 
 
-def trusted_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Check that the data section of a config of unknown origin holds plain values; give it.
+def trusted_data(
+    data: Mapping[str, Any], path: Path, outputs: str | Path = "outputs", given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Check that the data section of a config of unknown origin is plain; give what of it writes nothing.
+
+    Data that are made or fetched keep their place where it lies below `<outputs>/data` of this command, or of the
+    outputs folder that the checkpoint lies in. Elsewhere they are read as they are, and what is not there is made or
+    fetched below `<outputs>/data`.
 
     Args:
         data: the section.
-        path: where it is from, for people.
+        path: the checkpoint it is from.
+        outputs: the folder for results of this command.
+        given: the keys that the command line sets anyway.
 
     Raises:
-        ValueError: a value is none; nothing was run.
+        ValueError: a value is none, or leads out of the data's folder; nothing was run.
     """
     for key, value in data.items():
         if not isinstance(value, str | int | float | None) or _interpolated(value):
             raise ValueError(f"data.{key} of {path} is no plain value but {value!r}; nothing was run. Give data=")
-    return dict(data)
+    kept = {key: value for key, value in data.items() if key != "formatted_dir" and key not in given}
+    root, source = kept.get("root"), kept.get("source")
+    if not kept.get("fetch") and source not in ("microworld", "hub"):
+        return kept
+    for key in ("text", "scienceqa", "val_shard"):
+        if not _stays_below(kept.get(key) or "."):
+            raise ValueError(
+                f"data.{key}={kept[key]!r} of {path} leads out of data.root; give data= on the command line"
+            )
+    if "root" in given or (root is not None and may_write(str(root), path, outputs)):
+        return kept
+    if source != "microworld" and root is not None and Path(str(root)).is_dir():
+        return kept | {"source": "local", "fetch": False, "hub_scienceqa": None}
+    if source not in ("microworld", "hub"):
+        return kept | {"fetch": False}
+    seed = kept.get("seed", 0)
+    if source == "microworld" and type(seed) is not int:
+        raise ValueError(f"data.seed={seed!r} of {path} is no whole number; give data= on the command line")
+    place = Path(outputs) / "data" / (f"microworld-{seed}" if source == "microworld" else "hub")
+    log.warning("data.root=%s of %s is not written to: a file chooses no place; used is %s", root, path, place)
+    return kept | {"root": str(place)}
 
 
-def trusted_tasks(tasks: Mapping[str, Any], allow: Sequence[str], path: Path) -> dict[str, Any]:
+def may_write(place: str, checkpoint: Path, outputs: str | Path) -> bool:
+    """Say whether a place that a checkpoint's config names is one where runs keep their data anyway.
+
+    Args:
+        place: the folder.
+        checkpoint: the file; in a run folder `<X>/<stage>/<run>/checkpoints`, runs keep their data in `<X>/data`.
+        outputs: the folder for results of this command; its `data` is such a place.
+    """
+    allowed = [Path(outputs) / "data"]
+    folders = checkpoint.absolute().parents
+    if len(folders) > 3 and folders[0].name == "checkpoints" and folders[2].name in list(StageName):
+        allowed.append(folders[3] / "data")
+    try:
+        return any(Path(place).resolve().is_relative_to(folder.resolve()) for folder in allowed)
+    except (OSError, ValueError):  # no name of a file at all
+        return False
+
+
+def _stays_below(name: Any) -> bool:
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def trusted_tasks(
+    tasks: Mapping[str, Any], allow: Sequence[str], path: Path, outputs: str | Path = "outputs"
+) -> dict[str, Any]:
     """Keep of a mixture of unknown origin what is a task of this project: opening a checkpoint must not run anything.
 
-    Others are left out with a warning: no evaluation asks them by itself.
+    Others are left out with a warning: no evaluation asks them by itself. Those that are kept write nothing outside the
+    places that `trusted_data` leaves.
 
     Args:
         tasks: by name, each a `_target_` with its arguments.
         allow: packages whose own classes and functions may be named, too.
-        path: where they are from, for people.
+        path: the checkpoint they are from.
+        outputs: the folder for results of this command.
 
     Raises:
         ValueError: a task would make or look up something else on its way.
@@ -84,8 +140,18 @@ def trusted_tasks(tasks: Mapping[str, Any], allow: Sequence[str], path: Path) ->
                 f"mixture.tasks.{name} of {path} would make {wrong}, which is no task; nothing was run. Give "
                 "mixture= to ask other tasks"
             )
-        kept[name] = spec
+        kept[name] = _reading(spec, path, outputs)
     return kept
+
+
+def _reading(spec: Any, path: Path, outputs: str | Path) -> Any:
+    """Give a task's settings without those by which it would write to a place of its file's choice."""
+    if isinstance(spec, Mapping):
+        kept = {key: _reading(value, path, outputs) for key, value in spec.items() if key != "formatted_dir"}
+        if (kept.get("fetch") or kept.get("hub")) and not may_write(str(kept.get("path")), path, outputs):
+            kept |= {key: value for key, value in (("fetch", False), ("hub", None)) if key in kept}
+        return kept
+    return [_reading(value, path, outputs) for value in spec] if isinstance(spec, list) else spec
 
 
 def _interpolated(value: Any) -> bool:

@@ -13,10 +13,38 @@ MAX_SOFTCAP = 40.0
 """Softcapped logits lie in [-softcap, softcap]; up to here exp(-2 * softcap) is a normal fp32 number, so that the loss
 may use the fixed offset `softcap` in place of a maximum over the vocabulary."""
 
+LIMITS = {
+    "sequence_len": 2**20,
+    "vocab_size": 2**24,
+    "n_layer": 2**12,
+    "n_head": 2**12,
+    "n_kv_head": 2**12,
+    "n_embd": 2**18,
+    "pad_vocab_to": 2**24,
+}
+"""The largest values that are believed: configs come out of files too, and nothing may be laid out for a wrong one."""
+
+MAX_ROTARY_CHANNELS = 2**24
+"""Of sequence_len x channels a head: the rotary tables, which no weights vouch for, then take 0.7 GB at most."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_below_limit(name: str, value: int) -> None:
+    _require(
+        not isinstance(value, int) or value <= LIMITS[name],
+        f"model.{name}={_shown(value)} must be at most {LIMITS[name]:,}",
+    )
+
+
+def _shown(value: float) -> str:
+    """Write a number of any size: Python does not print one of thousands of digits."""
+    return (
+        str(value) if not isinstance(value, int) or abs(value) < 10**20 else f"an integer of {value.bit_length()} bits"
+    )
 
 
 @dataclass(kw_only=True)
@@ -50,6 +78,7 @@ class Architecture:
             self.pad_vocab_to is None or self.pad_vocab_to >= 1,
             f"model.pad_vocab_to={self.pad_vocab_to} must be a positive multiple such as 64, or null for no padding",
         )
+        _require_below_limit("pad_vocab_to", self.pad_vocab_to or 1)
 
 
 @dataclass(kw_only=True)
@@ -82,7 +111,8 @@ class GPTConfig(Architecture):
         super().__post_init__()
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name}={value} must be at least 1")
+            _require(value >= 1, f"model.{name}={_shown(value)} must be at least 1")
+            _require_below_limit(name, value)
         _require(
             self.n_embd % self.n_head == 0,
             f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}; "
@@ -92,6 +122,11 @@ class GPTConfig(Architecture):
             self.head_dim % 2 == 0,
             f"model.n_embd={self.n_embd} / model.n_head={self.n_head} = {self.head_dim} channels a head is odd, "
             f"but rotary embeddings turn pairs; set model.n_embd={self.n_head * (self.head_dim + 1)}",
+        )
+        longest = MAX_ROTARY_CHANNELS // self.head_dim
+        _require(
+            not isinstance(self.sequence_len, int) or self.sequence_len <= longest,
+            f"model.sequence_len={self.sequence_len} must be at most {longest} with {self.head_dim} channels a head",
         )
         _require(
             self.n_head % self.n_kv_head == 0,
