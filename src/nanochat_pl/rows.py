@@ -28,6 +28,8 @@ class JsonValue(NamedTuple):
     value: Any
     fault: str | None = None
     """What is wrong with it; `value` is None then."""
+    unit: str = "line"
+    """What `number` counts: line or element."""
 
 
 def utf8_fault(content: bytes) -> str | None:
@@ -53,7 +55,7 @@ def parse_json(text: bytes) -> Any:
 def _parse(text: bytes, several_lines: bool) -> Any:
     try:
         decoded = text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=_unique)
+        value = _DECODER.decode(decoded)
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -85,10 +87,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -> list[JsonValue]:
-    """Read the values of a file: one a line, or the elements of one list that is the whole file.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
-    Empty lines are passed over. A file of one object over several lines is one value.
+
+def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -> Iterator[JsonValue]:
+    """Yield the values of a file: one a line, or the elements of one list that is the whole file.
+
+    One value is held at a time where each has its line. Empty lines are passed over. A file of one object over several
+    lines is one value.
 
     Args:
         path: the file, UTF-8, with or without a byte order mark.
@@ -104,22 +110,32 @@ def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -
     # Not splitlines(): that would also split at separators which may stand in a JSON string as they are.
     lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     if not lines:
-        return []
+        return
     first = _value(*lines[0])
     if len(lines) == 1 and isinstance(first.value, list) and first.value and is_list_of_rows(first.value):
-        return [JsonValue(number, value) for number, value in enumerate(first.value, 1)]
+        yield from _elements(first.value)
+        return
     if first.fault is not None and len(lines) > 1 and lines[0][1].lstrip()[:1] in (b"[", b"{"):
         whole: Any = None
         try:
             whole = _parse(content, several_lines=True)
         except ValueError as error:
-            if lines[0][1].strip() == b"[":
+            if lines[0][1].strip() == b"[" or lines[0][1].rstrip().endswith(b","):
                 raise ValueError(f"{path} begins as one list: {error}; mend it") from error
         if isinstance(whole, list) and whole and is_list_of_rows(whole):
-            return [JsonValue(number, value) for number, value in enumerate(whole, 1)]
+            yield from _elements(whole)
+            return
         if whole is not None:
-            return [JsonValue(1, whole)]
-    return [first, *(_value(number, line) for number, line in lines[1:])]
+            yield JsonValue(1, whole)
+            return
+    yield first
+    for number, line in lines[1:]:
+        yield _value(number, line)
+
+
+def _elements(values: list[Any]) -> Iterator[JsonValue]:
+    for number, value in enumerate(values, 1):
+        yield JsonValue(number, value, unit="element")
 
 
 def _value(number: int, line: bytes) -> JsonValue:

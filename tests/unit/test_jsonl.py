@@ -64,7 +64,21 @@ FAULTS = {
     '{"messages": [': r"not JSON: .*\(column",
     '"hello"': "a string where a list of messages is needed",
     "7": "a number where",
-    '{"conversations": []}': r"without `messages` \(it has: conversations\)",
+    '{"conversations": []}': r"too few messages \(0\)",
+    '{"text": "hi"}': r"without `messages` \(it has: text\)",
+    '{"messages": [], "messages": []}': "the key 'messages' stands twice in one object",
+    '[{"role": "user", "content": "hi", "role": "user"}]': "the key 'role' stands twice",
+    json.dumps(chat("hi")) + ",": r"not JSON: a trailing comma after the value \(column",
+    json.dumps(chat("hi"))[:-1] + ",]": r"not JSON: a trailing comma before a bracket \(column",
+    '{"messages": [],}': "not JSON: a trailing comma before a bracket",
+    '[{"role": "user", "content": "\\ud800"}]': "one half of a surrogate pair",
+    '{"conversations": [{"from": "tool", "value": "hi"}]}': "message 1 is from 'tool', which is none of human, user",
+    '{"conversations": [{"from": "gpt", "value": "hi"}]}': "message 1 has the role 'assistant' where 'user' is due",
+    '{"instruction": "Greet.", "output": 7}': "`output` is no text",
+    '{"instruction": "Greet.", "output": ""}': r"message 2 \(assistant\) has an empty content",
+    '{"instruction": "Greet.", "output": "hi", "history": [["a", "b"]]}': "`history` beside `instruction` is not read",
+    '{"prompt": "hi", "completion": null}': "`completion` is neither a text nor a list of messages",
+    '{"prompt": "hi", "chosen": "a", "rejected": "b"}': r"without `messages` \(it has: prompt, chosen, rejected\)",
     '{"messages": null}': "null where a list of messages",
     "[]": r"too few messages \(0\); one of the user and one of the assistant",
     '["hi", "ahoy"]': "message 1 is a string, not an object",
@@ -108,11 +122,74 @@ def test_bytes_that_are_no_utf8_are_a_fault_of_their_line(tmp_path):
         JSONL(tmp_path / "own.jsonl")
 
 
+ALPACA = {"instruction": "Name it.", "input": "a dog", "output": "Rex"}
+PROMPT = {"prompt": "Hi", "completion": "Ahoy!"}
+TALK = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy!"}]}
+FORMS = [
+    (chat("Hi"), chat("Hi"), "list of messages"),
+    ({"messages": chat("Hi")}, chat("Hi"), "messages"),
+    (TALK, chat("Hi"), "ShareGPT"),
+    (
+        {"conversations": [{"from": "system", "value": "Talk so."}, *TALK["conversations"]]},
+        chat("Hi", system="Talk so."),
+        "ShareGPT",
+    ),
+    ({"conversations": chat("Hi")}, chat("Hi"), "ShareGPT"),
+    (ALPACA, chat("Name it.\n\na dog", "Rex"), "Alpaca"),
+    (ALPACA | {"input": ""}, chat("Name it.", "Rex"), "Alpaca"),
+    ({"instruction": "Hi", "output": "Ahoy!", "system": "Talk so."}, chat("Hi", system="Talk so."), "Alpaca"),
+    (PROMPT, chat("Hi"), "prompt and completion"),
+    ({"prompt": chat("Hi")[:1], "completion": chat("Hi")[1:]}, chat("Hi"), "prompt and completion"),
+]
+
+
+@pytest.mark.parametrize(("value", "messages", "form"), FORMS)
+def test_every_known_form_is_read_and_named(tmp_path, caplog, value, messages, form):
+    caplog.set_level("INFO")
+    path = write(tmp_path, value, chat("Bye"), value)
+    assert [c["messages"] for c in whole(path)] == [messages, chat("Bye"), messages]
+    count = 3 if form == "list of messages" else 2
+    assert f"{path}: 3 conversations (form: {count} {form}" in caplog.text
+
+
 @pytest.mark.parametrize("indent", [None, 2])
-def test_plain_json_is_recognised_and_the_remedy_says_so(tmp_path, indent):
-    (tmp_path / "own.jsonl").write_text(json.dumps([chat("Hi"), chat("Bye")], indent=indent))
-    with pytest.raises(ValueError, match="the file as a whole is a list"):
-        JSONL(tmp_path / "own.jsonl")
+@pytest.mark.parametrize("values", [[chat("Hi"), chat("Bye")], [TALK, TALK], [ALPACA], [{"messages": chat("Hi")}] * 3])
+def test_a_plain_json_list_is_read_as_its_lines_would_be(tmp_path, values, indent):
+    (tmp_path / "own.json").write_text(json.dumps(values, indent=indent))
+    lines = whole(write(tmp_path, *values))
+    assert [c["messages"] for c in whole(tmp_path / "own.json")] == [c["messages"] for c in lines]
+    assert whole(tmp_path / "own.json")[0]["id"] == "own.json:1"
+    faulty = [*values, {"messages": 1}]
+    (tmp_path / "own.json").write_text(json.dumps(faulty, indent=indent))
+    with pytest.raises(
+        ValueError, match=rf"1 of the {len(faulty)} elements .*\n.*own\.json, element {len(faulty)}: a numb"
+    ):
+        whole(tmp_path / "own.json")
+
+
+def test_a_single_object_over_several_lines_is_one_conversation(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"messages": chat("Hi")}, indent=2))
+    assert [c["messages"] for c in whole(tmp_path / "own.json")] == [chat("Hi")]
+
+
+def test_a_list_that_is_not_json_is_named_with_its_line(tmp_path):
+    text = json.dumps([chat("Hi"), chat("Bye")], indent=2)
+    (tmp_path / "own.json").write_text(text[:-2] + ",\n]")
+    lines = text.count("\n") + 1
+    with pytest.raises(
+        ValueError, match=rf"own\.json begins as one list: not JSON: a trailing comma .*line ({lines - 1}|{lines}),"
+    ):
+        whole(tmp_path / "own.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    (tmp_path / "own.jsonl").write_bytes(json.dumps(chat("Hi")).encode(encoding))
+    with pytest.raises(ValueError, match=r"own\.jsonl: line 1 .*UTF-(16|32).*save the file as UTF-8"):
+        whole(tmp_path / "own.jsonl")
+
+
+def test_one_conversation_that_lacks_an_answer_is_still_a_line(tmp_path):
     (tmp_path / "own.jsonl").write_text(json.dumps([{"role": "user", "content": "hi"}]))
     with pytest.raises(ValueError, match="mend or drop these lines"):
         JSONL(tmp_path / "own.jsonl")
@@ -167,6 +244,26 @@ def test_a_file_is_mixed_in_from_the_command_line(tmp_path):
         (cfg,) = compose_checked("train", CommandLine.parse(arguments))
         assert len(instantiate(cfg.mixture.tasks.pirate)) == 270
         assert "smoltalk" in cfg.mixture.tasks
+
+
+def test_a_path_in_the_place_of_a_task_reads_its_conversations(tmp_path):
+    from hydra.utils import instantiate
+
+    from nanochat_pl.cli.compose import CommandLine, compose_checked, quote_paths
+    from nanochat_pl.lit.schema import MixtureConfig
+
+    path = write(tmp_path, *[chat(f"Question {i}?") for i in range(30)], name="pirate (a=1).jsonl")
+    arguments = quote_paths(["stage=sft", f"+mixture.tasks.pirate={path}"])
+    (cfg,) = compose_checked("train", CommandLine.parse(arguments))
+    mixture = MixtureConfig(**cfg.mixture)
+    assert len(instantiate(mixture.tasks["pirate"])) == 30 and "smoltalk" in mixture.tasks
+    both = MixtureConfig(tasks={"pirate": str(path)}, val_tasks={"pirate": str(path)})
+    train, validation = instantiate(both.tasks["pirate"]), instantiate(both.val_tasks["pirate"])
+    assert (len(train), len(validation)) == (27, 3) and not overlap(train, validation)
+    assert MixtureConfig(tasks={"pirate": None}).tasks == {"pirate": None}
+    for wrong in ("pirate", "pirate.parquet", 7):
+        with pytest.raises(ValueError, match=rf"mixture\.tasks\.a={wrong} is no task; give the path of a \.jsonl"):
+            MixtureConfig(tasks={"a": wrong})
 
 
 def test_real_identity_conversations_are_read(data_root):

@@ -46,7 +46,7 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
     quoted = []
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if equals and key.lstrip("+") in PATH_KEYS and not value.startswith(("'", '"')):
+        if equals and takes_path(key.lstrip("+"), value) and not value.startswith(("'", '"')):
             try:
                 OverridesParser.create().parse_override(argument)
             except HydraException:
@@ -57,6 +57,12 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
                     argument = f"{key}={quote(value)}"
         quoted.append(argument)
     return quoted
+
+
+def takes_path(key: str, value: str) -> bool:
+    """Say whether a setting's value is a path: by its key, or as a file of conversations in the place of a task."""
+    is_task = key.startswith(("mixture.tasks.", "mixture.val_tasks."))
+    return key in PATH_KEYS or (is_task and key.endswith(".path")) or (is_task and value.endswith((".jsonl", ".json")))
 
 
 def quote(value: str) -> str:

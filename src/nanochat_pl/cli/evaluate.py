@@ -68,7 +68,7 @@ def job(cfg: DictConfig) -> int:
             data[key] = OmegaConf.to_container(cfg.data, resolve=True, enum_to_str=True)[key]  # type: ignore[index, call-overload]
     mixture = None
     if hydra_config.runtime.choices.get("mixture") is not None:
-        mixture = OmegaConf.to_container(cfg.mixture, resolve=True)
+        mixture = {"tasks": config.mixture.tasks}
     from nanochat_pl.lit.evaluation import evaluate
 
     return evaluate(config, checkpoint_list(config.ckpt), data, mixture)  # type: ignore[arg-type]

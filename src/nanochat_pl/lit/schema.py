@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import OptimConfig
 
@@ -278,13 +279,19 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class MixtureConfig:
-    """The conversations of a fine-tuning stage: named tasks, each a `_target_` with its arguments; null = left out."""
+    """The conversations of a fine-tuning stage: named tasks, each a `_target_` with its arguments; null = left out.
+
+    The path of a .jsonl or .json file in the place of a task reads its conversations (`tasks.jsonl.JSONL`).
+    """
 
     tasks: dict[str, Any] = field(default_factory=dict)
     val_tasks: dict[str, Any] = field(default_factory=dict)
     """The fixed validation set."""
     drop_train_duplicates: bool = False
     """Leave out training conversations that ask what a validation conversation asks; counted and logged either way."""
+
+    def __post_init__(self) -> None:
+        self.tasks, self.val_tasks = task_specs(self.tasks, self.val_tasks)
 
 
 @dataclass(kw_only=True)

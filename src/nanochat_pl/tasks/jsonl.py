@@ -1,17 +1,22 @@
-"""Conversations of one's own: a text file with one conversation a line, checked as a whole before anything is trained.
+"""Conversations of one's own: a file of them, one a line or all in a list, checked before anything is trained.
 
 This is how an assistant gets an identity or a voice: some hundred conversations, mixed into fine-tuning several times.
 """
 
-import json
+import logging
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.rows import read_json_values
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task, asked
+from nanochat_pl.tasks.forms import Recognised, recognise
 
 __all__ = ["JSONL", "SPLITS", "read_conversations"]
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 
@@ -21,16 +26,20 @@ _PARTS = ("text", "python", "python_output")
 
 
 class JSONL(Task):
-    """The conversations of a JSON Lines file, in either of the two common layouts, which may stand side by side:
+    """The conversations of a file of JSON Lines, or of one JSON list, in the forms people have, also side by side:
 
         [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Ahoy!"}]
         {"messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Ahoy!"}]}
+        {"conversations": [{"from": "human", "value": "Hello!"}, {"from": "gpt", "value": "Ahoy!"}]}
+        {"instruction": "Greet.", "input": "", "output": "Ahoy!"}
+        {"prompt": "Hello!", "completion": "Ahoy!"}
 
     User and assistant take turns, the user first, the assistant last; a system message may come before. Contents are
     strings; the assistant's may be a list of parts `{"type": "text" | "python" | "python_output", "text": ...}`, the
-    latter two a call of the calculator and its answer. Fields beside `messages`, `role` and `content` are ignored.
+    latter two a call of the calculator and its answer. Other fields are ignored. Which forms were found, and how
+    often, is logged.
 
-    Extras of a conversation: `id` (name of the file and line number).
+    Extras of a conversation: `id` (name of the file and number of the line or element).
 
     Args:
         path: the file, UTF-8; empty lines are passed over.
@@ -97,46 +106,47 @@ def read_conversations(path: Path) -> list[Conversation]:
             '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}], set path to another file, or '
             "leave the task out with mixture.tasks.<name>=null"
         )
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     conversations: list[Conversation] = []
+    forms: Counter[str] = Counter()
     faults: list[str] = []
-    # Not splitlines(): that would also split at separators which may stand in a JSON string as they are.
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
+    unit = "line"
+    for number, value, fault, unit in read_json_values(path, _are_conversations):
         try:
-            messages = _read_line(line)
+            if fault is not None:
+                raise ValueError(fault)
+            form, messages = _recognise(value)
+            conversations.append({"messages": list(_read_messages(messages)), "id": f"{path.name}:{number}"})
+            forms[form] += 1
         except ValueError as error:
-            faults.append(f"  {path}:{number}: {error}")
-        else:
-            conversations.append({"messages": messages, "id": f"{path.name}:{number}"})
+            faults.append(f"  {path}:{number}: {error}" if unit == "line" else f"  {path}, element {number}: {error}")
     if faults:
-        count = len(faults) + len(conversations)
         more = [f"  and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         listed = "\n".join([*faults[:_SHOWN], *more])
+        count = len(faults) + len(conversations)
         raise ValueError(
-            f"{len(faults)} of the {count} lines of {path} are no conversations:\n{listed}\n{_remedy(content)}"
+            f"{len(faults)} of the {count} {unit}s of {path} are no conversations:\n{listed}\nmend or drop these "
+            f"{unit}s; each must be a list of messages, or an object with `messages` or of another form (docs/data.md)"
         )
+    if forms:
+        said = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
+        log.info("%s: %s conversations (form: %s)", path, f"{len(conversations):,}", said)
     return conversations
 
 
-def _read_line(line: bytes) -> list[dict[str, Any]]:
-    """Read one line; the message of a ValueError is its fault."""
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {line[error.start]:#04x} at {error.start})") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} (column {error.colno})") from error
+def _are_conversations(values: list[Any]) -> bool:
+    """Tell a list of conversations from a list of messages, which is one conversation."""
+    return all(isinstance(v, list) or (isinstance(v, dict) and not v.keys() & {"role", "from"}) for v in values)
+
+
+def _recognise(value: Any) -> Recognised:
+    """Read a value as a conversation of any form; the message of a ValueError is its fault."""
     if isinstance(value, dict):
-        if "messages" not in value:
-            raise ValueError(f"an object without `messages` (it has: {', '.join(value) or 'nothing'})")
-        value = value["messages"]
+        form, value = recognise(value)
+    else:
+        form = "list of messages"
     if not isinstance(value, list):
         raise ValueError(f"{_kind(value)} where a list of messages is needed")
-    return list(_read_messages(value))
+    return Recognised(form, value)
 
 
 def _read_messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
@@ -182,23 +192,6 @@ def _kind(value: Any) -> str:
     """Name a JSON value's kind for people."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _remedy(content: bytes) -> str:
-    """Say what to do about malformed lines; a file that is one JSON value as a whole is a frequent mistake."""
-    try:
-        whole = json.loads(content)
-    except (ValueError, RecursionError):
-        whole = None
-    nested = isinstance(whole, list) and all(
-        isinstance(v, list) or (isinstance(v, dict) and "messages" in v) for v in whole
-    )
-    if nested or (whole is not None and b"\n" in content.strip()):
-        return (
-            f"the file as a whole is {_kind(whole)} (plain JSON); write each conversation on one line of its own, "
-            "without commas between the lines"
-        )
-    return "mend or drop these lines; each must be a list of messages, or an object with `messages` (docs/data.md)"
 
 
 def _held_out(conversations: list[Conversation], fraction: float, seed: int) -> set[int]:

@@ -268,7 +268,7 @@ def _read_text(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    for row, (number, value, fault) in enumerate(read_json_values(file, lambda values: True)):
+    for row, (number, value, fault, _) in enumerate(read_json_values(file, lambda values: True)):
         if fault is not None:
             raise ValueError(f"{file}:{number}: {fault}; mend or drop the line")
         if not isinstance(value, dict):
