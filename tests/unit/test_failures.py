@@ -33,6 +33,12 @@ CASES = {
         record("B. lion. " + "No, it is salt. " * 4, LETTERS),
         record("ha ha ha ha ha ha ha ha\ufffd", TEXT, truncated=True),
     ],
+    "letter not offered": [
+        record("The correct answer is D.", LETTERS),
+        record("D", LETTERS),
+        record("Answer: (E) lion", LETTERS),
+        record("The answer is 4.", {"letters": ["1", "2", "3"], "choices": ["x", "y", "z"], "expected": "2"}),
+    ],
     "format": [
         record("It is the lion.", LETTERS, truncated=True),
         record("b) lion", LETTERS),

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.tasks.gsm8k import GSM8K, final_answer, solution_parts
+from nanochat_pl.tasks.answers import final_answer
+from nanochat_pl.tasks.gsm8k import GSM8K, solution_parts
 from nanochat_pl.tasks.tables import hub_order
 
 SOLUTION = "He has 48/2 = <<48/2=24>>24.\nIn all <<24=24=24>><<7>>24.\n#### 1,024"
@@ -38,10 +39,10 @@ def test_a_solution_becomes_text_and_calls_split_at_the_last_equals_sign():
     [
         ("so\n#### 18", "18"),
         ("#### -1,234.5 and #### 7", "-1234.5"),
-        ("####18", None),
+        ("####18", "18"),
         ("18", None),
         ("#### eighteen", None),
-        ("#### $18", None),
+        ("#### $18", "18"),
     ],
 )
 def test_the_answer_is_the_first_number_after_the_mark(text, answer):
@@ -61,13 +62,13 @@ def test_rows_become_conversations_in_the_hub_s_order(tmp_path):
     [
         ("I think #### 1024", True),
         ("#### 1,024", True),
-        ("#### 1024.0", False),
+        ("#### 1024.0", True),
         ("1024", False),
         ("", False),
         ("#### 24", False),
     ],
 )
-def test_an_answer_is_compared_as_text_and_never_right_without_the_mark(tmp_path, text, right):
+def test_an_answer_is_compared_by_value_and_never_right_without_the_mark(tmp_path, text, right):
     task = GSM8K(write(tmp_path, SOLUTION))
     assert task.grade(task[0], text) is right and task.reward(task[0], text) == float(right)
 

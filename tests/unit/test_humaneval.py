@@ -68,7 +68,7 @@ def test_rows_come_in_the_hub_s_order(tmp_path):
         ("```python\n```\nx", "```python\n```\nx"),
         ("  x = 1\n", "x = 1"),
         ("```js\nx\n```", "```js\nx\n```"),
-        ("```python\nx = 1", "```python\nx = 1"),
+        ("```python\nx = 1", "x = 1"),
     ],
 )
 def test_code_is_the_first_fenced_block_or_all(completion, code):

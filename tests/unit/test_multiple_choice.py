@@ -1,4 +1,4 @@
-"""Laws of MMLU and ARC: the original's wording, letters and order, and a bare letter for an answer."""
+"""Laws of MMLU and ARC: the original's wording, letters and order, and the letter of an answer."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,9 +81,9 @@ def test_arc_keeps_each_row_s_own_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "right"),
-    [("C", True), (" C\n", True), ("A", False), ("c", False), ("C.", False), ("The answer is C", False), ("", False)],
+    [("C", True), (" C\n", True), ("A", False), ("c", False), ("C.", True), ("C or D", False), ("", False)],
 )
-def test_an_answer_is_right_if_it_is_the_letter_and_nothing_else(tmp_path, text, right):
+def test_an_answer_is_right_if_it_commits_to_the_letter(tmp_path, text, right):
     write(tmp_path / "dev.parquet", mmlu_row(2))
     task = MMLU(tmp_path, "dev")
     assert task.grade(task[0], text) is right and task.reward(task[0], text) == float(right)

@@ -7,6 +7,7 @@ right content in the wrong form before "unparseable", because only the form is t
 """
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from nanochat_pl.calculator import calculate
-from nanochat_pl.tasks.answers import normalize, recalled_answer, strict_letter
-from nanochat_pl.tasks.gsm8k import final_answer
+from nanochat_pl.tasks.answers import final_answer, normalize, recalled_answer, strict_letter, without_tools
 
 __all__ = ["KINDS", "Failure", "Kind", "TaskFailures", "false_steps", "kind_of", "sort_failures"]
 
@@ -97,9 +97,6 @@ def sort_failures(records: Sequence[Record], task: str) -> list[TaskFailures]:
 # -- what an answer says ------------------------------------------------------------------------------------------
 
 _TOOL_CALL = re.compile(r"<\|python_start\|>(.*?)(<\|python_end\|>|\Z)", re.DOTALL)
-_TOOL_SPANS = re.compile(
-    r"<\|python_start\|>.*?(?:<\|python_end\|>|\Z)|<\|output_start\|>.*?(?:<\|output_end\|>|\Z)", re.DOTALL
-)
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
 
 
@@ -109,6 +106,16 @@ def _letters(record: Record) -> list[str]:
 
 def _letter(record: Record) -> str | None:
     return strict_letter(record["output"], _letters(record))
+
+
+def _not_offered(record: Record) -> str | None:
+    """Return the letter that the output commits to where the question has no such choice."""
+    letters = _letters(record)
+    if not letters or _letter(record) is not None:
+        return None
+    every = string.digits[1:] if letters[0].isdigit() else string.ascii_uppercase
+    letter = strict_letter(record["output"], every)
+    return None if letter in letters else letter
 
 
 def _value(text: str | None) -> Fraction | None:
@@ -127,9 +134,11 @@ def _needs_number(record: Record) -> bool:
 
 def _last_number(record: Record) -> Fraction | None:
     """Return the number after `####`, else the last one outside of tool calls."""
-    output = _TOOL_SPANS.sub(" ", record["output"])
+    output = without_tools(record["output"])
+    if (marked := final_answer(output)) is not None:
+        return Fraction(marked)
     numbers = _NUMBER.findall(output)
-    return _value(final_answer(output)) if final_answer(output) else _value(numbers[-1]) if numbers else None
+    return _value(numbers[-1]) if numbers else None
 
 
 def _named_choices(record: Record) -> set[str]:
@@ -212,7 +221,7 @@ def false_steps(text: str) -> list[str]:
     not. What cannot be read for certain (units in between, percents, powers) is passed over.
     """
     steps = []
-    for line in _TOOL_SPANS.sub(" ", text).replace("−", "-").splitlines():
+    for line in without_tools(text).replace("−", "-").splitlines():
         # "5 x 3": a cross between numbers is a sign, elsewhere a letter
         line = re.sub(r"(?<=[\d)])(\s*)x(?=\s*[$(]?\d)", r"\1×", line)
         for equals in _EQUALS.finditer(line):
@@ -275,6 +284,13 @@ KINDS = (
         "The most likely word leads a model in circles that has learned too little: train it longer "
         "(`stage.tokens_per_param`, `stage.num_epochs`) or make it larger (`depth`).",
         _loop,
+    ),
+    Kind(
+        "letter not offered",
+        "it commits to a letter that the question has no choice for",
+        "It learned letters, not that they stand for the choices above: questions with few and with many choices "
+        "(`mixture.tasks`), none of them cut off in training (`stage.sequence_len`).",
+        lambda record: _not_offered(record) is not None,
     ),
     Kind(
         "format",

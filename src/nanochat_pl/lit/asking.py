@@ -187,6 +187,7 @@ def chat(subject: Subject) -> Measure:
         target, arguments = CHAT_TASKS[name]
         spec = {"_target_": f"nanochat_pl.tasks.{target}", **arguments, "split": "test"}
         spec["path"] = str(root / arguments["path"])
+        spec["strict"] = cfg.strict.value
         if name == "HumanEval":
             spec["sandbox"] = cfg.sandbox
         if name != "SpellingBee":
@@ -229,7 +230,9 @@ def chat(subject: Subject) -> Measure:
             records=records, rows=rows, seconds=time.perf_counter() - begin, num_answered=log.num_appended
         )
 
-    return Measure(_asked(subject) | sampling | {"tasks": list(asked), "sandbox": cfg.sandbox}, answer)
+    return Measure(
+        _asked(subject) | sampling | {"tasks": list(asked), "sandbox": cfg.sandbox, "strict": cfg.strict.value}, answer
+    )
 
 
 def _known(subject: Subject, kind: str, otherwise: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -50,6 +50,13 @@ class LongConversations(StrEnum):
     drop = "drop"
 
 
+class Strict(StrEnum):
+    """How answers are read, see docs/evaluation.md."""
+
+    stated = "stated"
+    original = "original"
+
+
 class Backend(StrEnum):
     """Which library trains the tokenizer; merges and ids are the same."""
 
@@ -393,6 +400,8 @@ class EvalConfig:
     """Answers to each generative question of chat; above 1 pass@k is measured, which wants a temperature."""
     temperature: float = 0.0
     top_k: int | None = None
+    strict: Strict = Strict.stated
+    """How chat reads answers: stated = what an answer states counts, original = nanochat's rule, to compare with it."""
     sandbox: str = "auto"
     """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
     split: str = "test"

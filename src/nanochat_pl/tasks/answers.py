@@ -1,46 +1,203 @@
-"""What an answer commits to, read from free text (the letter of a choice, or a short phrase), and how right ones count.
+"""What an answer commits to, read from free text (a letter, a number, a short phrase), and how right ones count.
 
 Grading and evaluation read and count alike: tasks reward by what `eval/` counts. A reader would rather read nothing
-than something not said. All functions are pure.
+than something not said. What counts for each task stands in the tables of docs/evaluation.md, which the tests read.
+All functions are pure.
 """
 
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 
-__all__ = ["normalize", "pass_at_k", "recalled_answer", "strict_letter"]
+__all__ = [
+    "STRICT",
+    "check_strict",
+    "final_answer",
+    "normalize",
+    "original_final_answer",
+    "pass_at_k",
+    "recalled_answer",
+    "right_number",
+    "same_number",
+    "strict_letter",
+    "without_tools",
+]
 
-# Where a letter ends: punctuation (but not in "D.C." or "C-14"), a dash or bracket after a space, the end of the line.
-_LETTER_ENDS = r"""[)\]*"”,:;!]|\.(?!\w)|\s+[-–—(]|[ \t]*(?:\n|$)"""
-_LETTER_OPENS = r"""[\s(\[*"“]*"""
+STRICT = ("stated", "original")
+"""How a task reads answers: what an answer states counts, or what nanochat's own rule (2025-11) lets count."""
+
+
+def check_strict(strict: str) -> str:
+    """Return `strict`.
+
+    Raises:
+        ValueError: It is none of `STRICT`.
+    """
+    if strict not in STRICT:
+        raise ValueError(
+            f"strict={strict} is unknown; choose stated (what an answer states counts) or original (nanochat's rule)"
+        )
+    return strict
+
+
+_TOOL_SPANS = re.compile(
+    r"<\|python_start\|>.*?(?:<\|python_end\|>|\Z)|<\|output_start\|>.*?(?:<\|output_end\|>|\Z)", re.DOTALL
+)
+
+
+def without_tools(text: str) -> str:
+    """Return what an answer says beside its tool calls and their outputs."""
+    return _TOOL_SPANS.sub(" ", text)
+
+
+# -- letters ------------------------------------------------------------------------------------------------------
+
+# Marks that may stand around a letter: brackets, quotes, Markdown, LaTeX.
+_OPENS = r"(?:[\s(\[{*_`\"'“‘$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{|\\[(\[])*"
+# Where a letter ends: punctuation (but not in "D.C.", "C-14" or "3,000"), a dash or bracket after a space, the end of
+# the line.
+_ENDS = (
+    r"""[)\]}"”’$;!`<]|[*_]{1,3}(?![\w*])|'(?!\w)|\\[)\]]|[,:](?!\d)|\.(?!\w)|\s+[-–—](?!\s*\d)|\s+\(|[ \t]*(?:\n|$)"""
+)
+_BECAUSE = r"\s+(?i:because|since|as)\b"
+_ITS_RIGHT = (
+    r"[)\]*_\"'”’`]*\s+(?i:is|would be|must be)\s+(?i:the\s+)?(?i:correct|right|best)"
+    r"(?:\s+(?i:answer|choice|option|one)\b|(?=[.!,;:*]|\s*(?:\n|$)|" + _BECAUSE + "))"
+)
+# "The wrong answer is B" and "the first option is A" do not say which answer is right.
+_OF_ANOTHER = "".join(
+    rf"(?<!\b{word} )" for word in ("incorrect", "wrong", "other", "first", "second", "third", "fourth", "last", "next")
+)
+_PHRASE = (
+    rf"\b{_OF_ANOTHER}(?:answer|choice|option|letter)(?:\s+here)?[*_\"']*\s*"
+    r"(?:(?:is|would be|should be|must be|will be)\b(?:\s+(?:therefore|thus|clearly|then)\b)?[*_]*\s*[:：=]?"
+    r"|[:：=–—-]|->|→)[*_]*(?:\s*(?:the\s+)?(?:option|choice|letter|answer)\b\s*:?)?"
+)
+_CHOOSE = (
+    r"\b(?:I|we)(?:['’](?:d|ll)|\s+would|\s+will)?\s+(?:choose|pick|select|go with)"
+    r"(?:\s+(?:option|choice|letter|answer)\b)?"
+)
+_COMMITS = rf"(?i:{_PHRASE}|{_CHOOSE}|\\boxed\s*\{{|<answer>)"
+# What joins letters to a list: "A, B", "A or B", "(A) and (B)", a letter a line.
+_JOINS = r"(?:[\s,;/&+–—()\[\]*_\"'”’`}$-]|\b(?:and|or|also|maybe|perhaps|possibly)\b)*"
 
 
 @cache
-def _strict_patterns(letters: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    letter = f"{_LETTER_OPENS}({'|'.join(map(re.escape, letters))})"
-    phrase = r"\b(?i:(?:answer|choice|option)(?:\s+is\b|\s*:)(?:\s+(?:option|choice)\b)?)"
-    return (
-        re.compile(rf"{phrase}{letter}(?={_LETTER_ENDS}|\s+(?i:because|since|as)\b)"),
-        re.compile(rf"{letter}(?={_LETTER_ENDS})"),
-    )
+def _letter_patterns(letters: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
+    one = f"(?:{'|'.join(map(re.escape, letters))})"
+    return {
+        "anchored": re.compile(rf"{_COMMITS}{_OPENS}({one})(?={_ENDS}|{_BECAUSE}|{_ITS_RIGHT})"),
+        "praised": re.compile(rf"(?<![\w'’.-])({one}){_ITS_RIGHT}"),
+        "leading": re.compile(rf"(?:[-#>]+\s+)?(?i:(?:option|choice|answer|letter)\b)?{_OPENS}({one})(?={_ENDS})"),
+        # Another letter follows at once; "A lion" is no letter.
+        "listed": re.compile(rf"{_JOINS}(?<!\w)({one})(?!\w)(?!\s+(?!(?:and|or|are)\b)[a-z])"),
+        "run": re.compile(rf"\.\s*{one}\s*[.,]\s*{one}(?!\w)"),
+        "joined": re.compile(r"(?:[,/&+]|\b(?i:and|or|nor|not|neither|either|doubt|if|whether)\b)[\s(\[*_\"'“‘`]*$"),
+        "lines": re.compile(rf"^[ \t]*{_OPENS}({one})[.):]", re.MULTILINE),
+    }
 
 
 def strict_letter(text: str, letters: Sequence[str]) -> str | None:
     """Read the letter that a response commits to, or None.
 
-    First an anchored phrase anywhere (`answer is B`, `Answer: (B)`, `choice is B because`), then a response that
-    begins with a letter (`B`, `B. lion`, `(B) lion`). Only upper case and only the question's own letters; a letter
-    followed by a further word ("A lion", "either A or B") is prose.
+    First a phrase that commits anywhere (`answer is B`, `Answer: (B)`, `choice is: B because`, `\\boxed{B}`, `B is
+    correct`), then a response that begins with a letter (`B`, `B. lion`, `(B) lion`). Only upper case and only the
+    question's own letters; a letter followed by a further word ("A lion", "either A or B") is prose, several letters
+    ("A, B, C") or a list of all choices commit to none.
 
     Args:
         text: The response.
         letters: The letters of this question's choices.
     """
-    anchored, leading = _strict_patterns(tuple(letters))
-    match = anchored.search(text) or leading.match(text)
-    return match.group(1) if match else None
+    text = without_tools(text)
+    patterns = _letter_patterns(tuple(letters))
+    committed = [*patterns["anchored"].finditer(text), *_praised(text, patterns)]
+    for match in sorted(committed, key=re.Match.start):
+        if not _goes_on(text, match, patterns):
+            return match.group(1)
+    first = patterns["leading"].match(text.lstrip())
+    if first is None or _goes_on(text.lstrip(), first, patterns):
+        return None
+    listed = {line.group(1) for line in patterns["lines"].finditer(text)}
+    return first.group(1) if listed <= {first.group(1)} else None
+
+
+def _praised(text: str, patterns: dict[str, re.Pattern[str]]) -> Iterator[re.Match[str]]:
+    """Yield the places that call one letter right: "B is the correct answer", but not "A or B is correct"."""
+    for match in patterns["praised"].finditer(text):
+        if patterns["joined"].search(text[max(0, match.start() - 40) : match.start()]) is None:
+            yield match
+
+
+def _goes_on(text: str, match: re.Match[str], patterns: dict[str, re.Pattern[str]]) -> bool:
+    """Tell whether another letter follows at once: a list commits to nothing."""
+    return any(patterns[kind].match(text, match.end(1)) for kind in ("listed", "run"))
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+_ORIGINAL_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
+_MARKED = re.compile(
+    r"####[ \t]*(?:[*_`]|\\boxed\{)*(?P<sign>[-−+]?)[$€£¥₹]?\s?\\?\$?(?:\\boxed\{)?(?P<sign2>[-−]?)"
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?P<rest>[^\n]*)"
+)
+# What makes another number of it: more digits, a fraction, a sum, a time, a range, a letter at once.
+_GOES_ON = re.compile(
+    r"[,.:]?\d|\s*[-−+*/×÷^=:~–—]{1,2}\s*[\d($.]|(?:,?\s+|,?\s+(?:and|or|to)\s+)[$€£¥₹]?\d|\s*[xX]\s*\d|\.[A-Za-z]|\s*/"
+    r"|[kKmMbB](?![A-Za-z])|(?:th|st|nd|rd)\b|[eExX]"
+)
+_FRACTION = re.compile(r"(?: (?P<top>\d+))?\s?/\s?(?P<bottom>\d+)(?![\d/.]|\s*[-+*/×÷^=])")
+
+
+def original_final_answer(text: str) -> str | None:
+    """Return the first `#### ` and number as nanochat (2025-11) reads it: as written, without commas; None without."""
+    match = _ORIGINAL_ANSWER.search(text)
+    return match.group(1).strip().replace(",", "") if match else None
+
+
+def final_answer(text: str) -> str | None:
+    """Return the number that stands behind `####`, None where there is none.
+
+    Thousands commas, a currency sign, marks of Markdown, a full stop and a unit behind it are left out; a fraction
+    stays one (`3/4`). The first mark with a number behind it counts, and only where that is the whole number: a sum, a
+    range, or digits in another grouping are none.
+    """
+    match = _MARKED.search(without_tools(text))
+    if match is None or (match["sign"] and match["sign2"]):
+        return None
+    minus = "-" if "−" in match["sign"] + match["sign2"] or "-" in match["sign"] + match["sign2"] else ""
+    number, rest = match["number"].replace(",", ""), match["rest"]
+    if fraction := _FRACTION.match(rest):
+        top, bottom = int(fraction["top"] or 0), int(fraction["bottom"])
+        if "." in number or not bottom:
+            return None
+        top = int(number) * bottom + top if fraction["top"] else int(number)
+        return f"{minus}{top}/{bottom}"
+    return None if _GOES_ON.match(rest) else f"{minus}{number}"
+
+
+def same_number(said: str | None, expected: str) -> bool:
+    """Tell whether two numbers as `final_answer` gives them are of one value: `18.00` is 18."""
+    try:
+        return said is not None and Fraction(said) == Fraction(expected)
+    except (ValueError, ZeroDivisionError):
+        return False
+
+
+def right_number(completion: str, expected: str, strict: str = "stated") -> bool:
+    """Tell whether an answer's number behind `####` is the expected one, read by a rule of `STRICT`.
+
+    By the original's the texts must be equal; without such a number an answer is never right.
+    """
+    if strict == "original":
+        return original_final_answer(completion) == expected
+    return same_number(final_answer(completion), expected)
+
+
+# -- phrases and counts -------------------------------------------------------------------------------------------
 
 
 def normalize(text: str) -> str:

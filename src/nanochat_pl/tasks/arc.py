@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.tasks import columns
+from nanochat_pl.tasks.answers import check_strict
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
 from nanochat_pl.tasks.tables import Table, hub_order, read_split
@@ -26,6 +27,8 @@ class ARC(Task):
         subset: ARC-Easy or ARC-Challenge.
         split: train, validation or test.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        strict: how answers are read: stated (the letter that an answer states) or original (nanochat's rule), see
+            docs/evaluation.md.
         fetch: fetch what is missing from the hub.
         offline: open no socket.
         chosen: which rows, see `Task`.
@@ -44,6 +47,7 @@ class ARC(Task):
         split: str = "train",
         *,
         shuffle: bool = True,
+        strict: str = "stated",
         fetch: bool = False,
         offline: bool = False,
         **chosen: Unpack[RowChoice],
@@ -59,7 +63,7 @@ class ARC(Task):
             fetch=fetch,
             offline=offline,
         )
-        self.subset, self.split = subset, split
+        self.subset, self.split, self.strict = subset, split, check_strict(strict)
         records = [_record(row, table, f"{subset} {split}", number) for number, row in enumerate(table.rows())]
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
@@ -76,8 +80,8 @@ class ARC(Task):
         return multiple_choice(self._records[row])
 
     def grade(self, conversation: Any, completion: str) -> bool:
-        """Tell whether the answer is the right label and nothing else."""
-        return is_right_letter(conversation, completion)
+        """Tell whether the answer commits to the right label."""
+        return is_right_letter(conversation, completion, self.strict)
 
 
 def _record(row: dict[str, Any], table: Table, where: str, number: int) -> dict[str, Any]:

@@ -6,10 +6,10 @@ Which way pays is nowhere said: a reward for the right number alone has to teach
 
 import hashlib
 import random
-import re
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+from nanochat_pl.tasks.answers import right_number
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 
 __all__ = ["Arithmetic", "column_work"]
@@ -20,7 +20,6 @@ _QUESTIONS = (
     "How much is {a} {op} {b}?",
     "{a} {op} {b} = ?",
 )
-_ANSWER = re.compile(r"#### (-?\d+)")
 _TEST_IN = 8
 """One problem in so many belongs to the test split."""
 
@@ -100,9 +99,8 @@ class Arithmetic(Task):
         return {"messages": messages, "id": f"{self._split}/{row}", "a": a, "b": b, "op": op, "answer": answer}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the first number after `####` is the answer."""
-        found = _ANSWER.search(completion)
-        return found is not None and found.group(1) == conversation["answer"]
+        """Tell whether the number behind `####` is the right one; without such a number it never is."""
+        return right_number(completion, conversation["answer"])
 
     def _problem(self, row: int) -> tuple[int, int, str]:
         """Draw problems until one belongs to this split."""

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.tasks import columns
+from nanochat_pl.tasks.answers import check_strict, final_answer, right_number
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
-__all__ = ["GSM8K", "HUB_FOLDER", "HUB_REPO", "final_answer", "solution_parts"]
+__all__ = ["GSM8K", "HUB_FOLDER", "HUB_REPO", "solution_parts"]
 
 HUB_REPO = "openai/gsm8k"
 HUB_FOLDER = "main"
 
 _CALL = re.compile(r"(<<[^>]+>>)")
-_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 
 
 def solution_parts(solution: str) -> list[dict[str, str]]:
@@ -38,12 +38,6 @@ def solution_parts(solution: str) -> list[dict[str, str]]:
     return parts
 
 
-def final_answer(text: str) -> str | None:
-    """Return the first number after `####`, as written but without its commas; None where there is none."""
-    match = _ANSWER.search(text)
-    return match.group(1).strip().replace(",", "") if match else None
-
-
 class GSM8K(Task):
     """Rows `question` and `answer` (worked solution, `#### ` and the number).
 
@@ -53,6 +47,8 @@ class GSM8K(Task):
         path: folder with `<split>.parquet`, or the hub's files.
         split: train or test.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        strict: how answers are read: stated (the number that an answer states) or original (nanochat's rule), see
+            docs/evaluation.md.
         fetch: fetch what is missing from the hub.
         offline: open no socket.
         chosen: which rows, see `Task`.
@@ -70,12 +66,13 @@ class GSM8K(Task):
         split: str = "train",
         *,
         shuffle: bool = True,
+        strict: str = "stated",
         fetch: bool = False,
         offline: bool = False,
         **chosen: Unpack[RowChoice],
     ):
         table = read_split(path, split, columns.gsm8k(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
-        self.split = split
+        self.split, self.strict = split, check_strict(strict)
         records = [_record(row, table, split, number) for number, row in enumerate(table.rows())]
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
@@ -97,8 +94,8 @@ class GSM8K(Task):
         return {"messages": messages, **{key: record[key] for key in ("id", "question", "answer")}}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the number after `####` is, as text, the right one; without such a number it never is."""
-        return final_answer(completion) == conversation["answer"]
+        """Tell whether the number behind `####` is the right one; without such a number it never is."""
+        return right_number(completion, conversation["answer"], self.strict)
 
 
 def _record(row: dict[str, Any], table: Table, split: str, number: int) -> dict[str, Any]:

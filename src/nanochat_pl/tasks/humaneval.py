@@ -5,12 +5,14 @@ Grading runs code that a model wrote, so it happens in the sandbox or not at all
 
 import re
 import secrets
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.sandbox import Result, isolation_for, run_python
 from nanochat_pl.tasks import columns
+from nanochat_pl.tasks.answers import check_strict
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
@@ -19,13 +21,37 @@ __all__ = ["HUB_FOLDER", "HUB_REPO", "HumanEval", "extract_code", "extract_impor
 HUB_REPO = "openai/openai_humaneval"
 HUB_FOLDER = "openai_humaneval"
 
-_FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
+_ORIGINAL_FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
+_FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)\r?\n")
+_PYTHON = re.compile(r"\{?\.?(?:python|py|python3|py3|ipython|pycon)?\}?(?:[\s,{:].*)?$", re.IGNORECASE)
 
 
-def extract_code(completion: str) -> str:
-    """Return the first fenced block of an answer (three backticks, perhaps `python`), all of it without one."""
-    match = _FENCED.search(completion)
-    return (match.group(1) if match else completion).strip()
+def extract_code(completion: str, entry_point: str | None = None, strict: str = "stated") -> str:
+    """Return the code of an answer: its first block fenced as Python or as nothing, all of it without one.
+
+    A fence is three or more backticks or tildes; one that is never closed reaches to the end. Of several blocks it is
+    the first that defines `entry_point`, where one does. With strict=original only backticks with `python` or nothing
+    behind them are a fence, and only where they are closed.
+    """
+    if strict == "original":
+        match = _ORIGINAL_FENCED.search(completion)
+        return (match.group(1) if match else completion).strip()
+    blocks = _blocks(completion)
+    defining = [block for block in blocks if entry_point and re.search(rf"\b{re.escape(entry_point)}\b\s*[(=:]", block)]
+    return textwrap.dedent(next(iter(defining or blocks), completion)).strip()
+
+
+def _blocks(completion: str) -> list[str]:
+    """Return what stands in fences that are Python's or nobody's."""
+    blocks, place = [], 0
+    while fence := _FENCE.search(completion, place):
+        closing = re.compile(rf"^[ \t]*{fence['fence'][0]}{{{len(fence['fence'])},}}[ \t]*\r?$", re.MULTILINE)
+        end = closing.search(completion, fence.end())
+        inside = completion[fence.end() : end.start() if end else len(completion)]
+        if _PYTHON.match(fence["info"].strip()) and inside.strip():
+            blocks.append(inside)
+        place = end.end() if end else len(completion)
+    return blocks
 
 
 def extract_imports(prompt: str) -> str:
@@ -48,6 +74,8 @@ class HumanEval(Task):
         path: folder with `<split>.parquet`, or the hub's files.
         split: test is the only one there is.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        strict: how code is found in an answer: stated (any Python fence, also one that is not closed) or original
+            (nanochat's rule), see docs/evaluation.md.
         sandbox: how answers run: auto (the strongest isolation that holds), weak (limits only), see `run_python`.
         timeout_s: seconds that an answer with its tests may take.
         fetch: fetch what is missing from the hub.
@@ -67,6 +95,7 @@ class HumanEval(Task):
         split: str = "test",
         *,
         shuffle: bool = True,
+        strict: str = "stated",
         sandbox: str = "auto",
         timeout_s: float = 5.0,
         fetch: bool = False,
@@ -80,6 +109,7 @@ class HumanEval(Task):
         for number, row in enumerate(rows):
             _check(row, table, split, number)
         self.split, self.sandbox, self.timeout_s = split, sandbox, timeout_s
+        self.strict = check_strict(strict)
         self._records = hub_order(rows) if shuffle else rows
         super().__init__(**chosen)
 
@@ -116,11 +146,16 @@ class HumanEval(Task):
         """
         return self.run(conversation, completion)[0]
 
+    def code(self, conversation: Mapping[str, Any], completion: str) -> str:
+        """Return the code that an answer is graded by."""
+        return extract_code(completion, conversation["entry_point"], self.strict)
+
     def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, Result]:
         """Grade, and return with the grade how the program ended: its error, and the isolation it ran in."""
         reached = secrets.token_hex(16)
         program = (
-            f"{extract_imports(conversation['prompt'])}\n\n{extract_code(completion)}\n\n{conversation['test']}\n"
+            f"{extract_imports(conversation['prompt'])}\n\n{self.code(conversation, completion)}\n\n"
+            f"{conversation['test']}\n"
             f"check({conversation['entry_point']})\nprint(end='\\n{reached}')\n"
         )
         result = run_python(program, timeout_s=self.timeout_s, mode=self.sandbox)

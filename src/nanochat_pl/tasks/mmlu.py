@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.tasks import columns
+from nanochat_pl.tasks.answers import check_strict
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
 from nanochat_pl.tasks.tables import Table, hub_order, read_split
@@ -27,6 +28,8 @@ class MMLU(Task):
             single column `train`, as in the hub's older form of the auxiliary questions.
         split: auxiliary_train (to learn from), dev, validation or test.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
+        strict: how answers are read: stated (the letter that an answer states) or original (nanochat's rule), see
+            docs/evaluation.md.
         fetch: fetch what is missing from the hub.
         offline: open no socket.
         chosen: which rows, see `Task`.
@@ -45,6 +48,7 @@ class MMLU(Task):
         split: str = "auxiliary_train",
         *,
         shuffle: bool = True,
+        strict: str = "stated",
         fetch: bool = False,
         offline: bool = False,
         **chosen: Unpack[RowChoice],
@@ -52,7 +56,7 @@ class MMLU(Task):
         if split not in SPLITS:
             raise ValueError(f"split={split} of MMLU is not one of {', '.join(SPLITS)}")
         table = read_split(path, split, columns.mmlu(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
-        self.split = split
+        self.split, self.strict = split, check_strict(strict)
         records = [_record(row, table, split, number) for number, row in enumerate(table.rows())]
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
@@ -69,8 +73,8 @@ class MMLU(Task):
         return multiple_choice(self._records[row])
 
     def grade(self, conversation: Any, completion: str) -> bool:
-        """Tell whether the answer is the right letter and nothing else."""
-        return is_right_letter(conversation, completion)
+        """Tell whether the answer commits to the right letter."""
+        return is_right_letter(conversation, completion, self.strict)
 
 
 def _record(row: dict[str, Any], table: Table, split: str, number: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a tutor's wording of its own.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nanochat_pl.tasks.answers import strict_letter
 from nanochat_pl.tasks.base import Conversation
 
 __all__ = ["is_right_letter", "multiple_choice", "render_choices"]
@@ -25,6 +26,11 @@ def multiple_choice(record: Mapping[str, Any]) -> Conversation:
     return {"messages": messages, **record}
 
 
-def is_right_letter(conversation: Mapping[str, Any], completion: str) -> bool:
-    """Tell whether an answer is the right letter and nothing else, spaces around it apart."""
-    return completion.strip() == conversation["answer"]
+def is_right_letter(conversation: Mapping[str, Any], completion: str, strict: str = "stated") -> bool:
+    """Tell whether an answer commits to the right letter (`answers.strict_letter`).
+
+    With strict=original it must be the letter and nothing else, spaces around it apart.
+    """
+    if strict == "original":
+        return completion.strip() == conversation["answer"]
+    return strict_letter(completion, conversation["letters"]) == conversation["answer"]

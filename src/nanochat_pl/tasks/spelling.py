@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.tasks.answers import check_strict, right_number
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.gsm8k import final_answer
 
 __all__ = ["QUESTIONS", "WORDS_URL", "SimpleSpelling", "SpellingBee", "counting_parts", "read_words", "spelled"]
 
@@ -228,12 +228,26 @@ class SpellingBee(_WordTask):
         split: train or test; no word is in both.
         size: so many questions, each about another word, or one about every word where there are fewer; None = about
             every word. In each epoch letter and wording are drawn anew.
+        strict: how answers are read: stated (the number that an answer states) or original (nanochat's rule), see
+            docs/evaluation.md.
         chosen: which of these, see `Task`.
 
     Raises:
         FileNotFoundError: if the file is not there.
         ValueError: for another split, a size below 1, or a line that is not one word.
     """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        size: int | None = None,
+        strict: str = "stated",
+        **chosen: Unpack[RowChoice],
+    ):
+        self.strict = check_strict(strict)
+        super().__init__(path, split, size=size, **chosen)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
         word = self._words[row]
@@ -247,8 +261,8 @@ class SpellingBee(_WordTask):
         return {"messages": messages, **kept}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the number after `####` is the right one; without such a number it never is."""
-        return final_answer(completion) == conversation["answer"]
+        """Tell whether the number behind `####` is the right one; without such a number it never is."""
+        return right_number(completion, conversation["answer"], self.strict)
 
 
 def _question(rng: random.Random, word: str, letter: str) -> str:
