@@ -90,6 +90,29 @@ def test_a_run_folder_is_not_written_over(train: Train, tmp_path: Path):
     assert train(*BASE, "stage.num_steps=3", "force=true")["step"] == 3
 
 
+def test_a_run_without_its_last_checkpoint_goes_on_from_the_newest_whole_one_and_says_so(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = [*BASE, "stage.num_steps=6", "stage.checkpoint_every_steps=2", "stage.val_every_steps=3"]
+    train(*config, "run_name=straight")
+    train(*config, "trainer.stop_after_steps=5")
+    folder = tmp_path / "base" / "tiny" / "checkpoints"
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:99_999])
+    capsys.readouterr()
+    train(*config, "resume=auto")
+    said = capsys.readouterr().err
+    assert "going on from the newest whole checkpoint" in said and "step_000004.ckpt (step 4)" in said
+    assert "going on from the newest" in (folder.parent / "log.txt").read_text()
+    one, two = weights(last), weights(tmp_path / "base" / "straight" / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    for file in folder.glob("*.ckpt"):
+        file.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: best\.ckpt .*force=true"):
+        train(*config, "resume=auto")
+    assert train(*config, "resume=auto", "force=true", "stage.num_steps=2")["step"] == 2
+
+
 def under_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set what `srun` sets for a job of one process."""
     job = {"JOB_ID": "4711", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}

@@ -15,6 +15,7 @@ import torch
 
 from nanochat_pl.checkpoint.plain import check_tensors, read_torch
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
+from nanochat_pl.checkpoint.whole import other_checkpoints
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: truncated, carrying code, or not written by this project.
     """
-    checkpoint = read_torch(path, remedy="use another one, such as last.ckpt or step_*.ckpt of the same run")
+    checkpoint = read_torch(path, remedy=lambda: other_checkpoints(path))
     ours = checkpoint.get("nanochat_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or "model_config" not in ours:
         raise ValueError(

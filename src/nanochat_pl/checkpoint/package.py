@@ -5,6 +5,7 @@ For keeping and for handing on: it holds any model of this project, needs no pro
 without dates, uncompressed. Unpacked it is a folder of the same files, which opens as well.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from safetensors.torch import load, load_file, save_file
 
 from nanochat_pl.checkpoint.meta import MAX_JSON_BYTES, parse_json, read_json
 from nanochat_pl.checkpoint.plain import check_packing
+from nanochat_pl.checkpoint.source import PACKAGE_FILES
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import atomic_file
@@ -27,8 +29,11 @@ from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["FILES", "read", "write"]
 
-FILES = ("README.md", "meta.json", "tokenizer.json", "evaluation.json", "model.safetensors")
+FILES = ("README.md", "meta.json", "tokenizer.json", "evaluation.json", "SHA256SUMS", "model.safetensors")
 """Entries in their order: what people read first stands first."""
+
+_SUMS = "SHA256SUMS"
+"""Checksums as `sha256sum --check` reads them; they guard an unpacked folder, an archive has a CRC of each entry."""
 
 _FORMAT = "nanochat_pl.package/1"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
@@ -70,6 +75,9 @@ def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] |
     ):
         weights = Path(folder) / "model.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in stored.state.items()}, weights, {"format": "pt"})
+        sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        sums[weights.name] = _sha256(weights)
+        texts[_SUMS] = "".join(f"{sums[name]}  {name}\n" for name in FILES if name in sums)
         for name in FILES:
             info = zipfile.ZipInfo(name, _NO_DATE)
             info.external_attr, info.create_system = _MODE, 3  # else the machine that writes would show
@@ -93,6 +101,8 @@ def read(path: str | Path) -> Stored:
         raise FileNotFoundError(f"there is no {path}; give a .zip that `nanochat-pl export` made, or its folder")
     if path.is_file():
         check_packing(path)
+    else:
+        _check_sums(path)
     meta = _parsed(path, "meta.json")
     if meta.get("format") != _FORMAT:
         raise ValueError(f"{path}: meta.json has the format {meta.get('format')!r}, expected {_FORMAT!r}")
@@ -118,6 +128,30 @@ def read(path: str | Path) -> Stored:
         file=path / "model.safetensors" if path.is_dir() else path,
         format="package",
     )
+
+
+def _check_sums(folder: Path) -> None:
+    """Compare what an unpacked archive is read from with its checksums; archives of earlier versions have none.
+
+    Raises:
+        ValueError: a file is not what was written.
+    """
+    file = folder / _SUMS
+    if not file.is_file():
+        return
+    lines = file.read_bytes()[:MAX_JSON_BYTES].decode(errors="replace").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in PACKAGE_FILES:
+        if sums.get(name) != _sha256(_entry_file(folder, name)):
+            raise ValueError(
+                f"{folder / name} is damaged or was changed: its checksum is not the one in {_SUMS}; unpack the "
+                f"archive again, or delete {_SUMS} if the change is meant"
+            )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

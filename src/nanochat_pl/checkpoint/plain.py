@@ -8,10 +8,13 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nanochat_pl.checkpoint.whole import fault, is_archive, packing_fault
 
 __all__ = ["check_packing", "check_size", "check_tensors", "read_tensors", "read_torch"]
 
@@ -21,22 +24,26 @@ MAX_DEPTH = 100
 """Levels of containers within containers; a checkpoint has about ten."""
 
 
-def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
+def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy of it") -> Any:
     """Read what `torch.save` wrote, onto the CPU, without running any code in it.
 
     Args:
         path: the file; its tensors are mapped, not copied, where its format allows.
-        remedy: what to do about a damaged one.
+        remedy: what to do about a damaged one, or what finds that out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: truncated, carrying code, or no such file at all.
+        ValueError: truncated, changed since it was written, carrying code, or no such file at all.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    is_zip = zipfile.is_zipfile(path)
-    if is_zip:
-        check_packing(path)
+
+    def advice() -> str:
+        return remedy if isinstance(remedy, str) else remedy()
+
+    is_zip = is_archive(path)
+    if is_zip and (found := fault(path)) is not None:
+        raise ValueError(f"{path} {found}; {advice()}")
     try:
         with warnings.catch_warnings():  # torch warns of pickle protocols that it then refuses
             warnings.simplefilter("ignore")
@@ -51,7 +58,7 @@ def read_torch(path: Path, remedy: str = "use another copy of it") -> Any:
         raise ValueError(f"{path} is not a plain checkpoint: {why}; nothing was executed") from error
     except Exception as error:  # a damaged or crafted file fails in a dozen ways
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {remedy} "
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {advice()} "
             f"({_first_sentence(error)})"
         ) from error
     check_size(content, path)
@@ -66,16 +73,12 @@ def check_packing(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            found = packing_fault(archive, path.stat().st_size)
     except Exception as error:  # a damaged archive fails in a dozen ways
         raise ValueError(f"{path} is damaged or no archive of a model: {error}") from None
-    size = sum(entry.file_size for entry in entries)
-    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-    if packed or size > path.stat().st_size:
-        what = f"{packed[0][:80]} is compressed" if packed else "its entries share their bytes"
+    if found is not None:
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) would unpack to {size:,} bytes ({what}), as no model is saved; "
-            "unpack an archive of `nanochat-pl export` and give the folder, or use another copy of it"
+            f"{path} {found}; unpack an archive of `nanochat-pl export` and give the folder, or use another copy of it"
         )
 
 

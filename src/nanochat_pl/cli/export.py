@@ -272,6 +272,7 @@ _ARCHIVE = """\
 | `meta.json` | the model's shape, stage and step, and the whole config of the run |
 | `tokenizer.json` | the vocabulary: bytes of every token in base64, split pattern, control tokens |
 | `evaluation.json` | every figure of every evaluation |
+| `SHA256SUMS` | checksums of these files, as `sha256sum --check` reads them |
 
 With this project's command, the archive becomes a run folder, to chat with, to evaluate or to train further:
 

@@ -34,6 +34,7 @@ from nanochat_pl.lit.preflight import (
     is_first_process,
     preflight,
     resume_file,
+    say_what_is_resumed,
 )
 from nanochat_pl.lit.questions import QuestionData
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
@@ -72,6 +73,8 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
         folder.mkdir(parents=True, exist_ok=True)
         describe_run(folder, plain, arguments)
     write_log(folder / "log.txt", first)
+    if first:
+        say_what_is_resumed(cfg, resume)
     if cfg.stage.name == StageName.tokenizer:
         return train_tokenizer(cfg, folder)
     return fit(cfg, plain, folder, resume)

@@ -5,6 +5,7 @@ for reasons nobody could know.
 """
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.source import Source
+from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
 from nanochat_pl.inputs import start_weights
 from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
+
+log = logging.getLogger(__name__)
 
 WITHOUT_DATA = (EvalName.checks, EvalName.lm_eval)
 """Evaluations that read nothing below data.root."""
@@ -167,21 +171,27 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
     """Find the checkpoint to continue from; None for a fresh run.
 
     Raises:
-        FileNotFoundError: resume= names nothing, or `auto` finds no checkpoint.
-        ValueError: the run folder already holds a run, and nothing says what to do with it.
+        FileNotFoundError: resume= names nothing.
+        ValueError: the run folder already holds a run, and nothing says what to do with it; or what resume= names is
+            damaged, or everything that `auto` finds.
     """
     checkpoints = folder / "checkpoints"
     held = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
     if cfg.stage.name == StageName.tokenizer:  # made in one go: there is nothing to continue
         held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
     elif cfg.resume == "auto":
-        last = checkpoints / "last.ckpt"
-        return last if last.is_file() else None
+        try:
+            return newest_checkpoint(checkpoints)
+        except ValueError:
+            if not cfg.force:
+                raise
     elif cfg.resume is not None:
         path = Path(cfg.resume)
-        newest = (path / "last.ckpt", path / "checkpoints" / "last.ckpt")  # of a folder, not the best one
-        path = next((p for p in newest if p.is_file()), None) or checkpoint_file(path)
+        inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        path = (newest_checkpoint(inside) if path.is_dir() else None) or checkpoint_file(path)  # not the best one
         if not held or cfg.force or path.resolve().parent == checkpoints.resolve():
+            if path.suffix == ".ckpt" and (found := fault(path)) is not None:
+                raise ValueError(f"{path} {found}; {other_checkpoints(path)}")
             return path
     if held and not cfg.force:
         can_continue = cfg.stage.name != StageName.tokenizer and cfg.resume is None
@@ -191,6 +201,15 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
             f"{remedy}run_name=<another name>, or force=true to throw it away"
         )
     return None
+
+
+def say_what_is_resumed(cfg: TrainConfig, resume: Path | None) -> None:
+    """Say aloud that a run does not go on from its last.ckpt, where nobody asked for another checkpoint."""
+    if resume is None or resume.name == "last.ckpt" or (cfg.resume != "auto" and not Path(cfg.resume or "").is_dir()):
+        return
+    last = resume.with_name("last.ckpt")
+    why = f"{last} {fault(last)}" if last.is_file() else f"there is no {last}"
+    log.warning("%s; going on from the newest whole checkpoint, %s (step %d)", why, resume, stored_step(resume))
 
 
 def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:

@@ -1,0 +1,120 @@
+"""Whether a checkpoint file is whole, told by its checksums without opening it, and which whole one is the newest.
+
+`torch.save` writes a zip archive with a CRC-32 of each entry: the pickled structure and the bytes of every tensor.
+torch's reader looks at none of them. Here they are compared before anything else is done with a file, about as fast as
+the disk gives it. No torch is loaded, so that a run learns within its first seconds where it may go on.
+"""
+
+import functools
+import pickletools
+import time
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["fault", "is_archive", "newest_checkpoint", "other_checkpoints", "packing_fault", "stored_step"]
+
+
+def is_archive(path: Path) -> bool:
+    """Say whether a file is a zip archive, whole or damaged."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the end of one, with numbers that make no sense
+        return True
+
+
+def fault(path: Path) -> str | None:
+    """Say what is wrong with the bytes of a file of `torch.save`, as the end of a sentence; None = they are whole.
+
+    Each file is read once in a process, unless it changes. A file whose writer stored no checksums (see
+    `torch.serialization.set_crc32_options`) counts as whole.
+    """
+    status = path.stat()
+    # A file changed a moment ago may change again within the same tick of its clock, unseen by the cache.
+    read = _fault if time.time_ns() - status.st_ctime_ns > 2 * 10**9 else _fault.__wrapped__
+    return read(path.resolve(), status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _fault(path: Path, inode: int, size: int, changed: int) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (found := packing_fault(archive, size)) is not None:
+                return found
+            if not any(entry.CRC for entry in archive.infolist()):
+                return None
+            broken = archive.testzip()
+    except Exception as error:  # a damaged archive fails in a dozen ways
+        return f"({size:,} bytes) is truncated or not a checkpoint ({str(error) or type(error).__name__})"
+    return None if broken is None else f"is damaged: the checksum of its entry {broken} does not match"
+
+
+def packing_fault(archive: zipfile.ZipFile, size: int) -> str | None:
+    """Say why an archive of `size` bytes would unpack to more than its own size; torch and this project compress none.
+
+    Returns:
+        The end of a sentence; None = it would not.
+    """
+    entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if not packed and unpacked <= size:
+        return None
+    what = f"{packed[0][:80]} is compressed" if packed else "its entries share their bytes"
+    return f"({size:,} bytes) would unpack to {unpacked:,} bytes ({what}), as no model is saved"
+
+
+def stored_step(path: Path) -> int:
+    """Read the number of updates behind a checkpoint, without building anything in it; -1 = it does not say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            structure = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            operations = pickletools.genops(archive.read(structure))
+            for _, value, _ in operations:
+                if value == "global_step":
+                    return next(
+                        int(value or 0) for code, value, _ in operations if code.name.startswith(("BININT", "LONG"))
+                    )
+    except Exception:  # whatever pickletools and zipfile raise on a damaged file
+        return -1
+    return -1
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Find where a run goes on: its `last.ckpt`, or the newest whole checkpoint where that is missing or damaged.
+
+    Args:
+        folder: a run's `checkpoints/`.
+
+    Returns:
+        The file; None where there is no checkpoint.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole; says what is wrong with each.
+    """
+    files = sorted(folder.glob("*.ckpt"))
+    last = folder / "last.ckpt"
+    if last in files and fault(last) is None:
+        return last
+    whole = _newest_first(files)
+    if files and not whole:
+        faults = "; ".join(f"{file.name} {fault(file)}" for file in files[:4])
+        raise ValueError(
+            f"no checkpoint in {folder} is whole: {faults}{'; …' if len(files) > 4 else ''}; bring one back from a "
+            "copy, or begin anew with run_name=<another name> or force=true"
+        )
+    return whole[0] if whole else None
+
+
+def other_checkpoints(path: Path) -> str:
+    """Say what may be used in place of a damaged checkpoint: the newest whole one beside it."""
+    whole = _newest_first(file for file in path.parent.glob("*.ckpt") if not file.samefile(path))
+    if not whole:
+        return "no whole checkpoint lies beside it; use another copy of it"
+    return f"use {whole[0]} (step {stored_step(whole[0])}), the newest whole one beside it"
+
+
+def _newest_first(files: Iterable[Path]) -> list[Path]:
+    """Sort whole checkpoints by their step, those of the same step by age, the newest first."""
+    whole = [file for file in files if fault(file) is None]
+    return sorted(whole, key=lambda file: (stored_step(file), file.stat().st_mtime_ns, file.name), reverse=True)
