@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +45,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def measure(runs: Path, *overrides: str, names: Sequence[str] = ("seed1",)) -> dict[str, Any]:
+def measure(
+    runs: Path, *overrides: str, names: Sequence[str] = ("seed1",), data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Evaluate runs as `evaluate.py` does and return the results of the first."""
     arguments = ["trainer.accelerator=cpu", "trainer.compute_dtype=float32", *overrides]
     cfg = check(compose_checked("evaluate", CommandLine(arguments, False, config_dir()))[0], EvaluateConfig)
-    assert evaluate(cfg, [str(runs / "base" / name) for name in names], {}, None) == 0
+    assert evaluate(cfg, [str(runs / "base" / name) for name in names], data or {}, None) == 0
     [file] = (runs / "base" / names[0] / "eval" / str(cfg.eval.name)).glob("*/results.json")
     return json.loads(file.read_text())
 
@@ -103,6 +106,31 @@ def test_every_other_evaluation_measures_something(runs: Path, name: str):
     results = measure(runs, f"eval={name}", "eval.max_questions=4", "eval.max_new_tokens=4", "eval.val_tokens=512")
     assert results["name"] == name
     assert any(row["value"] is not None for row in results["metrics"])
+
+
+def test_mended_questions_are_asked_anew_and_earlier_results_are_kept(
+    runs: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shutil.copytree(next(world.rglob("recall")), tmp_path / "recall")
+    arguments = ["eval=recall", "eval.max_questions=4", "eval.max_new_tokens=4"]
+    data = {"source": "local", "root": str(tmp_path)}
+    folder = runs / "base" / "seed2" / "eval" / "recall" / "best"
+    before = measure(runs, *arguments, names=["seed2"], data=data)
+    assert measure(runs, *arguments, names=["seed2"], data=data)["examples_answered"] == 0
+    file = tmp_path / "recall" / "test.parquet"
+    rows = pq.read_table(file).to_pylist()
+    pq.write_table(pa.Table.from_pylist([row | {"question": f"Say: {row['question']}"} for row in rows]), file)
+    capsys.readouterr()
+    after = measure(runs, *arguments, names=["seed2"], data=data)
+    assert after["examples_answered"] == 4 and after["config_hash"] != before["config_hash"]
+    kept = folder / f"results.{before['config_hash']}.json"
+    assert json.loads(kept.read_text()) == before | {"examples_answered": 0, "examples_per_s": None} | {
+        "seconds": json.loads(kept.read_text())["seconds"]
+    }
+    assert f"earlier results, of another questions, are kept as {kept}" in capsys.readouterr().out
 
 
 def test_arc_is_asked_as_a_tutor_is_asked_and_counted_by_subset(runs: Path):

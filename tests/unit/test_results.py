@@ -11,6 +11,7 @@ from nanochat_pl.eval.results import (
     evaluation_summary,
     examples_page,
     find_row,
+    keep_other_results,
     mean_row,
     proportion_row,
     results_document,
@@ -141,3 +142,41 @@ def test_the_page_shows_shared_questions_disagreements_first_and_nothing_breaks_
     assert "### tuned: right" in page
     assert "## 0" not in examples_page({"base": base, "tuned": tuned}, limit=1)
     assert examples_page({}).startswith("# Examples")
+
+
+def settled(folder, config):
+    kept = keep_other_results(folder, config)
+    outcome = Evaluation(records=[], rows=[], seconds=1.0, num_answered=0)
+    document = results_document(outcome, name="x", checkpoint={}, config=config)
+    (folder / "results.json").write_text(json.dumps(document))
+    (folder / "core.csv").write_text(str(config))
+    return kept
+
+
+def test_results_of_other_settings_are_kept_and_said(tmp_path):
+    one, two = {"data": "a", "rows": 1}, {"data": "b", "rows": 1}
+    assert settled(tmp_path, one) is None and settled(tmp_path, one) is None
+    kept = tmp_path / f"results.{config_hash(one)}.json"
+    assert settled(tmp_path, two) == f"earlier results, of another data, are kept as {kept}"
+    assert json.loads(kept.read_text())["config"] == one
+    assert (tmp_path / f"core.{config_hash(one)}.csv").read_text() == str(one)
+    assert settled(tmp_path, one) is not None
+    assert not kept.exists() and json.loads((tmp_path / "results.json").read_text())["config"] == one
+    assert (tmp_path / f"results.{config_hash(two)}.json").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config_hash": "../../x", "config": {}}', '{"config": 1}'])
+def test_a_damaged_results_file_is_in_nobody_s_way(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    assert keep_other_results(tmp_path, {"a": 1}) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_beginning_anew_forgets_the_answers_of_these_settings_only(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    for config in ("a", "b"):
+        ExampleLog(path, config).append([record(0)])
+    log = ExampleLog(path, "b")
+    log.clear()
+    assert not log.records and not ExampleLog(path, "b").records
+    assert list(ExampleLog(path, "a").records) == ["0"]

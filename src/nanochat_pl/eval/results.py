@@ -26,12 +26,15 @@ __all__ = [
     "examples_page",
     "fenced",
     "find_row",
+    "keep_other_results",
     "mean_row",
     "proportion_row",
     "results_document",
 ]
 
 SCHEMA = 1
+RESULT_FILES = ("results.json", "evaluation_summary.json", "examples.md", "core.csv")
+"""Files of figures beneath `eval/<name>/<checkpoint>/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +164,42 @@ def results_document(
     }
 
 
+def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Move results of other data or settings out of the way, so that those to be written overwrite nothing.
+
+    `results.json` and its views become `results.<hash>.json` and so on, as the log of their answers becomes
+    `examples.<hash>.jsonl`. Those of the same settings that were moved before are made anew, and deleted.
+
+    Args:
+        folder: Where results are to be written.
+        config: Settings that they will depend on.
+
+    Returns:
+        What was kept and which settings differ, for people; None if nothing was in the way.
+    """
+    own = config_hash(config)
+    for name in RESULT_FILES:
+        _beside(folder / name, own).unlink(missing_ok=True)
+    file = folder / "results.json"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        other, then = str(before["config_hash"]), dict(before["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if other == own or re.fullmatch("[0-9a-f]{16}", other) is None:
+        return None
+    for name in RESULT_FILES:
+        if (folder / name).is_file():
+            (folder / name).replace(_beside(folder / name, other))
+    now = json.loads(json.dumps(config))
+    differ = [key for key in {**now, **then} if now.get(key) != then.get(key)]
+    return f"earlier results, of another {', '.join(differ)}, are kept as {_beside(file, other)}"
+
+
+def _beside(file: Path, config: str) -> Path:
+    return file.with_name(f"{file.stem}.{config}{file.suffix}")
+
+
 def evaluation_summary(
     evaluations: Mapping[str, Evaluation], comparisons: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
@@ -269,6 +308,12 @@ class ExampleLog:
                 os.fsync(file.fileno())
         self.records.update((record["id"], record) for record in stamped)
         self.num_appended += len(stamped)
+
+    def clear(self) -> None:
+        """Forget the records of this configuration; logs of others stay."""
+        self.records = {}
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def in_order(self, questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the record of each question, in their order."""

@@ -16,7 +16,7 @@ from nanochat_pl.engine import Engine
 from nanochat_pl.eval.chat import evaluate_chat, with_ids
 from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
 from nanochat_pl.eval.recall import evaluate_recall
-from nanochat_pl.eval.results import Evaluation, ExampleLog
+from nanochat_pl.eval.results import Evaluation, ExampleLog, config_hash
 from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
 from nanochat_pl.inputs import prepare_root
 from nanochat_pl.lit.data import make
@@ -91,7 +91,7 @@ def scienceqa(subject: Subject) -> Measure:
             found.rows.append(bertscore_row(found.records, cfg.bertscore, seed=subject.cfg.seed))
         return found
 
-    return Measure(_asked(subject) | {"split": split, "tasks": plain(subject.tasks)}, answer)
+    return Measure(_asked(subject, questions) | {"split": split, "tasks": plain(subject.tasks)}, answer)
 
 
 def arc(subject: Subject) -> Measure:
@@ -128,7 +128,8 @@ def arc(subject: Subject) -> Measure:
             records=records, rows=rows, seconds=time.perf_counter() - begin, num_answered=log.num_appended
         )
 
-    return Measure(_asked(subject) | {"split": cfg.split, "subsets": list(asked), "persona": persona}, answer)
+    settings = _asked(subject, asked) | {"split": cfg.split, "subsets": list(asked), "persona": persona}
+    return Measure(settings, answer)
 
 
 def _tutor(subject: Subject) -> Any:
@@ -164,7 +165,8 @@ def recall(subject: Subject) -> Measure:
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
         return evaluate_recall(subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress)
 
-    return Measure(_asked(subject) | {"split": subject.cfg.eval.split, "tasks": plain(subject.tasks)}, answer)
+    settings = _asked(subject, questions) | {"split": subject.cfg.eval.split, "tasks": plain(subject.tasks)}
+    return Measure(settings, answer)
 
 
 CHAT_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -230,9 +232,9 @@ def chat(subject: Subject) -> Measure:
             records=records, rows=rows, seconds=time.perf_counter() - begin, num_answered=log.num_appended
         )
 
-    return Measure(
-        _asked(subject) | sampling | {"tasks": list(asked), "sandbox": cfg.sandbox, "strict": cfg.strict.value}, answer
-    )
+    settings = _asked(subject, {name: questions for name, (_, questions) in asked.items()})
+    settings |= sampling | {"tasks": list(asked), "sandbox": cfg.sandbox, "strict": cfg.strict.value}
+    return Measure(settings, answer)
 
 
 def _known(subject: Subject, kind: str, otherwise: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -255,9 +257,11 @@ def _first(task: Any, cfg: EvalConfig) -> list[Any]:
     return list(itertools.islice(task, cfg.max_questions))
 
 
-def _asked(subject: Subject) -> dict[str, Any]:
+def _asked(subject: Subject, questions: Any) -> dict[str, Any]:
+    """Give the settings of all evaluations that ask; `questions` names what is asked by its content."""
     cfg = subject.cfg.eval
-    return {"max_new_tokens": cfg.max_new_tokens, "max_questions": cfg.max_questions}
+    content = config_hash({"questions": plain(questions)})
+    return {"max_new_tokens": cfg.max_new_tokens, "max_questions": cfg.max_questions, "questions": content}
 
 
 def chosen(cfg: EvalConfig, there: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from nanochat_pl.eval.results import (
     config_hash,
     evaluation_summary,
     examples_page,
+    keep_other_results,
     results_document,
 )
 from nanochat_pl.lit.asking import Measure, Subject
@@ -35,6 +36,7 @@ from nanochat_pl.lit.measures import MEASURES
 from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, no_data
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import write_atomically
@@ -84,9 +86,6 @@ def evaluate(
     folders: dict[str, Path] = {}
     for shown, loaded in zip(names, models):
         folder = output_folder(cfg, loaded, str(name))
-        if cfg.eval.fresh:
-            for old in folder.glob("examples*.jsonl"):
-                old.unlink()
         subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
         measure = MEASURES[name](subject)
         settings = {
@@ -98,7 +97,11 @@ def evaluate(
             "checkpoint": file_hash(loaded.path),
             "tokenizer": loaded.tokenizer.fingerprint(),
         }
+        if kept := keep_other_results(folder, settings):
+            print(f"{shown}: {kept}")
         examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
+        if cfg.eval.fresh:
+            examples.clear()
         evaluation = measure.answer(examples, show_progress(shown))
         document = results_document(
             evaluation,
@@ -180,7 +183,8 @@ def questions(
         settled = DataConfig(**(trusted_data(last.config["data"], last.path, outputs, data) | dict(data)))
         if mixture is not None:
             return settled, mixture["tasks"] or {}
-        return settled, trusted_tasks(last.config["mixture"]["tasks"] or {}, allow, last.path, outputs)
+        specs, _ = task_specs(last.config["mixture"]["tasks"] or {}, {})
+        return settled, trusted_tasks(specs, allow, last.path, outputs)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the config in {last.path} is damaged: {error}; give data= and mixture=") from error
 

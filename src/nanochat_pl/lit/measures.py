@@ -21,6 +21,7 @@ from nanochat_pl.eval.harness import run_harness
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow
 from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.asking import Measure, Progress, Subject, arc, chat, chosen, plain, recall, scienceqa
+from nanochat_pl.lit.provenance import together
 from nanochat_pl.lit.schema import EvalName
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.runtime import rank, world_size
@@ -62,7 +63,8 @@ def bpb(subject: Subject) -> Measure:
         seconds = time.perf_counter() - begin
         return Evaluation(records=[], rows=rows, seconds=seconds, num_answered=tokens * len(rows))
 
-    return Measure({"val_tokens": cfg.val_tokens, "texts": dict(cfg.texts)}, answer)
+    content = {name: together({file.name: file for file in files}) for name, files in sources.items()}
+    return Measure({"val_tokens": cfg.val_tokens, "texts": dict(cfg.texts), "content": content}, answer)
 
 
 def _text_files(name: str, path: Path) -> list[Path]:
@@ -108,7 +110,8 @@ def tokenizer(subject: Subject) -> Measure:
         own = {"train": _texts(shards.train), "val": _texts([shards.val])}
         return evaluate_compression(subject.tokenizer, sample_texts() | own, progress=progress)
 
-    return Measure({"text_chars": TEXT_CHARS}, answer)
+    content = together({file.name: file for file in (*shards.train, shards.val)})
+    return Measure({"text_chars": TEXT_CHARS, "content": content}, answer)
 
 
 def checks(subject: Subject) -> Measure:

@@ -155,9 +155,9 @@ def _data(stage: str, config: Mapping[str, Any]) -> Iterator[Block]:
     yield Text(f"Source: {source}. Earlier stages of the chain have data of their own.")
     if stage != "base" and tasks:
         rows = tuple(
-            (task, str(_section(tasks, task).get("_target_", "?")).rpartition(".")[2], _task_options(tasks[task]))
-            for task in tasks
-            if isinstance(tasks[task], Mapping)
+            (task, str(spec.get("_target_", "?")).rpartition(".")[2], _task_options(spec))
+            for task, value in tasks.items()
+            if isinstance(spec := {"_target_": "JSONL", "path": value} if isinstance(value, str) else value, Mapping)
         )
         yield Table(("Task", "Kind", "Options"), rows)
 
