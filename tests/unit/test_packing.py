@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nanochat_pl.data.packing import Batch, TokenBatches, merge_cursors
+from nanochat_pl.data.corpus import TextCorpus
+from nanochat_pl.data.packing import Batch, PackedBatches, TokenBatches, merge_cursors
 from nanochat_pl.data.parquet import Address, DocumentStream
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -234,8 +235,8 @@ def test_rows_counts_the_documents_that_begin(files):
         ({"micro_batches": 3, "world_size": 2}, r"micro-batches of a step .* = 3 .*\(3 / 2 = 1\.5"),
         ({"logical_shards": 1, "world_size": 2}, r"make it 2, or change trainer\.devices"),
         ({"packing": "bestfill"}, r"data\.packing=bestfill is not one of stream, bestfit"),
-        ({"logical_shards": 16}, r"logical shard 6 of 16 gets no row group"),
-        ({"logical_shards": 8, "world_size": 2, "rank": 1}, r"logical shard 6 of 8 gets no row group"),
+        ({"logical_shards": 64}, r"logical shard 53 of 64 gets no document: the 3 files hold 53"),
+        ({"logical_shards": 54, "world_size": 2, "rank": 0}, r"logical shard 53 of 54 gets no document"),
     ],
 )
 def test_numbers_that_do_not_divide_are_refused_with_the_arithmetic(files, options, message):
@@ -250,6 +251,23 @@ def test_a_resume_with_changed_files_names_the_first_that_differs(files, tmp_pat
     changed = write_files(tmp_path, (4, 5, 4))
     with pytest.raises(ValueError, match=r"file 1 was shard_1.parquet \(23 rows in 6 .*, now it is .* \(19 rows in 5"):
         make(changed, cursor=cursor)
+
+
+@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+def test_a_run_from_before_documents_were_dealt_evenly_goes_on_as_it_began(files, packing):
+    options = {"batch_rows": B, "sequence_len": T, "micro_batches": 4, "logical_shards": 4, "rank": 0, "world_size": 1,
+               "num_workers": 0, "packing": packing, "buffer_documents": 6}  # fmt: skip
+    before = TextCorpus(files, TOKENIZER, cursor={"files": "of a checkpoint, without the word dealing"})
+    straight = list(itertools.islice(PackedBatches(before, **options), 40))
+    assert [batch.inputs.tolist() for batch in straight] != [
+        batch.inputs.tolist() for batch in itertools.islice(TokenBatches(files, TOKENIZER, **options), 40)
+    ]
+    for step in (3, 20):
+        cursor = straight[step].cursor
+        assert "dealing" not in cursor
+        resumed = list(itertools.islice(TokenBatches(files, TOKENIZER, **options, cursor=cursor), 39 - step))
+        assert all(torch.equal(one.inputs, two.inputs) for one, two in zip(resumed, straight[step + 1 :], strict=True))
+        assert resumed[-1].cursor == straight[-1].cursor
 
 
 def test_a_resume_with_another_order_is_refused(files):

@@ -7,8 +7,17 @@ import logging
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nanochat_pl.data.parquet import BLOCK_DOCUMENTS, DocumentStream, list_shards, read_documents, read_footer
+from nanochat_pl.data.parquet import (
+    BLOCK_DOCUMENTS,
+    DocumentStream,
+    deal,
+    list_shards,
+    read_documents,
+    read_footer,
+)
 
 
 def write(path, texts, group_rows=2):
@@ -113,12 +122,12 @@ def test_a_file_damaged_between_its_ends_is_named_when_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("logical_shards", [1, 2])
-def test_row_groups_are_dealt_in_turn_within_each_file_epoch_after_epoch(folder, logical_shards):
+def test_documents_are_dealt_in_turn_within_each_file_epoch_after_epoch(folder, logical_shards):
     files = list_shards(folder).train  # row groups: a0 a1 | a2 a3 | a4, b0 b1 | b2
     expected = {
         (1, 0): "a0 a1 a2 a3 a4 b0 b1 b2",
-        (2, 0): "a0 a1 a4 b0 b1",
-        (2, 1): "a2 a3 b2",
+        (2, 0): "a0 a1 a4 b0",
+        (2, 1): "a2 a3 b1 b2",
     }
     for shard in range(logical_shards):
         texts = expected[logical_shards, shard].split()
@@ -128,7 +137,56 @@ def test_row_groups_are_dealt_in_turn_within_each_file_epoch_after_epoch(folder,
         assert [position["epoch"] for _, position in read] == [*[0] * len(texts), *[1] * len(texts), 2]
 
 
-@pytest.mark.parametrize(("logical_shards", "shard"), [(1, 0), (2, 0), (2, 1)])
+def read_shards(files, logical_shards, even=True):
+    streams = [DocumentStream(files, logical_shards, shard, even=even) for shard in range(logical_shards)]
+    return [[text for text, _ in itertools.islice(stream, stream.rows)] for stream in streams]
+
+
+GROUPS = st.lists(st.lists(st.integers(0, 70), max_size=12).map(tuple), min_size=1, max_size=6).map(tuple)
+
+
+@given(GROUPS, st.integers(1, 9))
+def test_every_document_is_dealt_once_to_streams_of_nearly_equal_length(groups, logical_shards):
+    dealt = deal(groups, logical_shards)
+    assert all(parts == sorted(parts) and all(part.first < part.last for part in parts) for parts in dealt)
+    found = [(*part[:2], doc) for parts in dealt for part in parts for doc in range(part.first, part.last)]
+    there = [
+        (file, group, doc)
+        for file, sizes in enumerate(groups)
+        for group, rows in enumerate(sizes)
+        for doc in range(rows)
+    ]
+    assert sorted(found) == there
+    sizes = [sum(part.last - part.first for part in parts) for parts in dealt]
+    assert max(sizes) - min(sizes) <= max(1, 0.05 * max(sizes))
+    for parts in dealt:  # so that a row group and a number say which document
+        assert len({part[:2] for part in parts}) == len(parts)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 70), st.integers(1, 4))
+def test_files_of_equal_row_groups_are_dealt_as_nanochat_does(logical_shards, rounds, rows, num_files):
+    groups = ((rows,) * (rounds * logical_shards),) * num_files
+    for shard, parts in enumerate(deal(groups, logical_shards)):
+        assert [part[:2] for part in parts] == [
+            (file, group)
+            for file in range(num_files)
+            for group in range(shard, rounds * logical_shards, logical_shards)
+        ]
+
+
+def test_row_groups_of_any_size_make_streams_of_equal_length(tmp_path):
+    sizes = {"a": 65, "b": 60, "c": 60}
+    files = [write(tmp_path / f"{name}.parquet", [f"{name}{i}" for i in range(n)], 64) for name, n in sizes.items()]
+    shards = read_shards(files, 2)
+    assert [len(texts) for texts in shards] == [93, 92]
+    assert sorted(itertools.chain(*shards)) == sorted(read_documents(files))
+    assert [len(texts) for texts in read_shards(files, 2, even=False)] == [184, 1]
+    (one,) = (write(tmp_path / "one.parquet", [f"{i}" for i in range(1000)], 1000),)
+    assert [len(texts) for texts in read_shards([one], 8)] == [125] * 8
+    assert list(itertools.chain(*read_shards([one], 8))) == [f"{i}" for i in range(1000)]
+
+
+@pytest.mark.parametrize(("logical_shards", "shard"), [(1, 0), (2, 0), (2, 1), (3, 2)])
 def test_a_stream_set_down_at_any_document_goes_on_as_if_never_stopped(folder, logical_shards, shard):
     files = list_shards(folder).train
     straight = list(itertools.islice(DocumentStream(files, logical_shards, shard), 20))
@@ -186,9 +244,10 @@ def test_every_arrow_string_type_is_read(tmp_path, kind):
 
 def test_a_logical_shard_without_documents_is_refused(folder):
     with pytest.raises(
-        ValueError, match=r"logical shard 3 of 4 gets no row group.*more than 3; set data\.logical_shards"
+        ValueError,
+        match=r"logical shard 8 of 9 gets no document: the 2 files hold 8; set data\.logical_shards .*to 8 or",
     ):
-        DocumentStream(list_shards(folder).train, 4, 3)
+        DocumentStream(list_shards(folder).train, 9, 8)
 
 
 @pytest.mark.parametrize(

@@ -77,13 +77,17 @@ class TextCorpus:
     Args:
         files: in order.
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
+        cursor: of the run to resume; one from before documents were shared out evenly goes on as it began.
     """
 
-    def __init__(self, files: Sequence[str | Path], tokenizer: Encoder) -> None:
+    def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, cursor: Cursor | None = None) -> None:
         self._files = [read_footer(path) for path in files]
         self._tokenizer = tokenizer
         self.bos_id = tokenizer.bos_id
         self.identity: Cursor = {"files": [[file.path.name, file.rows, len(file.group_rows)] for file in self._files]}
+        self._even = cursor is None or "dealing" in cursor
+        if self._even:
+            self.identity["dealing"] = "even"
 
     def check(self, cursor: Cursor) -> None:
         """Refuse a cursor of other files, naming the first that differs."""
@@ -99,8 +103,8 @@ class TextCorpus:
         )
 
     def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> DocumentStream:
-        """Give the documents of one logical shard: row groups `shard, shard + logical_shards, …` of each file."""
-        return DocumentStream(self._files, logical_shards, shard, place)
+        """Give the documents of one logical shard (see `nanochat_pl.data.parquet.deal`)."""
+        return DocumentStream(self._files, logical_shards, shard, place, even=self._even)
 
     def encode(self, documents: list[str]) -> list[Tokens]:
         """Encode texts one by one: a list would be encoded by threads of the tokenizer's own."""

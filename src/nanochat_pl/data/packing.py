@@ -246,6 +246,8 @@ class PackedBatches:
         # all of them on every rank, so that a shard without documents stops every rank and not one of many
         streams = [corpus.stream(logical_shards, shard, places.get(str(shard))) for shard in range(logical_shards)]
         self._streams = {shard: streams[shard] for shard in own}
+        self.stream_rows = [stream.rows for stream in streams]
+        """Documents of each logical shard in one epoch."""
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="encode") if self._num_workers else None
@@ -266,7 +268,7 @@ class TokenBatches(PackedBatches):
     """
 
     def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, **options: Any) -> None:
-        super().__init__(TextCorpus(files, tokenizer), **options)
+        super().__init__(TextCorpus(files, tokenizer, options.get("cursor")), **options)
 
 
 class _Assembly:

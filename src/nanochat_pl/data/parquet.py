@@ -3,7 +3,8 @@
 Everything a wrong folder can do to a run is found here from the files' footers, in seconds, before the first
 token is read. Documents then have an address (epoch, file, row group, document) and an order that depends on
 nothing but the files and the number of logical shards, so a reader can be stopped and set down anywhere.
-Order: files by name; within each file, row groups `shard, shard + logical_shards, …` (nanochat, 2025-11).
+Order: files by name; within each file, row groups `shard, shard + logical_shards, …` (nanochat, 2025-11), wherever
+these make streams of nearly equal length; elsewhere documents are shared out evenly (see `deal`).
 Differs: after the last file the next epoch begins, where the original looped forever on nothing.
 """
 
@@ -21,7 +22,17 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["Address", "DocumentStream", "Shards", "TextFile", "list_shards", "read_documents", "read_footer"]
+__all__ = [
+    "Address",
+    "DocumentStream",
+    "Part",
+    "Shards",
+    "TextFile",
+    "deal",
+    "list_shards",
+    "read_documents",
+    "read_footer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +162,68 @@ def _find_val_shard(folder: Path, files: list[Path], named: Path) -> Path:
     raise FileNotFoundError(f"data.val_shard={named} does not exist; {folder} holds {shown}")
 
 
+class Part(NamedTuple):
+    """Documents `first`, … `last - 1` of a row group: what one logical shard reads of it."""
+
+    file: int
+    row_group: int
+    first: int
+    last: int
+
+
+EQUAL_FRAC = 0.95
+"""Streams of which the smallest has this share of the largest's documents count as equal."""
+
+
+@functools.lru_cache(maxsize=8)
+def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: bool = True) -> list[list[Part]]:
+    """Deal the documents of a set of files to logical shards; every document goes to exactly one.
+
+    The original gives row group g of each file to shard g mod L. Where that makes shards of nearly equal size, it is
+    done so. Elsewhere the groups of each file are dealt in rounds of L: in a round of L equal groups each shard gets
+    one, as in the original; the documents of any other round (the last of a file, as a rule) are cut into L runs. The
+    shards then differ by at most one document, and all of them read about the same file at the same time.
+
+    Args:
+        group_rows: documents in each row group of each file.
+        logical_shards: L.
+        even: False = as the original does, whatever comes of it; runs that were begun so go on so.
+
+    Returns:
+        The parts of each shard in the order it reads them, none of them empty.
+    """
+    dealt: list[list[Part]] = [[] for _ in range(logical_shards)]
+    for file, groups in enumerate(group_rows):
+        for group, rows in enumerate(groups):
+            if rows:
+                dealt[group % logical_shards].append(Part(file, group, 0, rows))
+    sizes = [sum(part.last - part.first for part in parts) for parts in dealt]
+    if not even or min(sizes) >= EQUAL_FRAC * max(sizes):
+        return dealt
+    dealt = [[] for _ in range(logical_shards)]
+    before = 0  # documents dealt so far; shard s has had as many of them as a deal one by one would have given it
+    for file, groups in enumerate(group_rows):
+        for first in range(0, len(groups), logical_shards):
+            sizes = list(groups[first : first + logical_shards])
+            total = sum(sizes)
+            if len(sizes) == logical_shards and len(set(sizes)) == 1:
+                shares = sizes
+            else:
+                ends = [logical_shards - 1 - shard for shard in range(logical_shards)]
+                shares = [(before + total + end) // logical_shards - (before + end) // logical_shards for end in ends]
+            before += total
+            group = doc = 0
+            for parts, share in zip(dealt, shares):
+                while share:
+                    taken = min(share, sizes[group] - doc)
+                    if taken:
+                        parts.append(Part(file, first + group, doc, doc + taken))
+                    share, doc = share - taken, doc + taken
+                    if doc == sizes[group]:
+                        group, doc = group + 1, 0
+    return dealt
+
+
 class DocumentStream:
     """The documents of one logical shard, epoch after epoch, from any address on.
 
@@ -159,9 +232,10 @@ class DocumentStream:
 
     Args:
         files: paths or footers, in order.
-        logical_shards: into how many streams the row groups of each file are dealt.
+        logical_shards: into how many streams the documents are dealt.
         shard: which of them this one is, from 0.
         position: document to begin with; None = the first.
+        even: see `deal`.
 
     Raises:
         ValueError: if this shard gets no document at all, or `position` is not one of its documents.
@@ -173,26 +247,21 @@ class DocumentStream:
         logical_shards: int,
         shard: int,
         position: Mapping[str, int] | None = None,
+        *,
+        even: bool = True,
     ) -> None:
         self.files = [file if isinstance(file, TextFile) else read_footer(file) for file in files]
         if not 0 <= shard < logical_shards:
             raise ValueError(f"shard={shard} is not one of {logical_shards} logical shards (0 … {logical_shards - 1})")
-        self._groups = [
-            (index, group)
-            for index, file in enumerate(self.files)
-            for group in range(shard, len(file.group_rows), logical_shards)
-            if file.group_rows[group]
-        ]
-        if not self._groups:
-            most = max((len(file.group_rows) for file in self.files), default=0)
+        self._parts = deal(tuple(file.group_rows for file in self.files), logical_shards, even)[shard]
+        if not self._parts:
+            rows = sum(file.rows for file in self.files)
             raise ValueError(
-                f"logical shard {shard} of {logical_shards} gets no row group: no file of {len(self.files)} has more "
-                f"than {most}; set data.logical_shards (and the number of devices) to {max(most, 1)} or lower, or "
-                "write the files with smaller row groups"
+                f"logical shard {shard} of {logical_shards} gets no document: the {len(self.files)} files hold "
+                f"{rows:,}; set data.logical_shards (and the number of devices) to {max(rows, 1)} or lower, or add text"
             )
-        sizes = [self.files[file].group_rows[group] for file, group in self._groups]
-        self._before = [0, *itertools.accumulate(sizes)]
-        self.start = Address(0, *self._groups[0], 0)
+        self._before = [0, *itertools.accumulate(part.last - part.first for part in self._parts)]
+        self.start = Address(0, *self._parts[0][:3])
         if position is not None:
             self.start = Address(*(position[name] for name in Address._fields))
             self._check(self.start)
@@ -204,7 +273,8 @@ class DocumentStream:
 
     def rows_before(self, address: Address) -> int:
         """Count this shard's documents before `address`, earlier epochs included."""
-        return address.epoch * self.rows + self._before[self._group_index(*address[1:3])] + address.doc
+        index = self._part_index(address)
+        return address.epoch * self.rows + self._before[index] + address.doc - self._parts[index].first
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, int]]]:
         for address, texts in self.blocks():
@@ -213,18 +283,18 @@ class DocumentStream:
 
     def blocks(self, size: int = BLOCK_DOCUMENTS) -> Iterator[tuple[Address, list[str]]]:
         """Yield runs of at most `size` consecutive documents of one row group, each with its first address."""
-        epoch, file, row_group, skip = self.start
-        index = self._group_index(file, row_group)
+        epoch, skip, index = self.start.epoch, self.start.doc, self._part_index(self.start)
         while True:
-            for file, row_group in self._groups[index:]:
-                doc = 0
+            for file, row_group, first, last in self._parts[index:]:
+                first, skip, doc = max(first, skip), 0, 0
                 for column in self._columns(file, row_group, size):
-                    first = max(skip - doc, 0)
-                    if first < len(column):
-                        texts = self._strings(column.slice(first), file, row_group)
-                        yield Address(epoch, file, row_group, doc + first), texts
+                    begin, end = max(first - doc, 0), min(last - doc, len(column))
+                    if begin < end:
+                        texts = self._strings(column.slice(begin, end - begin), file, row_group)
+                        yield Address(epoch, file, row_group, doc + begin), texts
                     doc += len(column)
-                skip = 0
+                    if last <= doc < self.files[file].group_rows[row_group]:
+                        break  # the rest of the row group is another shard's
             epoch, index = epoch + 1, 0
 
     def read(self, addresses: Sequence[Address]) -> list[str]:
@@ -244,21 +314,20 @@ class DocumentStream:
 
     def following(self, address: Address) -> Address:
         """Return the address of the next document of this shard, from the footers alone."""
-        if address.doc + 1 < self.files[address.file].group_rows[address.row_group]:
+        index = self._part_index(address)
+        if address.doc + 1 < self._parts[index].last:
             return address._replace(doc=address.doc + 1)
-        index = self._group_index(address.file, address.row_group) + 1
-        epoch, index = (address.epoch, index) if index < len(self._groups) else (address.epoch + 1, 0)
-        return Address(epoch, *self._groups[index], 0)
+        epoch, index = (address.epoch, index + 1) if index + 1 < len(self._parts) else (address.epoch + 1, 0)
+        return Address(epoch, *self._parts[index][:3])
 
-    def _group_index(self, file: int, row_group: int) -> int:
-        return bisect.bisect_left(self._groups, (file, row_group))
+    def _part_index(self, address: Address) -> int:
+        """Find the part that holds an address: a shard has one part of a row group at most."""
+        return bisect.bisect_left(self._parts, (address.file, address.row_group))
 
     def _check(self, address: Address) -> bool:
-        group = (address.file, address.row_group)
-        index = self._group_index(*group)
-        if address.epoch >= 0 and self._groups[index : index + 1] == [group]:
-            rows = self.files[address.file].group_rows[address.row_group]
-            if 0 <= address.doc < rows:
+        index = self._part_index(address)
+        for file, row_group, first, last in self._parts[index : index + 1]:
+            if address.epoch >= 0 and (file, row_group) == address[1:3] and first <= address.doc < last:
                 return True
         raise ValueError(
             f"position {address._asdict()} is no document of this logical shard; it was written for other files or "

@@ -5,7 +5,7 @@ trained, not of one that a prefetcher has already taken; it is gathered from all
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,32 @@ class _Stream:
         """Do nothing: the stream was made from the cursor."""
 
 
+def say_streams(rows: Sequence[int], what: str) -> None:
+    """Say how much the logical shards hold; warn where one will be read far more often than another.
+
+    Args:
+        rows: documents of each stream in one epoch.
+        what: the word for them.
+    """
+    fewest, most = min(rows), max(rows)
+    each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    log.info(
+        "training data: %s %s in %s",
+        f"{sum(rows):,}",
+        what,
+        f"{len(rows)} streams of {each}" if rows[1:] else "one stream",
+    )
+    if 2 * fewest < most:
+        log.warning(
+            "the smallest of %d streams (data.logical_shards) has %s %s, the largest %s; each gives the same number of "
+            "rows to a step, so that the smallest repeats itself most: start a new run, which deals them evenly",
+            len(rows),
+            f"{fewest:,}",
+            what,
+            f"{most:,}",
+        )
+
+
 def text_data(
     train_files: list[Path],
     val_file: Path,
@@ -146,7 +172,9 @@ def text_data(
 
     def train(cursor: dict | None) -> TokenBatches:
         in_force[:] = [logical_shards or (cursor["logical_shards"] if cursor else world_size())]
-        return make(train_files, micro_batches, cursor, num_workers, in_force[0])
+        batches = make(train_files, micro_batches, cursor, num_workers, in_force[0])
+        say_streams(batches.stream_rows, "documents")
+        return batches
 
     def validation() -> Iterator[Batch]:
         world = world_size()
@@ -185,7 +213,7 @@ def transcript_data(
     laid: list[list[Batch]] = []  # once, at the first validation
 
     def train(cursor: dict | None) -> PackedBatches:
-        return PackedBatches(
+        batches = PackedBatches(
             transcripts,
             batch_rows=device_batch,
             sequence_len=sequence_len,
@@ -197,6 +225,8 @@ def transcript_data(
             cursor=cursor,
             packing=packing,
         )
+        say_streams(batches.stream_rows, "conversations")
+        return batches
 
     def validation() -> list[Batch]:
         if not laid:
