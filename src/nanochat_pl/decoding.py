@@ -11,8 +11,8 @@ as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step,
 
 import random
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from nanochat_pl.calculator import calculate
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.requests import Completion, Event, Request, TokenLogprobs, check_request
-from nanochat_pl.sampling import sample
+from nanochat_pl.sampling import penalize, sample
 
 __all__ = ["Calculator", "Session"]
 
@@ -43,6 +43,11 @@ class _Row:
         greedy = request.temperature == 0
         self.restrictions = None if greedy else (request.top_k, request.top_p, request.min_p)
         self.completion = Completion()
+        self.sampled: Counter[int] | None = None
+        """How often each token was sampled; None = no penalty wants to know."""
+        self.penalties = request.repetition_penalty, request.frequency_penalty, request.presence_penalty
+        if self.penalties != (1, 0, 0):
+            self.sampled = Counter()
         self.forced: deque[int] = deque()
         self.expression: list[int] | None = None
         self.done = False
@@ -61,10 +66,23 @@ class _Row:
             completion.mask.append(int(not forced))
             if self.request.logprobs is not None:
                 completion.logprobs.append(logprobs)
+            if self.sampled is not None and not forced:
+                self.sampled[token] += 1
             self.done = len(completion.tokens) >= self.room
             if tool is not None and not forced:
                 tool.watch(self, token)
         return Event(self.number, token, not forced, completion if self.done else None, logprobs)
+
+    def penalized(self, exempt: Collection[int]) -> dict[int, float]:
+        """Say which tokens a penalty touches in the next place, and what is taken off the logit of each."""
+        repetition, frequency, presence = self.penalties
+        sampled = Counter[int]() if self.sampled is None else self.sampled
+        tokens = {*self.prompt, *self.completion.tokens} if repetition != 1 else sampled
+        return {
+            token: frequency * sampled[token] + presence * (token in sampled)
+            for token in tokens
+            if token not in self.stop_ids and token not in exempt
+        }
 
 
 class Calculator:
@@ -121,7 +139,15 @@ class Session:
     For one thread at a time.
     """
 
-    def __init__(self, model: GPT, stop_ids: Collection[int], tool: Calculator | None, batch_size: int):
+    def __init__(
+        self,
+        model: GPT,
+        stop_ids: Collection[int],
+        tool: Calculator | None,
+        batch_size: int,
+        penalties: Mapping[str, Any] | None = None,
+    ):
+        self._penalties = penalties
         self._model, self._stop_ids, self._tool, self._batch_size = model, stop_ids, tool, batch_size
         self._waiting: deque[_Row] = deque()
         self._waiting_for: Counter[tuple[int, ...]] = Counter()
@@ -140,6 +166,8 @@ class Session:
             ValueError: for a prompt that is empty, leaves no room or holds an unknown id; for settings out of range.
         """
         number, prompt = self._num_submitted, tuple(request.prompt)
+        if self._penalties:
+            request = replace(request, **self._penalties)
         check_request(request, prompt, f"prompt {number}", self._model.config)
         room = min(request.max_new_tokens, self._model.config.sequence_len - len(prompt))
         self._waiting.append(_Row(number, request, prompt, room, self._stop_ids))
@@ -262,8 +290,9 @@ class Session:
     def _choose(self, rows: Sequence[_Row], draws: Sequence[_Draw], logits: Tensor, events: list[Event]) -> None:
         """Draw each row's next token from logits (B, V) and let the row take it."""
         drawn, logits = [], logits.to(_sampling_device(logits.device))
+        wanted = self._penalized(rows, logits)
         for draw in draws:
-            part = logits if draw.index is None else logits.index_select(0, draw.index)
+            part = wanted if draw.index is None else wanted.index_select(0, draw.index)
             if draw.restrictions is None or draw.numbers is None:
                 drawn.append(part.argmax(dim=-1))
             else:
@@ -273,6 +302,25 @@ class Session:
         places = [place for draw in draws for place in draw.places]
         told = _logprobs(rows, logits, dict(zip(places, tokens, strict=True)))
         events.extend(rows[p].take(token, self._tool, told.get(p)) for p, token in zip(places, tokens, strict=True))
+
+    def _penalized(self, rows: Sequence[_Row], logits: Tensor) -> Tensor:
+        """Return the logits (B, V) with the penalties of those rows that have any: the same tensor where none has."""
+        tool = self._tool
+        exempt = () if tool is None else (tool.start, tool.end, tool.output_start, tool.output_end)
+        places: list[int] = []
+        tokens: list[int] = []
+        numbers: list[tuple[float, float]] = []  # repetition penalty, what is taken off
+        for place, row in enumerate(rows):
+            if row.sampled is not None and not row.forced:
+                touched = row.penalized(exempt)
+                places += [place] * len(touched)
+                tokens += touched
+                numbers += [(row.penalties[0], taken_off) for taken_off in touched.values()]
+        if not places:
+            return logits
+        index = torch.tensor([places, tokens], device=logits.device)
+        repetition, subtracted = torch.tensor(numbers, dtype=torch.float32, device=logits.device).unbind(1)
+        return penalize(logits.float(), index[0], index[1], repetition, subtracted)
 
 
 def _logprobs(rows: Sequence[_Row], logits: Tensor, tokens: dict[int, int]) -> dict[int, TokenLogprobs]:

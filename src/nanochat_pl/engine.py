@@ -6,7 +6,7 @@ Differs from nanochat (2025-11): there one random stream serves all rows, the fi
 of a prompt, and rows that ended go on being computed until the last one ends.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from nanochat_pl.decoding import Calculator, Session
@@ -26,16 +26,25 @@ class Engine:
         stop_ids: tokens that end a row; they are not part of the result.
         tokenizer: with one (`encode`, `decode`, `special_id`) the calculator is on; without, its tokens are ordinary.
         dtype: of the copy and the cache: float32, bfloat16, or auto = bfloat16 where the device computes in it.
+        penalties: fields of `Request` that hold for every request, such as {"repetition_penalty": 1.1}.
 
     Raises:
         ValueError: when the dtype is unknown.
     """
 
-    def __init__(self, model: GPT, stop_ids: Collection[int], tokenizer: Any | None = None, dtype: str = "auto"):
+    def __init__(
+        self,
+        model: GPT,
+        stop_ids: Collection[int],
+        tokenizer: Any | None = None,
+        dtype: str = "auto",
+        penalties: Mapping[str, float] | None = None,
+    ):
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.dtype = pick_inference_dtype(dtype, model.device)
         self._copy = InferenceCopy(model, self.dtype)
+        self._penalties = dict(penalties or {})
         self._tool = None if tokenizer is None else Calculator(tokenizer)
 
     def refresh(self) -> None:
@@ -52,7 +61,7 @@ class Engine:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        return Session(self._copy.follow(), self.stop_ids, self._tool, batch_size)
+        return Session(self._copy.follow(), self.stop_ids, self._tool, batch_size, self._penalties)
 
     def run(
         self,
@@ -111,6 +120,7 @@ class Engine:
         num_samples: int = 1,
         batch_size: int = 32,
         on_token: Callable[[int, int, bool], bool | None] | None = None,
+        **penalties: Any,
     ) -> list[Completion]:
         """Continue every prompt `num_samples` times with the same settings; see `Request` and `run`.
 
@@ -119,7 +129,7 @@ class Engine:
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1")
         requests = [
-            Request(prompt, max_new_tokens, temperature, top_k, top_p, min_p, seed=f"{seed}/{i}/{j}")
+            Request(prompt, max_new_tokens, temperature, top_k, top_p, min_p, seed=f"{seed}/{i}/{j}", **penalties)
             for i, prompt in enumerate(prompts)
             for j in range(num_samples)
         ]

@@ -34,11 +34,20 @@ class Request:
     """Tokens that end the row; None = the engine's."""
     logprobs: int | None = None
     """Report how likely each sampled token was, and so many of the likeliest in its place; None = do not."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and of what follows it are less likely to come again; below 1, more. 1 = off."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it was sampled before. 0 = off."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that was sampled before. 0 = off.
+
+    No penalty touches the tokens that end a row or call a tool. All of them hold for greedy rows too, and before the
+    temperature."""
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """How likely a token was to the model itself: before temperature, top-k, top-p and min-p."""
+    """How likely a token was to the model itself: before penalties, temperature, top-k, top-p and min-p."""
 
     logprob: float
     """Natural logarithm of the token's probability."""
@@ -90,6 +99,11 @@ def check_request(request: Request, prompt: Sequence[int], name: str, config: GP
         raise ValueError(f"top_p={request.top_p} must lie above 0 and not above 1; None samples among all tokens")
     if request.min_p is not None and not 0 <= request.min_p <= 1:
         raise ValueError(f"min_p={request.min_p} must lie between 0 and 1; None samples among all tokens")
+    if not 0.1 <= request.repetition_penalty <= 10:
+        raise ValueError(f"repetition_penalty={request.repetition_penalty} must lie between 0.1 and 10; 1 = none")
+    for penalty in ("frequency_penalty", "presence_penalty"):
+        if not -2 <= (value := getattr(request, penalty)) <= 2:
+            raise ValueError(f"{penalty}={value} must lie between -2 and 2; 0 = none")
     if request.logprobs is not None and not 0 <= request.logprobs <= config.vocab_size:
         raise ValueError(f"logprobs={request.logprobs} must lie between 0 and {config.vocab_size}, or be None for none")
     if not prompt:

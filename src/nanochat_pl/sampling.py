@@ -9,7 +9,7 @@ would cost more than the model's step.
 import torch
 from torch import Tensor
 
-__all__ = ["sample"]
+__all__ = ["penalize", "sample"]
 
 BLOCK = 128
 FIRST_CANDIDATES = 128
@@ -59,6 +59,26 @@ def sample(
         weights = weights.masked_fill(weights < min_p, 0)  # the most likely token has weight 1
     index = _invert(weights, uniform)
     return index if tokens is None else tokens.gather(1, index[:, None]).squeeze(1)
+
+
+def penalize(logits: Tensor, rows: Tensor, tokens: Tensor, repetition: Tensor, subtracted: Tensor) -> Tensor:
+    """Make tokens less likely (or more) that stand in a row already.
+
+    A logit above 0 is divided by the repetition penalty and one below 0 multiplied with it (Keskar et al., CTRL, 2019);
+    then `subtracted` is taken off (OpenAI's frequency and presence penalties).
+
+    Args:
+        logits: (B, V) fp32.
+        rows, tokens: (N,) int64, which logits; each at most once.
+        repetition: (N,) fp32, above 0; 1 = none.
+        subtracted: (N,) fp32.
+
+    Returns:
+        New logits (B, V).
+    """
+    picked = logits[rows, tokens]
+    picked = torch.where(picked > 0, picked / repetition, picked * repetition) - subtracted
+    return logits.index_put((rows, tokens), picked)
 
 
 def _likely(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

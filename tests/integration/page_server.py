@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nanochat_pl.serve
+from nanochat_pl.tasks.scienceqa import PERSONA, format_question
 
 __all__ = ["MODELS", "STATIC", "Break", "Failure", "Gate", "Length", "StandIn", "Tool", "serve_page"]
 
@@ -27,6 +28,15 @@ MODELS = [
     {"id": "sft/d4", "object": "model", "stage": "sft", "step": 650, "context_length": 512},
     {"id": "sft_scienceqa/d4", "object": "model", "stage": "sft_scienceqa", "step": 625, "context_length": 512},
 ]
+for _model in MODELS[1:]:
+    _model["suggestions"] = [
+        {"topic": topic, "title": title, "text": format_question(title, choices), "system": system}
+        for topic, title, choices, system in (
+            ("Physics", "Which makes the best handle for a hot pan?", ["copper", "wood", "steel"], PERSONA),
+            ("Biology", "Which part of a plant takes in most of the water?", ["flowers", "leaves", "roots"], PERSONA),
+            ("Chemistry", "Which of these is a chemical change?", ["ice melting", "iron rusting"], None),
+        )
+    ]
 
 
 @dataclass

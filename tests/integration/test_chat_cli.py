@@ -155,6 +155,22 @@ def test_settings_follow_what_is_typed(tutor: str, chat: Chatted):
     )
     assert "temperature 0.0, top_k off, top_p 0.5, min_p 0.1, max_new_tokens 3, seed off" in err
     assert "3 tokens" in err
+    _, _, err = chat(
+        tutor, "--presence-penalty", "0.5", typed="/repetition 1.3\n/frequency -0.5\n/stats\n/frequency off\n/stats\n"
+    )
+    assert "repetition_penalty 1.3, frequency_penalty -0.5, presence_penalty 0.5" in err
+    assert "repetition_penalty 1.3, frequency_penalty off, presence_penalty 0.5" in err
+
+
+def test_penalties_change_what_is_said_and_off_changes_nothing(tutor: str, chat: Chatted):
+    def answer(*options: str) -> str:
+        return chat(tutor, "-p", "the cat?", "-t", "0", "-n", "40", *options)[1]
+
+    plain = answer()
+    off = ("--repetition-penalty", "off", "--frequency-penalty", "0", "--presence-penalty", "off")
+    assert answer(*off) == plain
+    for name in ("--repetition-penalty", "--frequency-penalty", "--presence-penalty"):
+        assert answer(name, "2") != plain
 
 
 def test_models_answer_the_same_questions_each_by_itself(tutor: str, base: str, chat: Chatted):
@@ -246,6 +262,8 @@ def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: st
         (["-k", "-3"], "top_k=-3 must be 1 or more; 0 or off = all tokens"),
         (["--top-p", "3"], "top_p=3 must lie above 0 and not above 1; off = all tokens"),
         (["--min-p", "2"], "min_p=2 must lie between 0 and 1; off"),
+        (["--repetition-penalty", "0"], "repetition_penalty=0 must lie between 0.1 and 10; 1 or off = none"),
+        (["--frequency-penalty", "3"], "frequency_penalty=3 must lie between -2 and 2; 0 or off = none"),
         (["-n", "-2"], "max_new_tokens=-2 must"),
         (["-p", "  "], "there is nothing to ask"),
         (["-p", "a", "--question", "b"], "--question"),

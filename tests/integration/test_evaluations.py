@@ -142,6 +142,26 @@ def test_arc_is_asked_as_a_tutor_is_asked_and_counted_by_subset(runs: Path):
     assert "\nA. " in record["prompt"] and record["letters"][0] == "A"
 
 
+def test_penalties_reach_every_written_answer_and_are_refused_where_none_is_written(runs: Path):
+    plain, _ = answers(runs, "eval.fresh=true")
+    off, config = answers(runs, "eval.repetition_penalty=1", "eval.presence_penalty=0")
+    assert off == plain and not any("penalty" in key for key in config)
+    other, config = answers(runs, "eval.repetition_penalty=0.1")
+    assert other != plain and config["repetition_penalty"] == 0.1
+    with pytest.raises(ValueError, match=r"eval\.frequency_penalty has no effect on eval=bpb"):
+        measure(runs, "eval=bpb", "eval.frequency_penalty=1", names=("seed1",))
+    with pytest.raises(ValueError, match=r"eval\.presence_penalty=3\.0 must lie between -2 and 2"):
+        measure(runs, "eval=recall", "eval.presence_penalty=3", names=("seed1",))
+
+
+def answers(runs: Path, *settings: str) -> tuple[list[str], dict]:
+    """Return what a model writes to the questions of recall, and the configuration that its results name."""
+    measure(runs, "eval=recall", "eval.max_questions=4", "eval.max_new_tokens=16", *settings, names=("seed1",))
+    folder = next((runs / "base" / "seed1").glob("eval/recall/*"))
+    lines = (folder / "examples.jsonl").read_text().splitlines()
+    return [json.loads(line)["output"] for line in lines], json.loads((folder / "results.json").read_text())["config"]
+
+
 def test_bpb_measures_further_texts_by_name(runs: Path, world: Path):
     text = world / "data" / "text"
     results = measure(runs, "eval=bpb", "eval.val_tokens=512", f"+eval.texts.all={text}")

@@ -243,6 +243,16 @@ def test_answers_are_drawn_only_where_the_task_says_so(given, temperature):
     assert (until, ignored) == (["\n"], set())
 
 
+def test_penalties_of_a_task_reach_the_engine(asks):
+    free, again = (
+        asks().generate_until([Asked(("The cat", {"max_gen_toks": 12, **given}))])[0]
+        for given in ({}, {"repetition_penalty": 5.0})
+    )
+    assert free != again
+    settings, _, ignored = generation_settings({"repetition_penalty": 1.2, "presence_penalty": None}, 9)
+    assert settings["repetition_penalty"] == 1.2 and "presence_penalty" not in settings and not ignored
+
+
 def test_a_setting_without_effect_and_a_cut_prompt_are_told_once(asks, caplog):
     with caplog.at_level(logging.WARNING):
         (text,) = asks().generate_until([Asked((TEXT * 3, {"num_beams": 4, "max_gen_toks": 500}))])

@@ -9,7 +9,7 @@ import openai
 import pytest
 import torch
 
-from nanochat_pl.engine import Engine
+from nanochat_pl.engine import Engine, Request
 from nanochat_pl.serve.context import fit
 from nanochat_pl.serve.models import Served
 from nanochat_pl.serve.streams import event
@@ -285,7 +285,9 @@ def error_of(url: str, body: object, path: str = "/v1/chat/completions", status:
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"logit_bias": {"5": 3}}, "logit_bias", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"presence_penalty": -3}, "presence_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"temperature": "0.5"}, "temperature", "invalid_value"),
@@ -480,6 +482,25 @@ def test_sampling_extensions_take_effect(client):
         answer = client.chat.completions.create(**asked, extra_body=only_the_likeliest)
         assert answer.choices[0].message.content == plain
     assert client.chat.completions.create(**asked, top_p=1e-9).choices[0].message.content == plain
+
+
+def test_penalties_are_the_engines_and_off_is_what_it_was(client, models, tokenizer):
+    asked = {"model": "sft/tiny", "messages": QUESTION, "max_tokens": 24, "temperature": 0}
+    engine = Engine(models[0].loaded.model, [], tokenizer, "float32")
+    prompt = fit(QUESTION, tokenizer, 256, 24).ids
+
+    def expected(**penalties: float) -> str:
+        tokens = engine.run([Request(prompt, 24, **penalties)])[0].tokens
+        return tokenizer.decode([token for token in tokens if token < 291])
+
+    plain = client.chat.completions.create(**asked).choices[0].message.content
+    assert plain == expected()
+    off = {"frequency_penalty": 0, "presence_penalty": 0.0}
+    answer = client.chat.completions.create(**asked, **off, extra_body={"repetition_penalty": 1})
+    assert answer.choices[0].message.content == plain
+    for penalties in ({"frequency_penalty": 1.5}, {"presence_penalty": 2.0}, {"repetition_penalty": 2.0}):
+        answer = client.chat.completions.create(**asked, extra_body=penalties)
+        assert answer.choices[0].message.content == expected(**penalties) != plain
 
 
 def test_the_originals_route_streams_tokens_and_done(url, client):

@@ -59,6 +59,10 @@ def test_what_is_sent_is_the_conversation_and_the_settings(visitor: Visitor, ser
     page.click("#settings-open")
     page.fill("#system", "Be brief.")
     page.fill("#temperature", "0")
+    page.fill("#repetitionPenalty", "1.2")
+    page.fill("#frequencyPenalty", "-0.5")
+    page.fill("#presencePenalty", "0.5")
+    assert page.locator("#repetitionPenalty-shown").inner_text() == "1.20"
     page.fill("#topK", "")
     page.fill("#seed", "7")
     page.fill("#maxTokens", "99999")
@@ -68,6 +72,8 @@ def test_what_is_sent_is_the_conversation_and_the_settings(visitor: Visitor, ser
     sent = server.last
     assert [sent[name] for name in ("temperature", "seed", "max_tokens")] == [0, 7, 256]
     assert "top_k" not in sent
+    penalties = [sent[f"{kind}_penalty"] for kind in ("repetition", "frequency", "presence")]
+    assert penalties == [1.2, -0.5, 0.5]
     assert [(message["role"], message["content"]) for message in sent["messages"]] == [
         ("system", "Be brief."),
         ("user", "one"),
@@ -163,7 +169,7 @@ def test_an_example_is_in_the_form_the_tutor_was_trained_on(visitor: Visitor, se
     asked = server.last["messages"][-1]["content"]
     question, choices = asked.split("\n\n")
     assert asked == format_question(question, [line.split(". ", 1)[1] for line in choices.splitlines()])
-    assert visitor.page.evaluate("import('/examples.js').then((module) => module.TUTOR_PROMPT)") == PERSONA
+    assert visitor.page.evaluate("import('/models.js').then((module) => module.TUTOR_PROMPT)") == PERSONA
 
 
 def test_the_tutors_prompt_is_shown_and_holds_for_its_chat_alone(visitor: Visitor, server: StandIn):
@@ -365,7 +371,27 @@ def test_a_server_that_goes_away_is_said_and_comes_back(visitor: Visitor, server
 def test_an_answer_cut_off_by_its_length_says_so(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["on ", "and ", "on", Length()]
     visitor.ask("go")
-    assert "Cut off after 3 tokens" in visitor.page.locator(".note").inner_text()
+    assert "Cut off after 3 tokens. Settings allow longer answers" in visitor.page.locator(".note").inner_text()
+
+
+def test_an_answer_that_filled_the_context_says_so_and_points_to_no_setting(visitor: Visitor, server: StandIn):
+    server.answer = lambda body: ["on "] * 503 + [Length()]  # and nine of the prompt
+    visitor.ask("go")
+    said = visitor.page.locator(".note").inner_text()
+    assert "Cut off after 503 tokens: the model's context is full." in said and "Settings" not in said
+
+
+def test_suggestions_are_those_of_the_chosen_model_and_none_where_it_has_none(visitor: Visitor, server: StandIn):
+    page = visitor.page
+    visitor.choose("sft/d4")
+    assert page.locator("#examples .example small").all_inner_texts() == ["Physics", "Biology", "Chemistry"]
+    assert "begin with one of these" in page.locator("#welcome").inner_text()
+    visitor.choose("base/d4")
+    assert page.locator("#examples .example").count() == 0
+    assert "begin with" not in page.locator("#welcome").inner_text()
+    visitor.choose("sft/d4")
+    page.get_by_role("button", name="Chemistry").click()  # it comes without a system prompt
+    assert page.locator("#system-note").is_hidden()
 
 
 def test_a_key_is_asked_for_once_and_kept_for_the_tab(browser: Any, server: StandIn):

@@ -418,6 +418,9 @@ def test_a_gpu_gives_what_the_cpu_gives(model, settings):
         ([[1]], {"top_p": 0.0}, r"top_p=0\.0"),
         ([[1]], {"top_p": 1.5}, r"top_p=1\.5"),
         ([[1]], {"min_p": -0.1}, r"min_p=-0\.1"),
+        ([[1]], {"repetition_penalty": 0.0}, r"repetition_penalty=0\.0 must lie between 0\.1 and 10"),
+        ([[1]], {"frequency_penalty": 2.5}, r"frequency_penalty=2\.5 must lie between -2 and 2"),
+        ([[1]], {"presence_penalty": float("nan")}, "presence_penalty=nan"),
         ([[1]], {"batch_size": 0}, "batch_size=0"),
         ([[1]], {"num_samples": 0}, "num_samples=0"),
         ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
@@ -426,6 +429,82 @@ def test_a_gpu_gives_what_the_cpu_gives(model, settings):
 def test_what_cannot_be_generated_is_refused_with_the_remedy(model, prompts, settings, message):
     with pytest.raises(ValueError, match=message):
         engine_of(model).generate(prompts, **{"max_new_tokens": 3} | settings)
+
+
+@torch.inference_mode()
+def naive_penalized(model: GPT, request: Request, stop: int) -> list[int]:
+    """Read the whole row anew for every token, and apply the penalties by their definitions."""
+    prompt, new = list(request.prompt), []
+    while len(new) < request.max_new_tokens and len(prompt) + len(new) < model.config.sequence_len:
+        logits = model(torch.tensor([prompt + new]))[0, -1].float()
+        for token in set(range(model.config.vocab_size)) - {stop}:
+            if token in prompt + new:
+                logits[token] *= (1 / request.repetition_penalty) if logits[token] > 0 else request.repetition_penalty
+            logits[token] -= request.frequency_penalty * new.count(token)
+            logits[token] -= request.presence_penalty * (token in new)
+        if (token := int(logits.argmax())) == stop:
+            break
+        new.append(token)
+    return new
+
+
+PENALTIES = [
+    {"repetition_penalty": 1.5},
+    {"frequency_penalty": 0.7},
+    {"presence_penalty": 1.2},
+    {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.4},
+    {"repetition_penalty": 0.5},
+    {},
+    {"frequency_penalty": -2.0, "presence_penalty": 2.0},
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_penalties_are_what_their_definitions_say_row_by_row(model, batch_size):
+    (stop,) = common_stop(model)
+    requests = [Request(prompt, 14, **settings) for prompt, settings in zip(PROMPTS, PENALTIES, strict=True)]
+    found = tokens(engine_of(model, [stop]).run(requests, batch_size))
+    assert found == [naive_penalized(model, request, stop) for request in requests]
+    plain = tokens(engine_of(model, [stop]).run([Request(prompt, 14) for prompt in PROMPTS], batch_size))
+    assert found[5] == plain[5] and sum(a != b for a, b in zip(found, plain, strict=True)) >= 4
+
+
+def test_without_penalties_no_logit_is_touched_whoever_shares_the_batch(model, monkeypatch):
+    requests = [Request(p, 8, temperature=1.0, top_p=0.9, seed=i) for i, p in enumerate(PROMPTS)]
+    alone = engine_of(model).run(requests)
+    neighbours = [Request(prompt, 8, repetition_penalty=3.0, presence_penalty=1.0) for prompt in PROMPTS]
+    mixed = engine_of(model).run([r for pair in zip(requests, neighbours, strict=True) for r in pair])[::2]
+    assert [completion.tokens for completion in mixed] == [completion.tokens for completion in alone]
+    monkeypatch.setattr(decoding, "penalize", None)
+    assert engine_of(model).run(requests) == alone
+
+
+def test_penalties_leave_ends_and_tools_alone_and_what_a_tool_wrote_was_not_sampled(model):
+    engine = ScriptedEngine(model, [STOP], tokenizer=Characters(), dtype="float32")
+    engine.scripts = {0: script("[2+3]***5[2+3]***5$")}
+    seen = []
+
+    class Watching(ScriptedSession):
+        def _penalized(self, rows, logits):
+            seen.append(rows[0].penalized((START, END, OUTPUT_START, OUTPUT_END)))
+            return super()._penalized(rows, logits)
+
+    session = Watching(Engine.session(engine), engine.scripts)
+    session.submit(Request([1, 2, STOP], 21, frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=1.1))
+    while session.num_unfinished:
+        done = [event.completion for event in session.step() if event.completion]
+    assert done[0].stop_token == STOP
+    assert {START, END, OUTPUT_START, OUTPUT_END, STOP}.isdisjoint(seen[-1])
+    five = Characters().encode("5")[0]
+    # Each 5 stands twice in the row, once of the model's own doing.
+    assert seen[-1][five] == 0.5 * 2 + 0.25 and done[0].tokens.count(five) == 4
+    assert seen[-1][1] == seen[-1][2] == 0
+
+
+def test_an_engine_may_have_penalties_for_all(model):
+    requests = [Request(prompt, 8, repetition_penalty=1.5) for prompt in PROMPTS]
+    everyone = engine_of(model, penalties={"repetition_penalty": 1.5}).generate(PROMPTS, 8)
+    assert everyone == engine_of(model).run(requests) == engine_of(model).generate(PROMPTS, 8, repetition_penalty=1.5)
 
 
 def test_logprobs_are_those_of_a_full_forward(model: GPT):

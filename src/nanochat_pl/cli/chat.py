@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
-from nanochat_pl.serve.settings import Settings, read_setting
+from nanochat_pl.serve.settings import Settings, read_setting, shown_setting
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +61,14 @@ def _parser() -> Arguments:
         (("-k", "--top-k"), "top_k", "sample among so many tokens; 0 = all"),
         (("--top-p",), "top_p", "sample among the fewest that reach this probability together"),
         (("--min-p",), "min_p", "sample among those at least this share as likely as the likeliest"),
+        (("--repetition-penalty",), "repetition_penalty", "above 1, what was said is said again less often"),
+        (("--frequency-penalty",), "frequency_penalty", "taken off a token's logit each time the answer has had it"),
+        (("--presence-penalty",), "presence_penalty", "taken off once the answer has had it"),
         (("-n", "--max-new-tokens"), "max_new_tokens", "longest answer"),
         (("--seed",), "seed", "the same questions, the same answers"),
     ):
         default = getattr(Settings, name)
-        shown = "off" if default is None else default
+        shown = shown_setting(name, default)
         parser.add_argument(
             *flags, type=_typed(name), default=default, metavar="N", help=f"{meaning} (default {shown})"
         )

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
+from nanochat_pl.cli.suggestions import suggestions
 
 __all__ = ["main"]
 
@@ -122,6 +123,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
                 queue_limit=options.queue,
                 client_limit=options.queue_per_client,
                 dtype=options.dtype,
+                suggestions=suggestions(loaded.stage, loaded.config),
             )
         )
     app = create_app(served, limits)

@@ -26,6 +26,7 @@ _CHUNK_REQUESTS = 256
 """Answered between two writes of the log; those of like length among them share a forward."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the most tokens of an answer; the first that is given counts."""
+_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 # Control tokens are written by name in a rendered conversation; "<|" in anyone's words is parted by a word joiner.
 _CONTROL = re.compile(r"(<\|[a-z_]+\|>)")
@@ -109,9 +110,9 @@ class HarnessModel:
         """Return what the model writes behind each request (context, settings), up to the first stop string.
 
         Settings: `until` (text or texts), `max_gen_toks` (or `max_new_tokens`, `max_tokens`,
-        `max_completion_tokens`), `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`; others are warned of. A context
-        loses its beginning where it leaves too little room, but an answer takes at most half of the model's context
-        from it. Equal requests that are sampled are different samples.
+        `max_completion_tokens`), `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, and the penalties of `Request`;
+        others are warned of. A context loses its beginning where it leaves too little room, but an answer takes at most
+        half of the model's context from it. Equal requests that are sampled are different samples.
         Differs: for the harness an answer as long as the model's context is an error.
         """
         return self._answer("generate_until", requests, self._write)
@@ -302,7 +303,8 @@ def generation_settings(given: Mapping[str, Any], max_new_tokens: int) -> tuple[
         "top_p": given.get("top_p"),
         "min_p": given.get("min_p"),
     }
-    known = {"until", "do_sample", *_LENGTHS, *settings}
+    settings |= {name: float(given[name]) for name in _PENALTIES if given.get(name) is not None}
+    known = {"until", *_PENALTIES, "do_sample", *_LENGTHS, *settings}
     return settings, [text for text in until if text], set(given) - known
 
 

@@ -42,7 +42,8 @@ class Subject:
     def engine(self) -> Engine:
         """Make an engine that stops where an answer ends."""
         stops = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
-        return Engine(self.model, stops, tokenizer=self.tokenizer, dtype=str(self.cfg.engine.dtype))
+        dtype, penalties = str(self.cfg.engine.dtype), self.cfg.eval.penalties()
+        return Engine(self.model, stops, tokenizer=self.tokenizer, dtype=dtype, penalties=penalties)
 
     def answering(self) -> dict[str, Any]:
         """Give what all evaluations that generate answers take.

@@ -80,6 +80,11 @@ def evaluate(
     if name == EvalName.auto:
         name, last_stage = default_eval(models)
         print(f"eval: {name} (eval=auto, for stage {last_stage})")
+    penalties = cfg.eval.penalties()
+    if penalties and name in (EvalName.bpb, EvalName.core, EvalName.tokenizer):
+        raise ValueError(
+            f"eval.{next(iter(penalties))} has no effect on eval={name}, which writes no answers; leave it out"
+        )
     data, tasks = questions(models, name, data_overrides, mixture, cfg.plugins.allow, cfg.outputs)
     names = checkpoint_names(models)
     evaluations: dict[str, Evaluation] = {}
@@ -91,6 +96,7 @@ def evaluate(
         settings = {
             "eval": str(name),
             **measure.settings,
+            **cfg.eval.penalties(),
             "compute_dtype": str(dtype),
             "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
             "data": {k: str(v) for k, v in dataclasses.asdict(data).items()},

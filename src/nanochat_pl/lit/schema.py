@@ -402,6 +402,12 @@ class EvalConfig:
     top_k: int | None = None
     strict: Strict = Strict.stated
     """How chat reads answers: stated = what an answer states counts, original = nanochat's rule, to compare with it."""
+    repetition_penalty: float = 1.0
+    """Of all answers the model writes: above 1, what stands in question and answer comes again less often. 1 = off."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it stands in the answer already. 0 = off."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that stands in the answer already. 0 = off."""
     sandbox: str = "auto"
     """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
     split: str = "test"
@@ -425,8 +431,18 @@ class EvalConfig:
                 f"eval.num_samples={self.num_samples} at eval.temperature=0 gives the same answer each time; set "
                 "eval.temperature=0.8 or so"
             )
+        if not 0.1 <= self.repetition_penalty <= 10:
+            raise ValueError(f"eval.repetition_penalty={self.repetition_penalty} must lie between 0.1 and 10; 1 = off")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must lie between -2 and 2; 0 = off")
         if self.split not in ("train", "validation", "test"):
             raise ValueError(f"eval.split={self.split} is not one of train, validation, test")
+
+    def penalties(self) -> dict[str, float]:
+        """Return the penalties that are not off, by name."""
+        off = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+        return {name: value for name in off if (value := getattr(self, name)) != off[name]}
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from nanochat_pl.serve.schema import PartBody
 
-__all__ = ["ChatCompletion", "ErrorBody", "ModelCard", "ModelList", "TextCompletion", "Usage"]
+__all__ = ["ChatCompletion", "ErrorBody", "ModelCard", "ModelList", "Suggestion", "TextCompletion", "Usage"]
 
 
 class Usage(BaseModel):
@@ -104,6 +104,17 @@ class TextCompletion(BaseModel):
     usage: Usage
 
 
+class Suggestion(BaseModel):
+    """What a model may be asked for a beginning."""
+
+    topic: str
+    title: str
+    """Its first line."""
+    text: str
+    system: str | None = None
+    """System message it is asked with; null = none."""
+
+
 class ModelCard(BaseModel):
     """A loaded model."""
 
@@ -115,6 +126,8 @@ class ModelCard(BaseModel):
     step: int
     context_length: int
     """Tokens."""
+    suggestions: list[Suggestion] = []
+    """For the page; none where nothing is known of what the model learned."""
 
 
 class ModelList(BaseModel):

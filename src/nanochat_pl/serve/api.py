@@ -107,6 +107,7 @@ def _card(served: Served) -> ModelCard:
         stage=loaded.stage,
         step=loaded.step,
         context_length=served.sequence_len,
+        suggestions=list(served.suggestions),
     )
 
 
@@ -128,6 +129,9 @@ def _sampling(body: ChatBody | CompletionBody, max_tokens: int, logprobs: int | 
         top_k=body.top_k if body.top_k and body.top_k > 0 else None,
         top_p=body.top_p,
         min_p=body.min_p,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
         seed=body.seed,
         stop=body.stop_strings(),
         n=body.n or 1,

@@ -1,10 +1,13 @@
 """The models a server offers: each with its name, its worker and what clients are told of it."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.engine import Engine
+from nanochat_pl.serve.answers import Suggestion
 from nanochat_pl.serve.choices import TokenTexts
 from nanochat_pl.serve.names import model_id
 from nanochat_pl.serve.worker import Worker
@@ -20,6 +23,8 @@ class Served:
     loaded: LoadedModel
     worker: Worker
     texts: TokenTexts
+    suggestions: tuple[Suggestion, ...] = ()
+    """What it may be asked for a beginning."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970, of the loading."""
 
@@ -37,6 +42,7 @@ def serve_model(
     queue_limit: int = 256,
     client_limit: int | None = None,
     dtype: str = "auto",
+    suggestions: Sequence[Mapping[str, Any]] = (),
 ) -> Served:
     """Start a worker for a model.
 
@@ -47,9 +53,12 @@ def serve_model(
         queue_limit: answers that may wait.
         client_limit: how many of these may be one client's; None = all.
         dtype: of decoding; see `Engine`.
+        suggestions: what the page offers to ask, as `answers.Suggestion`.
     """
     tokenizer = loaded.tokenizer
     stop_ids = (tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id)
     engine = Engine(loaded.model, stop_ids, tokenizer, dtype)
     id = id or model_id(loaded.stage, loaded.path)
-    return Served(id, loaded, Worker(engine, batch_size, queue_limit, client_limit, id), TokenTexts(tokenizer))
+    worker = Worker(engine, batch_size, queue_limit, client_limit, id)
+    shown = tuple(Suggestion(**suggestion) for suggestion in suggestions)
+    return Served(id, loaded, worker, TokenTexts(tokenizer), shown)

@@ -172,6 +172,12 @@ class _Sampling(_Body):
     top_k: int | None = Field(None, ge=-1)
     """Sample among so many tokens; 0, -1 = all."""
     min_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Taken off a token's logit for each time the answer has had it."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Taken off a token's logit once the answer has had it."""
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    """Above 1, tokens of the prompt and the answer come again less often (vLLM's)."""
     n: int | None = Field(None, ge=1)
     stop: (
         Annotated[
@@ -214,9 +220,6 @@ class _Sampling(_Body):
 
 
 _SHARED_WITHOUT_EFFECT: dict[str, tuple[Any, ...] | Callable[[Any], bool]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "logit_bias": lambda bias: _is_empty(bias) or (isinstance(bias, dict) and not any(bias.values())),
     # of vLLM and llama.cpp
     "ignore_eos": (False,),

@@ -30,6 +30,9 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
     """None = another stream each time."""
     stop: Sequence[str] = ()
@@ -208,6 +211,9 @@ class Server:
                 sampling.min_p,
                 seed=f"{seed}/{i}/{j}",
                 logprobs=sampling.logprobs,
+                repetition_penalty=sampling.repetition_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                presence_penalty=sampling.presence_penalty,
             )
             for i, prompt in enumerate(prompts)
             for j in range(sampling.n)

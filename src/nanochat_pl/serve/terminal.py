@@ -15,7 +15,7 @@ from nanochat_pl.serve.context import ContextFull
 from nanochat_pl.serve.prompt import unechoed_controls
 from nanochat_pl.serve.screen import Screen, figures, labels, model_card
 from nanochat_pl.serve.session import Chat
-from nanochat_pl.serve.settings import read_setting
+from nanochat_pl.serve.settings import read_setting, shown_setting
 from nanochat_pl.serve.text import Part
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ COMMANDS = {
     "topk": ("[number|off]", "sample among so many tokens"),
     "topp": ("[number|off]", "sample among the fewest of so much probability"),
     "minp": ("[number|off]", "sample among this share of the likeliest or more"),
+    "repetition": ("[number|off]", "above 1, what was said is said again less often"),
+    "frequency": ("[number|off]", "the same by how often the answer has said it; above 0"),
+    "presence": ("[number|off]", "the same by whether the answer has said it; above 0"),
     "tokens": ("[number]", "longest answer"),
     "seed": ("[number|off]", "the same questions, the same answers"),
     "regenerate": ("", "answer the last question again"),
@@ -50,6 +53,9 @@ SETTINGS = {
     "minp": "min_p",
     "tokens": "max_new_tokens",
     "seed": "seed",
+    "repetition": "repetition_penalty",
+    "frequency": "frequency_penalty",
+    "presence": "presence_penalty",
 }
 
 
@@ -269,7 +275,7 @@ class Terminal:
             for chat in self.chats:
                 chat.set(**{name: value})
         value = getattr(self.chats[0].settings, name)
-        self.screen.note(f"{name} is {'off' if value is None else value}")
+        self.screen.note(f"{name} is {shown_setting(name, value)}")
 
     def _system(self, argument: str) -> None:
         if argument:
@@ -323,7 +329,7 @@ class Terminal:
                 self.screen.note(f"{whose}{figures(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
         chat = self.chats[0]
         values = {name: getattr(chat.settings, name) for name in SETTINGS.values()}
-        said = ", ".join(f"{name} {'off' if value is None else value}" for name, value in values.items())
+        said = ", ".join(f"{name} {shown_setting(name, value)}" for name, value in values.items())
         self.screen.note(f"{len(chat.messages)} messages · {said} · full context: {chat.policy}")
 
     def _clear(self, _: str) -> None:

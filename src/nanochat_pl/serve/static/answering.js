@@ -79,6 +79,7 @@ export async function runAnswer(answer, model, asked, sampling, signal, onChange
       if (dropped) answer.dropped += dropped;
       if (truncated) answer.truncated = true;
       if (Number.isInteger(usage?.completion_tokens)) answer.tokens = usage.completion_tokens;
+      if (usage && model.contextLength !== null) answer.full = usage.total_tokens >= model.contextLength;
       if (first !== null) answer.seconds = (now - first) / 1000;
       onChange(answer);
       if (now - kept > SAVE_EVERY_MS) {

@@ -73,7 +73,10 @@ async function readFailure(response) {
   return new ApiError(String(message), { status: response.status, retryAfter });
 }
 
-/** List what is served: `[{id, stage, step, context_length}]`, in the server's order. */
+/**
+ * List what is served, in the server's order: `[{id, stage, step, contextLength, suggestions}]`; a suggestion is
+ * `{topic, title, text, system}`, what to ask a model for a beginning and with which system prompt (null = none).
+ */
 export async function listModels(signal) {
   const response = await send("/v1/models", {}, signal);
   const body = await response.json().catch(() => null);
@@ -85,6 +88,9 @@ export async function listModels(signal) {
       stage: typeof model.stage === "string" ? model.stage : "",
       step: Number.isInteger(model.step) ? model.step : null,
       contextLength: Number.isInteger(model.context_length) ? model.context_length : null,
+      suggestions: (Array.isArray(model.suggestions) ? model.suggestions : []).filter(
+        (one) => typeof one?.topic === "string" && typeof one.title === "string" && typeof one.text === "string",
+      ),
     }));
 }
 
@@ -95,7 +101,8 @@ export async function listModels(signal) {
  *
  * @param {{id: string, stage: string, contextLength: ?number}} model
  * @param {{messages: Array, question: string}} asked
- * @param {{temperature: number, topP: number, topK: ?number, maxTokens: number, seed: ?number}} sampling
+ * @param {{temperature: number, topP: number, topK: ?number, repetitionPenalty: number, frequencyPenalty: number,
+ *   presencePenalty: number, maxTokens: number, seed: ?number}} sampling
  * @param {AbortSignal} signal stops the answer, here and at the server
  * @yields {{part: {type: string, text: string}}|{finish: string}|{dropped: number}|{truncated: true}|{usage: Object}}
  * @throws {ApiError} also where the stream breaks off before its end
@@ -112,6 +119,9 @@ export async function* streamAnswer(model, asked, sampling, signal) {
     stream: true,
     stream_options: { include_usage: true },
     ...(sampling.topK === null ? {} : { top_k: sampling.topK }),
+    ...(sampling.repetitionPenalty === 1 ? {} : { repetition_penalty: sampling.repetitionPenalty }),
+    ...(sampling.frequencyPenalty === 0 ? {} : { frequency_penalty: sampling.frequencyPenalty }),
+    ...(sampling.presencePenalty === 0 ? {} : { presence_penalty: sampling.presencePenalty }),
     ...(sampling.seed === null ? {} : { seed: sampling.seed }),
   };
   const headers = { "Content-Type": "application/json" };

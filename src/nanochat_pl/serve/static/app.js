@@ -4,9 +4,8 @@ import { isBase, listModels, onKeyNeeded } from "./api.js";
 import { messagesFor, runAnswer } from "./answering.js";
 import { askForKey, Composer } from "./composer.js";
 import { announce, h, toast } from "./dom.js";
-import { EXAMPLES, TUTOR_PROMPT } from "./examples.js";
 import { plainText, visible } from "./markdown.js";
-import { fillSelect, isTuned, preferred } from "./models.js";
+import { fillSelect, isTuned, preferred, TUTOR_PROMPT } from "./models.js";
 import { SettingsSheet } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { newAnswer, Store } from "./store.js";
@@ -209,6 +208,9 @@ function showModels() {
     "without the system prompt and earlier messages.";
   const contexts = chosen.map((model) => model.contextLength).filter((length) => length !== null);
   sheet.setContext(contexts.length ? Math.min(...contexts) : null);
+  // Of two models, what one is asked in a conversation suits both better than what a base model continues.
+  const offered = [...chosen.filter((model) => !isBase(model)), ...chosen].map((model) => model.suggestions);
+  showSuggestions(offered.find((suggestions) => suggestions.length) ?? []);
   const pair = tutorPair();
   $("try-compare").hidden = pair === null || chat.compare;
 }
@@ -262,9 +264,19 @@ async function loadModels() {
   showModels();
 }
 
-function takeExample(text) {
-  asTutor();
-  composer.write(text);
+/** Offer what the chosen models may be asked: questions of the world it was trained on, or nothing. */
+function showSuggestions(suggestions) {
+  $("or-example").hidden = suggestions.length === 0;
+  $("examples").replaceChildren(
+    ...suggestions.map(({ topic, title, text, system }) => {
+      const take = () => {
+        if (typeof system === "string" && !chat.turns.length && !chat.system.trim()) setSystem(system);
+        composer.write(text);
+      };
+      const words = [h("small", { text: topic }), h("span", { text: title })];
+      return h("button.example", { type: "button", onclick: take }, words);
+    }),
+  );
 }
 
 // --- wiring -----------------------------------------------------------------------------------------------------------
@@ -309,12 +321,6 @@ addEventListener("pagehide", () => {
 });
 document.addEventListener("visibilitychange", () => !document.hidden && !busy() && loadModels());
 
-$("examples").append(
-  ...EXAMPLES.map(({ subject, title, text }) => {
-    const words = [h("small", { text: subject }), h("span", { text: title })];
-    return h("button.example", { type: "button", onclick: () => takeExample(text) }, words);
-  }),
-);
 onKeyNeeded(askForKey);
 openChat(location.hash.slice(1));
 composer.focus();

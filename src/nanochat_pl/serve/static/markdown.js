@@ -10,6 +10,8 @@ const MAX_COLUMNS = 40;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:[ \t]|$)/;
 const HEADING = /^ {0,3}(#{1,6})[ \t]+/;
 const RULE = /^(?:-{3,}|\*{3,}|_{3,})$/;
+// What follows a mark in arithmetic: "#### 42", "+ 25" and "- 5 + 3" are no heading and no lists, as "# One" and "- a" are.
+const SUM = /^[^\p{L}]*\d[^\p{L}]*$/u;
 const DELIMITERS = /^[\t |:-]+$/;
 // Control characters, and those that silently turn the direction of what follows.
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ufeff]/g;
@@ -150,7 +152,7 @@ function parse(lines, depth) {
       i++;
       continue;
     }
-    const found = depth < MAX_DEPTH ? startOf(lines, i, depth, paragraph.length > 0) : null;
+    const found = depth < MAX_DEPTH ? startOf(lines, i, depth, paragraph) : null;
     if (found) {
       flush();
       blocks.push(found.block);
@@ -164,23 +166,31 @@ function parse(lines, depth) {
   return blocks;
 }
 
-function startOf(lines, i, depth, inParagraph) {
+function startOf(lines, i, depth, paragraph) {
   const line = lines[i];
   const fence = fenceOf(line);
   if (fence) return fenced(lines, i, fence);
   const heading = HEADING.exec(line);
-  if (heading) {
+  if (heading && !SUM.test(line.slice(heading[0].length))) {
     const block = { type: "heading", level: heading[1].length, text: line.slice(heading[0].length).trim() };
     return { block, next: i + 1 };
   }
-  if (RULE.test(line.replace(/[ \t]/g, ""))) return { block: { type: "rule" }, next: i + 1 };
-  if (line.trimStart().startsWith(">")) return quoted(lines, i, depth);
+  // A line under a column of numbers belongs to the column.
+  const under = paragraph.length > 0 && SUM.test(paragraph.at(-1));
+  if (RULE.test(line.replace(/[ \t]/g, "")) && !under) return { block: { type: "rule" }, next: i + 1 };
+  if (line.trimStart().startsWith(">") && !SUM.test(line)) return quoted(lines, i, depth);
   const item = ITEM.exec(line);
   // A sentence that begins with a year is no list: only "1." may interrupt a paragraph.
-  if (item && !(inParagraph && /^\d/.test(item[2]) && item[2].slice(0, -1) !== "1")) return listed(lines, i, depth);
+  const isYear = item && paragraph.length > 0 && /^\d/.test(item[2]) && item[2].slice(0, -1) !== "1";
+  if (item && !isYear && !isTerm(item[2], line.slice(item[0].length))) return listed(lines, i, depth);
   const next = lines[i + 1];
   if (line.includes("|") && next?.includes("|") && next.includes("-") && DELIMITERS.test(next)) return tabled(lines, i);
   return null;
+}
+
+/** Tell whether a line that could be an item is a term of a sum: a number alone, or with a plus whatever its unit. */
+function isTerm(mark, text) {
+  return /^[-*+]$/.test(mark) && (SUM.test(text) || (mark === "+" && /^\d/.test(text)));
 }
 
 function fenceOf(line) {

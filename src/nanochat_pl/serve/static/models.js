@@ -7,6 +7,11 @@ const STAGES = {
   rl: ["RL", "Reinforced (RL)"],
 };
 
+/** The system message of the fine-tuning on ScienceQA (PERSONA in nanochat_pl.tasks.scienceqa). */
+export const TUTOR_PROMPT =
+  "You are a helpful science tutor. Answer the question with the letter and text of the correct choice, " +
+  "then explain why.";
+
 /** Word a stage: short for a badge. A stage not of the usual chain (`sft_scienceqa`) is a fine-tuning. */
 export function stageName(stage) {
   return STAGES[stage]?.[0] ?? (stage ? "Fine-tuned" : "Model");

@@ -1,9 +1,10 @@
 // The sheet of settings: system prompt and sampling. A value that is out of range says so and is not taken.
 
 import { DEFAULTS } from "./store.js";
-import { TUTOR_PROMPT } from "./examples.js";
+import { TUTOR_PROMPT } from "./models.js";
 
-const NUMBERS = ["temperature", "topP", "topK", "maxTokens", "seed"];
+const PENALTIES = ["repetitionPenalty", "frequencyPenalty", "presencePenalty"];
+const NUMBERS = ["temperature", "topP", "topK", ...PENALTIES, "maxTokens", "seed"];
 
 /** Binds the dialog of index.html to the settings. */
 export class SettingsSheet {

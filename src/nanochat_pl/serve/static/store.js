@@ -11,6 +11,9 @@ export const DEFAULTS = Object.freeze({
   temperature: 0.6,
   topP: 1,
   topK: 50,
+  repetitionPenalty: 1,
+  frequencyPenalty: 0,
+  presencePenalty: 0,
   maxTokens: 256,
   seed: null,
   system: "",
@@ -175,5 +178,6 @@ export function newAnswer(model) {
     maxTokens: null,
     dropped: 0,
     truncated: false,
+    full: false,
   };
 }

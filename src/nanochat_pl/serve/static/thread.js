@@ -210,6 +210,7 @@ function endOf(answer, words) {
   if (answer.finish === "length") {
     const limit = answer.tokens ?? answer.maxTokens;
     const tokens = `${limit} token${limit === 1 ? "" : "s"}`;
+    if (answer.full) return `Cut off after ${tokens}: the model's context is full.`;
     return `Cut off after ${tokens}. Settings allow longer answers, as far as the model's context reaches.`;
   }
   return words ? "" : "The model ended its answer without a word.";
