@@ -146,9 +146,11 @@ class Session:
         tool: Calculator | None,
         batch_size: int,
         penalties: Mapping[str, Any] | None = None,
+        context_tokens: int | None = None,
     ):
         self._penalties = penalties
         self._model, self._stop_ids, self._tool, self._batch_size = model, stop_ids, tool, batch_size
+        self._context_tokens = context_tokens or model.config.sequence_len
         self._waiting: deque[_Row] = deque()
         self._waiting_for: Counter[tuple[int, ...]] = Counter()
         self._read: dict[tuple[int, ...], tuple[_Prefill, int]] = {}  # prompts some samples of which still wait
@@ -168,8 +170,8 @@ class Session:
         number, prompt = self._num_submitted, tuple(request.prompt)
         if self._penalties:
             request = replace(request, **self._penalties)
-        check_request(request, prompt, f"prompt {number}", self._model.config)
-        room = min(request.max_new_tokens, self._model.config.sequence_len - len(prompt))
+        check_request(request, prompt, f"prompt {number}", self._model.config, self._context_tokens)
+        room = min(request.max_new_tokens, self._context_tokens - len(prompt))
         self._waiting.append(_Row(number, request, prompt, room, self._stop_ids))
         self._waiting_for[prompt] += 1
         self._capacity = max(self._capacity, -(-(len(prompt) + room) // CAPACITY_STEP) * CAPACITY_STEP)

@@ -27,9 +27,11 @@ class Engine:
         tokenizer: with one (`encode`, `decode`, `special_id`) the calculator is on; without, its tokens are ordinary.
         dtype: of the copy and the cache: float32, bfloat16, or auto = bfloat16 where the device computes in it.
         penalties: fields of `Request` that hold for every request, such as {"repetition_penalty": 1.1}.
+        context_tokens: most tokens of a row, prompt and answer; None = the model's `sequence_len`. Up to `rotary_rows`
+            positions can be read, beyond those that the model was trained with.
 
     Raises:
-        ValueError: when the dtype is unknown.
+        ValueError: when the dtype is unknown, or the model has fewer positions.
     """
 
     def __init__(
@@ -39,10 +41,17 @@ class Engine:
         tokenizer: Any | None = None,
         dtype: str = "auto",
         penalties: Mapping[str, float] | None = None,
+        context_tokens: int | None = None,
     ):
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.dtype = pick_inference_dtype(dtype, model.device)
+        self.context_tokens = context_tokens or model.config.sequence_len
+        if not 1 <= self.context_tokens <= model.config.rotary_rows:
+            raise ValueError(
+                f"context_tokens={context_tokens} is none of the {model.config.rotary_rows} positions that the model "
+                "knows (ten times model.sequence_len); lower it"
+            )
         self._copy = InferenceCopy(model, self.dtype)
         self._penalties = dict(penalties or {})
         self._tool = None if tokenizer is None else Calculator(tokenizer)
@@ -61,7 +70,7 @@ class Engine:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        return Session(self._copy.follow(), self.stop_ids, self._tool, batch_size, self._penalties)
+        return Session(self._copy.follow(), self.stop_ids, self._tool, batch_size, self._penalties, self.context_tokens)
 
     def run(
         self,
@@ -69,7 +78,7 @@ class Engine:
         batch_size: int = 32,
         on_token: Callable[[int, int, bool], bool | None] | None = None,
     ) -> list[Completion]:
-        """Continue every prompt until a stop token, its `max_new_tokens`, or a row of `sequence_len` tokens.
+        """Continue every prompt until a stop token, its `max_new_tokens`, or a row of `context_tokens`.
 
         Args:
             requests: in any order; equal prompts are read once.
@@ -85,7 +94,7 @@ class Engine:
         """
         session = self.session(batch_size)
         for i, request in enumerate(requests):
-            check_request(request, request.prompt, f"prompt {i}", self.model.config)
+            check_request(request, request.prompt, f"prompt {i}", self.model.config, self.context_tokens)
         first: dict[tuple[int, ...], int] = {}
         # the longest first, so that the cache never grows; samples of one prompt together, so that it is soon forgotten
         order = sorted(

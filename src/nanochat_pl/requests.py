@@ -87,7 +87,9 @@ class Event:
     """Of the token, where it was sampled and the request asked."""
 
 
-def check_request(request: Request, prompt: Sequence[int], name: str, config: GPTConfig) -> None:
+def check_request(
+    request: Request, prompt: Sequence[int], name: str, config: GPTConfig, context_tokens: int | None = None
+) -> None:
     """Raise ValueError, with the remedy, for what cannot be generated."""
     if request.max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={request.max_new_tokens} must be 0 or more")
@@ -108,10 +110,12 @@ def check_request(request: Request, prompt: Sequence[int], name: str, config: GP
         raise ValueError(f"logprobs={request.logprobs} must lie between 0 and {config.vocab_size}, or be None for none")
     if not prompt:
         raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
-    if len(prompt) >= config.sequence_len and request.max_new_tokens:
+    room = context_tokens or config.sequence_len
+    if len(prompt) >= room and request.max_new_tokens:
+        limit = f"model.sequence_len={room}" if room == config.sequence_len else f"context_tokens={room}"
         raise ValueError(
-            f"{name} has {len(prompt)} tokens; with model.sequence_len={config.sequence_len} there is no "
-            f"room for a new one; cut it to {config.sequence_len - 1} tokens or fewer"
+            f"{name} has {len(prompt)} tokens; with {limit} there is no room for a new one; "
+            f"cut it to {room - 1} tokens or fewer"
         )
     if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from nanochat_pl.engine import Completion, Engine
 from nanochat_pl.eval.chat import evaluate_chat, summarize_chat, with_ids
 from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
+from nanochat_pl.eval.prompts import by_room, render_prompts
 from nanochat_pl.eval.results import ExampleLog, MetricRow, find_row, proportion_row
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
@@ -140,6 +141,44 @@ def test_chance_and_majority_stand_beside_accuracy_over_all_and_by_subject(model
     parts = {r.group["subject"]: r for r in evaluation.rows if r.group}
     assert [(name, r.n) for name, r in parts.items()] == [("art", 1), ("law", 2)]
     assert parts["law"].baseline == {"chance": pytest.approx(1 / 3), "majority": 0.5, "majority_letter": "B"}
+
+
+def test_a_question_beyond_the_context_is_read_on_as_far_as_the_positions_reach(model, tokenizer, caplog):
+    """Its letter is that of the whole question, where a cut one would have lost its choices."""
+    context = model.config.sequence_len
+    long = choice(10 + context)
+    evaluation = by_letter(model, tokenizer, [long, CHOICES[0]])
+    record, short = evaluation.records
+    ids = tokenizer.render_for_completion(long, max_tokens=10**6)
+    assert context < len(ids) == record["prompt_tokens"] <= model.config.rotary_rows
+    assert not record["prompt_cut"] and short["prompt_tokens"] <= context
+    with torch.no_grad():
+        expected = model.logits(model.hidden(torch.tensor([ids]))[:, -1]).float().log_softmax(-1)[0]
+    for letter, logprob in record["letter_logprobs"].items():
+        assert logprob == pytest.approx(expected[tokenizer.encode(letter)[0]].item(), abs=1e-4)
+    assert f"1 questions are longer than the model's context of {context} tokens; 1 were read" in caplog.text
+
+
+def test_what_no_position_is_left_for_loses_its_beginning_and_keeps_its_choices(model, tokenizer, caplog):
+    long = choice(10 + model.config.rotary_rows)
+    [record] = by_letter(model, tokenizer, [long]).records
+    assert record["prompt_cut"] and record["prompt_tokens"] == model.config.rotary_rows - 1
+    [prompt] = render_prompts(tokenizer, [long], context_tokens=80, max_new_tokens=1)
+    text = tokenizer.decode(prompt.ids)
+    assert text.startswith("<|bos|><|user_start|>") and len(prompt.ids) == 79
+    assert text.endswith("Respond only with the letter of the correct answer.<|user_end|><|assistant_start|>")
+    assert all(f"- {choice}={letter}" in text for choice, letter in zip(long["choices"], long["letters"]))
+    assert "0 were read beyond it, 1 lost their beginning" in caplog.text
+
+
+def test_of_several_turns_the_oldest_go_first(tokenizer):
+    turns = [m for number in range(4) for m in sum_of(number, number)["messages"]]
+    whole = render_prompts(tokenizer, [{"messages": turns}], context_tokens=1000, max_new_tokens=1)[0]
+    [prompt] = render_prompts(tokenizer, [{"messages": turns}], context_tokens=len(whole.ids), max_new_tokens=1)
+    assert prompt.cut
+    assert tokenizer.decode(prompt.ids) == tokenizer.decode(whole.ids).replace(
+        "<|user_start|>0+0<|user_end|><|assistant_start|>#### 0<|assistant_end|>", ""
+    )
 
 
 def test_a_prompt_that_does_not_fit_is_cut_and_counted(model, tokenizer):
@@ -366,3 +405,27 @@ def test_worked_solutions_of_real_tasks_pass_and_others_do_not(data_root, model)
     bodies = {c["id"]: f"```python\n{c['messages'][-1]['content']}\n```" for c in code}
     assert solve(code, bodies).rows[0].value == 1.0
     assert solve(code, dict.fromkeys(bodies, "pass")).rows[0].value == 0.0
+
+
+def test_an_answer_to_a_question_beyond_the_context_is_the_naive_one(model, tokenizer):
+    """An engine told so generates as far as the positions reach; by default it keeps to the context."""
+    prompt = tokenizer.render_for_completion(choice(model.config.sequence_len), max_tokens=10**6)
+    assert len(prompt) > model.config.sequence_len
+    with pytest.raises(ValueError, match="no room"):
+        Engine(model, [], dtype="float32").generate([prompt], 4)
+    engine = Engine(model, [], dtype="float32", context_tokens=model.config.rotary_rows)
+    [completion] = engine.generate([prompt], 4)
+    ids = list(prompt)
+    with torch.no_grad():
+        for token in completion.tokens:
+            assert token == int(model.logits(model.hidden(torch.tensor([ids]))[:, -1]).argmax())
+            ids.append(token)
+    assert len(completion.tokens) == 4
+    with pytest.raises(ValueError, match="context_tokens=2561 is none of the 2560 positions"):
+        Engine(model, [], context_tokens=2561)
+
+
+def test_long_rows_run_fewer_at_once():
+    assert list(by_room([10, 300, 20, 1000], 256, 32)) == [([0, 2], 32), ([1, 3], 8)]
+    assert list(by_room([10], 256, 32)) == [([0], 32)]
+    assert list(by_room([2560], 256, 4)) == [([0], 1)]

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 
 from nanochat_pl.engine import Completion, Request
 from nanochat_pl.eval.letters import letter_tokens, score_letters
-from nanochat_pl.eval.prompts import Prompt, render_prompts
+from nanochat_pl.eval.prompts import Prompt, by_room, render_prompts, say_lengths
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 from nanochat_pl.tasks.answers import pass_at_k
 
@@ -54,7 +54,7 @@ def evaluate_chat(
     temperature: float = 0.0,
     top_k: int | None = None,
     max_new_tokens: int = 512,
-    max_prompt_tokens: int = 2048,
+    max_prompt_tokens: int | None = None,
     batch_size: int = 32,
     max_batch_tokens: int | None = None,
     grading_threads: int = 1,
@@ -83,7 +83,8 @@ def evaluate_chat(
         temperature: 0 = greedy.
         top_k: Sample among so many tokens; None = all.
         max_new_tokens: Most tokens of a generated answer.
-        max_prompt_tokens: A longer prompt is cut at its end (and counted), see `prompts.render_prompts`.
+        max_prompt_tokens: A longer prompt loses its beginning (and is counted), see `prompts.render_prompts`; None = as
+            far as the model's positions reach.
         batch_size: Answers generated at once.
         max_batch_tokens: Most tokens of a batch while letters are scored; None as in `score_letters`.
         grading_threads: Answers graded at once: more than 1 where grading runs programs.
@@ -113,12 +114,12 @@ def evaluate_chat(
         _check_generative(task, grade, num_samples, temperature, grading_threads)
     else:
         raise ValueError(f"{task}: kind={kind!r} is unknown; choose categorical or generative")
-    context_tokens = (model if kind == "categorical" else engine.model).config.sequence_len
+    config = (model if kind == "categorical" else engine.model).config
     for chunk in chunks:
         prompts = render_prompts(
             tokenizer,
             chunk,
-            context_tokens=context_tokens,
+            context_tokens=config.rotary_rows,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
         )
@@ -132,7 +133,11 @@ def evaluate_chat(
                 for question, prompt in zip(chunk, prompts, strict=True)
                 for number in range(num_samples)
             ]
-            completions = engine.run(requests, batch_size=batch_size)
+            lengths = [len(request.prompt) + max_new_tokens for request in requests]
+            answered: dict[int, Completion] = {}
+            for rows, at_once in by_room(lengths, config.sequence_len, batch_size):
+                answered.update(zip(rows, engine.run([requests[row] for row in rows], batch_size=at_once)))
+            completions = [answered[row] for row in range(len(requests))]
             assert grade is not None
             samples = _grade_all(tokenizer, chunk, completions, grade, num_samples, grading_threads)
             records = [_judge_samples(task, *answered) for answered in zip(chunk, prompts, samples, strict=True)]
@@ -140,6 +145,7 @@ def evaluate_chat(
         if progress is not None:
             progress(len(log.records), len(questions))
     records = log.in_order(questions)
+    say_lengths(task, records, config.sequence_len)
     return Evaluation(
         records=records,
         rows=summarize_chat(records, task=task, seed=seed),

@@ -84,16 +84,16 @@ def run_checks(
 
     A record has `id`, `category`, `prompt`, `expected` and `output` (texts), `correct` (all expectations hold),
     `expectations` (kind -> whether it holds), `prompt_tokens`, `prompt_cut` (it was too long for the context and lost
-    its end), `output_tokens`, `truncated`, `tool_calls`, `tool_errors`, `first_token_s` (seconds from the question to
-    the first token), `tokens_per_s` (of the tokens after the first; None where there are none). One token is generated
-    beforehand, untimed, so that the first check does not pay for what a process does once.
+    its beginning), `output_tokens`, `truncated`, `tool_calls`, `tool_errors`, `first_token_s` (seconds from the
+    question to the first token), `tokens_per_s` (of the tokens after the first; None where there are none). One token
+    is generated beforehand, untimed, so that the first check does not pay for what a process does once.
 
     Args:
         engine: An `Engine` with its tokenizer (else no tool is ever used), whose stop ids hold `<|assistant_end|>`.
         tokenizer: The tokenizer saved with the model.
         checks: Of `load_checks`.
         task: Name of the task in the figures.
-        max_prompt_tokens: A longer prompt is cut at its end, as is one that leaves no room in the context.
+        max_prompt_tokens: A longer prompt loses its beginning, as does one that leaves no room in the context.
         seed: For the bootstrap.
         log: Answers already given, and where to put new ones; None = memory only.
         progress: Called with (answered, asked) after each check.

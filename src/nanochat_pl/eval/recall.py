@@ -12,7 +12,7 @@ from typing import Any
 
 from nanochat_pl.engine import Completion
 from nanochat_pl.eval.answers import recalled_answer
-from nanochat_pl.eval.prompts import Prompt, render_prompts
+from nanochat_pl.eval.prompts import Prompt, generate_greedily, render_prompts, say_lengths
 from nanochat_pl.eval.results import Evaluation, ExampleLog, mean_row, proportion_row
 
 __all__ = ["evaluate_recall"]
@@ -27,7 +27,7 @@ def evaluate_recall(
     *,
     task: str = "recall",
     max_new_tokens: int = 32,
-    max_prompt_tokens: int = 2048,
+    max_prompt_tokens: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
     log: ExampleLog | None = None,
@@ -57,12 +57,12 @@ def evaluate_recall(
         prompts = render_prompts(
             tokenizer,
             chunk,
-            context_tokens=engine.model.config.sequence_len,
+            context_tokens=engine.model.config.rotary_rows,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
         )
         ids = [prompt.ids for prompt in prompts]
-        outputs = engine.generate(ids, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
+        outputs = generate_greedily(engine, ids, max_new_tokens, batch_size, seed)
         log.append(
             [
                 _judge(question, tokenizer.decode(output.tokens), prompt, output)
@@ -72,6 +72,7 @@ def evaluate_recall(
         if progress is not None:
             progress(len(log.records), len(questions))
     records = log.in_order(questions)
+    say_lengths(task, records, engine.model.config.sequence_len)
     rows = [
         proportion_row(
             task, "exact_match", [r["correct"] for r in records], baseline=_baseline(questions), bootstrap_seed=seed

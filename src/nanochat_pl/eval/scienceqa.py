@@ -22,7 +22,7 @@ from nanochat_pl.eval.answers import (
     strict_letter,
 )
 from nanochat_pl.eval.letters import letter_tokens, score_letters
-from nanochat_pl.eval.prompts import Prompt, render_prompts
+from nanochat_pl.eval.prompts import Prompt, generate_greedily, render_prompts, say_lengths
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 
 __all__ = ["Record", "evaluate_scienceqa", "summarize"]
@@ -59,7 +59,7 @@ class Record(TypedDict):
     likely_correct: bool
     prompt_tokens: int
     prompt_cut: bool
-    """The prompt was too long and lost its end."""
+    """The prompt was too long for the model's positions and lost its beginning."""
     output_tokens: int
     truncated: bool
     """Generation ended at `max_new_tokens` or the end of the context, not at a stop token."""
@@ -77,7 +77,7 @@ def evaluate_scienceqa(
     *,
     task: str = "scienceqa",
     max_new_tokens: int = 128,
-    max_prompt_tokens: int = 2048,
+    max_prompt_tokens: int | None = None,
     batch_size: int = 32,
     max_batch_tokens: int | None = None,
     seed: int = 0,
@@ -94,7 +94,8 @@ def evaluate_scienceqa(
             `letters`, `answer` (a letter), `choices`; optional `subject`, `topic`, `grade`, `has_image`, `solution`.
         task: Name of the task in the figures.
         max_new_tokens: Most tokens of a response.
-        max_prompt_tokens: A longer prompt is cut at its end (and counted), see `prompts.render_prompts`.
+        max_prompt_tokens: A longer prompt loses its beginning (and is counted), see `prompts.render_prompts`; None = as
+            far as the model's positions reach.
         batch_size: Responses generated at once.
         max_batch_tokens: Most tokens of a batch while letters are scored; None as in `score_letters`.
         seed: For the bootstrap; greedy answers do not depend on it.
@@ -114,13 +115,13 @@ def evaluate_scienceqa(
         prompts = render_prompts(
             tokenizer,
             chunk,
-            context_tokens=model.config.sequence_len,
+            context_tokens=model.config.rotary_rows,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
         )
         ids = [prompt.ids for prompt in prompts]
         scores = score_letters(model, ids, [question["letters"] for question in chunk], tokens, max_batch_tokens)
-        outputs = engine.generate(ids, max_new_tokens, temperature=0.0, seed=seed, batch_size=batch_size)
+        outputs = generate_greedily(engine, ids, max_new_tokens, batch_size, seed)
         log.append(
             [
                 _judge(
@@ -137,6 +138,7 @@ def evaluate_scienceqa(
         if progress is not None:
             progress(len(log.records), len(questions))
     records = log.in_order(questions)
+    say_lengths(task, records, model.config.sequence_len)
     return Evaluation(
         records=records,
         rows=summarize(records, task=task, seed=seed),

@@ -39,11 +39,18 @@ class Subject:
     """Of the mixture, whose wording of a question is the one the model knows."""
     cfg: EvaluateConfig | TrainConfig
 
-    def engine(self) -> Engine:
-        """Make an engine that stops where an answer ends."""
+    def engine(self, context_tokens: int | None = None) -> Engine:
+        """Make an engine that stops where an answer ends; `context_tokens` as of `Engine`."""
         stops = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
         dtype, penalties = str(self.cfg.engine.dtype), self.cfg.eval.penalties()
-        return Engine(self.model, stops, tokenizer=self.tokenizer, dtype=dtype, penalties=penalties)
+        return Engine(
+            self.model,
+            stops,
+            tokenizer=self.tokenizer,
+            dtype=dtype,
+            penalties=penalties,
+            context_tokens=context_tokens,
+        )
 
     def answering(self) -> dict[str, Any]:
         """Give what all evaluations that generate answers take.
@@ -52,12 +59,12 @@ class Subject:
             ValueError: no room is left for a question.
         """
         cfg = self.cfg.eval
-        room = self.model.config.sequence_len - cfg.max_new_tokens
-        if room < 1:
+        if cfg.max_new_tokens >= self.model.config.sequence_len:
             raise ValueError(
                 f"eval.max_new_tokens={cfg.max_new_tokens} leaves no room for a question in the model's "
                 f"{self.model.config.sequence_len} tokens; lower it"
             )
+        room = self.model.config.rotary_rows - cfg.max_new_tokens
         common = {"max_new_tokens": cfg.max_new_tokens, "max_prompt_tokens": room, "batch_size": cfg.batch_size}
         return common | {"seed": self.cfg.seed}
 
@@ -86,7 +93,13 @@ def scienceqa(subject: Subject) -> Measure:
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
         found = evaluate_scienceqa(
-            subject.model, subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress
+            subject.model,
+            subject.tokenizer,
+            subject.engine(subject.model.config.rotary_rows),
+            questions,
+            **common,
+            log=log,
+            progress=progress,
         )
         if cfg.bertscore is not None:
             found.rows.append(bertscore_row(found.records, cfg.bertscore, seed=subject.cfg.seed))
@@ -115,7 +128,7 @@ def arc(subject: Subject) -> Measure:
     common = subject.answering()
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        begin, engine = time.perf_counter(), subject.engine()
+        begin, engine = time.perf_counter(), subject.engine(subject.model.config.rotary_rows)
         records, rows = [], []
         for subset, questions in asked.items():
             one = evaluate_scienceqa(
@@ -164,7 +177,14 @@ def recall(subject: Subject) -> Measure:
     questions, common = _first(make(spec), subject.cfg.eval), subject.answering()
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        return evaluate_recall(subject.tokenizer, subject.engine(), questions, **common, log=log, progress=progress)
+        return evaluate_recall(
+            subject.tokenizer,
+            subject.engine(subject.model.config.rotary_rows),
+            questions,
+            **common,
+            log=log,
+            progress=progress,
+        )
 
     settings = _asked(subject, questions) | {"split": subject.cfg.eval.split, "tasks": plain(subject.tasks)}
     return Measure(settings, answer)
@@ -198,12 +218,11 @@ def chat(subject: Subject) -> Measure:
         task = make(spec)
         questions = with_ids(_first(task, cfg))
         asked[name] = task, [{**question, "id": f"{name}/{question['id']}"} for question in questions]
-    # A long question leaves an answer less room than it may want, rather than lose its end.
     common = {"max_new_tokens": cfg.max_new_tokens, "batch_size": cfg.batch_size}
     sampling = {"num_samples": cfg.num_samples, "temperature": cfg.temperature, "top_k": cfg.top_k}
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        begin, engine = time.perf_counter(), subject.engine()
+        begin, engine = time.perf_counter(), subject.engine(subject.model.config.rotary_rows)
         records, rows, scores = [], [], {}
         total = sum(len(questions) for _, questions in asked.values())
         for name, (task, questions) in asked.items():
@@ -261,8 +280,12 @@ def _first(task: Any, cfg: EvalConfig) -> list[Any]:
 def _asked(subject: Subject, questions: Any) -> dict[str, Any]:
     """Give the settings of all evaluations that ask; `questions` names what is asked by its content."""
     cfg = subject.cfg.eval
-    content = config_hash({"questions": plain(questions)})
-    return {"max_new_tokens": cfg.max_new_tokens, "max_questions": cfg.max_questions, "questions": content}
+    return {
+        "max_new_tokens": cfg.max_new_tokens,
+        "max_questions": cfg.max_questions,
+        "questions": config_hash({"questions": plain(questions)}),
+        "long_questions": "read on",
+    }
 
 
 def chosen(cfg: EvalConfig, there: Sequence[str]) -> list[str]:
