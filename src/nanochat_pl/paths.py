@@ -11,6 +11,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+MAX_NAME_BYTES = 200
+"""Of a run's name: file systems allow 255, and temporary files have some more in theirs."""
+
 __all__ = ["atomic_file", "checkpoint_file", "listing", "move_into_place", "run_dir", "write_atomically"]
 
 
@@ -18,11 +21,19 @@ def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
     """Return the folder of a run, ``<root>/<stage>/<run_name>``; nothing is created.
 
     Raises:
-        ValueError: If a name is empty or would lead out of its folder.
+        ValueError: If a name is empty, too long for a file system, would lead out of its folder, or shows badly.
     """
     for key, name in (("stage", stage), ("run_name", run_name)):
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise ValueError(f"{key}={name!r} must be a plain folder name, without / or \\; set another {key}")
+        if not name.isprintable() or name != name.strip() or name.startswith("~"):
+            raise ValueError(
+                f"{key}={name!r} must be printable, without spaces at its ends or ~ at its beginning; set another {key}"
+            )
+        if (length := len(name.encode())) > MAX_NAME_BYTES:
+            raise ValueError(
+                f"{key}={name[:40]}… has {length} bytes, and {MAX_NAME_BYTES} is the most; set a shorter {key}"
+            )
     return Path(root) / stage / run_name
 
 

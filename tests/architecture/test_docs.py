@@ -23,7 +23,7 @@ from nanochat_pl.cli.compose import (
     compose_checked,
     config_dir,
     known_names,
-    quote_paths,
+    quote_texts,
 )
 from nanochat_pl.cli.main import COMMANDS, module_of
 
@@ -64,7 +64,7 @@ def check_command(words: list[str]) -> None:
         assert not unknown, f"unknown {', '.join(unknown)}"
     elif script in ("train.py", "evaluate.py") or program == "nanochat-pl":
         name, arguments = (script.removesuffix(".py"), rest[1:]) if program != "nanochat-pl" else (rest[0], rest[1:])
-        line = CommandLine.parse(quote_paths(arguments))
+        line = CommandLine.parse(quote_texts(arguments))
         assert compose_checked(name, line)
     elif program == "make":
         subprocess.run(["make", "-n", *rest], cwd=REPO, check=True, capture_output=True)

@@ -235,12 +235,12 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
 def test_a_file_is_mixed_in_from_the_command_line(tmp_path):
     from hydra.utils import instantiate
 
-    from nanochat_pl.cli.compose import CommandLine, compose_checked, quote_paths
+    from nanochat_pl.cli.compose import CommandLine, compose_checked, quote_texts
 
     path = write(tmp_path, *[chat(f"Question {i}?") for i in range(30)], name="pirate.jsonl")
     task = f"{{_target_: nanochat_pl.tasks.jsonl.JSONL, path: {path}, epochs: 10}}"
     for stage in ("mid", "sft"):
-        arguments = quote_paths([f"stage={stage}", f"+mixture.tasks.pirate={task}"])
+        arguments = quote_texts([f"stage={stage}", f"+mixture.tasks.pirate={task}"])
         (cfg,) = compose_checked("train", CommandLine.parse(arguments))
         assert len(instantiate(cfg.mixture.tasks.pirate)) == 270
         assert "smoltalk" in cfg.mixture.tasks
@@ -249,11 +249,11 @@ def test_a_file_is_mixed_in_from_the_command_line(tmp_path):
 def test_a_path_in_the_place_of_a_task_reads_its_conversations(tmp_path):
     from hydra.utils import instantiate
 
-    from nanochat_pl.cli.compose import CommandLine, compose_checked, quote_paths
+    from nanochat_pl.cli.compose import CommandLine, compose_checked, quote_texts
     from nanochat_pl.lit.schema import MixtureConfig
 
     path = write(tmp_path, *[chat(f"Question {i}?") for i in range(30)], name="pirate (a=1).jsonl")
-    arguments = quote_paths(["stage=sft", f"+mixture.tasks.pirate={path}"])
+    arguments = quote_texts(["stage=sft", f"+mixture.tasks.pirate={path}"])
     (cfg,) = compose_checked("train", CommandLine.parse(arguments))
     mixture = MixtureConfig(**cfg.mixture)
     assert len(instantiate(mixture.tasks["pirate"])) == 30 and "smoltalk" in mixture.tasks

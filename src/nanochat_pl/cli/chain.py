@@ -31,7 +31,7 @@ from nanochat_pl.cli.compose import (
     config_dir,
     leaves,
     quote,
-    quote_paths,
+    quote_texts,
 )
 from nanochat_pl.inputs import START_STAGES
 from nanochat_pl.lit.preflight import check_task_files
@@ -123,18 +123,19 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         arguments = [f"stage={stage}", *common, "chain=[]"]
         if stage != StageName.tokenizer:
             before = next((s for s in reversed(trained) if s in START_STAGES.get(stage, ())), None)
-            arguments += start if before is None else [f"init_from={run_dir(before, cfg.run_name, cfg.outputs)}"]
+            place = in_hydra(str(run_dir(before, cfg.run_name, cfg.outputs))) if before is not None else ""
+            arguments += start if before is None else [f"init_from={place}"]
             trained.append(stage)
-        arguments = quote_paths([*arguments, *flat(cfg.chain_overrides.get(stage, {}))])
+        arguments = quote_texts([*arguments, *flat(cfg.chain_overrides.get(stage, {}))])
         compose_checked("train", CommandLine(arguments, False, folder or config_dir()))
         commands.append((stage, arguments))
     if EVALUATE in cfg.chain:
-        paths = ",".join(str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained)
+        paths = in_hydra([str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained])
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
         own = flat(cfg.chain_overrides.get(EVALUATE, {}))
         for name in ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",):
-            arguments = quote_paths([f"ckpt=[{paths}]", f"eval={name}", *common, *own])
+            arguments = quote_texts([f"ckpt={paths}", f"eval={name}", *common, *own])
             compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))
             commands.append((EVALUATE, arguments))
     return commands

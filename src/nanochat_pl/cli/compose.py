@@ -1,14 +1,17 @@
 """From a command line to a checked config, in a fraction of a second and without torch.
 
 Hydra composes; this module adds what users miss in it: a misspelt key names its neighbour, `+key` cannot invent
-settings that nothing reads, a path with `=` in it needs no quoting, several values without `-m` say what to
-type, `_target_` stays below an allow-list, and the values of all sections are checked before a run begins.
+settings that nothing reads, names and paths need no quoting, several values without `-m` say what to type, `_target_`
+stays below an allow-list, and the values of all sections are checked before a run begins.
 """
 
 import difflib
 import itertools
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,13 +21,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.trust import is_module
 
-PATH_KEYS = ("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output")
+PATH_KEYS = (
+    *("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output"),
+    *("eval.bundle", "eval.checks", "eval.include_path", "eval.bertscore"),
+)
 OPEN_KEYS = ("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts")
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
@@ -41,20 +47,23 @@ def config_dir() -> Path:
     return checkout if (checkout / "train.yaml").is_file() else package / "configs"
 
 
-def quote_paths(argv: Sequence[str]) -> list[str]:
-    """Quote values of path-like keys that Hydra's grammar would trip over (`=`, parentheses, leading `~`)."""
+def quote_texts(argv: Sequence[str]) -> list[str]:
+    """Let the values of all settings that are text mean what was typed.
+
+    Hydra's grammar reads `5e10123` as infinity and `true` as a truth value, and stumbles over `it's` and `a=b`; what it
+    would read as something else is quoted here. Left to it are `null` where a setting may be null, `${…}`, what is
+    quoted already, and with `-m` the commas between values. Of paths, a leading `~` becomes the home folder.
+    """
+    multirun = any(argument in ("-m", "--multirun") for argument in argv)
+    kinds = text_keys()
     quoted = []
     for argument in argv:
-        key, equals, value = argument.partition("=")
-        if equals and takes_path(key.lstrip("+"), value) and not value.startswith(("'", '"')):
-            try:
-                OverridesParser.create().parse_override(argument)
-            except HydraException:
-                if value.startswith("[") and value.endswith("]"):
-                    paths = ",".join(quote(path.strip()) for path in value[1:-1].split(","))
-                    argument = f"{key}=[{paths}]"
-                else:
-                    argument = f"{key}={quote(value)}"
+        typed, equals, value = argument.partition("=")
+        key = re.sub(r"^chain_overrides\.\w+\.", "", typed.lstrip("+"))
+        is_path = takes_path(key, value)
+        kind = "plain" if key.startswith("eval.texts.") else kinds.get(key, "optional" if is_path else None)
+        if equals and kind is not None and not typed.startswith("-"):
+            argument = f"{typed}={_literal(value, kind, is_path, multirun)}"
         quoted.append(argument)
     return quoted
 
@@ -62,12 +71,70 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
 def takes_path(key: str, value: str) -> bool:
     """Say whether a setting's value is a path: by its key, or as a file of conversations in the place of a task."""
     is_task = key.startswith(("mixture.tasks.", "mixture.val_tasks."))
-    return key in PATH_KEYS or (is_task and key.endswith(".path")) or (is_task and value.endswith((".jsonl", ".json")))
+    if key in PATH_KEYS or key.startswith("eval.texts."):
+        return True
+    return (is_task and key.endswith(".path")) or (is_task and value.endswith((".jsonl", ".json")))
+
+
+@cache
+def text_keys() -> dict[str, str]:
+    """Map each key whose value is text to `plain`, `optional` (may be null) or `list`."""
+    kinds = {"ckpt": "optional"}
+    for root in ROOTS.values():
+        for key, hint in dotted_types(root):
+            if hint in (str, str | None, list[str], list[str] | None):
+                is_list = list[str] in (hint, *get_args(hint))
+                kinds[key] = "list" if is_list else "plain" if hint is str else "optional"
+    return kinds
+
+
+def _literal(value: str, kind: str, is_path: bool, multirun: bool) -> str:
+    """Write the value of a text setting so that Hydra's grammar reads what was typed; see `quote_texts`."""
+    if value == "null" and kind != "plain":
+        return value
+    if multirun and re.fullmatch(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", value):
+        return value
+    if multirun and len(several := split_values(value)) > 1:
+        return ",".join(_literal(item, kind, is_path, False) for item in several)
+    if value.startswith("[") and value.endswith("]") and kind != "plain":
+        return f"[{','.join(_literal(item.strip(), 'plain', is_path, False) for item in split_values(value[1:-1]))}]"
+    if is_path and value.startswith("~"):
+        value = os.path.expanduser(value)  # Path would also drop a final slash
+    try:
+        override = OverridesParser.create().parse_override(f"key={value}")
+        if override.is_sweep_override():  # refused with what to type
+            return value
+        read = override.value()
+        if isinstance(read, str) and (read == value or "\\" in value or re.fullmatch(r"'.*'|\".*\"", value)):
+            return value
+    except HydraException:
+        pass
+    return quote(value)
+
+
+def split_values(text: str) -> list[str]:
+    """Split at the commas that stand outside quotes and brackets."""
+    parts, depth, mark, begin = [], 0, "", 0
+    for at, char in enumerate(text):
+        if mark:
+            mark = "" if char == mark and text[at - 1] != "\\" else mark
+        elif char in "'\"" and not text[begin:at].strip():  # an apostrophe within a word is none
+            mark = char
+        elif char in "[({":
+            depth += 1
+        elif char in "])}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [*parts, text[begin:]] if text else []
 
 
 def quote(value: str) -> str:
-    """Put a value in the quotes of Hydra's grammar, unless it has them."""
-    return value if value.startswith(("'", '"')) else f"'{value.replace(chr(39), chr(92) + chr(39))}'"
+    """Put a text into the quotes of Hydra's grammar."""
+    inside = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
+    end = len(inside) - len(inside.rstrip("\\"))
+    return f"'{inside}{chr(92) * end}'"
 
 
 @dataclass(frozen=True)
@@ -164,15 +231,20 @@ def known_names(root: type, folder: Path) -> dict[str, bool]:
     return names
 
 
-def dotted_keys(root: type, prefix: str = "") -> Iterator[str]:
+def dotted_keys(root: type) -> Iterator[str]:
     """List all keys of a dataclass and of the dataclasses below it, with dots."""
+    return (key for key, _ in dotted_types(root))
+
+
+def dotted_types(root: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List all keys of a dataclass and of the dataclasses below it, with dots, and their types."""
     hints = get_type_hints(root)
     for item in fields(root):
         kind = hints[item.name]
-        yield prefix + item.name
+        yield prefix + item.name, kind
         inner = next((k for k in (kind, *get_args(kind)) if is_dataclass(k) and isinstance(k, type)), None)
         if inner is not None and get_origin(kind) is not dict:
-            yield from dotted_keys(inner, f"{prefix}{item.name}.")
+            yield from dotted_types(inner, f"{prefix}{item.name}.")
 
 
 def check_override(override: Override, names: Mapping[str, bool], multirun: bool) -> None:
@@ -198,6 +270,8 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
         raise ConfigError(f"{override.input_line}: no setting is called {key}{hint}")
     if override.is_sweep_override() and not multirun:
         plain = f" or '{key}=[{override.get_value_string()}]' for a list" if key == "ckpt" else ""
+        if key in text_keys() and key != "ckpt":
+            plain = f""" or "{key}='{override.get_value_string()}'" for one with commas in it"""
         raise ConfigError(f"{override.input_line}: several values need -m (one run each){plain}")
 
 
@@ -217,6 +291,11 @@ def check(cfg: DictConfig, root: type) -> Any:
     for key in leaves(plain):
         if key not in known and not key.startswith(OPEN_KEYS):
             raise ConfigError(f"{key} is set by a config file, but no setting is called so")
+    for key in PATH_KEYS:
+        paths = OmegaConf.select(cfg, key) if key in known else None
+        for path in paths if isinstance(paths, ListConfig) else [paths]:
+            if isinstance(path, str) and path.startswith("~"):
+                raise ConfigError(f"{key}={path}: the ~ stands for no home folder here; write the whole path")
     check_targets(plain, tuple(plain["plugins"]["allow"]))
     return OmegaConf.to_object(cfg)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.cli.arguments import share_cores
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, quote_paths
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, quote_texts
 from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
@@ -22,7 +22,7 @@ from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, n
 def main(argv: list[str] | None = None) -> int:
     """Run `evaluate.py` and return its exit code: 0, 1 = failed, 2 = bad command line."""
     share_cores()
-    arguments = quote_paths(sys.argv[1:] if argv is None else argv)
+    arguments = quote_texts(sys.argv[1:] if argv is None else argv)
     sys.argv[1:] = arguments
     schema.register()
     if not any(a.split("=")[0] in INFORMATION for a in arguments):

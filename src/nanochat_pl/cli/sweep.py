@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -45,7 +46,7 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"job": job.name}
         for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
             key, _, value = str(override).partition("=")
-            row[key] = value
+            row[key] = str(OverridesParser.create().parse_override(override).value()) if value[:1] == "'" else value
         summary = json.loads((job / "summary.json").read_text()) if (job / "summary.json").is_file() else {}
         row |= {name: summary.get(name) for name in FIGURES if name in summary}
         if (job / "error.txt").is_file():

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from nanochat_pl.cli.arguments import share_cores
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_paths
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_texts
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.preflight import is_first_process, preflight
 
@@ -26,7 +26,7 @@ INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--shell-completion"
 def main(argv: list[str] | None = None) -> int:
     """Run `train.py` and return its exit code: 0, 1 = failed, 2 = bad command line, 128+n = stopped by signal n."""
     share_cores()
-    arguments = quote_paths(sys.argv[1:] if argv is None else argv)
+    arguments = quote_texts(sys.argv[1:] if argv is None else argv)
     sys.argv[1:] = arguments
     schema.register()
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process

@@ -1,0 +1,190 @@
+"""What is typed for a setting that is text is what the setting becomes, whatever Hydra's grammar would make of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat_pl.cli.chain import in_hydra, plan_chain
+from nanochat_pl.cli.compose import (
+    PATH_KEYS,
+    ROOTS,
+    CommandLine,
+    ConfigError,
+    check,
+    compose_checked,
+    jobs,
+    quote,
+    quote_texts,
+    text_keys,
+)
+from nanochat_pl.paths import MAX_NAME_BYTES, run_dir
+
+NAMES = [
+    *(
+        "5e10123",
+        "1e-3",
+        "1E5",
+        "007",
+        "0x1f",
+        "1_000",
+        "inf",
+        "nan",
+        "true",
+        "False",
+        "yes",
+        "null",
+        "None",
+        "~",
+        "none",
+    ),
+    *("名前", "größe", "exp#1", "it's", "x'", 'say "hi"', "a b", "a=b", "a(b)", "{a}", "[a]", "a:b", "a;b", "$x", "%s"),
+    *("a@b", "#", "!", "-x", "a&b", "a|b", "a*", "a?", "`x`", "a\\", "a\\'b", "é\u0301", "🙂", "a/b", "/x/it's (1)=2"),
+]
+
+
+def read(argument: str) -> object:
+    return OverridesParser.create().parse_override(argument).value()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "key", ["run_name", "data.text", "+eval.texts.x", "++run_name", "chain_overrides.sft.data.text"]
+)
+def test_a_text_is_what_was_typed(key: str, name: str):
+    (argument,) = quote_texts([f"{key}={name}"])
+    assert read(argument) == (os.path.expanduser(name) if "eval.texts" in key else name)
+    assert quote_texts([argument]) == [argument], "commands pass arguments on, and a second time nothing changes"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "null"])
+def test_what_may_be_null_takes_every_other_text(name: str):
+    for key in ("init_from", "ckpt", "resume", "data.root"):
+        assert read(*quote_texts([f"{key}={name}"])) == os.path.expanduser(name) or name == "[a]"
+    assert read(*quote_texts(["init_from=null"])) is None
+
+
+@given(st.text(st.characters(exclude_characters=",\0", exclude_categories=("Cs",)), min_size=1, max_size=12))
+def test_any_text_survives_quoting(text: str):
+    assert read(f"key={quote(text)}") == text
+    assert read(f"key={in_hydra([text, 'b'])}") == [text, "b"]
+    if "${" not in text and "\\" not in text and not (text[0] == text[-1] and text[0] in "'\"" and len(text) > 1):
+        assert read(*quote_texts([f"run_name={text}"])) == text
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("ckpt=[/a=1,it's, 1e3]", ["/a=1", "it's", "1e3"]),
+        ("eval.tasks=[1e3,true,'a,b']", ["1e3", "true", "a,b"]),
+        ("plugins.allow=[]", []),
+        ('stage.sample_prompts=["Hi, you",Gold is]', ["Hi, you", "Gold is"]),
+    ],
+)
+def test_lists_of_texts_are_lists_of_what_was_typed(argument: str, values: list[str]):
+    assert read(*quote_texts([argument])) == values
+
+
+def test_what_was_quoted_or_refers_to_a_setting_stays():
+    kept = ["run_name='a,b'", 'run_name="x y"', "run_name=d${depth}", "init_from=null", "depth=1e3", "stage=sft", "-m"]
+    kept += ["resume=auto", "run_name=d4", "trainer.devices=2", "~data", "hydra.run.dir=x"]
+    assert quote_texts(kept) == kept
+
+
+def test_several_values_of_a_sweep_are_texts_each():
+    arguments = quote_texts(["-m", "run_name=1e-3,it's,true", "seed=1,2", "ckpt=[a,1e3],c", "data.text=choice(a,b)"])
+    assert arguments == [
+        "-m",
+        "run_name='1e-3','it\\'s','true'",
+        "seed=1,2",
+        "ckpt=[a,'1e3'],c",
+        "data.text=choice(a,b)",
+    ]
+    parsed = OverridesParser.create().parse_overrides(arguments[1:2])
+    assert [read(*job) for job in jobs(parsed)] == ["1e-3", "it's", "true"]
+
+
+def test_one_name_with_commas_is_refused_with_what_to_type():
+    line = CommandLine.parse(quote_texts(["run_name=a,b"]))
+    with pytest.raises(ConfigError, match=r"need -m \(one run each\) or \"run_name='a,b'\" for one with commas in it"):
+        compose_checked("train", line)
+    (cfg,) = compose_checked("train", CommandLine.parse(quote_texts(["run_name='a,b'"])))
+    assert cfg.run_name == "a,b"
+
+
+@pytest.mark.parametrize("name", ["5e10123", "true", "名前", "exp#1", "it's", "a=b"])
+def test_a_run_of_any_name_is_composed_and_has_its_folder(name: str):
+    arguments = quote_texts([f"run_name={name}", "hydra.verbose=false"])
+    (cfg,) = compose_checked("train", CommandLine.parse(arguments))
+    config = check(cfg, ROOTS["train"])
+    assert config.run_name == name
+    assert run_dir(config.stage.name, config.run_name, config.outputs) == Path("outputs/base") / name
+
+
+def test_a_chain_hands_names_on_as_they_are():
+    arguments = quote_texts(["chain=[base,sft,evaluate]", "run_name=it's 1e3", "outputs=/x/a, b"])
+    arguments = [argument.replace("outputs=/x/a, b", "outputs='/x/a, b'") for argument in arguments]
+    (cfg,) = compose_checked("train", CommandLine.parse(arguments))
+    commands = plan_chain(check(cfg, ROOTS["train"]), arguments)
+    values = [{a.partition("=")[0]: a for a in arguments} for _, arguments in commands]
+    assert [read(v["run_name"]) for v in values[:2]] == ["it's 1e3"] * 2
+    assert read(values[1]["init_from"]) == "/x/a, b/base/it's 1e3"
+    assert read(values[2]["ckpt"]) == ["/x/a, b/base/it's 1e3", "/x/a, b/sft/it's 1e3"]
+    assert read(values[2]["outputs"]) == "/x/a, b"
+
+
+def test_the_home_folder_is_meant_by_its_sign(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me (1)")
+    assert {key for key in PATH_KEYS if key not in text_keys()} == set()
+    for key in PATH_KEYS:
+        assert read(*quote_texts([f"{key}=~/x"])) == "/home/me (1)/x"
+        assert read(*quote_texts([f"{key}=~"])) == "/home/me (1)"
+    assert read(*quote_texts(["ckpt=[~/a,b~]"])) == ["/home/me (1)/a", "b~"]
+    assert read(*quote_texts(["run_name=~"])) == "~", "a name is no path"
+
+
+def test_no_folder_is_called_like_the_sign_of_home():
+    for argument in ("outputs='~/x'", "data.root='~nobody-at-all'"):
+        with pytest.raises(ConfigError, match=r"the ~ stands for no home folder here; write the whole path"):
+            compose_checked("train", CommandLine.parse(quote_texts([argument, "run_name=x"])))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a/b", "without / or"),
+        ("a\\b", "without / or"),
+        ("..", "plain folder name"),
+        ("", "plain folder name"),
+        ("\0", "must be printable"),
+        ("a\nb", "must be printable"),
+        ("\udcff", "must be printable"),
+        (" a", "without spaces at its ends"),
+        ("~", "or ~ at its beginning"),
+        ("名" * 70, f"has 210 bytes, and {MAX_NAME_BYTES} is the most"),
+    ],
+)
+def test_a_name_that_makes_no_good_folder_is_refused_in_one_line(name: str, reason: str):
+    with pytest.raises(ValueError, match=reason) as error:
+        run_dir("base", name)
+    assert "set a" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sweep_s_table_shows_texts_without_the_quotes_of_a_grammar(tmp_path: Path):
+    from nanochat_pl.cli.sweep import read_jobs
+
+    folder = tmp_path / "0" / ".hydra"
+    folder.mkdir(parents=True)
+    (folder / "overrides.yaml").write_text("- run_name='1e-3'\n- \"data.text='it\\\\'s'\"\n- depth=2\n")
+    assert read_jobs(tmp_path) == [{"job": "0", "run_name": "1e-3", "data.text": "it's", "depth": "2"}]
+
+
+def test_a_file_in_the_place_of_a_task_is_a_path(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for key in ("+mixture.tasks.pirate", "mixture.val_tasks.pirate", "+mixture.tasks.pirate.path"):
+        assert read(*quote_texts([f"{key}=~/it's=1.jsonl"])) == "/home/me/it's=1.jsonl"
+    task = "+mixture.tasks.pirate={_target_: nanochat_pl.tasks.jsonl.JSONL, path: a.jsonl}"
+    assert quote_texts([task, "mixture.tasks.mmlu=null"]) == [task, "mixture.tasks.mmlu=null"]
