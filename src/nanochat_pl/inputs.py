@@ -9,6 +9,7 @@ from typing import Any
 
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.parquet import Shards, list_shards
+from nanochat_pl.data.textfiles import VALIDATION_FILE, TextSource, convert_text, find_text_files
 from nanochat_pl.downloads import fetch_hub_files
 from nanochat_pl.paths import checkpoint_file, run_dir
 
@@ -23,12 +24,15 @@ START_STAGES = {
 """Where each stage's start weights come from, the first that exists; base starts from nothing."""
 
 
-def prepare_text(data: Any, offline: bool) -> Shards:
+def prepare_text(data: Any, offline: bool, outputs: str | Path = "outputs") -> Shards:
     """Bring the text shards of a data config to disk and list them.
+
+    Text of another form than parquet with a column `text` is converted once, see `nanochat_pl.data.textfiles`.
 
     Args:
         data: the `data` section.
         offline: open no socket.
+        outputs: what is converted is kept in its folder `data`.
 
     Raises:
         FileNotFoundError, ValueError: as `list_shards`; for the hub also when offline and a file is missing.
@@ -43,7 +47,53 @@ def prepare_text(data: Any, offline: bool) -> Shards:
         shards = list_shards(folder, data.val_shard)
         # Other shards that were fetched before are not asked for.
         return Shards([path for path in shards.train if path.name in names], shards.val)
-    return list_shards(folder, data.val_shard)
+    source = other_text(data) if data.source == "local" else None
+    if source is None:
+        return list_shards(folder, data.val_shard)
+    return list_shards(convert_text(source, Path(outputs) / "data"), VALIDATION_FILE)
+
+
+def other_text(data: Any) -> TextSource | None:
+    """Find the text of a folder of one's own that has to be converted before it is read.
+
+    That is all text below `<data.root>/<data.text>`, or below data.root where there is no such folder, unless the
+    folder itself holds parquet files and data.column is `text`.
+
+    Returns:
+        The source; None if the parquet files are read as they are, or there is nothing to convert.
+
+    Raises:
+        FileNotFoundError: data.val_shard names a file that is not there.
+    """
+    root = Path(data.root or "")
+    folder = root / data.text if (root / data.text).is_dir() else root
+    files = find_text_files(folder)
+    ready = [file for file in files if file.parent == folder and file.suffix == ".parquet"]
+    if not files:
+        return None
+    if ready and data.column == "text" and folder != root:
+        if others := [file for file in files if file not in ready]:
+            log.warning(
+                "%d text files such as %s are not read, because %s itself holds parquet files; move either elsewhere",
+                len(others),
+                others[0],
+                folder,
+            )
+        return None
+    val = None if data.val_shard is None else folder / data.val_shard
+    if val is not None and val not in files:
+        names = ", ".join(str(file.relative_to(folder)) for file in files[:6])
+        raise FileNotFoundError(f"data.val_shard={data.val_shard} does not exist; {folder} holds {names}")
+    source = TextSource(folder, tuple(files), data.column, val)
+    if folder == root:
+        try:
+            source.check()
+        except ValueError as error:
+            raise ValueError(
+                f"there is no folder {root / data.text}, so the text files of {root} itself would be read, but "
+                f"{error}, or set data.text to the folder that holds the text"
+            ) from error
+    return source
 
 
 def prepare_root(data: Any) -> None:

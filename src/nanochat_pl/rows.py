@@ -6,12 +6,13 @@ both merge keys that stand twice. Here nothing is guessed, and every fault has i
 
 import codecs
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["JsonValue", "parse_json", "read_csv", "read_json_values", "utf8_fault"]
+__all__ = ["JsonValue", "csv_rows", "parse_json", "read_csv", "read_json_values", "utf8_fault"]
 
 _WIDE_MARKS = {
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -146,38 +147,51 @@ def _value(number: int, line: bytes) -> JsonValue:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a file with a header, every value as text.
+    """Yield the rows of a CSV file, see `csv_rows`."""
+    with path.open("rb") as content:
+        yield from csv_rows(path, content)
+
+
+def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]:
+    """Yield the rows of CSV with a header, every value as text.
 
     The separator is a comma, a semicolon or a tab, whichever the header has most of.
+
+    Args:
+        path: what the content is called in messages.
+        content: the file's bytes, at their beginning.
 
     Raises:
         ValueError: if it is not UTF-8 or not CSV, a column's name stands twice, or a row has more or fewer fields than
             the header; the message names file and line.
     """
-    with path.open("rb") as raw:
-        head = raw.readline()
+    head = content.peek(2**16).partition(b"\n")[0]
     if fault := utf8_fault(head):
         raise ValueError(f"{path}: {fault}")
     separator = max((",", ";", "\t"), key=lambda mark: head.count(mark.encode()))
     csv.field_size_limit(_CSV_FIELD_CHARS)
     number = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, delimiter=separator, strict=True)
-            names = next(reader, [])
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{path}: the column {', '.join(twice)} stands twice in its header; rename one")
-            for row in reader:
-                if not row:
-                    continue
-                number += 1
-                if len(row) != len(names):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(names)}; put "
-                        "texts that hold separators or line ends in double quotes"
-                    )
-                yield dict(zip(names, row))
+        reader = csv.reader(_decoded(content), delimiter=separator, strict=True)
+        names = next(reader, [])
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path}: the column {', '.join(twice)} stands twice in its header; rename one")
+        for row in reader:
+            if not row:
+                continue
+            number += 1
+            if len(row) != len(names):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(names)}; put texts "
+                    "that hold separators or line ends in double quotes"
+                )
+            yield dict(zip(names, row))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8") from error
     except csv.Error as error:
         raise ValueError(f"{path}, after row {number}: not CSV ({error}); mend or drop the row") from error
+
+
+def _decoded(content: io.BufferedReader) -> Iterator[str]:
+    for number, line in enumerate(content):
+        yield line.decode("utf-8" if number else "utf-8-sig")

@@ -98,7 +98,7 @@ def _read_footer(path: Path, size_bytes: int, mtime_ns: int) -> TextFile:
         ) from error
     if "text" not in schema.names:
         raise ValueError(
-            f"{path} has no column 'text' (it has: {', '.join(schema.names)}); rename the documents' column"
+            f"{path} has no column 'text' (it has: {', '.join(schema.names)}); give data.column=<name> or rename it"
         )
     kind = schema.field("text").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

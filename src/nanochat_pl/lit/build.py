@@ -86,7 +86,8 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    shards = prepare_text(cfg.data, cfg.offline) if cfg.stage.name == StageName.base else prepare_root(cfg.data)
+    is_text = cfg.stage.name == StageName.base
+    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs) if is_text else prepare_root(cfg.data)
     start = find_start(cfg, plain, resume)
     data, num_steps = build_data(cfg, start.tokenizer, start.config, shards)
 

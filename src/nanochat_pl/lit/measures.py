@@ -35,7 +35,7 @@ TEXT_CHARS = 1_000_000
 def bpb(subject: Subject) -> Measure:
     """Bits per byte on the validation shard and on each of `eval.texts`."""
     cfg = subject.cfg.eval
-    val = prepare_text(subject.data, subject.cfg.offline).val
+    val = prepare_text(subject.data, subject.cfg.offline, subject.cfg.outputs).val
     sources = {val.name: [val]} | {name: _text_files(name, Path(path)) for name, path in cfg.texts.items()}
     length = subject.model.config.sequence_len
     batch_rows = max(1, min(32, 16_384 // length))
@@ -104,7 +104,7 @@ def core(subject: Subject) -> Measure:
 
 def tokenizer(subject: Subject) -> Measure:
     """Bytes a token against other vocabularies, on texts of several domains and on the data's own."""
-    shards = prepare_text(subject.data, subject.cfg.offline)
+    shards = prepare_text(subject.data, subject.cfg.offline, subject.cfg.outputs)
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
         own = {"train": _texts(shards.train), "val": _texts([shards.val])}

@@ -14,7 +14,7 @@ from typing import Any
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.source import Source
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
-from nanochat_pl.inputs import start_weights
+from nanochat_pl.inputs import other_text, start_weights
 from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import checkpoint_file, run_dir
@@ -229,7 +229,10 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
         if cfg.stage.name in (StageName.base, StageName.tokenizer):
             from nanochat_pl.data.parquet import list_shards
 
-            list_shards(root / cfg.data.text, cfg.data.val_shard)
+            if (source := other_text(cfg.data)) is not None:
+                source.check()
+            else:
+                list_shards(root / cfg.data.text, cfg.data.val_shard)
     if cfg.stage.name == StageName.tokenizer:
         if cfg.trainer.stop_after_steps:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")

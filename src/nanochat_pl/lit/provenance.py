@@ -42,7 +42,7 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | No
     """
     described: dict[str, Any] = {"start": None, "tokenizer": None}
     if cfg.stage.name in (StageName.base, StageName.tokenizer):
-        shards = shards or prepare_text(cfg.data, offline=True)
+        shards = shards or prepare_text(cfg.data, offline=True, outputs=cfg.outputs)
         described["text"] = together({path.name: path for path in [*shards.train, shards.val]})
     else:
         if cfg.data.source == DataSource.microworld:

@@ -255,6 +255,8 @@ class DataConfig:
     """Folder with train/validation/test.parquet in ScienceQA's columns, below root."""
     hub_text: str = "karpathy/fineweb-edu-100b-shuffle"
     """Repository of text shards named shard_NNNNN.parquet (hub)."""
+    column: str = "text"
+    """Column, or key of a line, that holds the documents (local)."""
     hub_scienceqa: str | None = None
     """Repository of ScienceQA's parquet files (hub)."""
     fetch: bool = False
@@ -280,6 +282,8 @@ class DataConfig:
         positive(self, "data", "text_shards", "logical_shards", "train_rows", "val_rows", "test_rows")
         if self.text_shards > 100_000:
             raise ValueError(f"data.text_shards={self.text_shards} is more than names of five digits can number")
+        if self.column != "text" and self.source != DataSource.local:
+            raise ValueError(f"data.column={self.column} has no effect on data={self.source}; it is for data=local")
         if self.num_workers < 0:
             raise ValueError(f"data.num_workers={self.num_workers} must be 0 (no threads) or more")
 

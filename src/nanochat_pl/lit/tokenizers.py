@@ -25,7 +25,7 @@ def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     tokenizer = make_tokenizer(cfg)
     seconds = time.perf_counter() - begin
     tokenizer.save(folder)
-    shards = prepare_text(cfg.data, cfg.offline)
+    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
     rates = {}
     for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
         _, texts = next(iter(DocumentStream(files, 1, 0).blocks()))
@@ -53,7 +53,7 @@ def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
 def make_tokenizer(cfg: TrainConfig) -> Tokenizer:
     """Train the tokenizer that the config describes on the training shards, never on the validation shard."""
-    shards = prepare_text(cfg.data, cfg.offline)
+    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
     texts = training_texts(read_documents(shards.train), cfg.tokenizer.max_chars, cfg.tokenizer.doc_cap_chars)
     return Tokenizer.train(texts, cfg.tokenizer.vocab_size, str(cfg.tokenizer.backend))
 

@@ -1,0 +1,420 @@
+"""Text as people have it, converted once into the parquet files that training reads.
+
+Plain text, JSON Lines, JSON and CSV, each also compressed, parquet with the text in another column, and files in
+sub-folders become shards and one validation file, in a folder named by the content of the sources. Validation is cut
+off by document: which documents it takes follows from a hash of their text, so that copies of a document are never on
+both sides.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat_pl.rows import csv_rows, parse_json, read_json_values, utf8_fault
+
+__all__ = ["TEXT_ENDINGS", "VALIDATION_FILE", "TextSource", "convert_text", "find_text_files"]
+
+logger = logging.getLogger(__name__)
+
+TEXT_ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED_ENDINGS = (".zst", ".gz", ".bz2")
+VALIDATION_FILE = "validation.parquet"
+
+VALIDATION_SHARE = 0.01
+"""Share of the characters that is cut off for validation,"""
+VALIDATION_CHARS = (1_000_000, 20_000_000)
+"""but at least and at most so many,"""
+LARGEST_VALIDATION_SHARE = 0.1
+"""and never more than this share."""
+SHARD_CHARS = 250_000_000
+FEW_TEXT_FILES = 10
+"""Fewer .txt files than this are cut into documents; else each file is one."""
+PIECE_CHARS = 2_000
+"""A file is cut at empty lines, into documents of at least so many characters."""
+END_OF_TEXT = "<|endoftext|>"
+"""Where it stands in a .txt file, it alone separates documents."""
+_ENDS_BYTES = 2**20
+_FORM = 1
+"""Counts changes of what a conversion writes."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Files to convert, in order."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    column: str
+    """Which column, or key, holds the text; .txt files have none."""
+    val_file: Path | None = None
+    """The file that is for validation; None = cut some documents off."""
+
+    def key(self) -> str:
+        """Return 12 hex digits that change with the files' names, sizes, dates and content, and with the settings.
+
+        Of a large file the beginning and the end are read.
+        """
+        digest = hashlib.sha256(f"{_FORM} {self.column} {self.val_file}\n".encode())
+        for file in self.files:
+            stat = file.stat()
+            digest.update(f"{file.relative_to(self.folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(_ENDS_BYTES))
+                if stat.st_size > 2 * _ENDS_BYTES:
+                    content.seek(-_ENDS_BYTES, io.SEEK_END)
+                digest.update(content.read())
+        return digest.hexdigest()[:12]
+
+    def check(self) -> None:
+        """Read the first row of every file.
+
+        Raises:
+            ValueError: if one is damaged or has no such column.
+        """
+        for file in self.files:
+            if _form(file) == ".txt":
+                _check_beginning(file)
+            else:
+                next(_documents(file, self.column, split_text=False), None)
+
+    def documents(self, val: bool) -> Iterator[str]:
+        """Yield the documents of the validation file, or of all others, in order."""
+        files = [file for file in self.files if (file == self.val_file) == val]
+        split_text = sum(_form(file) == ".txt" for file in files) < FEW_TEXT_FILES
+        for file in files:
+            yield from _documents(file, self.column, split_text)
+
+
+def find_text_files(folder: Path) -> list[Path]:
+    """List the text files below a folder, by name; what begins with `.` or `_` is passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and _form(path) in TEXT_ENDINGS
+        and not any(part[0] in "._" for part in path.relative_to(folder).parts)
+    )
+
+
+def convert_text(source: TextSource, root: Path) -> Path:
+    """Convert text to parquet, or find what was converted of the same content before.
+
+    Args:
+        source: what to convert.
+        root: the folder of the result is made in it, whole or not at all.
+
+    Returns:
+        The folder, with `shard_*.parquet` to train on and `VALIDATION_FILE`.
+
+    Raises:
+        ValueError: if a file is damaged, a row has no text, or there are not two different documents.
+    """
+    from filelock import FileLock
+
+    forms = ", ".join(sorted({_form(file) for file in source.files}))
+    target = root / f"text-{source.key()}"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{target.name}.lock"):
+        if not target.is_dir():
+            temporary = root / f".{target.name}.part"
+            shutil.rmtree(temporary, ignore_errors=True)
+            logger.info(
+                "%d text files (%s) below %s are converted once into %s",
+                len(source.files),
+                forms,
+                source.folder,
+                target,
+            )
+            temporary.mkdir()
+            try:
+                _convert(source, temporary)
+                temporary.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    said = json.loads((target / "conversion.json").read_text())
+    logger.info(
+        "text: %s, converted from %s: %s documents for training, %s for validation (%.1f%% of the characters); left "
+        "out: %s empty, %s that are validation's",
+        target,
+        source.folder,
+        *(f"{said[name]:,}" for name in ("train", "validation")),
+        100 * said["validation_share"],
+        *(f"{said[name]:,}" for name in ("empty", "twice")),
+    )
+    return target
+
+
+def _convert(source: TextSource, folder: Path) -> None:
+    hashes, chars, empty = _measure(source.documents(val=False))
+    if source.val_file is None:
+        held_out = _held_out(source, hashes, chars)
+    else:
+        held_out, more, _ = _measure(source.documents(val=True))
+        if not more.sum():
+            raise ValueError(f"{source.val_file} holds no text; name another file as data.val_shard")
+    held_out = np.unique(held_out)
+    is_val = np.isin(hashes, held_out)
+    if is_val.all():
+        raise ValueError(f"all documents below {source.folder} are validation's too; nothing is left to train on")
+    rows = max(1, min(1024, int((~is_val).sum()) // 64))
+
+    def kept(val: bool) -> Iterator[str]:
+        texts = (text for text in source.documents(val=val and source.val_file is not None) if text.strip())
+        if val and source.val_file is not None:
+            yield from texts
+        else:
+            yield from (text for text, held in zip(texts, is_val) if held == val)
+
+    train = _write_shards(kept(False), folder, "shard_{:05d}.parquet", rows)
+    validation = _write_shards(kept(True), folder, VALIDATION_FILE, rows)
+    said = {
+        "source": str(source.folder),
+        "column": source.column,
+        "train": train[0],
+        "validation": validation[0],
+        "validation_share": validation[1] / (train[1] + validation[1]),
+        "empty": empty,
+        "twice": 0 if source.val_file is None else int(is_val.sum()),
+    }
+    (folder / "conversion.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Hash and count all documents that are not empty: (n,) uint64, (n,) int64, and the number of empty ones."""
+    hashes, chars, empty = [], [], 0
+    for text in texts:
+        if not text.strip():
+            empty += 1
+            continue
+        hashes.append(int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big"))
+        chars.append(len(text))
+    return np.array(hashes, np.uint64), np.array(chars, np.int64), empty
+
+
+def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.ndarray:
+    """Choose the documents for validation, in the order of their hashes, as far as they fit their share of characters.
+
+    At least one is taken, the shortest if none fits, and one is left.
+    """
+    different, inverse = np.unique(hashes, return_inverse=True)
+    if len(different) < 2:
+        raise ValueError(
+            f"{source.folder} holds {len(different)} different documents; two are needed at least, one to train on and "
+            "one for validation"
+        )
+    total = int(chars.sum())
+    least, most = VALIDATION_CHARS
+    wanted = min(max(VALIDATION_SHARE * total, least), most, LARGEST_VALIDATION_SHARE * total)
+    sizes = np.bincount(inverse, weights=chars)
+    size = 0.0
+    taken: list[int] = []
+    for i in range(len(different)):
+        if size + sizes[i] <= wanted and len(taken) + 1 < len(different):
+            taken.append(i)
+            size += sizes[i]
+        if size > 0.95 * wanted:
+            break
+    return different[taken or [int(sizes.argmin())]]
+
+
+def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int) -> tuple[int, int]:
+    """Write documents to files of about SHARD_CHARS, a validation file to one; return their number and characters."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("text", pa.string())])
+    documents = chars = shard = 0
+    writer, in_shard = None, 0
+    group: list[str] = []
+
+    def flush() -> None:
+        nonlocal writer, group
+        if group:
+            writer = writer or pq.ParquetWriter(folder / name.format(shard), schema, compression="zstd")
+            writer.write_table(pa.table({"text": group}, schema))
+            group = []
+
+    try:
+        for text in texts:
+            group.append(text)
+            documents, chars, in_shard = documents + 1, chars + len(text), in_shard + len(text)
+            if len(group) == group_rows:
+                flush()
+            if in_shard >= SHARD_CHARS and "{" in name:
+                flush()
+                assert writer is not None
+                writer.close()
+                writer, in_shard, shard = None, 0, shard + 1
+        flush()
+    finally:
+        if writer is not None:
+            writer.close()
+    return documents, chars
+
+
+def _form(file: Path) -> str:
+    """Give the ending that says what a file holds, that of a compression left aside."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_ENDINGS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
+    """Yield the documents of one file.
+
+    Raises:
+        ValueError: if it is damaged, has no such column, or has a row without a text in it.
+    """
+    import pyarrow as pa
+
+    form = _form(file)
+    try:
+        if form == ".parquet":
+            yield from _parquet(file, column)
+        elif form == ".txt":
+            yield from _plain(file, split_text)
+        else:
+            rows: Iterable[tuple[str, Any]]
+            if form == ".csv":
+                with _open(file) as content:
+                    rows = ((f"{file}, row {i} (counted from 0)", row) for i, row in enumerate(csv_rows(file, content)))
+                    yield from _texts(file, rows, column)
+            elif form == ".json" and file.suffix == ".json":
+                values = read_json_values(file, lambda values: True)
+                rows = ((f"{file}:{value.number}", _sound(file, value)) for value in values)
+                yield from _texts(file, rows, column)
+            else:
+                yield from _texts(file, _lines(file), column)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"{file} is truncated or not what its name says; fetch it again or delete it") from error
+
+
+def _open(file: Path) -> io.BufferedReader:
+    """Open a file for reading, unpacked if it is compressed."""
+    import pyarrow as pa
+
+    if file.suffix.lower() not in COMPRESSED_ENDINGS:
+        return file.open("rb")
+    return io.BufferedReader(pa.input_stream(str(file), compression="detect"), 2**20)
+
+
+def _sound(file: Path, value: Any) -> Any:
+    if value.fault is not None:
+        raise ValueError(f"{file}:{value.number}: {value.fault}; mend or drop the {value.unit}")
+    return value.value
+
+
+def _lines(file: Path) -> Iterator[tuple[str, Any]]:
+    with _open(file) as content:
+        for number, line in enumerate(content, 1):
+            if number == 1:
+                if fault := utf8_fault(line):
+                    raise ValueError(f"{file}: {fault}")
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                try:
+                    yield f"{file}:{number}", parse_json(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}:{number}: {error}; mend or drop the line") from error
+
+
+def _texts(file: Path, rows: Iterable[tuple[str, Any]], column: str) -> Iterator[str]:
+    for where, row in rows:
+        if isinstance(row, str):  # a list of texts
+            yield row
+            continue
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is no object with a key {column!r} (data.column); mend or drop it")
+        if column not in row:
+            raise _no_column(file, column, row, where)
+        yield _text(row[column], where, column)
+
+
+def _text(value: Any, where: str, column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}, column {column}: {str(value)[:40]!r} is no text; mend or drop the row")
+    return value
+
+
+def _no_column(file: Path, column: str, names: Iterable[str], where: str = "") -> ValueError:
+    return ValueError(
+        f"{where or file} has no column {column!r} (it has: {', '.join(map(str, names)) or 'none'}); give "
+        "data.column=<name of the column that holds the text>"
+    )
+
+
+def _parquet(file: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as parquet:
+        schema = parquet.schema_arrow
+        if column not in schema.names:
+            raise _no_column(file, column, schema.names)
+        if schema.names.count(column) > 1:
+            raise ValueError(f"{file} has two columns of the name {column}; rename or drop one of them")
+        kind = schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise ValueError(f"{file}: column {column!r} holds {kind}, not strings; give another data.column")
+        row = 0
+        for batch in parquet.iter_batches(256, columns=[column], use_threads=False):
+            for value in batch.column(0):
+                try:
+                    yield value.as_py() or ""
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{file}, row {row} (counted from 0): text that is not UTF-8") from error
+                row += 1
+
+
+def _plain(file: Path, split: bool) -> Iterator[str]:
+    """Yield a text file as one document, or in pieces that end where its separators or empty lines are."""
+    with _open(file) as content:
+        raw = content.read()
+    if fault := utf8_fault(raw):
+        raise ValueError(f"{file}: {fault}")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}, line {line}: byte {raw[error.start]:#04x} is not UTF-8; save it as UTF-8") from error
+    if END_OF_TEXT in text:
+        yield from (part.strip("\n") for part in text.split(END_OF_TEXT))
+    elif not split:
+        yield text
+    else:
+        yield from _pieces(text.splitlines(keepends=True))
+
+
+def _check_beginning(file: Path) -> None:
+    with _open(file) as content:
+        try:
+            head = content.read(2**16)
+        except OSError as error:
+            raise ValueError(f"{file} is truncated or not what its name says; fetch it again or delete it") from error
+    if fault := utf8_fault(head):
+        raise ValueError(f"{file}: {fault}")
+
+
+def _pieces(lines: Sequence[str]) -> Iterator[str]:
+    piece: list[str] = []
+    chars = 0
+    for line in lines:
+        piece.append(line)
+        chars += len(line)
+        if chars >= PIECE_CHARS and (not line.strip() or chars >= 4 * PIECE_CHARS):
+            yield "".join(piece)
+            piece, chars = [], 0
+    if chars:
+        yield "".join(piece)
