@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from nanochat_pl.checkpoint import load_model
 from nanochat_pl.cli import main as command
 from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir
 from nanochat_pl.lit.evaluation import evaluate
@@ -54,6 +57,25 @@ def measure(
     assert evaluate(cfg, [str(runs / "base" / name) for name in names], data or {}, None) == 0
     [file] = (runs / "base" / names[0] / "eval" / str(cfg.eval.name)).glob("*/results.json")
     return json.loads(file.read_text())
+
+
+def test_a_text_shorter_than_asked_is_measured_once_and_counted(runs: Path, tmp_path: Path):
+    """What a text holds in whole rows, however small it is; never a second time."""
+    sizes = {}
+    for documents in (2, 40):
+        table = pa.table({"text": [f"Snow {i} is white, and the sea is wide. " * 8 for i in range(documents)]})
+        pq.write_table(table, tmp_path / f"{documents}.parquet")
+        results = measure(
+            runs, "eval=bpb", f"+eval.texts.own={tmp_path / f'{documents}.parquet'}", "eval.val_tokens=50000"
+        )
+        sizes[documents] = {row["task"]: row["n"] for row in results["metrics"]}["own"]
+        tokens = load_model(runs / "base" / "seed1").tokenizer.encode(table["text"].to_pylist())
+        held = sum(len(ids) + 1 for ids in tokens)  # a BOS before each
+        assert held - 64 * 2 - 8 < sizes[documents] <= held
+    assert sizes[40] > 15 * sizes[2]
+    pq.write_table(pa.table({"text": ["Snow"]}), tmp_path / "short.parquet")
+    with pytest.raises(ValueError, match="the text own has fewer than the 65 tokens of one row"):
+        measure(runs, "eval=bpb", f"+eval.texts.own={tmp_path / 'short.parquet'}")
 
 
 def test_core_writes_a_figure_for_each_task_and_their_mean(runs: Path, bundle: Path):

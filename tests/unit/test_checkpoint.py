@@ -291,6 +291,14 @@ def _twice(state):
     return state | {"_orig_mod.lm_head.weight": state["lm_head.weight"]}
 
 
+def _with_a_value(value: float):
+    def change(state):
+        state["lm_head.weight"][7, 3] = value
+        return state
+
+    return change
+
+
 def _deeper(state):
     return state | {name.replace("h.0", "h.1"): tensor for name, tensor in state.items() if "h.0" in name}
 
@@ -308,6 +316,8 @@ def _deeper(state):
         (lambda state: {"state_dict": state}, r"should map names to tensors, but holds 'state_dict' \(a dict\)"),
         (lambda state: state | {"extra.weight": torch.zeros(1)}, r"1 unknown \(extra.weight\)"),
         (lambda state: [1, 2], "holds a list, expected a dict of tensors"),
+        (_with_a_value(float("nan")), r"not finite \(lm_head.weight: 1 of 8,480\)"),
+        (_with_a_value(float("-inf")), r"not finite \(lm_head.weight: 1 of 8,480\).*open an earlier checkpoint"),
     ],
 )
 def test_weights_that_are_not_of_this_model_are_refused_with_what_is_wrong(stored, tmp_path, change, words):

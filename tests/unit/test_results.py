@@ -7,6 +7,7 @@ import pytest
 from nanochat_pl.eval.results import (
     Evaluation,
     ExampleLog,
+    MetricRow,
     config_hash,
     evaluation_summary,
     examples_page,
@@ -180,3 +181,9 @@ def test_beginning_anew_forgets_the_answers_of_these_settings_only(tmp_path):
     log.clear()
     assert not log.records and not ExampleLog(path, "b").records
     assert list(ExampleLog(path, "a").records) == ["0"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_refused(value: float):
+    with pytest.raises(ValueError, match=r"bpb of shard is (nan|inf): .* evaluate an earlier checkpoint"):
+        MetricRow(task="shard", metric="bpb", value=value, n=5)

@@ -89,7 +89,8 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
     """Check that `state` holds the weights of a model of this config, and nothing else.
 
     Raises:
-        ValueError: weights are missing, too many, of another shape, or of numbers that they share; names them.
+        ValueError: weights are missing, too many, of another shape, of numbers that they share, or not finite; names
+            them.
     """
     check_shape(config, where)
     layers = {int(found[1]) for name in state if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
@@ -117,6 +118,12 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
         raise ValueError(
             f"{where} describes {size:,} bytes of weights and holds {held:,}: its tensors share their numbers, which "
             "no saved model's do; nothing was laid out"
+        )
+    broken = [f"{name}: {n:,} of {t.numel():,}" for name, t in state.items() if (n := int((~t.isfinite()).sum()))]
+    if broken:
+        raise ValueError(
+            f"weights in {where} are not finite ({_some(broken)}), so the model computes nothing; its training "
+            "diverged or the file is damaged: open an earlier checkpoint of the run"
         )
 
 

@@ -8,6 +8,7 @@ atomically; only `ExampleLog` touches the disk, because it must grow while the e
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,18 @@ class MetricRow:
     """What needs no model: `chance` (mean of 1/choices), `majority` (always the commonest answer, which is named)."""
     group: Mapping[str, str] | None = None
     """One part of the questions, as `{"subject": "natural science"}`; None = all."""
+
+    def __post_init__(self) -> None:
+        """Refuse a value that JSON cannot hold and that would say nothing.
+
+        Raises:
+            ValueError: the value is NaN or infinite.
+        """
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(
+                f"{self.metric} of {self.task} is {self.value}: the model computes values that are not finite; its "
+                "training diverged, so evaluate an earlier checkpoint"
+            )
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "MetricRow":

@@ -5,12 +5,13 @@
 
 import dataclasses
 import itertools
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.data.packing import TokenBatches
+from nanochat_pl.data.packing import Batch, TokenBatches
 from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.eval.bpb import evaluate_bpb
 from nanochat_pl.eval.checks import load_checks, run_checks
@@ -42,29 +43,54 @@ def bpb(subject: Subject) -> Measure:
     count = max(1, cfg.val_tokens // (batch_rows * length))
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        begin, tokens = time.perf_counter(), count * batch_rows * length
+        begin = time.perf_counter()
         rows = []
         for done, (name, files) in enumerate(sources.items(), start=1):
-            batches = TokenBatches(
-                files,
-                subject.tokenizer,
-                batch_rows=batch_rows,
-                sequence_len=length,
-                micro_batches=1,
-                logical_shards=1,
-                rank=0,
-                world_size=1,
-                num_workers=0,
-            )
-            value = evaluate_bpb(subject.model, itertools.islice(batches, count), subject.tokenizer.token_bytes())
+            batches = list(_read_once(files, subject.tokenizer, batch_rows, length, count * batch_rows * length))
+            tokens = sum(batch.inputs.numel() for batch in batches)
+            if not tokens:
+                raise ValueError(
+                    f"the text {name} has fewer than the {length + 1} tokens of one row, so nothing can be "
+                    "measured; give a longer one (eval.texts, or the data's validation file)"
+                )
+            if tokens < count * batch_rows * length:
+                logging.getLogger(__name__).info(
+                    "%s has only %s tokens in whole rows; all of them are measured", name, f"{tokens:,}"
+                )
+            value = evaluate_bpb(subject.model, batches, subject.tokenizer.token_bytes())
             rows.append(MetricRow(task=name, metric="bpb", value=value, n=tokens))
             if progress is not None:
                 progress(done, len(sources))
         seconds = time.perf_counter() - begin
-        return Evaluation(records=[], rows=rows, seconds=seconds, num_answered=tokens * len(rows))
+        return Evaluation(records=[], rows=rows, seconds=seconds, num_answered=sum(row.n for row in rows))
 
     content = {name: together({file.name: file for file in files}) for name, files in sources.items()}
     return Measure({"val_tokens": cfg.val_tokens, "texts": dict(cfg.texts), "content": content}, answer)
+
+
+def _read_once(files: Sequence[Path], tokenizer: Any, batch_rows: int, length: int, most: int) -> Iterator[Batch]:
+    """Yield up to `most` tokens of a text in batches, none of them twice; the last batches hold single rows."""
+    cursor = None
+    for rows in (batch_rows, 1):
+        batches = TokenBatches(
+            files,
+            tokenizer,
+            batch_rows=rows,
+            sequence_len=length,
+            micro_batches=1,
+            logical_shards=1,
+            rank=0,
+            world_size=1,
+            num_workers=0,
+            cursor=cursor,
+        )
+        for batch in itertools.islice(batches, most // (rows * length)):
+            assert batch.cursor is not None
+            if any(place["epoch"] for place in batch.cursor["shards"].values()):
+                break  # the stream is endless, and has begun the text again
+            yield batch
+            cursor = batch.cursor
+            most -= batch.inputs.numel()
 
 
 def _text_files(name: str, path: Path) -> list[Path]:
