@@ -29,6 +29,8 @@ __all__ = ["Calculator", "Session"]
 PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Most tokens (padding among them) of prompts read in one forward; a longer prompt is read alone. A CPU is as fast with
 few, and prompts of like length waste little on padding."""
+LOGPROBS_BLOCK = 128
+"""Places of a prompt whose logits exist at once."""
 CAPACITY_STEP = 64
 """The cache grows by whole multiples of so many tokens a row."""
 
@@ -43,6 +45,8 @@ class _Row:
         greedy = request.temperature == 0
         self.restrictions = None if greedy else (request.top_k, request.top_p, request.min_p)
         self.completion = Completion()
+        self.untold: Sequence[TokenLogprobs | None] | None = None
+        """How likely the prompt was, until the first event tells it."""
         self.sampled: Counter[int] | None = None
         """How often each token was sampled; None = no penalty wants to know."""
         self.penalties = request.repetition_penalty, request.frequency_penalty, request.presence_penalty
@@ -60,7 +64,7 @@ class _Row:
         if forced:
             logprobs = None
         if not forced and token in self.stop_ids:
-            completion.stop_token, token, logprobs, self.done = token, None, None, True
+            completion.stop_token, token, self.done = token, None, True
         else:
             completion.tokens.append(token)
             completion.mask.append(int(not forced))
@@ -71,7 +75,12 @@ class _Row:
             self.done = len(completion.tokens) >= self.room
             if tool is not None and not forced:
                 tool.watch(self, token)
-        return Event(self.number, token, not forced, completion if self.done else None, logprobs)
+        return self.event(token, not forced, logprobs)
+
+    def event(self, token: int | None, sampled: bool, logprobs: TokenLogprobs | None = None) -> Event:
+        """Tell of a token, or with none that the row has ended; the first time also of the prompt."""
+        told, self.untold = self.untold, None
+        return Event(self.number, token, sampled, self.completion if self.done else None, logprobs, told)
 
     def penalized(self, exempt: Collection[int]) -> dict[int, float]:
         """Say which tokens a penalty touches in the next place, and what is taken off the logit of each."""
@@ -117,6 +126,8 @@ class _Prefill:
     cache: KVCache
     logits: Tensor
     """(n, V), of what follows each prompt."""
+    scores: dict[tuple[int, ...], tuple[int, list[TokenLogprobs | None]]]
+    """Prompt -> how many of the likeliest were asked for, and what was likely, of those that were asked for."""
 
 
 @dataclass
@@ -213,27 +224,51 @@ class Session:
         while self._waiting and len(self._active) + len(entering) < self._batch_size:
             row = self._waiting.popleft()
             self._waiting_for[row.prompt] -= 1
-            if row.room > 0 and not row.done:
+            if row.done:
+                continue
+            if row.room > 0 or row.request.prompt_logprobs is not None:
                 entering.append(row)
-            elif not row.done:
+            else:
                 row.done = True
-                events.append(Event(row.number, None, False, row.completion))
+                events.append(row.event(None, False))
         if not entering:
             return
-        cache = self._reserve(len(self._active) + len(entering))
-        unread = {row.prompt for row in entering} - self._read.keys()
-        for prompts in _portions(sorted(unread, key=len, reverse=True), self._model.device.type):
-            prefill = self._read_prompts(prompts)
-            self._read |= {prompt: (prefill, i) for i, prompt in enumerate(prompts)}
+        cache = self._reserve(len(self._active) + sum(row.room > 0 for row in entering))
+        self._read_entering(entering)
         together: dict[int, list[_Row]] = {}
         for row in entering:
-            together.setdefault(id(self._read[row.prompt][0]), []).append(row)
+            if row.room > 0:
+                together.setdefault(id(self._read[row.prompt][0]), []).append(row)
+            else:
+                row.done = True
+                events.append(row.event(None, False))
         for rows in together.values():
             prefill, index = self._read[rows[0].prompt][0], [self._read[row.prompt][1] for row in rows]
             cache.add_rows(prefill.cache, index)
             yield rows, prefill, index
         self._read = {prompt: read for prompt, read in self._read.items() if self._waiting_for[prompt] > 0}
         self._waiting_for = +self._waiting_for
+
+    def _read_entering(self, rows: Sequence[_Row]) -> None:
+        """Read those prompts of rows that were not read yet, and tell the rows that want it how likely theirs are."""
+        asked: dict[tuple[int, ...], int] = {}  # how many of the likeliest tokens are reported in each place
+        for row in rows:
+            if (count := row.request.prompt_logprobs) is not None:
+                asked[row.prompt] = max(count, asked.get(row.prompt, 0))
+
+        def is_known(prompt: tuple[int, ...]) -> bool:
+            read = self._read.get(prompt)
+            return read is not None and asked.get(prompt, -1) <= read[0].scores.get(prompt, (-1,))[0]
+
+        unread = {row.prompt for row in rows if not is_known(row.prompt)}
+        for prompts in _portions(sorted(unread, key=len, reverse=True), self._model.device.type):
+            prefill = self._read_prompts(prompts, asked)
+            self._read |= {prompt: (prefill, i) for i, prompt in enumerate(prompts)}
+        for row in rows:
+            if (count := row.request.prompt_logprobs) is not None:
+                _, scores = self._read[row.prompt][0].scores[row.prompt]
+                told = [each and replace(each, top=each.top[:count]) for each in scores]
+                row.untold = row.completion.prompt_logprobs = told
 
     def _reserve(self, rows: int) -> KVCache:
         """Return the cache, with room for `rows` rows of any length submitted so far."""
@@ -251,8 +286,8 @@ class Session:
         # CPUs attend several times faster in fp32, also where they multiply by weights faster in bf16
         return KVCache(self._model.config, rows, capacity, device, torch.float32 if device.type == "cpu" else dtype)
 
-    def _read_prompts(self, prompts: Sequence[tuple[int, ...]]) -> _Prefill:
-        """Read prompts, the longest first, in one forward."""
+    def _read_prompts(self, prompts: Sequence[tuple[int, ...]], asked: Mapping[tuple[int, ...], int]) -> _Prefill:
+        """Read prompts, the longest first, in one forward; report how likely those were that are asked for."""
         device, lengths = self._model.device, [len(prompt) for prompt in prompts]
         padded = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
         for row, prompt in zip(padded, prompts, strict=True):
@@ -261,7 +296,24 @@ class Session:
         last = torch.tensor(lengths, device=device) - 1
         hidden = self._model.hidden(padded.to(device), kv_cache=cache)
         cache.advance(lengths)
-        return _Prefill(cache, self._model.logits(hidden[torch.arange(len(prompts), device=device), last]))
+        scores = {
+            prompt: (asked[prompt], self._prompt_logprobs(prompt, row, asked[prompt]))
+            for prompt, row in zip(prompts, hidden, strict=True)
+            if prompt in asked
+        }
+        return _Prefill(cache, self._model.logits(hidden[torch.arange(len(prompts), device=device), last]), scores)
+
+    def _prompt_logprobs(self, prompt: Sequence[int], hidden: Tensor, count: int) -> list[TokenLogprobs | None]:
+        """Say how likely each token of a prompt was by the states (T, C) before it; nothing comes before the first."""
+        told: list[TokenLogprobs | None] = [None]
+        for start in range(0, len(prompt) - 1, LOGPROBS_BLOCK):
+            tokens = prompt[start + 1 : start + 1 + LOGPROBS_BLOCK]
+            logs = self._model.logits(hidden[start : start + len(tokens)]).float().log_softmax(dim=-1)
+            own = logs.gather(1, torch.tensor(tokens, device=logs.device)[:, None]).squeeze(1).tolist()
+            top = logs.topk(count)
+            rivals = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            told += [TokenLogprobs(log, tuple(zip(ids, values))) for log, (ids, values) in zip(own, rivals)]
+        return told
 
     def _read_tokens(self, rows: Sequence[_Row]) -> Tensor:
         """Read the last token of each row; return the logits (B, V) of what follows."""

@@ -17,7 +17,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    """At least one token, fewer than the model's `sequence_len`."""
+    """At least one token, fewer than the model's `sequence_len`; as many where no new one is wanted."""
     max_new_tokens: int
     """Most new tokens, those of tools among them; the end of the context may come first."""
     temperature: float = 0.0
@@ -34,6 +34,8 @@ class Request:
     """Tokens that end the row; None = the engine's."""
     logprobs: int | None = None
     """Report how likely each sampled token was, and so many of the likeliest in its place; None = do not."""
+    prompt_logprobs: int | None = None
+    """The same of each token of the prompt, given what stands before it; `max_new_tokens` 0 then reads it alone."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and of what follows it are less likely to come again; below 1, more. 1 = off."""
     frequency_penalty: float = 0.0
@@ -71,6 +73,8 @@ class Completion:
     """Those of them that had no result."""
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     """One a token, None for those of a tool; empty where the request asked for none."""
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    """One a token of the prompt, None for the first, which nothing comes before; empty where none were asked for."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ class Event:
     completion: Completion | None
     """The whole yield, with the row's last event."""
     logprobs: TokenLogprobs | None = None
-    """Of the token, where it was sampled and the request asked."""
+    """Of the token, where it was sampled and the request asked; of a stop token too, which is no part of the result."""
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    """Of the prompt, with the row's first event, where the request asked."""
 
 
 def check_request(
@@ -106,12 +112,15 @@ def check_request(
     for penalty in ("frequency_penalty", "presence_penalty"):
         if not -2 <= (value := getattr(request, penalty)) <= 2:
             raise ValueError(f"{penalty}={value} must lie between -2 and 2; 0 = none")
-    if request.logprobs is not None and not 0 <= request.logprobs <= config.vocab_size:
-        raise ValueError(f"logprobs={request.logprobs} must lie between 0 and {config.vocab_size}, or be None for none")
+    for report in ("logprobs", "prompt_logprobs"):
+        count = getattr(request, report)
+        if count is not None and not 0 <= count <= config.vocab_size:
+            raise ValueError(f"{report}={count} must lie between 0 and {config.vocab_size}, or be None for none")
     if not prompt:
         raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
     room = context_tokens or config.sequence_len
-    if len(prompt) >= room and request.max_new_tokens:
+    left = room - len(prompt)
+    if left < min(1, request.max_new_tokens) or (left < 0 and request.prompt_logprobs is not None):
         limit = f"model.sequence_len={room}" if room == config.sequence_len else f"context_tokens={room}"
         raise ValueError(
             f"{name} has {len(prompt)} tokens; with {limit} there is no room for a new one; "

@@ -181,7 +181,9 @@ def test_samples_of_one_prompt_equal_separate_prompts(model):
 def test_a_prompt_is_read_once_whatever_the_number_of_its_samples(model, monkeypatch, batch_size):
     read: list[tuple[int, ...]] = []
     original = Session._read_prompts
-    monkeypatch.setattr(Session, "_read_prompts", lambda self, prompts: read.extend(prompts) or original(self, prompts))
+    monkeypatch.setattr(
+        Session, "_read_prompts", lambda self, prompts, *a: read.extend(prompts) or original(self, prompts, *a)
+    )
     engine_of(model).generate(PROMPTS, 4, temperature=1.0, num_samples=8, batch_size=batch_size)
     assert sorted(read) == sorted({tuple(prompt) for prompt in PROMPTS})
 
@@ -540,6 +542,45 @@ def test_logprobs_are_those_of_a_full_forward(model: GPT):
             assert len(told.top) == request.logprobs
             for other, value in told.top:
                 assert value == pytest.approx(float(logs[place, other]), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_logprobs_of_a_prompt_are_those_of_a_full_forward_with_and_without_an_answer(model, batch_size):
+    whole = [list(range(1, 25))]  # as long as the context: it can be read, and nothing can follow
+    asked = [1, 0, None, 5, 61, 2, 4, 3]
+    requests = [
+        Request(prompt, 0 if i % 2 or len(prompt) == 24 else 3, prompt_logprobs=count)
+        for i, (prompt, count) in enumerate(zip([*PROMPTS, *whole], asked, strict=True))
+    ]
+    requests += [Request(PROMPTS[0], 5), Request(PROMPTS[0], 0, prompt_logprobs=7), Request(PROMPTS[0], 2)]
+    session = engine_of(model).session(batch_size)
+    firsts, completions = {}, {}
+    for request in requests:
+        session.submit(request)
+    while session.num_unfinished:
+        for event in session.step():
+            told = firsts.setdefault(event.id, event.prompt_logprobs)
+            assert event.prompt_logprobs is None or told is event.prompt_logprobs
+            completions[event.id] = event.completion or completions.get(event.id)
+    plain = engine_of(model).run([Request(r.prompt, r.max_new_tokens) for r in requests])
+    for i, request in enumerate(requests):
+        assert completions[i].tokens == plain[i].tokens
+        if request.prompt_logprobs is None:
+            assert completions[i].prompt_logprobs == [] and firsts[i] is None
+            continue
+        assert completions[i].prompt_logprobs == firsts[i] and len(firsts[i]) == len(request.prompt)
+        assert firsts[i][0] is None
+        with torch.no_grad():
+            logs = model(torch.tensor([request.prompt]))[0].float().log_softmax(-1)
+        for place, told in enumerate(firsts[i][1:]):
+            assert told.logprob == pytest.approx(float(logs[place, request.prompt[place + 1]]), abs=1e-4)
+            wanted = logs[place].sort(descending=True).values[: request.prompt_logprobs].tolist()
+            assert [value for _, value in told.top] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_prompt_that_is_longer_than_the_context_cannot_be_scored(model):
+    with pytest.raises(ValueError, match="25 tokens"):
+        engine_of(model).run([Request(list(range(25)), 0, prompt_logprobs=1)])
 
 
 def test_tokens_of_tools_have_no_logprobs(model: GPT):

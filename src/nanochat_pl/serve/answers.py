@@ -39,11 +39,15 @@ class ChatLogprobs(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """Of a completion; `text_offset` counts characters of its text."""
+    """Of a completion; `text_offset` counts characters of its text.
+
+    With `echo` the prompt's tokens come first. null = a first token of a prompt of ids, which nothing stands before; a
+    prompt of text begins behind the beginning-of-text token, so its first token has a probability too.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

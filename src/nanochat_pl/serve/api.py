@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from nanochat_pl.engine import TokenLogprobs
 from nanochat_pl.serve.answers import ChatCompletion, ErrorBody, ModelCard, ModelList, TextCompletion
 from nanochat_pl.serve.choices import Choice, Scored, merged
 from nanochat_pl.serve.context import ContextFull, Policy, Prompt, fit, fit_text
@@ -73,22 +75,31 @@ def api_routes(server: Server) -> APIRouter:
         served, prompts = server.model(body.model), body.prompts()
         server.check_chars([prompt for prompt in prompts if isinstance(prompt, str)], "prompt")
         sampling = _sampling(body, server.max_tokens(body.asked_tokens, COMPLETION_TOKENS), body.logprobs)
+        if body.scores_prompt:
+            sampling = replace(sampling, prompt_logprobs=body.logprobs)
         server.check_choices(len(prompts), sampling.n)  # before all of them are encoded
-        policy = body.context or server.limits.context
+        policy: Policy = "refuse" if body.scores_prompt else body.context or server.limits.context
         read = [await fitted(fit_text, prompt, served, sampling, policy) for prompt in prompts]
         answer = server.begin(request, served, [prompt.ids for prompt in read], sampling, "cmpl")
-        echoes = [_echo(served, prompt) if body.echo else "" for prompt in prompts for _ in range(sampling.n)]
+        echoes = [
+            _Echo(served, prompt, laid_out.ids if body.scores_prompt else ())
+            for prompt, laid_out in zip(prompts if body.echo else [""] * len(prompts), read, strict=True)
+            for _ in range(sampling.n)
+        ]
         cuts = [_truncated(prompt) for prompt in read for _ in range(sampling.n)]
         if body.stream:
-            events = _text_events(answer, body.include_usage, echoes, cuts)
+            events = _text_events(answer, body.include_usage, echoes, cuts, body.scores_prompt)
             return await EventStream.begin(request, events, server.limits)
         whole = await unless_gone(request.receive, _whole(answer))
         choices = []
         for choice, scored, echo, cut in zip(answer.choices, whole, echoes, cuts, strict=True):
-            shown: dict[str, Any] = {"index": choice.index, "text": echo + choice.text()}
+            shown: dict[str, Any] = {"index": choice.index, "text": echo.text + choice.text()}
             if (parts := choice.tool_parts()) is not None:
                 shown["parts"] = parts
-            shown["logprobs"] = None if body.logprobs is None else _text_logprobs(served, scored)
+            shown["logprobs"] = None
+            if body.logprobs is not None:
+                own, rest = echo.logprobs(choice), _text_logprobs(served, scored, len(echo.text))
+                shown["logprobs"] = {name: [*own[name], *rest[name]] for name in rest}
             choices.append(shown | {"finish_reason": choice.finish_reason} | cut)
         return JSONResponse(_envelope(answer, "text_completion", choices) | {"usage": answer.usage()})
 
@@ -155,7 +166,7 @@ async def fitted(how: Any, content: Any, served: Served, sampling: Sampling, pol
     param = "messages" if how is fit else "prompt"
     try:
         if how is fit_text and not isinstance(content, str):
-            return Prompt(_checked(content, served))
+            return Prompt(_checked(content, served, sampling.max_tokens))
         return await asyncio.to_thread(
             how, content, served.loaded.tokenizer, served.sequence_len, sampling.max_tokens, policy
         )
@@ -165,15 +176,18 @@ async def fitted(how: Any, content: Any, served: Served, sampling: Sampling, pol
         raise ApiError(400, str(error), param=param, code="invalid_value") from None
 
 
-def _checked(ids: list[int], served: Served) -> list[int]:
+def _checked(ids: list[int], served: Served, max_tokens: int) -> list[int]:
     """Refuse ids that the model cannot read."""
     vocab_size = served.loaded.tokenizer.vocab_size
     if not ids:
         raise ValueError(f"a prompt has no ids; begin it with {served.loaded.tokenizer.bos_id}")
     if max(ids) >= vocab_size:
         raise ValueError(f"a prompt holds the id {max(ids)}; this model knows 0 to {vocab_size - 1}")
-    if len(ids) >= served.sequence_len:
-        raise ContextFull(f"a prompt has {len(ids)} ids; the context holds {served.sequence_len}, with the answer")
+    if len(ids) > served.sequence_len - min(1, max_tokens):
+        raise ContextFull(
+            f"a prompt has {len(ids)} tokens; this model's maximum context length is {served.sequence_len} tokens"
+            + ", the answer among them" * (max_tokens > 0)
+        )
     return ids
 
 
@@ -244,7 +258,11 @@ async def _chat_events(answer: Answer, include_usage: bool, prompt: Prompt) -> A
 
 
 async def _text_events(
-    answer: Answer, include_usage: bool, echoes: Sequence[str], cuts: Sequence[dict[str, bool]]
+    answer: Answer,
+    include_usage: bool,
+    echoes: Sequence["_Echo"],
+    cuts: Sequence[dict[str, bool]],
+    scores_prompt: bool,
 ) -> AsyncGenerator[str, None]:
     def chunk(index: int, text: str, finish: str | None = None, logprobs: Any = None, part: Any = None) -> str:
         tool = {} if part is None else {"part": part}
@@ -253,15 +271,20 @@ async def _text_events(
         return event(_envelope(answer, "text_completion", [choice]) | ({"usage": None} if include_usage else {}))
 
     untold = dict(enumerate(cuts))  # the first chunk of a choice says it
+    silent = dict(enumerate(echoes))  # echoes that are still to be given
     async with answer.noted():
-        for index, echo in enumerate(echoes):
-            if echo:
-                yield chunk(index, echo)
+        for index, echo in enumerate(echoes if not scores_prompt else ()):
+            if silent.pop(index).text:
+                yield chunk(index, echo.text)
         async for choice, piece in merged(answer.choices):
+            if choice.index in silent:
+                echo = silent.pop(choice.index)
+                yield chunk(choice.index, echo.text, logprobs=echo.logprobs(choice))
             if piece is None:
                 yield chunk(choice.index, "", choice.finish_reason)
                 continue
-            logprobs = _text_logprobs(answer.served, piece.scored) if piece.scored else None
+            before = len(echoes[choice.index].text)
+            logprobs = _text_logprobs(answer.served, piece.scored, before) if piece.scored else None
             for i, (kind, text) in enumerate(piece.parts or [Part("text", "")]):
                 tool = None if kind == "text" else {"type": kind, "text": text}
                 yield chunk(choice.index, "" if tool else text, logprobs=logprobs if i == 0 else None, part=tool)
@@ -270,8 +293,35 @@ async def _text_events(
         yield event("[DONE]")
 
 
-def _echo(served: Served, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)
+class _Echo:
+    """A prompt that is given back.
+
+    Args:
+        served: the model that reads it.
+        prompt: as it was sent.
+        scored: its ids, where their log-probabilities are given as well; empty = they are not.
+    """
+
+    def __init__(self, served: Served, prompt: str | list[int], scored: Sequence[int]):
+        is_text = isinstance(prompt, str)
+        self.text = prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)
+        self._served, self._ids, self._begin = served, scored, int(is_text)  # text begins behind <|bos|>
+
+    def logprobs(self, choice: Choice) -> dict[str, list[Any]]:
+        """Return what is reported of the prompt's tokens."""
+        texts, tokenizer = self._served.texts, self._served.loaded.tokenizer
+        told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        num_chars = 0
+        for token, score in zip(self._ids[self._begin :], choice.prompt_logprobs[self._begin :]):
+            begun = [
+                byte & 0xC0 != 0x80 for byte in tokenizer.decode_bytes([token])
+            ]  # else it goes on with a character
+            told["tokens"].append(texts.text(token))
+            told["token_logprobs"].append(None if score is None else score.logprob)
+            told["top_logprobs"].append(None if score is None else _rivals(self._served, score))
+            told["text_offset"].append(max(0, num_chars - (begun[:1] == [False])))
+            num_chars += sum(begun)
+        return told
 
 
 def _chat_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
@@ -283,12 +333,16 @@ def _chat_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def _text_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
+def _rivals(served: Served, score: TokenLogprobs) -> dict[str, float]:
+    """Name the likeliest tokens by their texts; of two that look alike the likelier counts."""
+    return {served.texts.text(token): logprob for token, logprob in reversed(score.top)}
+
+
+def _text_logprobs(served: Served, scored: Sequence[Scored], before: int) -> dict[str, list[Any]]:
+    """Return what is reported of an answer's tokens, behind so many characters of an echo."""
     return {
         "tokens": [served.texts.text(each.token) for each in scored],
         "token_logprobs": [each.logprobs.logprob for each in scored],
-        "top_logprobs": [
-            {served.texts.text(token): logprob for token, logprob in each.logprobs.top} for each in scored
-        ],
-        "text_offset": [each.offset for each in scored],
+        "top_logprobs": [_rivals(served, each.logprobs) for each in scored],
+        "text_offset": [before + each.offset for each in scored],
     }

@@ -68,6 +68,7 @@ class Choice:
         parts: text and tools so far.
         num_tokens: new tokens it needed, those of tools among them.
         finish_reason: set when it has ended.
+        prompt_logprobs: of the prompt's tokens, where they were asked for; known with the first piece, or at the end.
     """
 
     def __init__(self, index: int, ticket: Ticket, tokenizer: Tokenizer, stop: Sequence[str]):
@@ -75,6 +76,7 @@ class Choice:
         self.parts: list[Part] = []
         self.num_tokens = 0
         self.finish_reason: Literal["stop", "length"] | None = None
+        self.prompt_logprobs: Sequence[TokenLogprobs | None] = ()
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.special_id(name) for name in SPECIAL_TOKENS)
         self._stream = TextStream(tokenizer, stop)
@@ -128,7 +130,13 @@ class Choice:
         return None if isinstance(content, str) else content
 
     def _take(self, event: Event) -> list[Part]:
+        self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
         if event.token is None:
+            ended = event.completion
+            if self.ticket.request.prompt_logprobs is not None and event.logprobs and ended:
+                # who scores texts counts one token of the model's own behind them, whatever it is
+                assert ended.stop_token is not None
+                self._scored.append(Scored(ended.stop_token, self._num_read, self._num_chars, event.logprobs))
             return []
         self.num_tokens += 1
         if self._counts:

@@ -303,15 +303,25 @@ class CompletionBody(_Sampling):
         ),
     ]
     """Text (a beginning-of-text token is put before it), token ids (taken as they are), or a list of either."""
+    max_tokens: int | None = Field(None, ge=0)
+    """16 where left out; 0 writes nothing, and needs `echo`."""
     logprobs: int | None = Field(None, ge=0, le=5)
+    """How likely each token is, with so many of the likeliest; with `echo` those of the prompt too."""
     echo: bool | None = None
     """Give the prompt back before its continuation."""
 
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":
-        if self.echo and self.logprobs is not None:
-            raise fault("echo", "is not supported together with logprobs; leave one of them out")
+        if self.max_tokens == 0 and not self.echo:
+            raise fault("max_tokens", "must be 1 or more where there is no echo=true; found 0")
+        if self.scores_prompt and self.context == "drop":
+            raise fault("context", "must not be 'drop' where echo and logprobs ask for the whole prompt")
         return self
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's own tokens are to be scored."""
+        return bool(self.echo) and self.logprobs is not None
 
     def prompts(self) -> list[str | list[int]]:
         """Return every prompt, as text or ids."""

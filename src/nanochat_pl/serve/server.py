@@ -38,6 +38,7 @@ class Sampling:
     stop: Sequence[str] = ()
     n: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ class Server:
                 sampling.min_p,
                 seed=f"{seed}/{i}/{j}",
                 logprobs=sampling.logprobs,
+                prompt_logprobs=sampling.prompt_logprobs,
                 repetition_penalty=sampling.repetition_penalty,
                 frequency_penalty=sampling.frequency_penalty,
                 presence_penalty=sampling.presence_penalty,
