@@ -100,8 +100,9 @@ def notes(stored: Stored) -> tuple[str, ...]:
             f"(pad_vocab_to={stored.config.pad_vocab_to}) were left out."
         )
     said.append(
-        "The tokenizer gives text the same ids. Unlike the original it reads control tokens spelt out in a text, such "
-        "as <|user_end|>, as control tokens: do not hand it text from strangers without split_special_tokens=True."
+        "The tokenizer gives text and conversations the same ids. In conversations, control tokens that somebody "
+        "spells out, such as <|user_end|>, stay plain text. In text that is no conversation they become control "
+        "tokens: do not hand it such text from strangers without split_special_tokens=True."
     )
     return tuple(said)
 
@@ -253,6 +254,7 @@ def _generation_json(stored: Stored) -> dict[str, Any]:
 def _tokenizer_config_json(stored: Stored) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
         "model_max_length": stored.config.sequence_len,
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",

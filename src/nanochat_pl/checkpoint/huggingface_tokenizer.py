@@ -14,61 +14,111 @@ from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 __all__ = ["CHAT_TEMPLATE", "check_agreement", "from_tokenizer_json", "learned_tokens", "to_tokenizer_json"]
 
+BROKEN = "<\ufdd0|"
+"""How the template writes the `<|` of a speaker's words, so that it begins no control token; the tokenizer reads it as
+`<|`. U+FDD0 is no character and stands in no text."""
+
 CHAT_TEMPLATE = """\
-{%- if not messages -%}
-    {{- raise_exception('a conversation needs one message or more') -}}
-{%- elif messages[0].role == 'system' -%}
-    {%- if messages | length < 2 or messages[1].role != 'user' -%}
-        {{- raise_exception('a system message must be followed by a user message') -}}
-    {%- endif -%}
-    {%- set lead = messages[0].content + '\\n\\n' -%}
-    {%- set turns = messages[1:] -%}
-{%- else -%}
-    {%- set lead = '' -%}
-    {%- set turns = messages -%}
+{#- How a conversation is read stands in docs/exchange.md. -#}
+{%- if tools -%}
+    {{- raise_exception('this model knows no tools but its own calculator: leave tools out') -}}
 {%- endif -%}
-{{- '<|bos|>' -}}
-{%- for message in turns -%}
-    {%- if message.role != ('user' if loop.index0 is even else 'assistant') -%}
-        {{- raise_exception('user and assistant must take turns, the user first') -}}
+{%- set ns = namespace(lead='', turns=[], parts=[], run='', learned='') -%}
+{%- for message in messages -%}
+    {%- set role = 'system' if message.role == 'developer' else message.role -%}
+    {%- if role not in ('system', 'user', 'assistant') -%}
+        {{- raise_exception('the role of a message must be system, user or assistant') -}}
     {%- endif -%}
-    {%- if message.role == 'user' -%}
-        {%- if message.content is not string -%}
-            {{- raise_exception('the content of a user message must be a string') -}}
+    {%- set ns.parts = [] -%}
+    {%- if message.content is string -%}
+        {%- set ns.parts = [['text', message.content]] if message.content else [] -%}
+    {%- elif message.content -%}
+        {%- for part in message.content -%}
+            {%- if part.type not in ('text', 'python', 'python_output') -%}
+                {{- raise_exception('a part must be text, or of an assistant python or python_output') -}}
+            {%- elif part.type != 'text' and role != 'assistant' -%}
+                {{- raise_exception('python and python_output are parts of an assistant\\'s message only') -}}
+            {%- elif part.text or part.type != 'text' -%}
+                {%- set ns.parts = ns.parts + [[part.type, part.text]] -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- if role == 'system' and not ns.turns -%}
+        {%- if ns.parts -%}
+            {%- set ns.lead = (ns.lead + '\\n\\n' if ns.lead else '') + (ns.parts | map('last') | join) -%}
         {%- endif -%}
-        {{- '<|user_start|>' + (lead if loop.first else '') + message.content + '<|user_end|>' -}}
     {%- else -%}
-        {{- '<|assistant_start|>' -}}
-        {%- if message.content is string -%}
-            {{- message.content -}}
+        {%- set role = 'user' if role == 'system' else role -%}
+        {%- if ns.turns and ns.turns[-1][0] == role -%}
+            {%- set before = ns.turns[-1][1] -%}
+            {%- set between = [['text', '\\n\\n']] if before and ns.parts else [] -%}
+            {%- set ns.turns = ns.turns[:-1] + [[role, before + between + ns.parts]] -%}
         {%- else -%}
-            {%- for part in message.content -%}
-                {%- if part.type == 'python' -%}
-                    {{- '<|python_start|>' + part.text + '<|python_end|>' -}}
-                {%- elif part.type == 'python_output' -%}
-                    {{- '<|output_start|>' + part.text + '<|output_end|>' -}}
-                {%- elif part.type != 'text' -%}
-                    {{- raise_exception('a part must be text, python or python_output') -}}
-                {%- elif loop.previtem is defined and loop.previtem.type == 'text' -%}
-                    {{- raise_exception('two text parts in a row would be cut into other tokens; join them') -}}
-                {%- else -%}
-                    {{- part.text -}}
-                {%- endif -%}
-            {%- endfor -%}
+            {%- set silent = [['user', []]] if role == 'assistant' and not ns.turns else [] -%}
+            {%- set ns.turns = ns.turns + silent + [[role, ns.parts]] -%}
         {%- endif -%}
-        {{- '<|assistant_end|>' -}}
     {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}
+{%- if not messages -%}
+    {{- raise_exception('a conversation needs one message or more') -}}
+{%- elif not ns.turns -%}
+    {%- set ns.turns = [['user', [['text', ns.lead]]]] -%}
+    {%- set ns.lead = '' -%}
+{%- endif -%}
+{{- '<|bos|>' -}}
+{%- for turn in ns.turns -%}
+    {%- if turn[0] == 'user' -%}
+        {%- set lead = ns.lead + '\\n\\n' if loop.first and ns.lead else '' -%}
+        {%- set words = lead + (turn[1] | map('last') | join) -%}
+        {{- '<|user_start|>' + words | replace('<|', '<\\ufdd0|') + '<|user_end|>' -}}
+    {%- else -%}
+        {{- '<|assistant_start|>' -}}
+        {%- set ns.run = '' -%}
+        {%- set ns.learned = '' -%}
+        {%- for part in turn[1] -%}
+            {%- if part[0] == 'text' -%}
+                {%- set ns.run = ns.run + part[1] -%}
+            {%- else -%}
+                {%- set ns.learned = ns.learned + ns.run | replace('<|', '<\\ufdd0|') -%}
+                {%- set ns.run = '' -%}
+                {%- if part[0] == 'python' -%}
+                    {%- set words = part[1] | replace('<|', '<\\ufdd0|') -%}
+                    {%- set ns.learned = ns.learned + '<|python_start|>' + words + '<|python_end|>' -%}
+                {%- else -%}
+                    {%- if ns.learned -%}
+                        {% generation %}{{- ns.learned -}}{% endgeneration %}
+                    {%- endif -%}
+                    {%- set ns.learned = '' -%}
+                    {{- '<|output_start|>' + part[1] | replace('<|', '<\\ufdd0|') + '<|output_end|>' -}}
+                {%- endif -%}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- set ns.learned = ns.learned + ns.run | replace('<|', '<\\ufdd0|') -%}
+        {%- if not (loop.last and add_generation_prompt) -%}
+            {%- set ns.learned = ns.learned + '<|assistant_end|>' -%}
+        {%- endif -%}
+        {%- if ns.learned -%}
+            {% generation %}{{- ns.learned -}}{% endgeneration %}
+        {%- endif -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and ns.turns[-1][0] == 'user' -%}
     {{- '<|assistant_start|>' -}}
 {%- endif -%}
 """
-"""What `Tokenizer.render_conversation` lays out, in Jinja; with `add_generation_prompt`, `render_for_completion`."""
+"""What the server lays out (`serve.turns`, `Tokenizer.render_conversation`), in Jinja.
+
+With `add_generation_prompt` the next answer is opened, or a last message of the assistant's left open. Marked as
+`generation` is what `render_conversation` supervises. A loop goes over `message.content` itself: by that other servers
+tell that it may be a list.
+"""
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 _CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
+
+_NORMALIZER = {"type": "Replace", "pattern": {"String": BROKEN}, "content": "<|"}
 
 _PROBES = (
     "The quick brown fox, isn't it? I'LL say WE'VE 'twas  two  spaces\tand\ttabs.",
@@ -89,9 +139,11 @@ def learned_tokens(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of `tokenizer.json`; the ids it gives to text are ours.
+    """Return the content of `tokenizer.json`; the ids it gives to text are ours, with `<|bos|>` in front.
 
-    One difference cannot be helped: the library reads control tokens spelt out in text as control tokens, ours never.
+    One difference cannot be helped: in text that is no conversation the library reads control tokens spelt out as
+    control tokens, ours never. In conversations the template breaks them (`BROKEN`), which the normalizer mends after
+    control tokens have been looked for.
     """
     tokens = learned_tokens(tokenizer)
     written = ["".join(_CHAR_OF[byte] for byte in token) for token in tokens]
@@ -103,9 +155,19 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": tokenizer.special_id(name), "content": name, **plain} for name in SPECIAL_TOKENS],
-        "normalizer": None,
+        "normalizer": _NORMALIZER,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [_piece("SpecialToken", "<|bos|>", 0), _piece("Sequence", "A", 0)],
+            "pair": [
+                _piece("SpecialToken", "<|bos|>", 0),
+                _piece("Sequence", "A", 0),
+                _piece("SpecialToken", "<|bos|>", 1),
+                _piece("Sequence", "B", 1),
+            ],
+            "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [tokenizer.bos_id], "tokens": ["<|bos|>"]}},
+        },
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -120,6 +182,10 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "merges": [f"{written[left]} {written[right]}" for left, right in _merges(tokens)],
         },
     }
+
+
+def _piece(kind: str, name: str, sequence: int) -> dict[str, Any]:
+    return {kind: {"id": name, "type_id": sequence}}
 
 
 def _merges(tokens: list[bytes]) -> Iterator[tuple[int, int]]:
@@ -146,7 +212,7 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
                 f"it is {model['type']} after {' and '.join(step['type'] for step in steps)}, expected BPE after Split "
                 "and ByteLevel"
             )
-        if content.get("normalizer") is not None:
+        if content.get("normalizer") not in (None, _NORMALIZER):
             raise ValueError(f"it changes text before cutting it ({content['normalizer'].get('type')})")
         pattern = steps[0]["pattern"]["Regex"]
         if not isinstance(pattern, str):

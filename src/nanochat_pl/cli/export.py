@@ -262,7 +262,7 @@ answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-A text that is no conversation begins with `<|bos|>`: the tokenizer adds nothing by itself.
+A text that is no conversation begins with `<|bos|>`, which the tokenizer puts there; a conversation has its own.
 """
 
 _ARCHIVE = """\

@@ -4,7 +4,8 @@ A model has seen one system message in front, then turns that begin with the use
 OpenAI's API answers all of it, so each further form has one rule here:
 
 - System messages before the first turn become one. A later one is read as the user's words, in its place.
-- Neighbouring messages of one role become one message. All that are joined are parted by an empty line.
+- Neighbouring messages of one role become one message. All that are joined are parted by an empty line. Neighbouring
+  texts of one message are one text.
 - Where the assistant begins, an empty message of the user's stands before it.
 - A last message of the assistant's is not answered but continued, see `serve.context.fit`.
 """
@@ -40,6 +41,9 @@ def take_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             turns[-1]["content"] = _joined(turns[-1]["content"], content)
         else:
             turns.append({"role": role, "content": content})
+    for turn in turns:
+        if not isinstance(turn["content"], str):
+            turn["content"] = _runs(turn["content"])
     if turns and turns[0]["role"] == "assistant":
         turns.insert(0, {"role": "user", "content": ""})
     head = BETWEEN.join(filter(None, system))
@@ -55,6 +59,17 @@ def _joined(first: Any, second: Any) -> Any:
     if isinstance(first, str) and isinstance(second, str):
         return first + BETWEEN + second
     return [*_parts(first), {"type": "text", "text": BETWEEN}, *_parts(second)]
+
+
+def _runs(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Join texts behind each other: cut apart they would be other tokens."""
+    runs: list[Any] = []
+    for part in parts:
+        if part["type"] == "text" and runs and runs[-1]["type"] == "text":
+            runs[-1] = {"type": "text", "text": runs[-1]["text"] + part["text"]}
+        else:
+            runs.append(part)
+    return runs
 
 
 def _parts(content: Any) -> list[Any]:
