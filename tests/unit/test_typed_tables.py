@@ -74,7 +74,7 @@ def test_choices_written_as_text_or_with_labels_are_read_whole_and_counted(tmp_p
     assert "choices: 1 " in line and "train." in line
 
 
-@pytest.mark.parametrize("answer", [1, "1", "B", "b", " B ", "no", 1.0, "1.0"])
+@pytest.mark.parametrize("answer", [1, "1", "B", "b", " B ", "(B)", "B.", "no", 1.0, "1.0"])
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_an_answer_may_be_number_letter_or_text_of_a_choice(tmp_path, answer, ending):
     folder = write(tmp_path / f"train.{ending}", [GOOD | {"answer": answer}])
@@ -112,6 +112,8 @@ REFUSED = [
     ({"answer": "maybe"}, 'column answer: "maybe"'),
     ({"answer": "D"}, 'column answer: "D"'),
     ({"answer": 3}, "answer=3"),
+    ({"answer": 1e30}, "column answer: 1e+30"),
+    ({"answer": "-1"}, 'column answer: "-1"'),
     ({"choices": ["yes", None, "no"]}, "column choices: item 2 is null where text is needed"),
     ({"choices": [["yes"], ["no"], []]}, "column choices: item 1 is"),
     ({"choices": "yes, no, both"}, 'column choices: the text "yes, no, both" where a list'),
@@ -124,6 +126,7 @@ REFUSED = [
     ({"question": None}, "column question: null where text is needed"),
     ({"question": float("nan")}, "column question: nan where text is needed"),
     ({"hint": ["a"]}, "column hint: "),
+    ({"grade": float("inf")}, "column grade: inf where text is needed"),
     ({"grade": True}, "column grade: true where text is needed"),
 ]
 
@@ -139,6 +142,20 @@ def test_what_cannot_be_repaired_is_refused_by_file_row_and_column(tmp_path, cha
     assert "mend or drop the row" in str(error.value) and not list(tmp_path.glob("x"))
 
 
+def test_numbers_without_end_are_refused_and_an_empty_table_is_named(tmp_path):
+    for column, name in (("answer", "answer"), ("grade", "grade"), ("question", "question")):
+        folder = write(tmp_path / column / "train.jsonl", [GOOD | {column: 10**400}])
+        with pytest.raises(ValueError, match=rf"row 0 .*column {name}: a number of 1,329 bits"):
+            ScienceQA(folder)
+    with pytest.raises(ValueError, match=r"row 0 .*column answer: 1000"):
+        ScienceQA(write(tmp_path / "long" / "train.jsonl", [GOOD | {"answer": 10**30}]))
+    table = pa.Table.from_pylist([GOOD]).slice(0, 0)
+    (tmp_path / "empty").mkdir()
+    pq.write_table(table, tmp_path / "empty" / "train.parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet holds no rows"):
+        ScienceQA(tmp_path / "empty")
+
+
 def test_pictures_are_counted_however_they_are_stored(tmp_path):
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     images = [None, {"bytes": b"png", "path": None}, {"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}]
@@ -149,6 +166,8 @@ def test_pictures_are_counted_however_they_are_stored(tmp_path):
     assert [c["has_image"] for c in ScienceQA(tmp_path)] == [False, True, True, False]
     texts = write(tmp_path / "t" / "train.csv", [GOOD | {"image": ""}, GOOD | {"image": "a.png"}])
     assert [c["has_image"] for c in ScienceQA(texts)] == [False, True]
+    objects = write(tmp_path / "o" / "train.jsonl", [GOOD | {"image": value} for value in images[:1] + images[2:]])
+    assert [c["has_image"] for c in ScienceQA(objects)] == [False, True, False]
 
 
 OTHERS = [
@@ -215,6 +234,7 @@ def test_other_tasks_refuse_alike(tmp_path, make, place, row, column, ending):
         {"messages": CHAT},
         {"messages": json.dumps(CHAT)},
         {"messages": str(CHAT)},
+        {"messages": f"[{CHAT[0]}\n {CHAT[1]}]"},
         {"messages": [message | {"name": "x"} for message in CHAT]},
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy"}]},
         {"instruction": "Hi", "input": "", "output": "Ahoy"},

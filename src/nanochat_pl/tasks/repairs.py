@@ -12,13 +12,16 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 __all__ = ["Unfit", "answer_labels", "answer_numbers", "fit", "written"]
 
 _MOST_CHARS = 1_000_000
 """A longer string is not taken for a written list."""
-_ADJACENT = re.compile(r"""['"]\s+[rbuRBU]{0,2}['"]""")
+_ADJACENT = re.compile(r"""['"}\]]\s+[rbuRBU]{0,2}['"{\[]""")
+_MOST_BITS = 1024
+"""A larger whole number is none that anyone wrote."""
 _SKIPPED = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
@@ -60,16 +63,25 @@ def _fit_text(value: Any, repairs: Counter[str], optional: bool) -> str:
             raise Unfit("bytes that are not UTF-8 where text is needed") from error
         repairs["bytes read as text"] += 1
         return text
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if (number := _number_text(value)) is not None:
         repairs["numbers made text"] += 1
-        return str(int(value)) if value == int(value) else str(value)
+        return number
     raise Unfit(f"{_shown(value)} where text is needed")
 
 
+def _number_text(value: Any) -> str | None:
+    """Write a number as people would; None if it is none, or has no end."""
+    if type(value) is int and value.bit_length() <= _MOST_BITS:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value == int(value) and abs(value) < 2**53 else str(value)
+    return None
+
+
 def _fit_integer(value: Any, repairs: Counter[str]) -> int:
-    if type(value) is int:
+    if type(value) is int and value.bit_length() < 64:
         return value
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+    if isinstance(value, float) and abs(value) < 2**53 and value == int(value):
         repairs["whole numbers written as fractions"] += 1
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0+)?\s*", value):
@@ -132,7 +144,7 @@ def written(text: str) -> Any:
 
 
 def _with_commas(text: str) -> str:
-    """Put the commas into lists printed by NumPy (`['a' 'b']`), which Python would read as one joined string.
+    """Put the commas into lists printed by NumPy (`['a' 'b']`, `[{} {}]`); Python would join the strings to one.
 
     Raises:
         ValueError: if a list has commas between some of its strings and none between others.
@@ -141,7 +153,9 @@ def _with_commas(text: str) -> str:
     parts: list[str] = []
     seen: list[set[str]] = [set()]  # of each bracket that is open: how its strings are separated
     for before, token in zip([None, *tokens], tokens):
-        if before is not None and before.type == token.type == tokenize.STRING:
+        if before is not None and (
+            before.type == token.type == tokenize.STRING or before.string + token.string in ("}{", "][")
+        ):
             parts.append(",")
             seen[-1].add("space")
         elif token.string == ",":
@@ -189,7 +203,7 @@ def answer_numbers(
     common = set.intersection(*map(set, spoken)) if spoken else set()
     found: list[int | Unfit] = []
     for row, (answer, forms) in enumerate(zip(answers, read)):
-        if type(answer) is int:
+        if type(answer) is int and answer.bit_length() < 64:
             found.append(answer)
             continue
         usable = {form: place for form, place in forms.items() if form in common} if isinstance(answer, str) else {}
@@ -213,17 +227,20 @@ def answer_numbers(
 
 def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None) -> dict[str, int]:
     """Give each form an answer can be read in, with the place that it names."""
-    if isinstance(answer, float) and math.isfinite(answer) and answer == int(answer):
+    is_number = isinstance(answer, float | Decimal)
+    if is_number and abs(answer) < 2**53 and answer == int(answer):
         return {"whole fractions": int(answer)}
     if not isinstance(answer, str):
         return {}
-    text, forms = answer.strip(), {}
+    text = answer.strip()
+    forms: dict[str, int] = {}
     if labels is not None and labels.count(text) == 1:
         return {"labels": labels.index(text)}
     if re.fullmatch(r"\d{1,2}(\.0+)?", text) and int(text.partition(".")[0]) < len(choices):
         forms["numbers in text"] = int(text.partition(".")[0])
-    if re.fullmatch("[A-Za-z]", text) and ord(text.upper()) - 65 < len(choices):
-        forms["letters"] = ord(text.upper()) - 65
+    letter = re.fullmatch(r"\(?([A-Za-z])[).:]?", text)
+    if letter and ord(letter[1].upper()) - 65 < len(choices):
+        forms["letters"] = ord(letter[1].upper()) - 65
     stripped = [choice.strip() for choice in choices]
     if stripped.count(text) == 1:
         forms["texts of choices"] = stripped.index(text)
@@ -258,5 +275,7 @@ def _shown(value: Any) -> str:
     """Write a value so that it fits a line of a message."""
     if value is None:
         return "null"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a number of {value.bit_length():,} bits"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

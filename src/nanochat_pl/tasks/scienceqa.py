@@ -207,8 +207,7 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
     import pyarrow.parquet as pq
 
     if file.suffix != ".parquet":
-        values = [row.get("image") for row in read_rows(file, (), ("image",))]
-        return [bool(value) and value == value for value in values]  # a NaN, which is no picture, differs from itself
+        return [_is_picture(row.get("image")) for row in read_rows(file, (), ("image",))]
     schema = pq.read_schema(file)
     if "image" not in schema.names:
         return [False] * num_rows
@@ -229,6 +228,12 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
                     break
             found += here
     return found
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(value.get(name) is not None for name in ("path", "bytes"))
+    return bool(value) and value == value  # a NaN, which is no picture, differs from itself
 
 
 def _check(row: Mapping[str, Any], where: str) -> None:

@@ -155,6 +155,8 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
             table = _repaired(list(read_rows(file, *columns.names, rewrite=columns.rewrite)), file, columns, repairs)
         tables.append(table)
         counts.append((file, len(table)))
+    if not any(count for _, count in counts):
+        raise ValueError(f"{_shown_files(files)} holds no rows; give the task a path with a file that does")
     names = [name for name in columns.features if any(name in table.column_names for table in tables)]
     features = datasets.Features({name: columns.features[name] for name in names})
     whole = []
