@@ -4,6 +4,7 @@ Hostile programs limit themselves and run only where the probe has shown that th
 without isolation are skipped where there is none, those that limits alone can stop run in weak mode too.
 """
 
+import ctypes
 import logging
 import os
 import socket
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nanochat_pl import sandbox
-from nanochat_pl.sandbox import MAX_OUTPUT_BYTES, MAX_PROCESSES, Probe, probe, run_python
+from nanochat_pl.sandbox import MAX_OUTPUT_BYTES, MAX_PROCESSES, Probe, probe, run_python, run_tests
 
 MIB = 2**20
 HELD = [name for name in sandbox.ISOLATIONS if name not in probe().reasons]
@@ -227,6 +228,155 @@ assert libc.ptrace(16, os.getppid(), None, None) == -1
 """
     result = run_python(program, mode=mode)
     assert result.success, result.error
+
+
+@isolated
+@pytest.mark.parametrize(
+    "program",
+    [
+        "for _ in range(64):\n    assert libc.shmat(libc.shmget(0, 2**24, 0o1600), None, 0) != -1",
+        "for _ in range(64):\n    os.write(os.memfd_create('x'), bytes(2**24))",
+        "assert libc.msgget(0, 0o1600) != -1",
+        "assert libc.semget(0, 32000, 0o1600) != -1",
+        "assert libc.unshare(0x10020000) == 0",  # where it could mount memory of its own
+        "assert os.fork() or libc.unshare(0x10000000) == 0\nassert os.wait()[1] == 0",
+    ],
+)
+def test_memory_that_no_limit_counts_cannot_be_had(mode, program):
+    result = run_python(f"import ctypes, os\nlibc = ctypes.CDLL(None)\n{program}", mode=mode)
+    assert not result.success
+    assert "AssertionError" in result.error or "Operation not permitted" in result.error
+
+
+ADD_KEY, KEYCTL = (217, 219) if os.uname().machine == "aarch64" else (248, 250)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has keyrings")
+@anywhere
+def test_the_keys_of_the_caller_s_session_cannot_be_read(mode):
+    libc = ctypes.CDLL(None, use_errno=True)
+    key = libc.syscall(ADD_KEY, b"user", b"of-the-caller", b"do not tell", 11, -3)
+    if key == -1:
+        pytest.skip("this kernel gives no keys")
+    program = f"""
+import ctypes
+libc = ctypes.CDLL(None)
+held = ctypes.create_string_buffer(100)
+for key in (libc.syscall({KEYCTL}, 10, -3, b"user", b"of-the-caller", 0), {key}):
+    libc.syscall({KEYCTL}, 11, key, held, 100)
+print(held.value.decode())
+"""
+    try:
+        assert "tell" not in run_python(program, mode=mode).stdout
+        if mode != "weak":
+            assert run_python(program + f"assert libc.syscall({KEYCTL}, 0, -3, 0) == -1", mode=mode).success
+    finally:
+        libc.syscall(KEYCTL, 3, key)
+
+
+@anywhere
+@pytest.mark.parametrize("program", ["os.killpg(0, 9)", "os.kill(0, 9)", "os.kill(-os.getpgrp(), 9)"])
+def test_a_program_that_kills_its_group_ends_itself_alone(mode, program):
+    result = run_python(f"import os\nprint('begun', flush=True)\n{program}", mode=mode)
+    assert not result.success and result.stdout == "begun\n" and result.error.startswith("killed")
+    assert run_python("print('next')", mode=mode).success
+
+
+@isolated
+@pytest.mark.parametrize("program", ["os.kill(-1, 9)", "os.kill(os.getppid(), 9)", "os.kill(1, 9)"])
+def test_a_program_cannot_end_the_process_that_tells_how_it_ended(mode, program):
+    result = run_python(f"import os, time\nprint('begun', flush=True)\n{program}\ntime.sleep(0.2)", mode=mode)
+    assert result.stdout == "begun\n"  # and no RuntimeError, which would end an evaluation
+
+
+@anywhere
+def test_threads_and_further_processes_work(mode):
+    program = """
+import subprocess, sys, threading
+said = []
+threads = [threading.Thread(target=said.append, args=(i,)) for i in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert sorted(said) == [0, 1, 2]
+assert subprocess.run([sys.executable, "-S", "-c", "print(7)"], capture_output=True).stdout == b"7\\n"
+"""
+    result = run_python(program, timeout_s=20, mode=mode)
+    assert result.success, result.error
+
+
+def tried(code, mode, test="assert candidate(3) == 6", **given):
+    given = {"prompt": "def double(x):\n    pass\n", "imports": "", "entry_point": "double"} | given
+    return run_tests(code, test=f"def check(candidate):\n    {test}\n", timeout_s=20, mode=mode, **given)
+
+
+RIGHT = "def double(x):\n    return 2 * x\n"
+
+
+@anywhere
+def test_tests_say_whether_a_function_is_right(mode):
+    assert tried(RIGHT, mode).success
+    wrong = tried("def double(x):\n    return x\n", mode)
+    assert not wrong.success and wrong.error == "AssertionError"
+    assert tried("def double(x):\n    return 1 // 0\n", mode).error.startswith("ZeroDivisionError")
+    assert tried("def double(x:\n", mode).error.startswith("SyntaxError")
+    assert "returned" in tried(RIGHT, mode, "raise ValueError('returned')").error
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class Any:\n    def __eq__(self, other): return True\ndouble = lambda x: Any()",
+        "class Any(int):\n    def __eq__(self, other): return True\ndouble = lambda x: Any(1)",
+        "class Any(list):\n    def __eq__(self, other): return True\ndouble = lambda x: Any()",
+        "import builtins\nbuiltins.AssertionError = None\ndouble = lambda x: 0",
+        "import atexit, os\natexit.register(os._exit, 0)\ndouble = lambda x: 0",
+        "import os\nos._exit(0)",
+        "import sys\ndef double(x):\n    sys.exit(0)",
+        "def check(candidate): pass\ndouble = lambda x: 0",
+        "double = lambda x: 10**9 * [0]",
+        "import os\ndef double(x):\n    os.write(1, b'6')\n    os.kill(os.getppid(), 9)",
+        "def double(x):\n    import re\n    return eval(re.search('== (.+)', open('/program.py').read())[1])",
+        "def double(x):\n    import sys\n    return sys._getframe(1).f_locals['expected']",
+        "import sys\ndef double(x):\n    return eval(sys.stdin.read())",
+        "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'{\"result\": 6}\\n' * 9)\n    except OSError: pass",
+    ],
+)
+def test_nothing_but_the_right_values_passes_tests(mode, code):
+    if mode == "weak" and "getppid" in code:
+        pytest.skip("weak: a program may kill its tests, and then fails too, without a word")
+    assert not tried(code, mode).success
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "value",
+    [
+        "-(10**30)",
+        "'ü\\ud800'",
+        "b'x'",
+        "float('inf')",
+        "1.5 + 2j",
+        "None",
+        "[1, (2, {3: {4}})]",
+        "frozenset({1})",
+        "True",
+    ],
+)
+def test_values_of_built_in_types_cross_as_they_are(mode, value):
+    test = f"assert repr(candidate({value})) == repr({value})"
+    assert tried("def same(x):\n    return x\n", mode, test, entry_point="same").success
+
+
+@anywhere
+def test_tests_may_call_the_helpers_of_the_prompt_and_catch_built_in_errors(mode):
+    prompt = "import math\ndef half(x):\n    return x / 2\ndef double(x):\n    pass\n"
+    test = (
+        "assert half(candidate(3)) == math.ceil(2.5)\n    try: candidate('x')\n    except ValueError: return\n    raise"
+    )
+    code = "def double(x):\n    if x == 'x': raise ValueError\n    return 2 * x\n"
+    assert tried(code, mode, test, prompt=prompt).success
+    assert tried(code, mode, "assert math.pi", prompt="def double(x)", imports="import math").success
 
 
 @anywhere

@@ -9,6 +9,9 @@ memory, and limits on time, memory, file size and processes. What keeps it in is
 - `weak`: only the limits, in a process of one's own user: it can read and write that user's files, open sockets and
   start processes. Never chosen by itself.
 
+Besides, in the first two a filter of the kernel (seccomp) refuses the system calls that reach memory which no limit
+counts, keys, other processes, or namespaces of one's own; in all, a program has a session and a keyring of its own.
+
 `probe` tries the first two with a program that attempts what must not work, and trusts only what held. None of them
 protects from faults of the kernel. `inside.py` is the script that sets the limits and starts the program.
 
@@ -16,6 +19,7 @@ Differs from nanochat (2025-11), which takes functions away from Python inside a
 the network is closed, and packages other than the standard library cannot be imported.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -41,6 +45,7 @@ __all__ = [
     "isolation_for",
     "probe",
     "run_python",
+    "run_tests",
 ]
 
 log = logging.getLogger(__name__)
@@ -91,11 +96,14 @@ class Probe:
     """Of those that did not hold: why."""
 
 
-def run_python(program: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 * 2**20, mode: str = "auto") -> Result:
+def run_python(
+    program: str, *, stdin: str = "", timeout_s: float = 5.0, memory_bytes: int = 256 * 2**20, mode: str = "auto"
+) -> Result:
     """Run a program as `__main__`; any number of threads may do so at a time.
 
     Args:
         program: source text.
+        stdin: what it reads on standard input.
         timeout_s: seconds of wall clock, the interpreter's start (about 0.1) included.
         memory_bytes: address space of each of its processes.
         mode: auto (the strongest isolation that holds here), one of `ISOLATIONS`, or weak.
@@ -104,7 +112,31 @@ def run_python(program: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 
         ValueError: if mode is no such word, or its isolation does not hold here.
         RuntimeError: if the isolation breaks down although it held before (no memory, say).
     """
-    return _run(program, isolation_for(mode), timeout_s, memory_bytes)
+    return _run(program, isolation_for(mode), timeout_s, memory_bytes, stdin)
+
+
+def run_tests(
+    code: str, *, prompt: str, imports: str, test: str, entry_point: str, timeout_s: float = 5.0, mode: str = "auto"
+) -> Result:
+    """Run the tests of a function that a program defines; success = they came to their end.
+
+    Tests and program run in two processes of one sandbox (`trial.py`): the program can neither read the tests nor reach
+    into them, and what its function returns arrives as values of built-in types, or not at all.
+
+    Args:
+        code: The program.
+        prompt: What it was written for. The tests may call the helpers that stand in it.
+        imports: Its import lines, all that is run of a prompt that is no whole program.
+        test: Defines `check(candidate)`.
+        entry_point: Name of the function.
+        timeout_s, mode: As of `run_python`.
+
+    Raises:
+        ValueError, RuntimeError: As `run_python`.
+    """
+    spec = {"code": code, "prompt": prompt, "imports": imports, "test": test, "entry_point": entry_point}
+    trial = Path(__file__).with_name("trial.py").read_text(encoding="utf-8")
+    return run_python(trial, stdin=json.dumps(spec), timeout_s=timeout_s, mode=mode)
 
 
 def isolation_for(mode: str) -> str:
@@ -160,22 +192,25 @@ def _warn_of_weak() -> None:
     )
 
 
-def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int) -> Result:
+def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdin: str = "") -> Result:
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
     ):
         file = Path(folder) / "program.py"
         file.write_text(program, encoding="utf-8", errors="surrogatepass")
         file.chmod(0o644)  # its reader may be another user; the folder is closed
+        given.write(stdin.encode(errors="surrogatepass"))
+        given.seek(0)
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         command = _command(isolation, Path(folder), write_end, timeout_s, memory_bytes)
         try:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=given,
                 stdout=stdout,
                 stderr=stderr,
                 env=_ENVIRONMENT,
@@ -198,7 +233,11 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int) -> R
                 if process.returncode is None:  # not reaped, so the number is still its
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-            code, *_ = (status.read() or b"").decode(errors="replace").split("\n")
+            told = (status.read() or b"").decode(errors="replace").splitlines()
+            if timed_out and told and told[0].isdecimal():  # a session of its own, which did not end with the others
+                with contextlib.suppress(OSError):
+                    os.killpg(int(told[0]), signal.SIGKILL)
+            code = next((line for line in told if not line.isdecimal()), "").removeprefix("=")
         return _result(code, timed_out, timeout_s, isolation, stdout, stderr)
 
 
@@ -246,6 +285,7 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
         "RLIMIT_FSIZE": MAX_FILE_BYTES,
         "RLIMIT_NOFILE": _MAX_FILES,
         "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 0,
     }
     if inside:  # elsewhere it would count the user's other processes; two are those that start the program
         limits["RLIMIT_NPROC"] = MAX_PROCESSES + 2
@@ -267,7 +307,17 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
     mounts = [word for source, target in binds for word in ("--ro-bind", source, target)]
     mounts += [word for source, target in links for word in ("--symlink", source, target)]
     mounts += ["--dev-bind", "/dev/null", "/dev/null", "--size", str(MAX_FILE_BYTES), "--tmpfs", "/tmp"]
-    flags = ["--unshare-all", "--die-with-parent", "--new-session", *mounts, "--remount-ro", "/", "--chdir", "/tmp"]
+    flags = [
+        "--unshare-all",
+        "--as-pid-1",
+        "--die-with-parent",
+        "--new-session",
+        *mounts,
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/tmp",
+    ]
     return [shutil.which("bwrap") or "bwrap", *flags, "--", *script]
 
 
@@ -282,7 +332,7 @@ def _visible(python: str, folder: Path) -> tuple[list[tuple[str, str]], list[tup
 
 
 _CHECK = """
-import os, socket, sys
+import ctypes, os, socket, sys
 faults = []
 for path in ({file!r}, "/etc/passwd", "/proc/1/environ"):
     if os.path.exists(path):
@@ -301,6 +351,20 @@ except OSError:
 if os.getuid() == 0 or set(os.environ) - {{"PATH", "HOME", "LANG", "LC_CTYPE", "OMP_NUM_THREADS", "PWD"}} - {{
     "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"}}:
     faults.append("it runs as root or with the caller's environment")
+libc, machine = ctypes.CDLL(None, use_errno=True), os.uname().machine
+if libc.shmget(0, 4096, 0o1600) != -1 or libc.msgget(0, 0o1600) != -1:
+    faults.append("memory can be had that no limit counts (System V)")
+try:
+    os.close(os.memfd_create("x"))
+    faults.append("memory can be had that no limit counts (memfd)")
+except OSError:
+    pass
+if libc.syscall({{"aarch64": 219}}.get(machine, 250), 0, -3, 0) != -1:
+    faults.append("the kernel's keys can be reached")
+if libc.unshare(0x10000000) != -1:
+    faults.append("namespaces of its own can be made")
+if os.getpgrp() != os.getpid():
+    faults.append("it is of its caller's process group")
 read_end, write_end = os.pipe()
 children = 0
 try:

@@ -5,11 +5,13 @@ little of the standard library, since it runs anew for every program. What it ha
 program does not have: the program's exit code, or `!` and why there is none.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -20,6 +22,8 @@ _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x800
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _DETACH = 2
 _PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS = 1, 4, 38
+_JOIN_SESSION_KEYRING = 1
+_SECCOMP, _SECCOMP_FILTER = 22, 2
 _FIRST_UID = 61184
 """Users of no name, systemd's range for such; each run takes another, so that their processes are counted apart."""
 
@@ -103,6 +107,98 @@ def _limit(limits: Mapping[str, int], strict: bool) -> None:
                 raise
 
 
+_FORBIDDEN = {
+    # memory that no limit of a process counts
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "io_uring_setup": (425, 425),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    # keys of the caller
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    # other processes
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    # namespaces and mounts of one's own, where limits begin anew
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "mount_setattr": (442, 442),
+    "open_by_handle_at": (304, 265),
+    "fanotify_init": (300, 262),
+    "personality": (135, 92),
+}
+"""System calls that a program never gets, with their numbers on x86-64 and on 64-bit ARM."""
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_NEW_ANY = _NEWNS | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET | 0x2000000  # the last: a cgroup namespace
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Column of the numbers above, and how the kernel calls the architecture."""
+_FIRST_X32 = 0x40000000
+
+
+def _forbid_calls() -> None:
+    """Take the system calls of `_FORBIDDEN` away from this process and all that come of it: they say EPERM.
+
+    A filter of the kernel (seccomp, `linux/filter.h`) looks at the number of each call; those of other architectures
+    that the machine also knows are refused as a whole.
+
+    Raises:
+        OSError: where the kernel has no such filters, or the machine's numbers are not known here.
+    """
+    machine = os.uname().machine
+    if machine not in _MACHINES:
+        raise OSError(f"no numbers of system calls are known for {machine}")
+    column, architecture = _MACHINES[machine]
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, deny, absent, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM; ENOSYS, so that clone is taken
+    code = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, architecture),
+        (give, 0, 0, kill),
+        (load, 0, 0, 0),
+        (at_least, 0, 1, _FIRST_X32),
+        (give, 0, 0, deny),
+        (equal, 0, 1, _CLONE3[column]),
+        (give, 0, 0, absent),
+    ]
+    for numbers in _FORBIDDEN.values():
+        code += [(equal, 0, 1, numbers[column]), (give, 0, 0, deny)]
+    code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_ANY), (give, 0, 0, deny)]
+    code += [(give, 0, 0, allow)]
+    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+    held = ctypes.create_string_buffer(packed, len(packed))
+    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(held))
+    _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
+    _call("prctl", _SECCOMP, _SECCOMP_FILTER, ctypes.c_char_p(program), 0, 0)
+
+
+def _leave_keys() -> None:
+    """Take a session keyring of one's own, empty: the caller's is inherited by all that it starts."""
+    machine = os.uname().machine
+    if sys.platform.startswith("linux") and machine in _MACHINES:
+        number = _FORBIDDEN["keyctl"][_MACHINES[machine][0]]
+        ctypes.CDLL(None).syscall(number, _JOIN_SESSION_KEYRING, None)  # without keyrings there is nothing to leave
+
+
 def _supervise(spec: Mapping[str, Any]) -> NoReturn:
     """Start the program, wait for it, and write its exit code (negative = signal) where it cannot write."""
     status: int = spec["status"]
@@ -111,18 +207,28 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
         _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
         _call("prctl", _DUMPABLE, 0, 0, 0, 0)  # the program has the same user, and shall not reach into this process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _leave_keys()
     child = os.fork()
     if child == 0:
         try:
+            os.setsid()  # a signal to its own group reaches nobody else
             _limit(spec["limits"], strict=spec["isolation"] != "weak")
+            try:
+                _forbid_calls()
+            except (OSError, AttributeError):
+                if spec["isolation"] != "weak":
+                    raise
             os.execve(spec["python"], [spec["python"], "-s", "-S", "-P", spec["program"]], dict(os.environ))
         except BaseException as error:
             os.write(status, f"!{error}\n".encode())
         os._exit(127)
-    _, ended = os.waitpid(child, 0)
-    os.write(status, str(os.waitstatus_to_exitcode(ended)).encode())
     if spec["isolation"] == "weak":
-        os.killpg(0, signal.SIGKILL)  # whatever it has left running
+        os.write(status, f"{child}\n".encode())  # for who must end it
+    _, ended = os.waitpid(child, 0)
+    os.write(status, f"={os.waitstatus_to_exitcode(ended)}\n".encode())
+    if spec["isolation"] == "weak":
+        with contextlib.suppress(OSError):
+            os.killpg(child, signal.SIGKILL)  # whatever it has left running
     os._exit(0)
 
 

@@ -4,13 +4,12 @@ Grading runs code that a model wrote, so it happens in the sandbox or not at all
 """
 
 import re
-import secrets
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from nanochat_pl.sandbox import Result, isolation_for, run_python
+from nanochat_pl.sandbox import Result, isolation_for, run_tests
 from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.answers import check_strict
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
@@ -138,8 +137,8 @@ class HumanEval(Task):
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
         """Tell whether the code of an answer passes the tests.
 
-        Differs from nanochat (2025-11): the program must also reach its last line, so that code that ends it early
-        (`sys.exit()`) passes nothing.
+        Differs from nanochat (2025-11): the tests run in a process of their own, so that code that ends early
+        (`sys.exit()`) passes nothing, nor does an object that equals everything.
 
         Raises:
             ValueError: if generated code cannot run here as `sandbox` demands.
@@ -152,14 +151,16 @@ class HumanEval(Task):
 
     def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, Result]:
         """Grade, and return with the grade how the program ended: its error, and the isolation it ran in."""
-        reached = secrets.token_hex(16)
-        program = (
-            f"{extract_imports(conversation['prompt'])}\n\n{self.code(conversation, completion)}\n\n"
-            f"{conversation['test']}\n"
-            f"check({conversation['entry_point']})\nprint(end='\\n{reached}')\n"
+        result = run_tests(
+            f"{extract_imports(conversation['prompt'])}\n\n{self.code(conversation, completion)}\n",
+            prompt=conversation["prompt"],
+            imports=extract_imports(conversation["prompt"]),
+            test=conversation["test"],
+            entry_point=conversation["entry_point"],
+            timeout_s=self.timeout_s,
+            mode=self.sandbox,
         )
-        result = run_python(program, timeout_s=self.timeout_s, mode=self.sandbox)
-        return result.success and result.stdout.endswith(reached), result
+        return result.success, result
 
 
 def _check(row: Mapping[str, Any], table: Table, split: str, number: int) -> None:
