@@ -25,7 +25,7 @@ def write(file, rows):
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
-    elif file.suffix == ".jsonl":
+    elif file.suffix in (".jsonl", ".ndjson"):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif file.suffix == ".json":
         file.write_text(json.dumps(rows, indent=1))
@@ -42,7 +42,7 @@ def only(task):
     return conversation
 
 
-@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "json", "jsonl"])
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "json", "jsonl", "ndjson"])
 def test_a_table_means_the_same_in_every_form(tmp_path, ending):
     rows = [GOOD | {"hint": 'say "x"\nand, y'}, GOOD | {"answer": 0, "hint": ""}]
     folder = write(tmp_path / f"train.{ending}", rows)

@@ -73,7 +73,7 @@ def takes_path(key: str, value: str) -> bool:
     is_task = key.startswith(("mixture.tasks.", "mixture.val_tasks."))
     if key in PATH_KEYS or key.startswith("eval.texts."):
         return True
-    return (is_task and key.endswith(".path")) or (is_task and value.endswith((".jsonl", ".json")))
+    return (is_task and key.endswith(".path")) or (is_task and value.endswith((".jsonl", ".ndjson", ".json")))
 
 
 @cache

@@ -24,7 +24,7 @@ __all__ = ["TEXT_ENDINGS", "VALIDATION_FILE", "TextSource", "convert_text", "fin
 
 logger = logging.getLogger(__name__)
 
-TEXT_ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+TEXT_ENDINGS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSED_ENDINGS = (".zst", ".gz", ".bz2")
 VALIDATION_FILE = "validation.parquet"
 

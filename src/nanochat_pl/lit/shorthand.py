@@ -19,7 +19,7 @@ def task_specs(tasks: Mapping[str, Any], val_tasks: Mapping[str, Any]) -> tuple[
     for group, specs in (("tasks", tasks), ("val_tasks", val_tasks)):
         found: dict[str, Any] = {}
         for name, spec in specs.items():
-            if isinstance(spec, str) and spec.endswith((".jsonl", ".json")):
+            if isinstance(spec, str) and spec.endswith((".jsonl", ".ndjson", ".json")):
                 found[name] = {"_target_": "nanochat_pl.tasks.jsonl.JSONL", "path": spec}
                 if group == "val_tasks":
                     found[name]["split"] = "validation"

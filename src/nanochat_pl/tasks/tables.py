@@ -8,6 +8,7 @@ file's order; `hub_order` is the original's.
 The data set is made in memory of files that lie in a folder, so nothing is written into the library's cache.
 """
 
+import hashlib
 import logging
 import re
 from collections import Counter
@@ -31,7 +32,7 @@ __all__ = ["ENDINGS", "SHUFFLE_SEED", "Table", "find_split", "hub_order", "read_
 log = logging.getLogger(__name__)
 
 SHUFFLE_SEED = 42
-ENDINGS = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
+ENDINGS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 """What a split's files may end in; where there are several, the first that is found is read."""
 Row = TypeVar("Row")
 
@@ -169,9 +170,8 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
     if said:
         log.info("repaired in %s: %s", _shown_files(files), "; ".join(said))
     # A fingerprint of one's own, since the library's would hash every row.
-    dataset = datasets.Dataset(
-        concat_tables(whole), info=datasets.DatasetInfo(features=features), fingerprint="-".join(map(str, counts))
-    )
+    name = hashlib.sha256(repr(counts).encode()).hexdigest()[:16]
+    dataset = datasets.Dataset(concat_tables(whole), info=datasets.DatasetInfo(features=features), fingerprint=name)
     return Table(dataset, counts)
 
 
