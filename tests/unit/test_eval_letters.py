@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat_pl.eval.letters import _batches_by_length, letter_tokens, score_letters
+from nanochat_pl.eval.letters import LetterTokens, _batches_by_length, letter_tokens, score_letters
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
@@ -59,9 +59,39 @@ def test_the_letter_bears_its_space_where_the_vocabulary_joins_them():
     assert letter_tokens(JoinsSpaceWithAB(), "CD").stem == tuple(map(ord, "The correct answer is "))
 
 
-def test_a_letter_of_two_tokens_is_named():
-    with pytest.raises(ValueError, match=r"letters C, D after.*tokenizer\.vocab_size"):
-        letter_tokens(JoinsSpaceWithAB(), "ABCD")
+def test_a_letter_of_several_tokens_is_said_and_has_them_all(caplog):
+    tokens = letter_tokens(JoinsSpaceWithAB(), "ABCD")
+    assert "letters C, D after 'The correct answer is ': not one token" in caplog.text
+    assert tokens.stem == tuple(map(ord, "The correct answer is")) and tokens.num_tokens == 2
+    assert tokens.longer == {"A": (97,), "B": (98,), "C": (32, 67), "D": (32, 68)}
+
+
+class JoinsFullStop:
+    """One token a character, but "A." is one, and "B" is two."""
+
+    def encode(self, text):
+        return [ord(character) for character in text.replace("A.", "a").replace("B", "bb")]
+
+
+def test_the_full_stop_counts_where_a_letter_is_joined_with_it():
+    tokens = letter_tokens(JoinsFullStop(), "AB", stem="")
+    assert (tokens.stem, tokens.longer) == ((), {"A": (97,), "B": (98, 98, 46)})
+
+
+@pytest.mark.parametrize("limit", [1, 60, 10_000])
+def test_a_letter_of_several_tokens_scores_the_sum_over_them(model, limit):
+    tokens = LetterTokens((9, 8), {}, longer={"A": (65,), "B": (32, 66), "C": (32, 67, 46)})
+    prompts, letters = [[5, 6, 7], [4] * 30, [1]], [list("ABC"), list("CA"), list("BC")]
+    scores = score_letters(model, prompts, letters, tokens, max_batch_tokens=limit)
+    for prompt, own, found in zip(prompts, letters, scores, strict=True):
+        assert list(found) == own
+        for letter, score in found.items():
+            ids, expected = [*prompt, *tokens.stem], 0.0
+            for token in tokens.longer[letter]:
+                with torch.no_grad():
+                    expected += model(torch.tensor([ids]))[0, -1].log_softmax(-1)[token].item()
+                ids.append(token)
+            assert score == pytest.approx(expected, abs=1e-4)
 
 
 def test_one_letter_is_no_choice(tokenizer):

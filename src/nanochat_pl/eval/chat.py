@@ -94,8 +94,7 @@ def evaluate_chat(
         progress: Called with (answered, asked) after each chunk.
 
     Raises:
-        ValueError: No questions; a question that is not of this kind; a setting without effect for this kind; a letter
-            that is not one token.
+        ValueError: No questions; a question that is not of this kind; a setting without effect for this kind.
     """
     started = time.perf_counter()
     log = log or ExampleLog()
@@ -109,7 +108,7 @@ def evaluate_chat(
             )
         _check_categorical(task, questions)
         tokens = letter_tokens(tokenizer, {letter for q in questions for letter in q["letters"]}, stem="")
-        max_new_tokens = 1
+        max_new_tokens = tokens.num_tokens
     elif kind == "generative":
         _check_generative(task, grade, num_samples, temperature, grading_threads)
     else:

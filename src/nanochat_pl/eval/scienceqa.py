@@ -103,7 +103,7 @@ def evaluate_scienceqa(
         progress: Called with (answered, asked) after each chunk.
 
     Raises:
-        ValueError: No questions; a question without id, letters or choices; a letter that is not one token.
+        ValueError: No questions; a question without id, letters or choices.
     """
     started = time.perf_counter()
     log = log or ExampleLog()
