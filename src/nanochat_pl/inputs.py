@@ -11,7 +11,7 @@ from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.parquet import Shards, list_shards
 from nanochat_pl.data.textfiles import VALIDATION_FILE, TextSource, convert_text, find_text_files
 from nanochat_pl.downloads import fetch_hub_files
-from nanochat_pl.paths import checkpoint_file, run_dir
+from nanochat_pl.paths import checkpoint_file, run_dir, writing
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ def prepare_root(data: Any) -> None:
         FileNotFoundError: data.root does not exist.
     """
     if data.source == "microworld":
-        write_microworld(Path(data.root), seed=data.seed)
+        with writing(data.root):
+            write_microworld(Path(data.root), seed=data.seed)
     elif data.source == "local" and not Path(data.root).is_dir():
         raise FileNotFoundError(f"there is no folder data.root={data.root}; give the folder that holds {data.text}/ …")
 

@@ -1,12 +1,15 @@
 """Where artefacts lie, and how files get there whole.
 
 Run folders and the checkpoint a path stands for are decided here once, for every stage and command. A file under its
-final name is always complete: it is written beside its place, flushed to the disk and renamed. No torch here: messages
-about a wrong path must come within a second.
+final name is always complete: it is written beside its place, flushed to the disk and renamed. What cannot be written
+is worded here, too (`writing`). No torch here: messages about a wrong path must come within a second.
 """
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,28 @@ from pathlib import Path
 MAX_NAME_BYTES = 200
 """Of a run's name: file systems allow 255, and temporary files have some more in theirs."""
 
-__all__ = ["atomic_file", "checkpoint_file", "listing", "move_into_place", "run_dir", "write_atomically"]
+__all__ = [
+    "WriteError",
+    "atomic_file",
+    "check_place",
+    "checkpoint_file",
+    "listing",
+    "move_into_place",
+    "run_dir",
+    "worded",
+    "write_atomically",
+    "writing",
+]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ODD = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOENT, errno.EINVAL)
+_FAILED_WRITE = re.compile(r"PytorchStreamWriter|write failed|os error \d+|I/O error|unexpected pos")
+"""What torch and safetensors make of a file that cannot be written."""
+
+
+class WriteError(OSError):
+    """Something cannot be written; the message names it, the reason and what to do. What was there before is whole."""
 
 
 def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
@@ -73,20 +97,97 @@ def listing(folder: Path) -> str:
 
 
 @contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of a full disk or a place that cannot be written into a `WriteError` about ``path``."""
+    try:
+        yield
+    except Exception as error:
+        said = worded(error, path)
+        if said is None:
+            raise
+        raise WriteError(said) from error
+
+
+def worded(error: Exception, path: str | Path | None = None) -> str | None:
+    """Say which file the system could not write or read and what to do; None for an error that says so itself.
+
+    Args:
+        error: as caught.
+        path: what was being written, where the error does not say; None = not known.
+    """
+    if isinstance(error, WriteError):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        if isinstance(error, ValueError) or path is None or not _FAILED_WRITE.search(str(error)):
+            return None
+        number = errno.ENOSPC
+    elif number not in (*_FULL, *_CLOSED, *_ODD):
+        return None
+    named = error.filename if isinstance(error, OSError) else None
+    if isinstance(named, bytes):
+        named = os.fsdecode(named)
+    if path is not None and (named is None or Path(str(named)).name.startswith(".")):  # a temporary file beside it
+        named = path
+    what, reason = str(named) if named is not None else "a file", os.strerror(number).lower()
+    if number in _FULL:
+        free = f", {free_bytes(Path(what)) / 2**20:,.0f} MiB free" if named is not None else ""
+        return (
+            f"cannot write {what} ({reason}{free}); free some space, or choose a folder on a larger disk (outputs=, "
+            "--out)"
+        )
+    if path is None:  # perhaps it was only to be read
+        return f"cannot use {what} ({reason})"
+    if number in _CLOSED:
+        return f"cannot write {what} ({reason}); choose a folder that you may write to (outputs=, --out), or allow it"
+    return f"cannot write {what} ({reason}); choose another place (outputs=, --out)"
+
+
+def free_bytes(path: Path) -> int:
+    """Return how much may be written where a path lies or would lie."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def check_place(folder: Path) -> None:
+    """Make sure that a folder is there or can be made, and written to; nothing is written.
+
+    Raises:
+        WriteError: It cannot be; says why.
+    """
+    place = _existing(folder)
+    if not place.is_dir():
+        raise WriteError(f"cannot make the folder {folder}: {place} is a file; choose another place (outputs=)")
+    if not os.access(place, os.W_OK | os.X_OK):
+        readonly = bool(os.statvfs(place).f_flag & os.ST_RDONLY) if os.name == "posix" else False
+        why = "lies on a read-only disk" if readonly else "is not yours to write to"
+        raise WriteError(f"cannot write to {folder}: {place} {why}; choose a folder that you may write to (outputs=)")
+
+
+def _existing(path: Path) -> Path:
+    """Return the path itself or the nearest of its parents that is there."""
+    path = path.absolute()
+    return next((place for place in (path, *path.parents) if place.exists()), Path(path.anchor))
+
+
+@contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there becomes ``path`` if the block ends well.
 
     After an error, also a full disk or Ctrl-C, ``path`` is as it was and the temporary file is gone. Parent folders are
     made. Afterwards file and rename are on the disk (fsync), so that not even a power cut leaves half a file.
+
+    Raises:
+        WriteError: It cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        move_into_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            move_into_place(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:

@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(train: Train, tmp_path: Path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", no_space)
-    with pytest.raises(CheckpointWriteError, match=r"No space left.*earlier checkpoints are untouched"):
+    with pytest.raises(CheckpointWriteError, match=r"no space left.*earlier checkpoints are untouched"):
         train(*BASE, "resume=auto")
     assert last.read_bytes() == before
     assert [p.name for p in last.parent.iterdir() if p.suffix == ".tmp"] == []

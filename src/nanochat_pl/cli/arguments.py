@@ -5,7 +5,9 @@ import os
 import sys
 from typing import NoReturn
 
-__all__ = ["Arguments", "refuse", "share_cores"]
+from nanochat_pl.paths import worded
+
+__all__ = ["Arguments", "in_words", "refuse", "share_cores"]
 
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 """The variables by which users say how OpenMP's threads wait."""
@@ -29,8 +31,14 @@ def refuse(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {in_words(error)}", file=sys.stderr)
     return 2
+
+
+def in_words(error: BaseException) -> str:
+    """Give an error's text on one line; what the system alone would say in its own terms is worded (`paths.worded`)."""
+    said = worded(error) if isinstance(error, OSError) else None
+    return " ".join((said or str(error)).split())
 
 
 def share_cores() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.checkpoint.source import is_package
 from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.paths import writing
 
 if TYPE_CHECKING:
     from nanochat_pl.checkpoint.stored import Stored
@@ -158,21 +159,22 @@ def new_folder(out: Path, names: tuple[str, ...], force: bool) -> Iterator[Path]
     check_destination(out, names, force)
     if out.is_symlink():  # the link stays, what it leads to is replaced
         out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    temporary, old = out.with_name(f".{out.name}.{mark}.tmp"), out.with_name(f".{out.name}.{mark}.old")
-    temporary.mkdir()
-    try:
-        yield temporary
-        check_destination(out, names, force)
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mark = uuid.uuid4().hex[:8]
+        temporary, old = out.with_name(f".{out.name}.{mark}.tmp"), out.with_name(f".{out.name}.{mark}.old")
+        temporary.mkdir()
+        try:
+            yield temporary
+            check_destination(out, names, force)
+            if out.exists():
+                out.rename(old)
+            temporary.rename(out)
+        finally:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            for folder in (temporary, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_of(stored: "Stored") -> "Run | None":

@@ -3,10 +3,12 @@
 Everything a user can get wrong is reported as one `error:` line before torch is imported, where that is possible.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from nanochat_pl.cli.arguments import share_cores
+from nanochat_pl.cli.arguments import in_words, share_cores
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_texts
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.preflight import is_first_process, preflight
+from nanochat_pl.paths import WriteError, worded
 
 INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i", "--cfg", "-c")
 
@@ -66,7 +69,7 @@ def run_hydra(task: Any, name: str) -> int:
             outcome.append(128 + signal.SIGINT)
         except (ValueError, OSError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{error}\n")
+                (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{in_words(error)}\n")
             outcome.append(fail(error))
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":
@@ -77,8 +80,27 @@ def run_hydra(task: Any, name: str) -> int:
             close_process_group()
         return outcome[-1]
 
-    hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name=name)(catch)()
+    with full_errors():  # else Hydra prints a traceback of its own where it cannot make the folder of a job
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name=name)(catch)()
+        except OSError as error:
+            said = worded(error, error.filename or "the folder of the run")
+            return fail(WriteError(said) if said else error)
     return max(outcome, default=0)
+
+
+@contextlib.contextmanager
+def full_errors() -> Iterator[None]:
+    """Let Hydra hand on what it cannot do, instead of printing it and leaving the process."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def job(cfg: DictConfig) -> int:
@@ -153,7 +175,7 @@ def fail(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {in_words(error)}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
 
 

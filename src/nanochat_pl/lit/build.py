@@ -45,6 +45,7 @@ from nanochat_pl.lit.start import find_start, inputs_of
 from nanochat_pl.lit.tokenizers import train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.paths import writing
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
     if first:
         if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
             clear_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         describe_run(folder, plain, arguments)
     write_log(folder / "log.txt", first)
     if first:

@@ -24,12 +24,13 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
+from nanochat_pl.paths import WriteError, worded
 from nanochat_pl.runtime import world_size
 
 log = logging.getLogger(__name__)
 
 
-class CheckpointWriteError(OSError):
+class CheckpointWriteError(WriteError):
     """A checkpoint could not be written; the one before it is untouched."""
 
 
@@ -49,11 +50,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _flush_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
             temporary.unlink(missing_ok=True)
-            free = shutil.disk_usage(path.parent).free
-            raise CheckpointWriteError(
-                f"cannot write {path} ({first_line(error)}; {free / 2**20:,.0f} MiB free); earlier checkpoints are "
-                "untouched; free some space or set outputs=<folder on a larger disk>, then resume=auto"
-            ) from error
+            said = worded(error, path) or f"cannot write {path} ({first_line(error)})"
+            raise CheckpointWriteError(f"{said}; earlier checkpoints are untouched: resume=auto goes on") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -39,7 +39,7 @@ from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageNa
 from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
-from nanochat_pl.paths import write_atomically
+from nanochat_pl.paths import check_place, write_atomically, writing
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def evaluate(
         examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
         if cfg.eval.fresh:
             examples.clear()
-        evaluation = measure.answer(examples, show_progress(shown))
+        with writing(folder / "examples.jsonl"):
+            evaluation = measure.answer(examples, show_progress(shown))
         document = results_document(
             evaluation,
             name=str(name),
@@ -285,7 +286,9 @@ def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
         place = loaded.path.resolve().parent
         root = Path(cfg.outputs) / "eval" / f"{place.name}-{config_hash({'path': str(place)})[:8]}"
     folder = root / "eval" / name / short_name(loaded)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_place(folder)
     return folder
 
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from nanochat_pl.eval.chatcore import CHATCORE_METRIC
 from nanochat_pl.eval.core import CORE_METRIC
 from nanochat_pl.lit.preflight import is_first_process
-from nanochat_pl.paths import write_atomically
+from nanochat_pl.paths import write_atomically, writing
 
 __all__ = [
     "AXES",
@@ -97,7 +97,7 @@ class MetricsFile(Logger):
         if new:
             self.columns += new
             self._rewrite(self.rows())
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
 
     def rows(self) -> list[dict[str, str]]:

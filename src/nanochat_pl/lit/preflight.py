@@ -17,7 +17,7 @@ from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpo
 from nanochat_pl.inputs import other_text, start_weights
 from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.paths import checkpoint_file, run_dir
+from nanochat_pl.paths import check_place, checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
 
 log = logging.getLogger(__name__)
@@ -219,6 +219,8 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
     """
     folder = folder or run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
+    if is_first_process():
+        check_place(folder)
     resume = resume_file(cfg, folder)
     root = Path(cfg.data.root or "")
     if cfg.data.source == "local":

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from nanochat_pl.paths import write_atomically
+from nanochat_pl.paths import write_atomically, writing
 
 __all__ = [
     "describe_machine",
@@ -37,7 +37,8 @@ def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> N
         plain: the resolved config.
         arguments: the command line.
     """
-    OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
+    with writing(folder / "config.yaml"):
+        OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
 
     checkout = Path(__file__).resolve().parents[3]
     where = checkout if (checkout / ".git").exists() else None  # installed: the user's own repository, if in one
@@ -128,10 +129,19 @@ def write_log(path: Path | None, first: bool) -> None:
         console.addFilter(lambda record: not getattr(record, "in_bar", False))
     handlers: list[logging.Handler] = [console]
     if first and path is not None:
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        with writing(path):
+            handlers.append(_LogFile(path, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """Fail as other files of a run do where the disk is full: logging would print a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with writing(self.baseFilename):
+            raise
 
 
 class _StandardError(logging.StreamHandler):

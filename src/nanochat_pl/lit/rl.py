@@ -24,6 +24,7 @@ from nanochat_pl.lit.module import LanguageModel
 from nanochat_pl.lit.questions import QuestionBatch
 from nanochat_pl.lit.schema import RLConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.paths import writing
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, roll_out, sums
 from nanochat_pl.runtime import rank, world_size
@@ -310,7 +311,7 @@ class Samples(Callback):
             {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers
         ]
         line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
         log_table(trainer.loggers, "samples", ("step", "question", "answer", "reward"), table, step)

@@ -21,6 +21,7 @@ from nanochat_pl.engine import Engine, Request
 from nanochat_pl.lit.callbacks import Validation
 from nanochat_pl.lit.loggers import drop_lines_from, log_table
 from nanochat_pl.lit.schema import StageConfig, StageName
+from nanochat_pl.paths import writing
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["PromptSamples", "encode_prompts", "one_line"]
@@ -123,7 +124,7 @@ class PromptSamples(Callback):
             return
         begin, step = time.perf_counter(), trainer.global_step
         lines = self.sample(module.model, step)
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         log_table(trainer.loggers, "samples", COLUMNS, [[line[column] for column in COLUMNS] for line in lines], step)
         for line in lines:

@@ -13,7 +13,7 @@ from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.preflight import no_tokenizer
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
-from nanochat_pl.paths import run_dir, write_atomically
+from nanochat_pl.paths import run_dir, write_atomically, writing
 from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     tokenizer = make_tokenizer(cfg)
     seconds = time.perf_counter() - begin
-    tokenizer.save(folder)
+    with writing(folder / "tokenizer.json"):
+        tokenizer.save(folder)
     shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
     rates = {}
     for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
@@ -68,11 +69,13 @@ def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
     folder = Path(cfg.tokenizer.path) if cfg.tokenizer.path else run_dir("tokenizer", cfg.run_name, cfg.outputs)
     there = folder if cfg.tokenizer.path else folder / "tokenizer.json"
     if not there.exists() and not cfg.tokenizer.path and cfg.data.source == "microworld":
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        with writing(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not there.exists():
                 log.info("no tokenizer at %s: training one (vocabulary %d)", folder, cfg.tokenizer.vocab_size)
-                make_tokenizer(cfg).save(folder)
+                with writing(folder / "tokenizer.json"):
+                    make_tokenizer(cfg).save(folder)
     if not there.exists():
         raise no_tokenizer(cfg, folder)
     tokenizer = Tokenizer.load(folder)
