@@ -59,6 +59,7 @@ WRITTEN = [
     "array(['yes', 'no', 'both'], dtype=object)",
     "{'text': array(['yes', 'no', 'both'], dtype=object), 'label': array(['A', 'B', 'C'], dtype=object)}",
     "{'text': ['yes' 'no' 'both'], 'label': ['A' 'B' 'C']}",
+    "['yes', 'no', r'both']",
     {"text": ["yes", "no", "both"], "label": ["A", "B", "C"]},
     [{"text": "yes", "label": "A"}, {"text": "no", "label": "B"}, {"text": "both", "label": "C"}],
 ]
@@ -121,6 +122,10 @@ REFUSED = [
     ({"choices": "['yes', 'no' 'both']"}, "column choices: the text"),
     ({"choices": "__import__('os').system('touch x')"}, "column choices: the text"),
     ({"choices": "[__import__('os').system('touch x')]"}, "column choices: the text"),
+    ({"choices": '["yes", "\\ud800"]'}, "column choices: the text"),
+    ({"choices": "['yes', '\\ud800']"}, "column choices: the text"),
+    ({"choices": '{"text": ["a", "b"], "text": ["c", "d"]}'}, "column choices: the text"),
+    ({"choices": "{'text': ['a', 'b'], 'text': ['c', 'd']}"}, "column choices: the text"),
     ({"choices": None}, "column choices: null where a list is needed"),
     ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "column choices: 2 texts and other labels"),
     ({"question": None}, "column question: null where text is needed"),

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+REQUESTS = "requests.jsonl"
+"""Log of the single requests of an evaluation whose examples are drawn from them (lm_eval)."""
 RESULT_FILES = ("results.json", "evaluation_summary.json", "examples.md", "core.csv")
 """Files of figures beneath `eval/<name>/<checkpoint>/`."""
 

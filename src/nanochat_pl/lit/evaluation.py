@@ -20,6 +20,7 @@ from nanochat_pl.eval.chatcore import CHATCORE_METRIC
 from nanochat_pl.eval.compare import Comparison, compare
 from nanochat_pl.eval.core import CORE_METRIC, core_csv
 from nanochat_pl.eval.results import (
+    REQUESTS,
     Evaluation,
     ExampleLog,
     MetricRow,
@@ -108,6 +109,7 @@ def evaluate(
         examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
         if cfg.eval.fresh:
             examples.clear()
+            ExampleLog(folder / REQUESTS, examples.config).clear()
         with writing(folder / "examples.jsonl"):
             evaluation = measure.answer(examples, show_progress(shown))
         document = results_document(

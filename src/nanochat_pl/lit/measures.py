@@ -19,7 +19,7 @@ from nanochat_pl.eval.compression import evaluate_compression, sample_texts
 from nanochat_pl.eval.core import evaluate_core
 from nanochat_pl.eval.core_tasks import load_bundle
 from nanochat_pl.eval.harness import run_harness
-from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow
+from nanochat_pl.eval.results import REQUESTS, Evaluation, ExampleLog, MetricRow
 from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.asking import Measure, Progress, Subject, arc, chat, chosen, plain, recall, scienceqa
 from nanochat_pl.lit.provenance import together
@@ -167,7 +167,7 @@ def lm_eval(subject: Subject) -> Measure:
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
         # Requests are logged as they are answered; samples, the records of other evaluations, are drawn from them.
-        requests = None if log.path is None else ExampleLog(log.path.with_name("requests.jsonl"), log.config)
+        requests = None if log.path is None else ExampleLog(log.path.with_name(REQUESTS), log.config)
         found = run_harness(
             subject.model,
             subject.tokenizer,

@@ -10,10 +10,13 @@ import json
 import math
 import re
 import tokenize
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
+
+from nanochat_pl.rows import parse_json
 
 __all__ = ["Unfit", "answer_labels", "answer_numbers", "fit", "written"]
 
@@ -131,14 +134,19 @@ def written(text: str) -> Any:
     if len(text) > _MOST_CHARS or not text.strip().startswith(("[", "(", "{", "array(")):
         raise Unfit(f"the text {_shown(text)} where a list or an object is needed")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text.encode())
+    except ValueError:
         pass
     try:
         if _ADJACENT.search(text):
             text = _with_commas(text)
-        tree = _WithoutArrays().visit(ast.parse(text.strip(), mode="eval"))
-        return ast.literal_eval(tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash that begins no escape, which stays as it is
+            tree = _WithoutArrays().visit(ast.parse(text.strip(), mode="eval"))
+        value = ast.literal_eval(tree)
+        if "\\" in text:
+            json.dumps(value, ensure_ascii=False, default=str).encode()  # half a surrogate pair is no text
+        return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
         raise Unfit(f"the text {_shown(text)} where a list or an object is needed") from error
 
@@ -169,7 +177,17 @@ def _with_commas(text: str) -> str:
 
 
 class _WithoutArrays(ast.NodeTransformer):
-    """Replace `array([...], dtype=object)`, as pandas writes a column of arrays, by its list."""
+    """Replace `array([...], dtype=object)`, as pandas writes a column of arrays, by its list.
+
+    Raises:
+        ValueError: if an object has a key twice.
+    """
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        keys = [ast.dump(key) for key in node.keys if key is not None]
+        if len(set(keys)) < len(keys):
+            raise ValueError("a key stands twice")
+        return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1:
