@@ -5,15 +5,15 @@ settings that nothing reads, names and paths need no quoting, several values wit
 stays below an allow-list, and the values of all sections are checked before a run begins.
 """
 
-import difflib
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -23,7 +23,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from nanochat_pl.cli.explain import ROOTS, config_dir, group_options, settings
+from nanochat_pl.cli.refusals import did_you_mean, missing_folder, refuse_flags, refuse_option, refuse_unreadable, told
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.trust import is_module
 
@@ -33,18 +36,10 @@ PATH_KEYS = (
 )
 OPEN_KEYS = ("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts")
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
-ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
 
 
 class ConfigError(ValueError):
     """A command line or config that cannot be run; the message names the fault and the remedy."""
-
-
-def config_dir() -> Path:
-    """Folder of the YAML files: the checkout's `configs/`, else the copy inside the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parents[1] / "configs"
-    return checkout if (checkout / "train.yaml").is_file() else package / "configs"
 
 
 def quote_texts(argv: Sequence[str]) -> list[str]:
@@ -81,7 +76,8 @@ def text_keys() -> dict[str, str]:
     """Map each key whose value is text to `plain`, `optional` (may be null) or `list`."""
     kinds = {"ckpt": "optional"}
     for root in ROOTS.values():
-        for key, hint in dotted_types(root):
+        for key, setting in settings(root).items():
+            hint = setting.kind
             if hint in (str, str | None, list[str], list[str] | None):
                 is_list = list[str] in (hint, *get_args(hint))
                 kinds[key] = "list" if is_list else "plain" if hint is str else "optional"
@@ -147,10 +143,29 @@ class CommandLine:
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> "CommandLine":
-        """Split `argv` (without the program) into Hydra's flags and the overrides."""
+        """Split `argv` (without the program) into Hydra's flags and the overrides.
+
+        Raises:
+            ConfigError: an option that there is not, or one without its value.
+        """
         from hydra._internal.utils import get_args_parser
 
-        parsed = get_args_parser().parse_args(list(argv))
+        parser = get_args_parser()
+        names = {*settings(schema.TrainConfig), *settings(schema.EvaluateConfig), *group_options([config_dir()])}
+        if said := refuse_flags(argv, [*parser._option_string_actions], names):
+            raise ConfigError(said)
+
+        def refuse(message: str) -> NoReturn:
+            raise ConfigError(f"{' '.join(argv)}: an option lacks its value or has a wrong one; see --help")
+
+        parser.error = refuse  # type: ignore[method-assign]
+        parsed = parser.parse_args(list(argv))
+        if parsed.config_dir and not Path(parsed.config_dir).is_dir():
+            raise ConfigError(missing_folder(Path(parsed.config_dir)))
+        if parsed.package and not parsed.package.startswith(("hydra", "_")) and parsed.package not in names:
+            raise ConfigError(
+                f"--package {parsed.package}: there is no such section{did_you_mean(parsed.package, names)}"
+            )
         # a stage's own settings are new keys unless the experiment has them already: people need not know which
         overrides = [f"++{o}" if o.startswith("chain_overrides.") else o for o in parsed.overrides]
         return cls(overrides, parsed.multirun, Path(parsed.config_dir) if parsed.config_dir else config_dir())
@@ -170,20 +185,26 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
         ConfigError: for anything a user can mend, with the remedy in the message.
     """
     schema.register()
-    try:
-        overrides = OverridesParser.create().parse_overrides(line.overrides)
-    except HydraException as error:
-        raise ConfigError(f"cannot read the command line: {first_lines(error)}") from error
-    names = known_names(ROOTS[name], line.config_dir)
+    root = ROOTS[name]
+    names = known_names(root, line.config_dir)
+    overrides = [parse_override(argument, names) for argument in line.overrides]
+    groups = group_options([*dict.fromkeys([line.config_dir, config_dir()])])
+    searched = any(o.key_or_group == "hydra.searchpath" for o in overrides)
     for override in overrides:
         check_override(override, names, line.multirun)
+        options = None if searched else groups.get(override.key_or_group)
+        if options is not None and (said := refuse_option(override, sorted(options))):
+            raise ConfigError(said)
     configs = []
     for job in jobs(overrides):
         try:
             cfg = compose_one(name, job, line.config_dir)
-            check(cfg, ROOTS[name])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(friendly(error)) from error
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise ConfigError(told(error, overrides, settings(root))) from error
+        try:
+            check(cfg, root)
+        except OmegaConfBaseException as error:
+            raise ConfigError(told(error, overrides, settings(root))) from error
         except ConfigError:
             raise
         except ValueError as error:
@@ -192,19 +213,41 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
     return configs
 
 
+def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
+    """Read one override.
+
+    Raises:
+        ConfigError: with how it should have been written.
+    """
+    try:
+        return OverridesParser.create().parse_overrides([argument])[0]
+    except HydraException as error:
+        key, _, value = argument.partition("=")
+        known = settings(schema.EvaluateConfig) | settings(schema.TrainConfig)
+        raise ConfigError(refuse_unreadable(argument, f"{key}={quote(value)}", {*names}, known)) from error
+
+
 def is_sweep(name: str, line: CommandLine) -> bool:
-    """Say whether a command line that composes is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`."""
-    if line.multirun:
-        return True
-    cfg = compose_one(name, line.overrides, line.config_dir, return_hydra_config=True)
-    return cfg.hydra.mode == RunMode.MULTIRUN
+    """Say whether a command line that composes is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`.
+
+    Raises:
+        ConfigError: a setting of Hydra's own is wrong.
+    """
+    overrides = [parse_override(argument, {}) for argument in line.overrides]
+    plain = next(jobs(overrides)) + [o.input_line or "" for o in overrides if o.get_key_element().startswith("hydra")]
+    try:
+        cfg = compose_one(name, plain, line.config_dir, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(told(error, overrides, settings(ROOTS[name]))) from error
+    return line.multirun or cfg.hydra.mode == RunMode.MULTIRUN
 
 
 def compose_one(name: str, overrides: list[str], folder: Path, return_hydra_config: bool = False) -> DictConfig:
     """Let Hydra compose one config, from our folder and from another one given with `--config-dir`."""
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder != config_dir() else []
-    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what cannot be found on a search path is said when it is asked for
         return compose(name, overrides + search, return_hydra_config=return_hydra_config)
 
 
@@ -233,18 +276,7 @@ def known_names(root: type, folder: Path) -> dict[str, bool]:
 
 def dotted_keys(root: type) -> Iterator[str]:
     """List all keys of a dataclass and of the dataclasses below it, with dots."""
-    return (key for key, _ in dotted_types(root))
-
-
-def dotted_types(root: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """List all keys of a dataclass and of the dataclasses below it, with dots, and their types."""
-    hints = get_type_hints(root)
-    for item in fields(root):
-        kind = hints[item.name]
-        yield prefix + item.name, kind
-        inner = next((k for k in (kind, *get_args(kind)) if is_dataclass(k) and isinstance(k, type)), None)
-        if inner is not None and get_origin(kind) is not dict:
-            yield from dotted_types(inner, f"{prefix}{item.name}.")
+    return iter(settings(root))
 
 
 def check_override(override: Override, names: Mapping[str, bool], multirun: bool) -> None:
@@ -256,18 +288,21 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
     key = override.key_or_group
     if key.startswith("hydra"):
         return
+    if not key:
+        raise ConfigError(f"{override.input_line}: settings are written key=value")
     is_open = any(key == name or key.startswith(name + ".") for name, opened in names.items() if opened)
+    if override.package is not None:
+        raise ConfigError(f"{override.input_line}: groups have their fixed places; leave out @{override.package}")
     if key not in names and not is_open:
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.6) or difflib.get_close_matches(
-            key.rpartition(".")[2], [n for n in names if "." not in n], n=1, cutoff=0.6
-        )
-        if not near:
-            leaf = {n.rpartition(".")[2]: n for n in names}
-            near = [leaf[m] for m in difflib.get_close_matches(key.rpartition(".")[2], leaf, n=1, cutoff=0.6)]
-        hint = f"; did you mean {near[0]}?" if near else "; `python train.py --cfg job` prints all keys"
+        hint = did_you_mean(key, {*names}) or "; --help lists all"
         if override.is_add():
             hint += f" (+ adds keys below {', '.join(OPEN_KEYS)} only)"
         raise ConfigError(f"{override.input_line}: no setting is called {key}{hint}")
+    if override.is_add() and key in names:
+        raise ConfigError(f"{override.input_line}: {key} is there already; leave out the +")
+    single = (settings(schema.EvaluateConfig) | settings(schema.TrainConfig)).get(key)
+    if override.is_delete() and single is not None and single.section is None and not is_open:
+        raise ConfigError(f"{override.input_line}: a setting cannot be left out; give {key}=<value>")
     if override.is_sweep_override() and not multirun:
         plain = f" or '{key}=[{override.get_value_string()}]' for a list" if key == "ckpt" else ""
         if key in text_keys() and key != "ckpt":
@@ -332,26 +367,3 @@ def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
             check_targets(value, allow, f"{key}[{index}]")
-
-
-def first_lines(error: BaseException, count: int = 2) -> str:
-    """Give the head of an exception's text on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:count])
-
-
-def friendly(error: BaseException) -> str:
-    """Turn Hydra's and OmegaConf's composition errors into one message."""
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    text = str(root) or str(error)
-    kept = [
-        line.strip()
-        for line in [*str(error).splitlines(), *text.splitlines()]
-        if line.strip() and not line.strip().startswith(("object_type=", "full_key:", "reference_type="))
-    ]
-    unique = list(dict.fromkeys(kept))
-    full_key = next((ln.split(":", 1)[1].strip() for ln in text.splitlines() if ln.strip().startswith("full_key:")), "")
-    prefix = f"{full_key}: " if full_key and full_key not in " ".join(unique) else ""
-    return prefix + " ".join(unique)

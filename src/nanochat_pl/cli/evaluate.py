@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.cli.arguments import share_cores
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, quote_texts
-from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, is_sweep, quote_texts
+from nanochat_pl.cli.explain import asked_for_help
+from nanochat_pl.cli.train import ABOUT_HYDRA, INFORMATION, fail, run_hydra
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
 
@@ -23,11 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run `evaluate.py` and return its exit code: 0, 1 = failed, 2 = bad command line."""
     share_cores()
     arguments = quote_texts(sys.argv[1:] if argv is None else argv)
+    if (code := asked_for_help("evaluate", arguments)) is not None:
+        return code
     sys.argv[1:] = arguments
     schema.register()
-    if not any(a.split("=")[0] in INFORMATION for a in arguments):
+    if not {*ABOUT_HYDRA} & {*arguments}:
         try:
-            for cfg in compose_checked("evaluate", CommandLine.parse(arguments)):
+            line = CommandLine.parse(arguments)
+            configs = compose_checked("evaluate", line)
+            is_sweep("evaluate", line)
+            for cfg in [] if {*INFORMATION} & {*arguments} else configs:
                 config = check(cfg, schema.EvaluateConfig)
                 sources = [check_model(p, hub_folder(config), config.offline) for p in checkpoint_list(config.ckpt)]
                 given = any(argument.startswith(("data=", "data.source=")) for argument in arguments)

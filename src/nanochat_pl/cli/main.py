@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("train a stage, a sweep or a chain", "stage=base depth=4"),
+    "explain": ("what a setting or config group means", "stage.num_steps"),
     "evaluate": ("measure checkpoints", "ckpt=outputs/base/d4"),
     "compare": ("checkpoints beside each other, and who won", "outputs/base/d4 outputs/sft/d4"),
     "failures": ("wrong answers sorted, and what to try", "outputs/sft/d4"),

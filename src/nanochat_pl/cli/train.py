@@ -19,26 +19,33 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from nanochat_pl.cli.arguments import in_words, share_cores
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_texts
+from nanochat_pl.cli.explain import asked_for_help
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.preflight import is_first_process, preflight
 from nanochat_pl.paths import WriteError, worded
 
-INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i", "--cfg", "-c")
+INFORMATION = ("--cfg", "-c", "--info", "-i")
+"""What shows a config and runs nothing; the config is checked all the same."""
+ABOUT_HYDRA = ("--hydra-help", "--version", "--shell-completion", "-sc")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `train.py` and return its exit code: 0, 1 = failed, 2 = bad command line, 128+n = stopped by signal n."""
     share_cores()
     arguments = quote_texts(sys.argv[1:] if argv is None else argv)
+    if (code := asked_for_help("train", arguments)) is not None:
+        return code
     sys.argv[1:] = arguments
     schema.register()
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
-    if not started_by_launcher and not any(a.split("=")[0] in INFORMATION for a in arguments):
+    if not started_by_launcher and not {*ABOUT_HYDRA} & {*arguments}:
         try:
             logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself says what it chose
             line = CommandLine.parse(arguments)
             configs = compose_checked("train", line)
             sweep = is_sweep("train", line)
+            if {*INFORMATION} & {*arguments}:
+                return run_hydra(job, "train")
             if configs[0].chain:
                 if sweep:
                     raise ConfigError(

@@ -124,6 +124,16 @@ def positive(section: object, prefix: str, *names: str) -> None:
             raise ValueError(f"{key}={value} must be positive; set {key}=1 or higher")
 
 
+MAX_SEED = 2**32 - 1
+"""The largest seed that all random generators take."""
+
+
+def check_seed(key: str, seed: int) -> None:
+    """Raise ValueError unless a seed is one that all random generators take."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"{key}={seed} must lie between 0 and {MAX_SEED}")
+
+
 @dataclass(kw_only=True)
 class StageConfig:
     """What is trained, on how much at a time, for how long, and how often it is measured and saved."""
@@ -142,9 +152,13 @@ class StageConfig:
     long_conversations: LongConversations = LongConversations.cut
     """Longer than a row: cut at its end, or dropped, another in its place (where the batch counts conversations)."""
     num_steps: int | None = None
+    """Train for so many optimizer steps."""
     num_epochs: int | None = None
+    """Train for so many passes over the conversations."""
     tokens_per_param: float | None = None
+    """Train on so many tokens for each parameter of the model (base)."""
     target_flops: float | None = None
+    """Train for so many floating-point operations (base)."""
     default_horizon: str | None = None
     """The horizon when none of the four above is set, as `num_steps=100`."""
     val_every_steps: int | None = 250
@@ -220,9 +234,13 @@ class ModelConfig(Architecture):
     aspect_ratio: int = 64
     """Channels per layer of depth, rounded up to a multiple of head_dim."""
     head_dim: int = 128
+    """Channels of one attention head."""
     n_embd: int | None = None
+    """Channels of the residual stream; null = from depth."""
     n_head: int | None = None
+    """Query heads; null = from depth."""
     n_kv_head: int | None = None
+    """Key/value heads, fewer = grouped-query attention; null = as many as n_head."""
 
 
 @dataclass(kw_only=True)
@@ -232,6 +250,7 @@ class TokenizerConfig:
     path: str | None = None
     """Folder of the tokenizer; null = outputs/tokenizer/<run_name>, or the start checkpoint's own."""
     vocab_size: int = 65536
+    """Tokens of the vocabulary, special ones included."""
     backend: Backend = Backend.rustbpe
     max_chars: int = 2_000_000_000
     """Characters of training text to read."""
@@ -271,14 +290,18 @@ class DataConfig:
     num_workers: int = 1
     """Background threads that read and tokenise; 0 = in the training thread."""
     train_rows: int | None = None
+    """Use only the first so many ScienceQA questions of the training split; null = all."""
     val_rows: int | None = None
+    """The same for the validation split."""
     test_rows: int | None = None
+    """The same for the test split."""
     formatted_dir: str | None = None
     """Where formatted conversation splits are saved and read again."""
     seed: int = 0
     """Seed of the generated world (microworld)."""
 
     def __post_init__(self) -> None:
+        check_seed("data.seed", self.seed)
         positive(self, "data", "text_shards", "logical_shards", "train_rows", "val_rows", "test_rows")
         if self.text_shards > 100_000:
             raise ValueError(f"data.text_shards={self.text_shards} is more than names of five digits can number")
@@ -296,6 +319,7 @@ class MixtureConfig:
     """
 
     tasks: dict[str, Any] = field(default_factory=dict)
+    """What is trained on."""
     val_tasks: dict[str, Any] = field(default_factory=dict)
     """The fixed validation set."""
     drop_train_duplicates: bool = False
@@ -315,8 +339,11 @@ class RLConfig:
     num_samples: int = 16
     """Answers sampled to each question: the group that advantages compare."""
     max_new_tokens: int = 256
+    """Longest answer, in tokens."""
     temperature: float = 1.0
+    """Of sampling: below 1 likely tokens are favoured, above 1 unlikely ones."""
     top_k: int | None = 50
+    """Sample from the so many likeliest tokens only; null = from all."""
     rollout_batch: int = 64
     """Rows that the engine decodes at a time on one device."""
     steps_per_rollout: int = 1
@@ -358,13 +385,16 @@ class TrainerConfig(DeviceConfig):
     """Devices, precision, compilation and the rhythm of the log."""
 
     devices: int = 1
+    """Processes on this machine, one a device."""
     num_nodes: int = 1
+    """Machines that train together."""
     strategy: Strategy = Strategy.auto
     compile: Any = "auto"
     """auto = compile where a probe succeeds; true = compile or fail; false = eager."""
     stop_after_steps: int | None = None
     """Leave after so many steps as a preempted run would, state saved; the horizon stays."""
     log_every_steps: int = 10
+    """Steps between two rows of metrics.csv and lines of the log."""
 
     def __post_init__(self) -> None:
         positive(self, "trainer", "devices", "num_nodes", "stop_after_steps", "log_every_steps")
@@ -378,6 +408,7 @@ class PluginsConfig:
     """Which modules a `_target_` may name beside nanochat_pl. and lightning."""
 
     allow: list[str] = field(default_factory=list)
+    """Packages of your own, by name."""
 
 
 @dataclass(kw_only=True)
@@ -386,6 +417,7 @@ class EvalConfig:
 
     name: EvalName = EvalName.auto
     max_new_tokens: int = 128
+    """Longest answer, in tokens."""
     max_questions: int | None = None
     """Ask only the first so many questions of the split, or of each task; null = all."""
     tasks: list[str] | None = None
@@ -403,7 +435,9 @@ class EvalConfig:
     num_samples: int = 1
     """Answers to each generative question of chat; above 1 pass@k is measured, which wants a temperature."""
     temperature: float = 0.0
+    """Of sampling; 0 = always the likeliest token."""
     top_k: int | None = None
+    """Sample from the so many likeliest tokens only; null = from all."""
     strict: Strict = Strict.stated
     """How chat reads answers: stated = what an answer states counts, original = nanochat's rule, to compare with it."""
     repetition_penalty: float = 1.0
@@ -415,6 +449,7 @@ class EvalConfig:
     sandbox: str = "auto"
     """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
     split: str = "test"
+    """Questions that are asked: train, validation or test."""
     batch_size: int = 64
     """Questions answered at a time."""
     val_tokens: int = 262_144
@@ -462,6 +497,7 @@ class RunConfig:
     """What training and evaluation share."""
 
     seed: int = 42
+    """Seed of start weights, order of the data and sampling."""
     offline: bool = False
     """No code path may open a socket."""
     outputs: str = "outputs"
@@ -471,13 +507,18 @@ class RunConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
+
 
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """Everything `train.py` reads."""
 
     depth: int = 4
+    """Blocks of the model; width, heads and the names of runs follow from it."""
     run_name: str = MISSING
+    """Name of the run folder below <outputs>/<stage>; d<depth> when nothing sets it."""
     resume: str | None = None
     """A checkpoint or run folder to continue exactly, or `auto` for this run folder's last."""
     force: bool = False
@@ -492,14 +533,22 @@ class TrainConfig(RunConfig):
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks, each a `_target_` with its arguments."""
     logger: dict[str, Any] = field(default_factory=dict)
+    """Loggers beside metrics.csv, each a `_target_` with its arguments."""
     chain: list[str] = field(default_factory=list)
     """Stages to run one after another, each a config and a process of its own; `evaluate` may end it."""
     chain_overrides: dict[str, Any] = field(default_factory=dict)
     """Settings of single stages of the chain: chain_overrides.<stage>.<key>."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "", "depth")
+        for stage, overrides in self.chain_overrides.items():
+            if not isinstance(overrides, dict):
+                raise ValueError(
+                    f"chain_overrides.{stage}={overrides}: give a setting, as chain_overrides.{stage}.depth=4"
+                )
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,336 @@
+"""`nanochat-pl explain <key>` and `--help`: what can be set, with the sentences that stand beside the settings.
+
+Nothing is written twice: keys, types and defaults come from the dataclasses of `lit/schema.py`, what a key means from
+the docstring below its field, the choices of a config group from the files in its folder. No torch here, no composing.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import SequenceMatcher
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.lit import schema
+
+__all__ = ["ROOTS", "Setting", "asked_for_help", "config_dir", "expected", "group_options", "near", "settings"]
+
+ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
+"""The two scripts that a config describes."""
+
+EXAMPLES = {
+    "train": (
+        ("experiment=quickstart", "all stages once, on data that come with the package"),
+        ("stage=base depth=2 stage.num_steps=200", "a small model for a first look"),
+        ("stage=mid run_name=d2", "the next stage, from that model's weights"),
+    ),
+    "evaluate": (
+        ("ckpt=outputs/base/d2", "what fits the stage"),
+        ("ckpt=outputs/sft/d2 eval=recall", "one evaluation"),
+        ("'ckpt=[outputs/base/d2,outputs/sft/d2]'", "several models, the same questions"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the command line: its type, what it is when nothing sets it, and what it means."""
+
+    key: str
+    kind: Any
+    default: Any
+    sentence: str
+
+    @property
+    def section(self) -> type | None:
+        """The dataclass of its own keys, where it is a section and no single value."""
+        return next((k for k in (self.kind, *get_args(self.kind)) if is_dataclass(k) and isinstance(k, type)), None)
+
+
+def config_dir() -> Path:
+    """Folder of the YAML files: the checkout's `configs/`, else the copy inside the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parents[1] / "configs"
+    return checkout if (checkout / "train.yaml").is_file() else package / "configs"
+
+
+@cache
+def settings(root: type, prefix: str = "") -> dict[str, Setting]:
+    """Map all keys below a dataclass, with dots, to what is known of them; a section comes before its keys."""
+    hints, sentences = get_type_hints(root), _docstrings(root)
+    found: dict[str, Setting] = {}
+    for item in fields(root):
+        factory = item.default_factory
+        default = item.default if factory is MISSING else None if is_dataclass(factory) else factory()
+        kind = hints[item.name]
+        sentence = sentences.get(item.name) or (inspect.getdoc(kind) or "" if _is_enum(kind) else "")
+        setting = Setting(prefix + item.name, kind, default, " ".join(sentence.split()))
+        found[setting.key] = setting
+        if setting.section is not None and get_origin(setting.kind) is not dict:
+            found |= settings(setting.section, f"{setting.key}.")
+    return found
+
+
+def _docstrings(root: type) -> dict[str, str]:
+    """Read what stands below the fields of a dataclass and of those it inherits from."""
+    found: dict[str, str] = {}
+    for part in reversed(root.__mro__):
+        if is_dataclass(part):
+            body = _classes(inspect.getsourcefile(part) or "")[part.__name__].body
+            for field, below in pairwise(body):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(field.target, ast.Name)
+                    and isinstance(below, ast.Expr)
+                    and isinstance(below.value, ast.Constant)
+                ):
+                    found[field.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+@cache
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, StrEnum)
+
+
+def expected(kind: Any) -> str:
+    """Say in words what a value of a type is."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    if NoneType in get_args(kind):
+        return f"{expected(parts[0])}, or null"
+    if _is_enum(kind):
+        return f"one of {', '.join(kind)}"
+    if kind is bool:
+        return "true or false"
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    if get_origin(kind) is list:
+        items = {str: "texts", int: "whole numbers", float: "numbers"}.get(parts[0], "values")
+        return f"a list of {items}, as [a,b]"
+    if get_origin(kind) is dict or is_dataclass(kind):
+        return "a mapping, as {name: value}"
+    return words.get(kind, "a value")
+
+
+def group_options(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
+    """Map each config group to its options and their files, those of sub-folders as `folder/name`."""
+    found: dict[str, dict[str, Path]] = {}
+    for folder in folders:
+        for group in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            files = sorted(group.rglob("*.yaml"))
+            own = {file.relative_to(group).with_suffix("").as_posix(): file for file in files}
+            found[group.name] = own | found.get(group.name, {})
+    return found
+
+
+def near(name: str, names: Sequence[str] | set[str], count: int = 1) -> list[str]:
+    """Give the known names that a wrong one was probably meant to be, the nearest first; sections may be left out."""
+
+    def likeness(known: str) -> float:
+        whole = SequenceMatcher(None, name, known).ratio()
+        leaf, own = known.rpartition(".")[2], name.rpartition(".")[2]
+        begins = 0.6 if len(own) > 1 and leaf.startswith(own) else 0.0
+        return max(whole, SequenceMatcher(None, own, leaf).ratio() - 0.01, begins)
+
+    scores = {known: likeness(known) for known in sorted(names)}
+    return [known for known in sorted(scores, key=lambda k: -scores[k]) if scores[known] >= 0.6][:count]
+
+
+def help_page(script: str, width: int | None = None) -> str:
+    """Write what `--help` prints: three examples, the groups with their options, and each key in one line.
+
+    Args:
+        script: `train` or `evaluate`.
+        width: columns of the terminal; null = as it is, 80 where there is none.
+    """
+    width = max(60, min(width or shutil.get_terminal_size((80, 24)).columns, 120))
+    command = f"python {script}.py"
+    lines = [f"usage: {command} [group=option] [key=value] ...", ""]
+    for arguments, what in EXAMPLES[script]:
+        lines += [f"  {command} {arguments}", f"      {what}"]
+    known, groups = settings(ROOTS[script]), _groups_of(script)
+    lines += ["", "groups: each option is a file of settings"]
+    lines += [line for name, options in groups.items() for line in _hanging(f"  {name}=", sorted(options), width)]
+    lines += ["", f"keys, as they are when nothing sets them; more: {command} --help <key>"]
+    single = [s for s in known.values() if "." not in s.key and s.section is None]
+    lines += ["", *_rows(single, width)]
+    for section in (s for s in known.values() if s.section is not None):
+        inner = [s for s in known.values() if s.key.startswith(f"{section.key}.")]
+        lines += ["", _cut(f"{section.key}: {_said(section)}", width), *_rows(inner, width)]
+    lines += [
+        "",
+        "-m key=1,2      one run for each value       --cfg job   print the whole config",
+        "--config-dir D  further config files of D    --help key  explain one key",
+    ]
+    return "\n".join(lines)
+
+
+def _groups_of(script: str) -> dict[str, dict[str, Path]]:
+    """Give the groups that the defaults list of a script names, those that a person chooses from."""
+    text = (config_dir() / f"{script}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
+    named = re.findall(r"^  - (\w+): ", text, flags=re.MULTILINE) + re.findall(r"^  - optional (mixture): ", text, re.M)
+    options = group_options([config_dir()])
+    return {name: options[name] for name in named}
+
+
+def _hanging(head: str, words: Sequence[str], width: int) -> list[str]:
+    return textwrap.wrap(
+        ", ".join(words), width, initial_indent=f"{head:<15}", subsequent_indent=" " * 15, break_on_hyphens=False
+    )
+
+
+def _rows(listed: Sequence[Setting], width: int) -> list[str]:
+    """Write one line a key: its name and default, and as much of its sentence as stands whole in the line."""
+    names = [f"  {s.key.rpartition('.')[2]}={_shown(s.default)}" for s in listed]
+    names = [name if len(name) < 31 else f"{name.partition('=')[0]}=…" for name in names]
+    column = max(map(len, names), default=0) + 2
+    return [
+        _cut(f"{name:<{column - 1}} {s.sentence or _said(s)}", width) for name, s in zip(names, listed, strict=True)
+    ]
+
+
+def _said(setting: Setting) -> str:
+    """Give a key's sentence; of a section that has none beside it, what its dataclass says."""
+    return setting.sentence or (inspect.getdoc(setting.section) or "").partition("\n")[0]
+
+
+def _shown(value: Any) -> str:
+    """Write a default as it would be typed."""
+    if value is None:
+        return "null"
+    if value == "???":
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | dict):
+        return "[]" if isinstance(value, list) else "{}"
+    return str(value)
+
+
+def _cut(line: str, width: int) -> str:
+    """Shorten a line to the width, at the end of a sentence or part of one where it has such an end."""
+    if len(line) <= width:
+        return line
+    end = max((found.end() for found in re.finditer(r"[.;](?= )|[^ ](?= \()", line[:width])), default=0)
+    if end > width * 0.6:
+        return line[:end].rstrip(";")
+    return line[: line.rfind(" ", 0, width - 1)].rstrip(",;: (") + " …"
+
+
+def explain(name: str) -> str:
+    """Say all that is known of one key or config group of either script.
+
+    Raises:
+        ValueError: Nothing is called so; names the nearest.
+    """
+    name = name.lstrip("+~").partition("=")[0].rstrip(".")
+    known = settings(ROOTS["evaluate"]) | settings(ROOTS["train"])
+    groups = group_options([config_dir()])
+    if name not in known and name not in groups:
+        leaves = [key for key in known if key.rpartition(".")[2] == name]
+        hint = leaves[:3] or near(name, {*known, *groups}, 3)
+        raise ValueError(
+            f"no setting is called {name}; "
+            + (f"did you mean {' or '.join(hint)}?" if hint else "`python train.py --help` lists all")
+        )
+    parts = []
+    if name in known:
+        parts.append(_paragraphs(known[name], known))
+    if groups.get(name):
+        said = {option: _first_comment(file) for option, file in sorted(groups[name].items())}
+        parts.append("\n".join([f"{name}=<option>, each a file of settings:", *_table(said)]))
+    return "\n\n".join(parts)
+
+
+def _paragraphs(setting: Setting, known: dict[str, Setting]) -> str:
+    if setting.section is not None:
+        inner = {key: s.sentence for key, s in known.items() if key.startswith(f"{setting.key}.")}
+        return "\n".join([f"{setting.key}: {_said(setting)}", *_table(inner)])
+    sets = list(_set_by(setting.key))
+    lines = [f"{setting.key}={_shown(setting.default)}", *textwrap.wrap(setting.sentence, 78)]
+    lines += [f"takes {expected(setting.kind)}"] if setting.kind is not Any else []
+    lines += [f"set by {file}: {value}" for file, value in sets]
+    return "\n  ".join(lines)
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    lines = []
+    for head, text in rows.items():
+        lines.append(f"  {head}")
+        lines += textwrap.wrap(text, 78, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False)
+    return lines
+
+
+def _first_comment(file: Path) -> str:
+    """Give the comment that a config file begins with."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line]
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return " ".join(comment)
+
+
+def _set_by(key: str) -> Iterator[tuple[str, str]]:
+    """Find the config files that set a key, and to what."""
+    import yaml
+
+    for group, options in group_options([config_dir()]).items():
+        for option, file in options.items():
+            text = file.read_text(encoding="utf-8")
+            value: Any = yaml.safe_load(text)
+            inside = key if "@package _global_" in text else key.removeprefix(f"{group}.")
+            if inside == key and "@package _global_" not in text:
+                continue
+            for part in inside.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None and not isinstance(value, dict):
+                yield f"{group}={option}", _shown(value) if not isinstance(value, list) else str(value)
+
+
+def asked_for_help(script: str, arguments: Sequence[str]) -> int | None:
+    """Answer `--help`, with the key or group that stands beside it; None where help is not asked for."""
+    if not {"--help", "-h"} & {*arguments}:
+        return None
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    try:
+        print("\n\n".join(map(explain, names)) if names else help_page(script))
+    except ValueError as error:
+        return refuse(error)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `nanochat-pl explain` and return its exit code."""
+    parser = Arguments(
+        prog="nanochat-pl explain",
+        description="Say what a key or config group of train.py and evaluate.py means.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("key", nargs="+", help="as it is typed: stage.num_steps, optim, experiment")
+    try:
+        names = parser.parse_args(argv).key
+        print("\n\n".join(map(explain, names)))
+    except ValueError as error:
+        return refuse(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
