@@ -395,6 +395,21 @@ def test_conversations_have_limits(tokenizer, limit, messages):
             assert post(f"{url}/v1/completions", json={"prompt": ["four"] * 3}).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "limit", [{"max_messages": 1}, {"max_message_chars": 3}, {"max_total_chars": 8}, {}], ids=lambda limit: str(limit)
+)
+def test_whatever_is_too_long_is_an_overflow_to_clients(tokenizer, limit):
+    talk = [{"role": ("user", "assistant")[i % 2], "content": "the rain " * 40} for i in range(3)]
+    with running(served(tokenizer), **limit) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="x")
+        with client, pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="sft/tiny", messages=talk)
+        assert caught.value.code == "context_length_exceeded"  # langchain and pydantic-ai go by it
+        # and litellm by one of these sentences
+        said = caught.value.body["message"].lower()
+        assert "this model's maximum context length is" in said or "prompt is too long" in said
+
+
 def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
     long = {"role": "user", "content": "x" * 9999}
     short = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
