@@ -25,6 +25,7 @@ from nanochat_pl.cli.compose import (
     known_names,
     quote_texts,
 )
+from nanochat_pl.cli.explain import asked_for_help
 from nanochat_pl.cli.main import COMMANDS, module_of
 
 REPO = Path(__file__).resolve().parents[2]
@@ -64,6 +65,10 @@ def check_command(words: list[str]) -> None:
         assert not unknown, f"unknown {', '.join(unknown)}"
     elif script in ("train.py", "evaluate.py") or program == "nanochat-pl":
         name, arguments = (script.removesuffix(".py"), rest[1:]) if program != "nanochat-pl" else (rest[0], rest[1:])
+        if "--help" in arguments:
+            with redirect_stdout(StringIO()):
+                assert asked_for_help(name, arguments) == 0
+            return
         line = CommandLine.parse(quote_texts(arguments))
         assert compose_checked(name, line)
     elif program == "make":
