@@ -129,6 +129,34 @@ def test_a_truncated_parquet_is_named(capsys: Capture, tmp_path: Path):
     assert_matches(r"shard_00000\.parquet", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"body": "x"}\n', r"a\.jsonl:1 has no column 'text' \(it has: body\).*data\.column="),
+        ("a.csv", "body\nx\n", r"a\.csv, row 0 .* has no column 'text'"),
+        ("deep/a.jsonl.zst", "x", r"a\.jsonl\.zst is truncated or not what its name says"),
+        ("a.txt", "x\0", r"a\.txt: line 1 has zero bytes"),
+    ],
+)
+def test_unusable_text_of_other_forms_is_named_before_anything_is_written(
+    name: str, content: str, message: str, capsys: Capture, tmp_path: Path
+):
+    file = tmp_path / "data" / "fineweb_like" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert train_command.main([*BASE, "data=local", f"data.root={tmp_path / 'data'}"]) == 1
+    assert_matches(message, capsys.readouterr().err)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("path", ["pirate.jsonl", "pirate.json", "pirate.ndjson"])
+def test_a_file_of_conversations_that_is_not_there_is_named_with_its_task(path: str, capsys: Capture, tmp_path: Path):
+    others = [f"mixture.tasks.{name}=null" for name in ("identity", "spelling", "spelling_bee")]
+    arguments = ["stage=sft", "data=local", f"data.root={tmp_path}", *others]
+    assert train_command.main([*arguments, f"+mixture.tasks.pirate={path}"]) == 1
+    assert_matches(rf"there is no {path}, which mixture\.tasks\.pirate reads", capsys.readouterr().err)
+
+
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("exploded",))

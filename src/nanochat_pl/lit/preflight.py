@@ -160,7 +160,7 @@ def check_task_files(cfg: TrainConfig) -> None:
     for group, tasks in (("tasks", cfg.mixture.tasks), ("val_tasks", cfg.mixture.val_tasks)):
         for name, spec in tasks.items():
             path = Path((spec or {}).get("path") or "")
-            if path.suffix in (".jsonl", ".txt") and not path.is_file():
+            if path.suffix in (".jsonl", ".ndjson", ".json", ".txt") and not path.is_file():
                 raise FileNotFoundError(
                     f"there is no {path}, which mixture.{group}.{name} reads and nothing fetches; put it there "
                     f"(docs/data.md says where from), or leave the task out: mixture.{group}.{name}=null"
