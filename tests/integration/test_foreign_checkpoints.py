@@ -99,7 +99,10 @@ def test_a_model_of_the_hub_is_trained_on_and_then_needs_no_hub(
         (["init_from={models}/nanochat/meta_000003.json"], "no file of weights; give the model beside it"),
         (["init_from=hf://owner/repo", "offline=true"], "offline=true forbids fetching it"),
         (["init_from=hf://owner"], "give hf://owner/repo"),
-        (["resume={models}/nanochat/model_000003.pt"], "no optimizer state to go on with; to start from its weights"),
+        (
+            ["resume={models}/nanochat/model_000003.pt"],
+            "takes over no optimizer state to go on with; to start from its weights",
+        ),
         (["init_from={models}/base/tiny/worst"], "does not exist; give a checkpoint file"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0].rpartition("/")[2],

@@ -215,6 +215,20 @@ def test_lengths_of_tokens_and_optimizer_files_are_never_opened(good: Path, cana
     assert not canary.exists()
 
 
+def test_an_optimizer_state_that_is_left_behind_is_said(good: Path, tmp_path: Path):
+    folder = shutil.copytree(good / "nanochat", tmp_path / "nanochat")
+    assert read_model(folder).notes == ()
+    (folder / "optim_000011_rank0.pt").touch()
+    assert read_model(folder).notes == (), "of another step"
+    for name, shown in (
+        ("optim_000012.pt", "optim_000012.pt"),
+        ("optim_000012_rank0.pt", "optim_000012.pt and 1 more"),
+    ):
+        (folder / name).touch()
+        expected = f"its optimizer state ({shown}) is not taken over: training starts from these weights with a new one"
+        assert read_model(folder).notes == (expected,)
+
+
 def test_code_beside_safetensors_is_never_imported(good: Path, canary: Path, tmp_path: Path):
     folder = shutil.copytree(good / "huggingface", tmp_path / "huggingface")
     code = f"__import__('pathlib').Path({str(canary)!r}).touch()\n"

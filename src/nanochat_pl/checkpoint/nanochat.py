@@ -73,7 +73,7 @@ def read(path: Path) -> Stored:
         run_config={},
         file=path,
         format="nanochat",
-        notes=notes,
+        notes=(*notes, *_left_behind(path)),
     )
 
 
@@ -112,6 +112,20 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
         notes.append(f"its {' and '.join(other)} weights were converted to float32")
     weights = {name: tensor.to(torch.float32) for name, tensor in state.items()}
     return config, weights, tuple(notes)
+
+
+def _left_behind(path: Path) -> tuple[str, ...]:
+    """Say that a run's optimizer state lies beside its weights and is not taken over; it is not opened.
+
+    nanochat writes one file a rank, of slices that fit that number of ranks, and not where in the data the run was in
+    this project's terms: what would go on from it were another run.
+    """
+    suffix = path.stem.removeprefix("model")
+    files = sorted(file.name for file in path.parent.glob(f"optim{suffix}*.pt"))
+    if not files:
+        return ()
+    shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return (f"its optimizer state ({shown}) is not taken over: training starts from these weights with a new one",)
 
 
 def read_tokenizer(weights: Path, config: GPTConfig) -> Tokenizer:

@@ -246,8 +246,8 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
         source = check_model(start, hub_folder(cfg), cfg.offline)
         if resume is not None and source is not None and source.format != "lightning":
             raise ValueError(
-                f"resume={cfg.resume} is of the format {source.format}, which holds no optimizer state to go on with; "
-                f"to start from its weights: resume=null init_from={source.file}"
+                f"resume={cfg.resume} is of the format {source.format}, of which this project takes over no optimizer "
+                f"state to go on with; to start from its weights: resume=null init_from={source.file}"
             )
         if resume is not None and source is not None and imported_run(source.file) is not None:
             raise weights_only(source.file)
