@@ -184,11 +184,13 @@ def answers(runs: Path, *settings: str) -> tuple[list[str], dict]:
     return [json.loads(line)["output"] for line in lines], json.loads((folder / "results.json").read_text())["config"]
 
 
-def test_bpb_measures_further_texts_by_name(runs: Path, world: Path):
+def test_bpb_measures_further_texts_by_name(runs: Path, world: Path, capsys: pytest.CaptureFixture[str]):
     text = world / "data" / "text"
     results = measure(runs, "eval=bpb", "eval.val_tokens=512", f"+eval.texts.all={text}")
     by_name = {row["task"]: row["value"] for row in results["metrics"]}
     assert len(by_name) == 2 and by_name["all"] > 0
+    shown = capsys.readouterr().out
+    assert all(f"{name} bpb" in shown for name in by_name), "a figure that was measured is shown"
     with pytest.raises(FileNotFoundError, match=r"eval\.texts\.gone"):
         measure(runs, "eval=bpb", f"+eval.texts.gone={text / 'gone'}")
 
@@ -197,6 +199,7 @@ def test_compare_failures_and_report_read_what_was_written(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     measure(runs, "eval=recall", "eval.max_questions=4", "eval.max_new_tokens=4", names=("seed1", "seed2"))
+    evaluated = capsys.readouterr().out
 
     def say(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["nanochat-pl", *arguments])
@@ -204,7 +207,9 @@ def test_compare_failures_and_report_read_what_was_written(
         return capsys.readouterr().out
 
     first, second = (str(runs / "base" / name) for name in ("seed1", "seed2"))
-    assert "not distinguishable" in say("compare", first, second)
+    [verdict] = [line for line in say("compare", first, second).splitlines() if "not distinguishable" in line]
+    assert verdict.endswith("recall exact_match: not distinguishable (p = 1.000, n = 4)")
+    assert verdict in evaluated.splitlines(), "evaluate and compare say the same"
     assert "4 of 4" in say("failures", first)
     say("report", first, "--out", str(tmp_path))
     assert "recall" in (tmp_path / "report.html").read_text()

@@ -21,9 +21,9 @@ def verdicts(*entrants: Entrant, **more) -> list[str]:
 def test_a_winner_is_named_where_the_questions_decide_and_only_there():
     first, second = pattern(10, 2, 20, 8)
     [verdict] = verdicts(entrant("a", recalled(first)), entrant("b", recalled(second)))
-    assert verdict == "b is better than a (p < 0.001, n = 40)"
+    assert verdict == "b is better than a by 45.0 points (p < 0.001, n = 40)"
     [verdict] = verdicts(entrant("b", recalled(second)), entrant("a", recalled(first)))
-    assert verdict == "b is better than a (p < 0.001, n = 40)"
+    assert verdict == "b is better than a by 45.0 points (p < 0.001, n = 40)"
     first, second = pattern(10, 8, 12, 10)
     [verdict] = verdicts(entrant("a", recalled(first)), entrant("b", recalled(second)))
     assert verdict == f"not distinguishable (p = {mcnemar_exact(8, 12):.3f}, n = 40)"
@@ -154,7 +154,7 @@ def test_of_several_samples_the_questions_decide_where_the_intervals_overlap():
     assert before is not None and after is not None and judgement is not None
     assert before.interval is not None and after.interval is not None
     assert after.interval.low < before.interval.high  # unpaired, nothing could be said
-    assert judgement.verdict == "b is better than a (p < 0.001, n = 60)"
+    assert judgement.verdict == "b is better than a by 5.4 points (p < 0.001, n = 60)"
     assert judgement.difference == pytest.approx((sum(second) - sum(first)) / 8 / 60)
     assert judgement.interval is not None
     assert 0 < judgement.interval.low < judgement.difference < judgement.interval.high

@@ -134,9 +134,9 @@ def test_figures_of_several_samples_are_shown_in_percent_with_the_interval_of_th
     assert [row[0] for row in rows] == ["gsm8k pass@1", "gsm8k pass@8"]
     assert rows[0][1].startswith("12.5% [")
     assert rows[0][2].startswith("25.0% [")
-    assert rows[0][2].endswith("\n+12.5 [+12.5, +12.5] points")
+    assert rows[0][2].endswith("\n+12.5 [+7.8, +17.2] points")
     assert "  25.0%" in text_chart(overview)
-    said = "b against a, chat gsm8k pass@1: b is better than a (p < 0.001, Holm over 2 tests, n = 40)"
+    said = "b against a, chat gsm8k pass@1: b is better than a by 12.5 points (p < 0.001, Holm over 2 tests, n = 40)"
     assert json.loads(comparison_json(overview))["verdicts"][0] == said
     assert f"- {said}" in comparison_markdown(overview)
     assert said.replace("<", "&lt;") in comparison_html(overview)

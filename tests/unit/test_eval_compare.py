@@ -1,10 +1,11 @@
 """Two checkpoints on the same questions: a winner only outside the noise; the scores that a figure is the mean of."""
 
+import numpy as np
 import pytest
 
-from nanochat_pl.eval.compare import compare, scores_behind
+from nanochat_pl.eval.compare import compare, scores_behind, verdict
 from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
-from nanochat_pl.eval.stats import sign_flip_test
+from nanochat_pl.eval.stats import paired_interval, sign_flip_test
 from nanochat_pl.tasks.answers import pass_at_k
 
 
@@ -17,7 +18,7 @@ def test_a_clear_difference_names_the_better_checkpoint():
     assert (outcome.only_first, outcome.only_second, outcome.n) == (4, 30, 40)
     assert outcome.difference == pytest.approx(outcome.accuracy_second - outcome.accuracy_first) == pytest.approx(0.65)
     assert outcome.interval.low > 0
-    assert outcome.verdict.startswith("tuned is better than base by 65.0% (p < 0.001")
+    assert outcome.verdict.startswith("tuned is better than base by 65.0 points (p < 0.001")
     swapped = compare(records([1] * 36 + [0] * 4), records([0] * 30 + [1] * 10), first="tuned", second="base")
     assert swapped.verdict == outcome.verdict
 
@@ -41,9 +42,9 @@ def test_scores_are_judged_by_how_far_they_lie_apart():
     assert outcome.p_value == sign_flip_test(before, after)
     assert outcome.difference == pytest.approx(0.09375)
     assert (outcome.accuracy_first, outcome.only_first, outcome.only_second) == (0.4375, 10, 20)
-    assert outcome.verdict.startswith("second is better than first by 9.4% (p = 0.002, n = 40)")
+    assert outcome.verdict.startswith("second is better than first by 9.4 points (p = 0.002, n = 40)")
     swapped = compare(second, first[::-1], measure="score")
-    assert swapped.verdict.startswith("first is better than second by 9.4%")
+    assert swapped.verdict.startswith("first is better than second by 9.4 points")
     assert (swapped.interval.low, swapped.interval.high) == (
         pytest.approx(-outcome.interval.high, abs=0.005),
         pytest.approx(-outcome.interval.low, abs=0.005),
@@ -92,3 +93,41 @@ def test_an_answer_is_read_as_the_name_of_the_metric_says(metric, record):
 def test_a_figure_that_is_not_over_these_answers_has_no_scores_behind_it(row):
     assert scores_behind(row, records([1, 1, 0])) == []
     assert scores_behind(row, several([1, 1, 0], samples=1)) == []
+
+
+def test_where_nobody_disagreed_the_interval_still_has_width_and_shrinks_with_the_questions():
+    few, many = (compare(records([1, 0] * n), records([1, 0] * n)) for n in (5, 500))
+    for outcome, n in ((few, 10), (many, 1000)):
+        assert (outcome.difference, outcome.only_first, outcome.only_second) == (0.0, 0, 0)
+        assert outcome.interval.high == pytest.approx(1.96 / (n + 2), rel=1e-3) == -outcome.interval.low
+    same = [{"id": n, "score": score} for n, score in enumerate([0.25, 0.5] * 5)]
+    outcome = compare(same, same, measure="score")
+    assert outcome.interval.high == pytest.approx(few.interval.high) == -outcome.interval.low
+
+
+def test_the_interval_of_a_difference_covers_it_about_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        kinds = draw.choice(4, size=40, p=[0.5, 0.25, 0.05, 0.2])  # both right, the second only, the first only, none
+        first, second = np.isin(kinds, (0, 2)), np.isin(kinds, (0, 1))
+        interval = paired_interval(first.astype(float), second.astype(float))
+        covered += interval.low <= 0.2 <= interval.high
+    assert 0.93 <= covered / 400 <= 0.99
+
+
+def test_a_verdict_says_points_of_shares_and_whether_the_better_one_is_above_chance():
+    guess = proportion_row(
+        "scienceqa", "strict/accuracy_over_asked", [True] * 14 + [False] * 26, baseline={"chance": 0.33}
+    )
+    know = proportion_row(
+        "scienceqa", "strict/accuracy_over_asked", [True] * 38 + [False] * 2, baseline={"chance": 0.33}
+    )
+    said = verdict("base", "sft", 0.334, 0.0001, 40, share=True, rows=(None, guess))
+    assert said == "sft is better than base by 33.4 points (p < 0.001, n = 40), but not than chance"
+    assert verdict("base", "sft", 0.6, 0.01, 40, share=True, rows=(guess, know), num_tests=3) == (
+        "sft is better than base by 60.0 points (p = 0.010, Holm over 3 tests, n = 40)"
+    )
+    assert verdict("base", "sft", -0.6, 0.01, 40, share=False, rows=(know, guess)).startswith(
+        "base is better than sft by 0.6000 (p"
+    )

@@ -9,13 +9,10 @@ from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.comparison_pages import comparison_html, comparison_json, comparison_markdown
 from nanochat_pl.report.entrants import load_entrants
-from nanochat_pl.report.overview import Overview, draw_up, tables, verdicts
+from nanochat_pl.report.overview import Overview, briefly, draw_up, tables, verdicts
 from nanochat_pl.report.stage_charts import text_chart
 
 __all__ = ["main"]
-
-MANY = 8
-"""Beyond so many verdicts the terminal counts those that name no winner."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,11 +65,7 @@ def _print(overview: Overview) -> None:
         console.print(table)
     if chart := text_chart(overview):
         print(f"over the stages (full: below the 95% interval, shaded: within it)\n{chart}\n")
-    said = list(verdicts(overview))
-    told = [verdict for verdict in said if len(said) <= MANY or "not distinguishable" not in verdict]
-    if len(told) < len(said):
-        told.append(f"{len(said) - len(told)} further figures: not distinguishable (--markdown lists them)")
-    for sentence in (*told, *overview.notes):
+    for sentence in (*briefly(list(verdicts(overview))), *overview.notes):
         print(sentence)
     for name, questions in overview.answers.items():
         differ = sum(question.differ for question in questions)

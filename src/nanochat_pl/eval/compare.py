@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval, mcnemar_exact, paired_bootstrap, sign_flip_test
+from nanochat_pl.eval.stats import Interval, mcnemar_exact, paired_interval, sign_flip_test
 from nanochat_pl.tasks.answers import pass_at_k
 
-__all__ = ["Comparison", "compare", "scores_behind"]
+__all__ = ["Comparison", "compare", "p_text", "scores_behind", "verdict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Comparison:
     accuracy_second: float
     difference: float
     interval: Interval
-    """Of the difference, by paired bootstrap."""
+    """Of the difference (`stats.paired_interval`)."""
     only_first: int
     """Questions only the first got right, or answered better."""
     only_second: int
@@ -83,12 +83,6 @@ def compare(
     else:
         p_value = sign_flip_test(before, after, seed=seed)
     difference = (sum(after) - sum(before)) / n
-    p_text = f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
-    if p_value < alpha:
-        better, worse = (second, first) if difference > 0 else (first, second)
-        verdict = f"{better} is better than {worse} by {abs(difference):.1%} ({p_text}, n = {n})"
-    else:
-        verdict = f"not distinguishable ({p_text}, n = {n})"
     return Comparison(
         first=first,
         second=second,
@@ -97,12 +91,65 @@ def compare(
         accuracy_first=sum(before) / n,
         accuracy_second=sum(after) / n,
         difference=difference,
-        interval=paired_bootstrap(before, after, seed=seed),
+        interval=paired_interval(before, after, seed=seed),
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,
-        verdict=verdict,
+        verdict=verdict(
+            first,
+            second,
+            difference,
+            p_value,
+            n,
+            share=all(0 <= score <= 1 for score in (*before, *after)),
+            alpha=alpha,
+        ),
     )
+
+
+def verdict(
+    first: str,
+    second: str,
+    difference: float,
+    p_value: float,
+    n: int,
+    *,
+    share: bool,
+    rows: tuple[MetricRow | None, MetricRow | None] = (None, None),
+    num_tests: int = 1,
+    alpha: float = 0.05,
+) -> str:
+    """Word which of two is better on the same questions: the one sentence of evaluate, compare and report.
+
+    Args:
+        first: Name of the one.
+        second: Name of the other.
+        difference: The second's figure minus the first's; higher is better.
+        p_value: That they are equally good, corrected where there are several tests.
+        n: Questions.
+        share: The figure is a share, whose differences are points.
+        rows: Figures of the first and the second, where known: whether even the better one is above chance.
+        num_tests: So many tests `p_value` was corrected for (Holm).
+        alpha: One is called better where `p_value` is below.
+    """
+    said = f"{p_text(p_value)}, Holm over {num_tests} tests" if num_tests > 1 else p_text(p_value)
+    if p_value >= alpha:
+        return f"not distinguishable ({said}, n = {n})"
+    better, worse, row = (second, first, rows[1]) if difference > 0 else (first, second, rows[0])
+    by = f"{100 * abs(difference):.1f} points" if share else f"{abs(difference):.4f}"
+    return f"{better} is better than {worse} by {by} ({said}, n = {n}){_no_better_than_chance(row)}"
+
+
+def p_text(p_value: float) -> str:
+    """Return a p-value as text."""
+    return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
+
+
+def _no_better_than_chance(row: MetricRow | None) -> str:
+    """Say so where even the better of two is not above what guessing reaches."""
+    chance = row.baseline.get("chance") if row is not None and row.baseline else None
+    guessed = isinstance(chance, float) and row is not None and row.interval is not None and row.interval.low <= chance
+    return ", but not than chance" if guessed else ""
 
 
 def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

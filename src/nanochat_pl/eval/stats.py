@@ -19,6 +19,7 @@ __all__ = [
     "holm_correction",
     "mcnemar_exact",
     "paired_bootstrap",
+    "paired_interval",
     "seed_spread",
     "sign_flip_test",
     "weighted_sum_interval",
@@ -131,6 +132,29 @@ def paired_bootstrap(
         ValueError: The lengths differ, or as `bootstrap_interval`.
     """
     return bootstrap_interval(_paired_differences(first, second, "bootstrap"), level, num_resamples, seed)
+
+
+def paired_interval(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Bound mean(second) - mean(first), where entry i of both is the score of the same question, from 0 to 1.
+
+    Right or wrong answers: Wald's interval with half a question added to each of the four ways that two answers can
+    come out (Agresti and Min, 2005). Other scores: the paired bootstrap, and at least as wide as that interval is where
+    no question tells two models apart. So a few questions on which nobody disagreed are no proof of equality.
+
+    Raises:
+        ValueError: The lengths differ, no values, one that is not finite, or `level` outside (0, 1).
+    """
+    _check_level(level)
+    differences = _paired_differences(first, second, "interval")
+    z, n = NormalDist().inv_cdf(0.5 + level / 2), differences.size + 2
+    if {*np.unique(first), *np.unique(second)} <= {0.0, 1.0}:
+        won, lost = (int((differences == sign).sum()) + 0.5 for sign in (1.0, -1.0))
+        centre, reach = (won - lost) / n, z * sqrt(won + lost - (won - lost) ** 2 / n) / n
+        return Interval(max(-1.0, centre - reach), min(1.0, centre + reach), level)
+    found, centre, least = paired_bootstrap(first, second, level, seed=seed), float(differences.mean()), z / n
+    return Interval(min(found.low, centre - least), max(found.high, centre + least), level)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

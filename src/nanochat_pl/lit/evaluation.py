@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,12 +42,12 @@ from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import check_place, write_atomically, writing
+from nanochat_pl.report.comparison import direction
+from nanochat_pl.report.entrants import Entrant, Result
+from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 
 log = logging.getLogger(__name__)
-
-SCORES = {"accuracy", "pass@1", CORE_METRIC, CHATCORE_METRIC, "pass_rate"}
-"""What is shown of an evaluation with several tasks."""
 
 DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
     (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
@@ -90,6 +91,7 @@ def evaluate(
     names = checkpoint_names(models)
     evaluations: dict[str, Evaluation] = {}
     folders: dict[str, Path] = {}
+    documents: dict[str, Mapping[str, Any]] = {}
     for shown, loaded in zip(names, models):
         folder = output_folder(cfg, loaded, str(name))
         subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
@@ -126,10 +128,11 @@ def evaluate(
         write_atomically(folder / "results.json", json.dumps(document, indent=2) + "\n")
         if loaded.format == "lightning":
             log_evaluation(folder / "results.json", run_folder(loaded.path))
-        evaluations[shown], folders[shown] = evaluation, folder
-    comparisons = compare_all(evaluations, name)
+        evaluations[shown], folders[shown], documents[shown] = evaluation, folder, document
+    overview = draw_comparison(evaluations, documents)
     if name == EvalName.scienceqa:
-        text = json.dumps(evaluation_summary(evaluations, [dataclasses.asdict(c) for c in comparisons]), indent=2)
+        comparisons = [dataclasses.asdict(compared) for compared in compare_all(evaluations, overview)]
+        text = json.dumps(evaluation_summary(evaluations, comparisons), indent=2)
         page = examples_page({shown: e.records for shown, e in evaluations.items()})
         target = folders[names[-1]]
         write_atomically(target / "evaluation_summary.json", text + "\n")
@@ -137,7 +140,10 @@ def evaluate(
     if name == EvalName.core:
         for shown, folder in folders.items():
             write_atomically(folder / "core.csv", core_csv(evaluations[shown].rows))
-    print_table(str(name), evaluations, comparisons)
+    print_table(str(name), evaluations)
+    if overview is not None:
+        for sentence in briefly(list(verdicts(overview))):
+            print(sentence)
     for shown, folder in folders.items():
         print(f"{shown}: {folder / 'results.json'}")
     return 0
@@ -249,12 +255,26 @@ class Evaluations(Callback):
 def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
     """Give the figures of an evaluation that a curve is drawn of, by the name they are logged under."""
     rows = [row for row in evaluation.rows if row.group is None and row.value is not None]
-    several = len({row.task for row in rows}) > 1
+    shown = headline_figures(rows)
     return {
         row.metric if row.metric in (CORE_METRIC, CHATCORE_METRIC) else f"{name}/{row.task}/{row.metric}": row.value
         for row in rows
-        if row.value is not None and (not several or row.metric in SCORES)
+        if row.value is not None and (row.task, row.metric) in shown
     }
+
+
+def headline_figures(rows: Sequence[MetricRow]) -> list[tuple[str, str]]:
+    """Return task and metric of the figures shown: all of one task; of several those with a better and a worse.
+
+    Of these pass@1 stands for every pass@k. Where no figure is known to be one of them, all are shown.
+    """
+    overall = [(row.task, row.metric) for row in rows if row.group is None]
+    if len({task for task, _ in overall}) < 2:
+        return overall
+    telling = [
+        (task, metric) for task, metric in overall if direction(metric) and not re.fullmatch(r"pass@(?!1$)\d+", metric)
+    ]
+    return telling or overall
 
 
 def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
@@ -324,18 +344,55 @@ def show_progress(shown: str) -> Callable[[int, int], None]:
     return progress
 
 
-def compare_all(evaluations: Mapping[str, Evaluation], name: EvalName) -> list[Comparison]:
-    """Compare each checkpoint with the first one, question by question, where an evaluation is one set of questions."""
-    measures = {EvalName.recall: ["correct"], EvalName.scienceqa: ["correct", "likely_correct"]}.get(name, [])
-    (first, before), *others = evaluations.items()
-    return [
-        compare(before.records, after.records, first=first, second=second, measure=measure)
-        for second, after in others
-        for measure in measures
+def draw_comparison(
+    evaluations: Mapping[str, Evaluation], documents: Mapping[str, Mapping[str, Any]]
+) -> Overview | None:
+    """Compare each checkpoint with the first one as `nanochat-pl compare` does; None where there is only one.
+
+    Args:
+        evaluations: by the name of the checkpoint.
+        documents: the results.json of each.
+    """
+    if len(evaluations) < 2:
+        return None
+    entrants = [
+        Entrant(
+            label=shown,
+            results={
+                document["name"]: Result(
+                    file=Path("results.json"),
+                    name=document["name"],
+                    checkpoint=document["checkpoint"],
+                    settings=document["config"],
+                    rows=evaluation.rows,
+                    records=evaluation.records,
+                )
+            },
+        )
+        for (shown, evaluation), document in zip(evaluations.items(), documents.values(), strict=True)
     ]
+    try:
+        return draw_up(entrants)
+    except ValueError as error:  # the figures stand all the same
+        log.warning("no comparison: %s", error)
+        return None
 
 
-def print_table(name: str, evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparison]) -> None:
+def compare_all(evaluations: Mapping[str, Evaluation], overview: Overview | None) -> list[Comparison]:
+    """Give what evaluation_summary.json says of each checkpoint against the first, with the verdicts of `overview`."""
+    measures = {"strict/accuracy_over_asked": "correct", "loglikelihood/accuracy": "likely_correct"}
+    lines = {line.metric: line for line in overview.lines} if overview is not None else {}
+    (first, before), *others = evaluations.items()
+    compared = []
+    for place, (second, after) in enumerate(others, start=1):
+        for metric, measure in measures.items():
+            found = compare(before.records, after.records, first=first, second=second, measure=measure)
+            judgement = lines[metric].judgements[place] if metric in lines else None
+            compared.append(found if judgement is None else dataclasses.replace(found, verdict=judgement.verdict))
+    return compared
+
+
+def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
     """Show the overall figures of all checkpoints side by side, with intervals and baselines."""
     from rich.console import Console
     from rich.table import Table
@@ -348,9 +405,7 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation], comparisons: S
     rows = {shown: {(r.task, r.metric): r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
     first = rows[names[0]]
     several = len({task for task, _ in first}) > 1
-    for task, metric in first:
-        if several and metric not in SCORES:
-            continue  # the rest stands in results.json
+    for task, metric in headline_figures(list(first.values())):  # the rest stands in results.json
         table.add_row(f"{task} {metric}" if several else metric, *(cell(rows[n].get((task, metric))) for n in names))
     if name == EvalName.tokenizer:
         domains = {
@@ -367,9 +422,6 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation], comparisons: S
             f"{key} {value:.1%}" if isinstance(value, float) else f"({key} {value})" for key, value in baseline.items()
         )
         print(f"without a model: {text}")
-    for comparison in comparisons:
-        what = {"correct": "answers as written", "likely_correct": "answers by likelihood"}[comparison.measure]
-        print(f"{comparison.second} against {comparison.first}, {what}: {comparison.verdict}")
 
 
 def cell(row: MetricRow | None) -> str:

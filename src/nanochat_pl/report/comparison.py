@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat_pl.eval.compare import compare, scores_behind
+from nanochat_pl.eval.compare import compare, scores_behind, verdict
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Interval, holm_correction
 from nanochat_pl.report.entrants import Entrant, evaluate_command, evaluations, question_key
@@ -26,7 +26,7 @@ class Judgement:
     difference: float
     """This one minus that one."""
     interval: Interval | None = None
-    """Of the difference, by paired bootstrap; None where the answers could not be paired."""
+    """Of the difference (`stats.paired_interval`); None where the answers could not be paired."""
     p_value: float | None = None
     """Of the paired answers alone (`eval.compare.compare`); None where they could not be paired."""
     corrected: float | None = None
@@ -180,26 +180,19 @@ def _with_verdicts(
             judgements.append(replace(judgement, verdict=_by_intervals(line, first, entrant.label, row)))
         else:
             p = next(corrected)
-            said = f"{_p(p)}, Holm over {num_tests} tests" if num_tests > 1 else _p(p)
-            if p < alpha:
-                rows = {entrant.label: row, first: line.rows[line.reference]}
-                winner, loser = (entrant.label, first) if judgement.difference > 0 else (first, entrant.label)
-                verdict = f"{winner} is better than {loser} ({said}, n = {row.n}){_no_better_than_chance(rows[winner])}"
-            else:
-                verdict = f"not distinguishable ({said}, n = {row.n})"
-            judgements.append(replace(judgement, corrected=p, verdict=verdict))
+            sentence = verdict(
+                first,
+                entrant.label,
+                judgement.difference,
+                p,
+                row.n,
+                share=row.is_share,
+                rows=(line.rows[line.reference], row),
+                num_tests=num_tests,
+                alpha=alpha,
+            )
+            judgements.append(replace(judgement, corrected=p, verdict=sentence))
     return replace(line, judgements=judgements)
-
-
-def _no_better_than_chance(row: MetricRow | None) -> str:
-    """Say so where even the better of two is not above what guessing reaches."""
-    chance = row.baseline.get("chance") if row is not None and row.baseline else None
-    guessed = isinstance(chance, float) and row is not None and row.interval is not None and row.interval.low <= chance
-    return ", but not than chance" if guessed else ""
-
-
-def _p(value: float) -> str:
-    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
 
 
 def _by_intervals(line: Line, first: str, label: str, row: MetricRow) -> str:

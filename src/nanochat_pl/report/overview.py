@@ -15,12 +15,17 @@ from nanochat_pl.report.side_by_side import Shared, side_by_side
 __all__ = [
     "Overview",
     "baseline_text",
+    "briefly",
     "draw_up",
     "figure_name",
     "format_value",
     "tables",
     "verdicts",
 ]
+
+
+MANY = 8
+"""Beyond so many verdicts the terminal counts those that name no winner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,14 @@ def verdicts(overview: Overview) -> Iterator[str]:
         for group, verdict in zip(overview.groups, seeds.verdicts):
             if verdict:
                 yield f"seeds of {_group(overview, group)}, {seeds.evaluation} {figure_name(seeds)}: {verdict}"
+
+
+def briefly(said: Sequence[str]) -> list[str]:
+    """Leave out, of more than `MANY` verdicts, those that name no winner, and say how many they were."""
+    told = [sentence for sentence in said if len(said) <= MANY or "not distinguishable" not in sentence]
+    if len(told) < len(said):
+        told.append(f"{len(said) - len(told)} further figures: not distinguishable")
+    return told
 
 
 def _group(overview: Overview, group: Sequence[int]) -> str:
