@@ -17,6 +17,7 @@ from nanochat_pl.cli.chain import EVALUATE, command_line, flat, in_hydra, plan_c
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
+from nanochat_pl.lit.signals import SIGNALS
 from nanochat_pl.paths import run_dir
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ time.sleep(30)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_stage_gets_the_signal_and_time_to_save(number: signal.Signals):
     before = signal.getsignal(number)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))

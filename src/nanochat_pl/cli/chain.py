@@ -10,7 +10,6 @@ chain.
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from nanochat_pl.cli.compose import (
     quote_texts,
 )
 from nanochat_pl.inputs import START_STAGES
+from nanochat_pl.lit import signals
 from nanochat_pl.lit.preflight import check_task_files
 from nanochat_pl.lit.provenance import changes, run_inputs
 from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
@@ -187,20 +187,23 @@ def config_flags(folder: Path | None) -> list[str]:
 def run_command(command: Sequence[str]) -> int:
     """Run one stage to its end; give its exit code as a shell does, 128 + n after signal n.
 
-    The stage gets SIGINT and SIGTERM passed on and is waited for, so that it can save. It has a process group of its
+    The stage gets every signal passed on and is waited for, so that it can save. It has a process group of its
     own: from a terminal, Ctrl-C would otherwise reach it twice, and a second signal means to leave without saving.
     """
-    process = subprocess.Popen(command, env=environment(), process_group=0)
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        early.append(number) if process is None else process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signals.install(pass_on)
     try:
+        process = subprocess.Popen(command, env=environment(), process_group=0)
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signals.install(None, before)
     return code if code >= 0 else 128 - code
 
 

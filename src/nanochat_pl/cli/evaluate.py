@@ -8,22 +8,30 @@ those of other models to a folder below `outputs/eval`; an interrupted evaluatio
 import sys
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from nanochat_pl.lit.signals import guarded, loading
 
-from nanochat_pl.checkpoint import check_model
-from nanochat_pl.cli.arguments import share_cores
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, is_sweep, quote_texts
-from nanochat_pl.cli.explain import asked_for_help
-from nanochat_pl.cli.train import ABOUT_HYDRA, INFORMATION, fail, run_hydra
-from nanochat_pl.lit import schema
-from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
+with loading():
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    from nanochat_pl.checkpoint import check_model
+    from nanochat_pl.cli.arguments import share_cores
+    from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, is_sweep, quote_texts
+    from nanochat_pl.cli.explain import asked_for_help
+    from nanochat_pl.cli.train import ABOUT_HYDRA, INFORMATION, fail, run_hydra
+    from nanochat_pl.lit import schema
+    from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `evaluate.py` and return its exit code: 0, 1 = failed, 2 = bad command line."""
+    """Run `evaluate.py`; return its exit code: 0, 1 = failed, 2 = bad command line, 128+n = stopped by signal n."""
+    return guarded(lambda: measure(sys.argv[1:] if argv is None else argv))
+
+
+def measure(argv: list[str]) -> int:
+    """Check a command line, then evaluate what it names; returns as `main`."""
     share_cores()
-    arguments = quote_texts(sys.argv[1:] if argv is None else argv)
+    arguments = quote_texts(argv)
     if (code := asked_for_help("evaluate", arguments)) is not None:
         return code
     sys.argv[1:] = arguments

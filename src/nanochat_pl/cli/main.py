@@ -42,10 +42,14 @@ def main() -> int:
     if name not in COMMANDS:
         print(f"error: nanochat-pl has no command {name}\n\n{USAGE}", file=sys.stderr)
         return 2
-    module = import_module(module_of(name))
-    # Lightning starts further processes by running the file that argv names.
-    sys.argv = [str(module.__file__), *arguments]
-    return module.main(arguments)
+    try:
+        module = import_module(module_of(name))
+        # Lightning starts further processes by running the file that argv names.
+        sys.argv = [str(module.__file__), *arguments]
+        return module.main(arguments)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -12,17 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override
+from nanochat_pl.lit.signals import Stopped, guarded, loading, say
 
-from nanochat_pl.cli.arguments import in_words, share_cores
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, is_sweep, quote_texts
-from nanochat_pl.cli.explain import asked_for_help
-from nanochat_pl.lit import schema
-from nanochat_pl.lit.preflight import is_first_process, preflight
-from nanochat_pl.paths import WriteError, worded
+with loading():  # what takes its time, and Ctrl-C may come meanwhile
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf, flag_override
+
+    from nanochat_pl.cli.arguments import in_words, share_cores
+    from nanochat_pl.cli.compose import (
+        CommandLine,
+        ConfigError,
+        check,
+        compose_checked,
+        config_dir,
+        is_sweep,
+        quote_texts,
+    )
+    from nanochat_pl.cli.explain import asked_for_help
+    from nanochat_pl.lit import schema
+    from nanochat_pl.lit.preflight import is_first_process, preflight
+    from nanochat_pl.paths import WriteError, worded
 
 INFORMATION = ("--cfg", "-c", "--info", "-i")
 """What shows a config and runs nothing; the config is checked all the same."""
@@ -31,8 +42,13 @@ ABOUT_HYDRA = ("--hydra-help", "--version", "--shell-completion", "-sc")
 
 def main(argv: list[str] | None = None) -> int:
     """Run `train.py` and return its exit code: 0, 1 = failed, 2 = bad command line, 128+n = stopped by signal n."""
+    return guarded(lambda: train(sys.argv[1:] if argv is None else argv))
+
+
+def train(argv: list[str]) -> int:
+    """Check a command line, then train what it asks for; returns as `main`."""
     share_cores()
-    arguments = quote_texts(sys.argv[1:] if argv is None else argv)
+    arguments = quote_texts(argv)
     if (code := asked_for_help("train", arguments)) is not None:
         return code
     sys.argv[1:] = arguments
@@ -71,9 +87,9 @@ def run_hydra(task: Any, name: str) -> int:
             sys.exit(outcome[-1])
         try:
             outcome.append(task(cfg))
-        except KeyboardInterrupt:
-            print("stopped by SIGINT", file=sys.stderr)
-            outcome.append(128 + signal.SIGINT)
+        except Stopped as stopped:
+            say(str(stopped))
+            outcome.append(stopped.exit_code)
         except (ValueError, OSError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{in_words(error)}\n")
@@ -128,6 +144,9 @@ def job(cfg: DictConfig) -> int:
     if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
         say_what_next(config, folder, result)
     number = result.get("signal")
+    started_by_lightning = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    if started_by_lightning and not is_first_process():
+        return 0  # the first process has the exit code, and would be killed if one of the others failed
     return 128 + number if number else 0
 
 

@@ -41,6 +41,7 @@ from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, wr
 from nanochat_pl.lit.rl import PolicyModel, Samples, pass_at_k_measure
 from nanochat_pl.lit.samples import PromptSamples
 from nanochat_pl.lit.schema import RLConfig, StageName, TrainConfig
+from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.lit.start import find_start, inputs_of
 from nanochat_pl.lit.tokenizers import train_tokenizer
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
@@ -191,6 +192,13 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         module = LanguageModel(*arguments)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:  # a signal to all processes may end a compiler, a worker or another rank first
+        if checkpoints.signal is None:
+            raise
+        raise Stopped(checkpoints.signal) from error
+    except Stopped:
+        if checkpoints.signal is None or checkpoints.ended_unsaved:
+            raise
     finally:
         finish_loggers(trainer)
     result = json.loads((folder / "summary.json").read_text())

@@ -24,6 +24,7 @@ from nanochat_pl.lit.datamodules import StepBatches
 from nanochat_pl.lit.health import DATA_WAIT_S, Health, is_logged
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.record import earlier_seconds
+from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.paths import write_atomically
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,9 @@ class Validation(Callback):
         begin = time.perf_counter()
         if step > 0:
             self.checkpoints.save(trainer)
+        if self.checkpoints.told_to_stop(trainer):  # while the step was saved: its validation is made on resume
+            trainer.should_stop = True
+            return
         model = pl_module.model
         model.eval()
         self.latest = self.measure(pl_module)
@@ -322,10 +326,12 @@ class Summary(Callback):
             self.write(trainer, "running")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.write(trainer, "finished" if trainer.global_step >= trainer.max_steps else "stopped")
+        whole = trainer.global_step >= trainer.max_steps and self.checkpoints.signal is None
+        self.write(trainer, "finished" if whole else "stopped")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.write(trainer, f"failed: {type(exception).__name__}")
+        stopped = isinstance(exception, Stopped)
+        self.write(trainer, "stopped" if stopped else f"failed: {type(exception).__name__}")
 
     def write(self, trainer: L.Trainer, status: str) -> None:
         self._written = time.monotonic()

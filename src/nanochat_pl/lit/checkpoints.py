@@ -2,8 +2,8 @@
 
 Files in `checkpoints/`: `step_000300.ckpt` every n steps (the newest k are kept), `last.ckpt` (always the newest
 state) and `best.ckpt` (best validation figure). Each is written beside its place, flushed to disk and renamed, so
-a kill at any moment leaves the previous file whole. Signals only raise a flag: the save happens between two steps,
-where the state is consistent.
+a kill at any moment leaves the previous file whole. A signal only raises a flag: the save happens between two steps,
+where the state is consistent. If there is nothing to save, or at a second signal, the run ends at once.
 """
 
 import logging
@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +23,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
+from nanochat_pl.lit import signals
+from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.paths import WriteError, worded
 from nanochat_pl.runtime import world_size
 
@@ -124,9 +125,11 @@ class Checkpoints(Callback):
         self.best_step: int | None = None
         self.saved_step: int | None = None
         self.signal: int | None = None
+        self.ended_unsaved = False
         self._first_step = 0
         self._resumed: list[dict[str, Any]] | None = None
         self._handlers: dict[int, Any] = {}
+        self._trainer: L.Trainer | None = None
 
     def state_dict(self) -> dict[str, Any]:
         states: list[Any] = [random_state()]
@@ -146,34 +149,58 @@ class Checkpoints(Callback):
                 half.unlink(missing_ok=True)
         if self._resumed is not None and len(self._resumed) == trainer.world_size:
             restore_random_state(self._resumed[trainer.global_rank])
-        # After Lightning has set its own handlers, so that ours are the ones in force.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._note_signal)
+        self._trainer = trainer
+        self._handlers = signals.install(self._note_signal)  # in place of Lightning's
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:  # asked twice: leave at once, the last checkpoint stands
-            self._restore_handlers()
-            raise KeyboardInterrupt
+        assert self._trainer is not None
+        step, name = self._trainer.global_step, signal.Signals(number).name
+        nothing_new = step in (self.saved_step, self._first_step)
+        if self.signal is not None:
+            kept = self._first_step if self.saved_step is None else self.saved_step
+            self.ended_unsaved = True
+            said = f"{name}: a second signal, so the run ends at once; " + (
+                f"the last checkpoint is that of step {kept}" if kept else "nothing was saved yet"
+            )
+        elif nothing_new and self._trainer.world_size == 1:  # further ranks would wait for this one
+            said = f"{name}: the run ends; " + (
+                f"step {step} is saved" if step == self.saved_step else "no step has been finished since it started"
+            )
+        else:
+            self.signal = number
+            if self._trainer.is_global_zero:
+                doing = "this step" if self._trainer.world_size == 1 else "this step, or the validation under way,"
+                signals.say(f"{name}: the run ends when {doing} is finished and saved; a second signal ends it at once")
+            return
         self.signal = number
-        log.warning("%s: saving after this step, then leaving", signal.Signals(number).name)
+        if self._trainer.is_global_zero:
+            signals.say(said)
+        signals.end(number)
+
+    def told_to_stop(self, trainer: L.Trainer) -> bool:
+        """Say whether any rank was sent a signal; then every rank knows which. All ranks must ask together."""
+        number = self.signal or 0
+        if trainer.world_size > 1:
+            told = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+        self.signal = self.signal or number or None
+        return number > 0
 
     def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
+        signals.install(None, self._handlers)
+        self._handlers = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
         if self.every_steps and step % self.every_steps == 0:
             self.save(trainer)
-        told = self.signal is not None
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        told = self.told_to_stop(trainer)
         enough = self.stop_after_steps is not None and step - self._first_step >= self.stop_after_steps
         enough = enough and step < trainer.max_steps  # else the run is over and ends as runs do
         if told or enough:
             self.save(trainer)
+            if self.signal is not None:
+                log.info("%s: saved at step %d", signal.Signals(self.signal).name, step)
             trainer.should_stop = True
 
     def save(self, trainer: L.Trainer) -> None:
@@ -206,4 +233,7 @@ class Checkpoints(Callback):
         self._restore_handlers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, Stopped) and hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one for ever
         self._restore_handlers()
