@@ -42,6 +42,24 @@ def test_a_persona_that_was_switched_off_stays_off():
     assert all(one["system"] is None and "\n\nA. " in one["text"] for one in suggestions("sft", config))
 
 
-@pytest.mark.parametrize("config", [{}, {"data": {"source": "local"}}, {"data": None}, {"data": {"source": "hub"}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mixture": None},
+        {"mixture": {"tasks": None}},
+        {"mixture": {"tasks": {"a": "a.jsonl", "b": 3}}},
+        {"mixture": []},
+    ],
+)
+def test_a_config_of_any_form_does_no_harm(wrong):
+    assert len(suggestions("sft", {"data": WORLD} | wrong)) == 6
+    odd = {"data": WORLD, "mixture": mixture("ScienceQA", persona=["x"])}
+    assert all(one["system"] is None for one in suggestions("sft", odd))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"data": {"source": "local"}}, {"data": None}, {"data": {"source": "hub"}}, {"data": WORLD | {"seed": "x"}}],
+)
 def test_of_another_world_nothing_is_suggested(config):
     assert suggestions("sft", config) == []

@@ -25,13 +25,15 @@ def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     from nanochat_pl.data.microworld_questions import questions
     from nanochat_pl.tasks.scienceqa import PERSONA, format_question
 
-    data = config.get("data") or {}
-    if data.get("source") != "microworld":
+    data = _mapping(config, "data")
+    seed = data.get("seed", 0)
+    if data.get("source") != "microworld" or not isinstance(seed, int):
         return []
-    tasks = [task for task in (config.get("mixture") or {}).get("tasks", {}).values() if task]
-    kinds = {str(task.get("_target_", "")).rpartition(".")[2]: task for task in tasks}
+    tasks = _mapping(_mapping(config, "mixture"), "tasks")
+    settings = [_mapping(tasks, name) for name in tasks]
+    kinds = {str(task.get("_target_", "")).rpartition(".")[2]: task for task in settings}
     of_choices = kinds.get("ScienceQA") if "Recall" not in kinds else None
-    held_out = [question for question in questions(int(data.get("seed", 0))) if question.split == "validation"]
+    held_out = [question for question in questions(seed) if question.split == "validation"]
     made = []
     for name in RELATIONS:
         question = next(question for question in held_out if question.relation.name == name)
@@ -43,6 +45,13 @@ def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
             wrong = relation.distractors(question.fact)
             choices = [question.answer, *rng.sample(wrong, min(len(wrong), 3))]
             rng.shuffle(choices)
-            text, system = format_question(text, choices), of_choices.get("persona", PERSONA)
+            persona = of_choices.get("persona", PERSONA)
+            text, system = format_question(text, choices), persona if isinstance(persona, str) else None
         made.append({"topic": relation.category, "title": text.partition("\n")[0], "text": text, "system": system})
     return made
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of a stored config, whatever may stand there: a checkpoint may come from anywhere."""
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}

@@ -262,6 +262,10 @@ class ChatBody(_Sampling):
     }
 
     messages: list[MessageBody] = Field(min_length=1)
+    continue_final_message: bool | None = None
+    """Whether a last message of the assistant's is continued (vLLM's): it always is, and no other message ever."""
+    add_generation_prompt: bool | None = None
+    """Whether an answer of its own is begun: always, but for a message that is continued."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """`max_tokens` under its newer name."""
     logprobs: bool | None = None
@@ -273,6 +277,15 @@ class ChatBody(_Sampling):
             raise fault("top_logprobs", "needs logprobs=true; set that or leave it out")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise fault("max_tokens", "and max_completion_tokens differ; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_continuation(self) -> "ChatBody":
+        continued = self.messages[-1].role == "assistant"
+        whose = "the assistant's, which is continued" if continued else "not the assistant's"
+        for name, happens in (("continue_final_message", continued), ("add_generation_prompt", not continued)):
+            if getattr(self, name) not in (None, happens):
+                raise fault(name, f"must be {str(happens).lower()} where the last message is {whose}")
         return self
 
     @property
