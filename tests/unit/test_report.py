@@ -379,6 +379,23 @@ def test_a_report_says_at_its_top_how_much_of_it_is_chance(tmp_path: Path, corre
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_what_training_brought_is_said_first_and_counts_as_better_than_guessing(tmp_path: Path):
+    """Free recall has no choices to guess among: always the commonest answer is what it is held against."""
+    runs = []
+    for stage, recalled in (("base", 0), ("sft", 99), ("rl", 99)):
+        folder = write_run(tmp_path, stage)
+        holds = [True] * recalled + [False] * (100 - recalled)
+        exact = proportion_row("recall", "exact_match", holds, baseline={"majority": 0.02, "majority_answer": "asia"})
+        write_results(folder, "recall", [exact])
+        write_results(folder, "scienceqa", [accuracy("scienceqa", 26, 100, metric="loglikelihood/accuracy")])
+        runs.append(read_run(folder))
+    top = pages(runs)[0].partition("## Summary")[0]
+    assert "recall, exact match rose from 0.0% (base) to 99.0% (rl). Mostly chance: 2 of 6 accuracies are better" in top
+    assert "better than guessing: recall, exact match (2 times)." in top
+    assert "scienceqa, by likelihood rose" not in top
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_what_is_known_of_some_runs_only_is_not_said_of_all(tmp_path: Path):
     base, sft = (write_run(tmp_path, stage) for stage in ("base", "sft"))
     gpu = {"name": "some card", "memory_bytes": 80 * 2**30}

@@ -22,6 +22,7 @@ __all__ = [
     "evaluated_checkpoints",
     "evaluation_blocks",
     "overall_verdict",
+    "progress_sentence",
     "run_labels",
     "summary_table",
 ]
@@ -76,14 +77,15 @@ class Verdict(NamedTuple):
 def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
     """Say how the accuracies stand to what chance gives; None if nothing can be compared.
 
-    Each accuracy is tested against its chance (exact binomial test, two-sided), all of them corrected together (Holm):
+    Where there are no choices to guess among, always the commonest answer stands for chance. Each accuracy is tested
+    against its chance (exact binomial test, two-sided), all of them corrected together (Holm):
     of twenty tasks one would otherwise be better by luck. Where chances differ from question to question their mean
     stands for them, which errs towards saying nothing. CORE and ChatCORE, where 0 is chance, go by their intervals.
     """
     compared = [
-        (row, float(row.baseline["chance"]))
+        (row, guess)
         for row in rows
-        if row.group is None and row.count is not None and row.n and row.baseline and "chance" in row.baseline
+        if row.group is None and row.count is not None and row.n and (guess := _guess(row)) is not None
     ]
     if not compared:
         return None
@@ -108,7 +110,42 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
     for row in rows:
         if row.metric in _COMPOSITES and row.interval is not None and row.interval.low <= 0 <= row.interval.high:
             text += f"; {row.task} itself is not distinguishable from 0, which is guessing"
-    return Verdict(text, tuple(above), len(compared))
+    names = [_name(row) for row, difference in found if difference > 0]
+    return Verdict(text, tuple(names), len(compared))
+
+
+def _guess(row: MetricRow) -> float | None:
+    """Return what needs no model: chance, else always the commonest answer; None where neither is known."""
+    baseline = row.baseline or {}
+    guess = baseline.get("chance", baseline.get("majority"))
+    return float(guess) if isinstance(guess, int | float) else None
+
+
+def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """Say which headline figures the stages of one chain have moved beyond their intervals; empty where none.
+
+    Each is told from the first stage that has it to the last.
+    """
+    if len({run.name for run in runs}) != 1:
+        return ""
+    figures: dict[str, list[tuple[str, MetricRow]]] = {}
+    for run, label in zip(runs, labels):
+        for row in _headline_rows(run).values():
+            figures.setdefault(_name(row), []).append((label, row))
+    moved = []
+    for name, ((before, first), *_, (after, last)) in ((n, told) for n, told in figures.items() if len(told) > 1):
+        if not (first.interval and last.interval and first.value is not None and last.value is not None):
+            continue
+        guess = _guess(last)
+        if first.interval.high < last.interval.low and (guess is None or last.interval.low > guess):
+            moved.append(f"{name} rose from {_value(first)} ({before}) to {_value(last)} ({after})")
+        elif last.interval.high < first.interval.low:
+            moved.append(f"{name} fell from {_value(first)} ({before}) to {_value(last)} ({after})")
+    return f"{'; '.join(moved)}." if moved else ""
+
+
+def _value(row: MetricRow) -> str:
+    return f"{row.value:.1%}" if row.is_share else f"{row.value:.4f}"
 
 
 def overall_verdict(verdicts: Sequence[Verdict]) -> str:

@@ -18,6 +18,7 @@ from nanochat_pl.report.scores import (
     evaluated_checkpoints,
     evaluation_blocks,
     overall_verdict,
+    progress_sentence,
     run_labels,
     summary_table,
 )
@@ -103,8 +104,10 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
             yield Text(f"{label}: {problem}", note=True)
     verdicts = [chance_verdict(result.rows) for run in runs for result in run.results]
     known = [verdict for verdict in verdicts if verdict is not None]
-    if said := overall_verdict(known):
-        yield Text(said, note=2 * sum(len(v.above) for v in known) < sum(v.num_compared for v in known))
+    progress = progress_sentence(runs, labels)
+    if said := " ".join(filter(None, (progress, overall_verdict(known)))):
+        mostly_chance = 2 * sum(len(v.above) for v in known) < sum(v.num_compared for v in known)
+        yield Text(said, note=mostly_chance and not progress)
     yield Heading(2, "Summary")
     summary = summary_table(runs)
     if summary.rows:
