@@ -31,6 +31,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.write(stored, folder / "package" / "model.zip", "card")
     with zipfile.ZipFile(folder / "package" / "model.zip") as archive:
         archive.extractall(folder / "unpacked")
+    (folder / "unpacked" / "SHA256SUMS").unlink()  # whoever makes a file to mislead writes its sums as well
     return folder
 
 
@@ -255,6 +256,21 @@ def test_a_stage_in_a_file_is_a_plain_name(good: Path, tmp_path: Path, kind: str
         file.write_text(json.dumps(json.loads(file.read_text()) | {"stage": stage}))
     with pytest.raises(ValueError, match="expected a plain name such as sft"):
         read_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "unpacked"])
+def test_a_config_in_json_is_not_nested_without_end(good: Path, tmp_path: Path, kind: str):
+    folder = shutil.copytree(good / kind, tmp_path / kind)
+    file = folder / {"huggingface": "nanochat_pl.json", "unpacked": "meta.json"}[kind]
+    meta = json.loads(file.read_text())
+    for levels, fault in ((90, None), (150, "nested more than 100 levels deep"), (100_000, "is no JSON")):
+        text = json.dumps(meta | {"run_config": {"x": "HERE"}}).replace('"HERE"', "[" * levels + "]" * levels)
+        file.write_text(text)
+        if fault is None:
+            assert read_model(folder).run_config["x"]
+            continue
+        with pytest.raises(ValueError, match=fault):
+            read_model(folder)
 
 
 @pytest.mark.parametrize("step", [-1, 2**63, HUGE], ids=["below", "above", "huge"])

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Stored", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
 
+MAX_CONFIG_DEPTH = 100
+"""Levels of a run's config, which has about six: what writes it out goes down level by level."""
+
 UNKNOWN_STAGE = "unknown"
 """Stage of a checkpoint that does not say how it was trained."""
 
@@ -55,6 +58,12 @@ class Stored:
             )
         if not 0 <= self.step < 2**63:
             raise ValueError(f"{self.file} says that it is of a step below 0 or above 2**63; it is damaged")
+        level, depth = [self.run_config], 0
+        while level and depth < MAX_CONFIG_DEPTH:
+            level = [v for item in level for v in (item.values() if isinstance(item, dict) else item)]
+            level, depth = [item for item in level if isinstance(item, dict | list | tuple)], depth + 1
+        if level:
+            raise ValueError(f"{self.file} has a config nested more than {depth} levels deep; it is damaged")
 
 
 def check_shape(config: GPTConfig, where: str | Path) -> None:
