@@ -75,6 +75,7 @@ LIGHT = (
     "optim.config",
     "optim.schedules", "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts",
     "data.microworld_identity", "data.microworld_questions", "data.microworld_text", "lit.schema", "lit.preflight",
+    "lit.claim",
     "lit.provenance", "lit.shorthand", "lit.signals", "lit.trust", "cli.arguments", "cli.chain", "cli.compose",
     "cli.evaluate", "cli.main", "cli.sweep", "cli.train",
 )  # fmt: skip

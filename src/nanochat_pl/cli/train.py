@@ -32,8 +32,9 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     )
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.lit import schema
+    from nanochat_pl.lit.claim import check_free
     from nanochat_pl.lit.preflight import is_first_process, preflight
-    from nanochat_pl.paths import WriteError, worded
+    from nanochat_pl.paths import WriteError, run_dir, worded
 
 INFORMATION = ("--cfg", "-c", "--info", "-i")
 """What shows a config and runs nothing; the config is checked all the same."""
@@ -72,7 +73,10 @@ def train(argv: list[str]) -> int:
                 return run_chain(check(configs[0], schema.TrainConfig), line.overrides, line.config_dir)
             job_folder = Path("does-not-exist-yet") if sweep else None
             for cfg in configs:
-                preflight(check(cfg, schema.TrainConfig), job_folder)
+                config = check(cfg, schema.TrainConfig)
+                if not sweep and is_first_process():
+                    check_free(run_dir(config.stage.name, config.run_name, config.outputs))
+                preflight(config, job_folder)
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "train")

@@ -4,6 +4,7 @@
 notebook may call by itself.
 """
 
+import contextlib
 import inspect
 import json
 import logging
@@ -22,6 +23,7 @@ from nanochat_pl.checkpoint.lightning import (
 from nanochat_pl.inputs import prepare_root, prepare_text
 from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, loss_measure
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
+from nanochat_pl.lit.claim import check_free, claimed
 from nanochat_pl.lit.data import build_data, make
 from nanochat_pl.lit.datamodules import (
     ConversationCounts,
@@ -63,12 +65,25 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
         plain: the same, resolved, as plain containers (saved with the run and inside its checkpoints).
         folder: where everything goes.
         arguments: the command line, saved with the run.
+
+    Raises:
+        ValueError, FileNotFoundError: what `preflight` finds, or another process writes to the folder.
     """
+    first = is_first_process()
+    if first:
+        check_free(folder)  # else it would be called a finished run's
     preflight(cfg, folder)
-    resume = resume_file(cfg, folder)
+    with contextlib.ExitStack() as owned:
+        if first:
+            owned.enter_context(claimed(folder))
+        return run_in(cfg, plain, folder, arguments, first)
+
+
+def run_in(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], first: bool) -> dict[str, Any]:
+    """Train one stage in a folder that is this run's own; returns as `run`."""
+    resume = resume_file(cfg, folder)  # looked up now, when no other process changes what is there
     if cfg.stage.name != StageName.tokenizer:
         pick_device(cfg.trainer.accelerator)  # a device that is not there must not cost an earlier run (force=true)
-    first = is_first_process()
     if first:
         if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
             clear_run(folder)

@@ -3,6 +3,7 @@
 Also the callback that does so with a model in training.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -33,6 +34,7 @@ from nanochat_pl.eval.results import (
 )
 from nanochat_pl.lit.asking import Measure, Subject
 from nanochat_pl.lit.callbacks import Validation, log_metrics
+from nanochat_pl.lit.claim import claimed
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
 from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, no_data
@@ -66,8 +68,21 @@ def evaluate(
         mixture: the tasks to ask; None = those of the last checkpoint's config.
 
     Raises:
-        ValueError: the checkpoints do not say what to measure or to ask, and neither does the command line.
+        ValueError: the checkpoints do not say what to measure or to ask, and neither does the command line; or
+            another process writes the same results.
     """
+    with contextlib.ExitStack() as owned:
+        return _evaluate(cfg, paths, data_overrides, mixture, owned)
+
+
+def _evaluate(
+    cfg: EvaluateConfig,
+    paths: Sequence[str],
+    data_overrides: Mapping[str, Any],
+    mixture: Mapping[str, Any] | None,
+    owned: contextlib.ExitStack,
+) -> int:
+    """Do what `evaluate` says; the folders that results go to are owned until `owned` is closed."""
     write_log(None, first=True)
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
@@ -92,8 +107,10 @@ def evaluate(
     evaluations: dict[str, Evaluation] = {}
     folders: dict[str, Path] = {}
     documents: dict[str, Mapping[str, Any]] = {}
-    for shown, loaded in zip(names, models):
-        folder = output_folder(cfg, loaded, str(name))
+    places = [output_folder(cfg, loaded, str(name)) for loaded in models]
+    for folder in dict.fromkeys(folder.resolve() for folder in places):
+        owned.enter_context(claimed(folder))  # all before anything is asked
+    for shown, loaded, folder in zip(names, models, places):
         subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
         measure = MEASURES[name](subject)
         settings = {
