@@ -298,6 +298,7 @@ def error_of(url: str, body: object, path: str = "/v1/chat/completions", status:
         ({"ignore_eos": True}, "ignore_eos", "unsupported_parameter"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
         ({"top_k": -2}, "top_k", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "x", "type": "tool"}]}, "messages[0].type", "unsupported_parameter"),
         ({"continue_final_message": True}, "continue_final_message", "unsupported_parameter"),
         ({"add_generation_prompt": False}, "add_generation_prompt", "unsupported_parameter"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
@@ -336,6 +337,7 @@ def test_what_cannot_be_done_is_refused_and_says_where(url, change, param, code)
             "messages": [*QUESTION, {"role": "assistant", "content": "to"}],
         },
         {"guided_json": None, "mood": None, "extra": {}, "plugins": [], "nested": {"a": None, "b": [{}]}},
+        {"messages": [{"role": "user", "content": "where?", "type": "text", "id": "m1", "name": None}]},
         {"messages": [{"role": "user", "name": "ann", "content": "where?", "tool_calls": [], "thinking": None}]},
     ],
 )

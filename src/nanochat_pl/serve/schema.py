@@ -110,7 +110,9 @@ class MessageBody(_Body):
     """One message of a conversation."""
 
     without_effect = {  # an answer's message can be sent back as it came, from other servers and clients too
-        "name": lambda name: isinstance(name, str),
+        "name": lambda name: name is None or isinstance(name, str),
+        "id": lambda name: name is None or isinstance(name, str),
+        "type": ("text", "message"),  # lm-eval's and OpenAI's names for what every message here is
         "refusal": ("",),
         "annotations": _is_empty,
         "audio": _is_empty,
