@@ -188,3 +188,14 @@ def test_a_file_in_the_place_of_a_task_is_a_path(monkeypatch: pytest.MonkeyPatch
         assert read(*quote_texts([f"{key}=~/it's=1.jsonl"])) == "/home/me/it's=1.jsonl"
     task = "+mixture.tasks.pirate={_target_: nanochat_pl.tasks.jsonl.JSONL, path: a.jsonl}"
     assert quote_texts([task, "mixture.tasks.mmlu=null"]) == [task, "mixture.tasks.mmlu=null"]
+
+
+def test_paths_of_the_other_commands_know_the_home_folder_too(monkeypatch: pytest.MonkeyPatch):
+    from nanochat_pl.cli.arguments import Arguments
+
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Arguments(prog="x")
+    parser.add_argument("--out", type=Path)
+    assert parser.parse_args(["--out=~/exports"]).out == Path("/home/me/exports")
+    assert parser.parse_args(["--out", "a~/b"]).out == Path("a~/b")
+    assert parser.parse_args([]).out is None

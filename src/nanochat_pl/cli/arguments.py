@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from nanochat_pl.paths import worded
 
@@ -14,7 +15,14 @@ _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 class Arguments(argparse.ArgumentParser):
-    """A command line whose mistakes are errors like all others."""
+    """A command line whose mistakes are errors like all others; of paths a leading ~ is the home folder.
+
+    Shells leave it alone within a word, as in `--out=~/exports`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, lambda text: Path(text).expanduser())
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print before it leaves the process.
