@@ -198,4 +198,5 @@ def test_paths_of_the_other_commands_know_the_home_folder_too(monkeypatch: pytes
     parser.add_argument("--out", type=Path)
     assert parser.parse_args(["--out=~/exports"]).out == Path("/home/me/exports")
     assert parser.parse_args(["--out", "a~/b"]).out == Path("a~/b")
+    assert parser.parse_args(["--out=~nobody-at-all/x"]).out == Path("~nobody-at-all/x")
     assert parser.parse_args([]).out is None

@@ -22,7 +22,7 @@ class Arguments(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register("type", Path, lambda text: Path(text).expanduser())
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print before it leaves the process.
