@@ -12,6 +12,7 @@ from nanochat_pl.eval.results import ExampleLog, find_row
 from nanochat_pl.eval.scienceqa import evaluate_scienceqa, summarize
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tasks.scienceqa import ScienceQA
 from nanochat_pl.tokenizer import Tokenizer
 
 
@@ -259,3 +260,9 @@ def test_recall_counts_exact_answers_after_normalisation(tokenizer, tmp_path):
         evaluate_recall(tokenizer, engine, [{**facts[0], "answer": ""}])
     with pytest.raises(ValueError, match="empty"):
         evaluate_recall(tokenizer, engine, [])
+
+
+def test_evaluation_and_reward_grade_alike(evaluation):
+    for asked, record in zip(QUESTIONS, evaluation.records, strict=True):
+        assert ScienceQA.grade(None, asked, record["output"]) is record["correct"]
+    assert {record["correct"] for record in evaluation.records} == {True, False}

@@ -1,6 +1,7 @@
 """What counts as an answer: the tables of docs/evaluation.md are run against the graders that RL and evaluation use."""
 
 import re
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -150,3 +151,16 @@ def test_a_letter_that_is_a_digit_is_not_the_beginning_of_a_number():
     ):
         assert strict_letter(said, list("1234")) is None, said
     assert strict_letter("The answer is 3.", list("1234")) == "3" == strict_letter("3) salt", list("1234"))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "\n", "*", "(", "$", "`", "~", "#", "A", "A ", "A\n", "answer is ", "####", "9", ",9", "```\n", "\\boxed{"],
+)
+def test_no_answer_however_odd_takes_long_to_read(piece):
+    begin = time.process_time()
+    for text in (piece * 20_000, f"The answer is {piece * 20_000}B", f"#### {piece * 20_000}", f"```{piece * 20_000}"):
+        strict_letter(text, list("ABCD"))
+        final_answer(text)
+        extract_code(text, "f")
+    assert time.process_time() - begin < 10

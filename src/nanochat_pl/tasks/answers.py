@@ -56,7 +56,7 @@ def without_tools(text: str) -> str:
 # -- letters ------------------------------------------------------------------------------------------------------
 
 # Marks that may stand around a letter: brackets, quotes, Markdown, LaTeX.
-_OPENS = r"(?:[\s(\[{*_`\"'“‘$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{|\\[(\[])*"
+_OPENS = r"(?:[\s(\[{*_`\"'“‘$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{|\\[(\[]){0,12}"
 # Where a letter ends: punctuation (but not in "D.C.", "C-14" or "3,000"), a dash or bracket after a space, the end of
 # the line.
 _ENDS = (
@@ -72,9 +72,9 @@ _OF_ANOTHER = "".join(
     rf"(?<!\b{word} )" for word in ("incorrect", "wrong", "other", "first", "second", "third", "fourth", "last", "next")
 )
 _PHRASE = (
-    rf"\b{_OF_ANOTHER}(?:answer|choice|option|letter)(?:\s+here)?[*_\"']*\s*"
-    r"(?:(?:is|would be|should be|must be|will be)\b(?:\s+(?:therefore|thus|clearly|then)\b)?[*_]*\s*[:：=]?"
-    r"|[:：=–—-]|->|→)[*_]*(?:\s*(?:the\s+)?(?:option|choice|letter|answer)\b\s*:?)?"
+    rf"\b{_OF_ANOTHER}(?:answer|choice|option|letter)(?:\s+here)?[*_\"']{{0,4}}\s*"
+    r"(?:(?:is|would be|should be|must be|will be)\b(?:\s+(?:therefore|thus|clearly|then)\b)?[*_]{0,3}\s*[:：=]?"
+    r"|[:：=–—-]|->|→)[*_]{0,3}(?:\s*(?:the\s+)?(?:option|choice|letter|answer)\b\s*:?)?"
 )
 _CHOOSE = (
     r"\b(?:I|we)(?:['’](?:d|ll)|\s+would|\s+will)?\s+(?:choose|pick|select|go with)"
@@ -83,6 +83,9 @@ _CHOOSE = (
 _COMMITS = rf"(?i:{_PHRASE}|{_CHOOSE}|\\boxed\s*\{{|<answer>)"
 # What joins letters to a list: "A, B", "A or B", "(A) and (B)", a letter a line.
 _JOINS = r"(?:[\s,;/&+–—()\[\]*_\"'”’`}$-]|\b(?:and|or|also|maybe|perhaps|possibly)\b)*"
+
+
+_BLANKS, _BLANK_LINES, _RUNS = re.compile(r"[^\S\n]+"), re.compile(r" ?\n\s*"), re.compile(r"([^\w\s])\1{3,}")
 
 
 @cache
@@ -112,7 +115,8 @@ def strict_letter(text: str, letters: Sequence[str]) -> str | None:
         text: The response.
         letters: The letters of this question's choices.
     """
-    text = without_tools(text)
+    # Runs of white space and of one mark say no more than a short one, and would be tried in every way.
+    text = _RUNS.sub(r"\1\1\1", _BLANK_LINES.sub("\n", _BLANKS.sub(" ", without_tools(text))))
     patterns = _letter_patterns(tuple(letters))
     committed = [*patterns["anchored"].finditer(text), *_praised(text, patterns)]
     for match in sorted(committed, key=re.Match.start):

@@ -21,7 +21,7 @@ HUB_REPO = "openai/openai_humaneval"
 HUB_FOLDER = "openai_humaneval"
 
 _ORIGINAL_FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
-_FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)\r?\n")
+_FENCE = re.compile(r"(?<![`~])(?P<fence>`{3,}+|~{3,}+)(?P<info>[^`\n]*)\r?\n")
 _PYTHON = re.compile(r"\{?\.?(?:python|py|python3|py3|ipython|pycon)?\}?(?:[\s,{:].*)?$", re.IGNORECASE)
 
 
