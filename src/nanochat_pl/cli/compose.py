@@ -28,7 +28,7 @@ from yaml import YAMLError
 from nanochat_pl.cli.explain import ROOTS, config_dir, group_options, settings
 from nanochat_pl.cli.refusals import did_you_mean, missing_folder, refuse_flags, refuse_option, refuse_unreadable, told
 from nanochat_pl.lit import schema
-from nanochat_pl.lit.trust import is_module
+from nanochat_pl.lit.trust import arguments_of, defined_names, is_module
 
 PATH_KEYS = (
     *("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output"),
@@ -332,7 +332,31 @@ def check(cfg: DictConfig, root: type) -> Any:
             if isinstance(path, str) and path.startswith("~"):
                 raise ConfigError(f"{key}={path}: the ~ stands for no home folder here; write the whole path")
     check_targets(plain, tuple(plain["plugins"]["allow"]))
+    for section in ("callbacks", "logger"):
+        for name, spec in plain.get(section, {}).items():
+            if spec is not None and not (isinstance(spec, Mapping) and spec.get("_target_")):
+                raise ConfigError(f"{section}.{name}={spec}: give {{_target_: <module>.<class>, …}}, or null for none")
+    for group in ("tasks", "val_tasks"):
+        for name, spec in plain["mixture"][group].items():
+            if isinstance(spec, Mapping) and not spec.get("_target_"):
+                raise ConfigError(f"mixture.{group}.{name} has no _target_; give one, as nanochat_pl.tasks.jsonl.JSONL")
     return OmegaConf.to_object(cfg)
+
+
+def check_definition(target: str, given: set[str], key: str) -> None:
+    """Refuse a `_target_` that its module does not define, and arguments it does not take, as far as its source tells.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    module, _, name = target.rpartition(".")
+    defined = defined_names(module)
+    if defined is not None and name not in defined:
+        raise ConfigError(f"{key}._target_={target}: {module} has no {name}{did_you_mean(name, defined)}")
+    takes = arguments_of(target)
+    for argument in sorted(given):
+        if takes is not None and argument not in takes and not argument.startswith("_"):
+            raise ConfigError(f"{key}.{argument}: {target} takes no such argument{did_you_mean(argument, takes)}")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -362,6 +386,8 @@ def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:
             raise ConfigError(
                 f"{key}._target_={target}: there is no module {module}; give <module>.<class or function>"
             )
+        if target is not None:
+            check_definition(str(target), {*map(str, tree)}, key)
         for name, value in tree.items():
             check_targets(value, allow, f"{key}.{name}" if key else str(name))
     elif isinstance(tree, list):

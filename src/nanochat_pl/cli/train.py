@@ -33,7 +33,7 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.lit import schema
     from nanochat_pl.lit.claim import check_free
-    from nanochat_pl.lit.preflight import is_first_process, preflight
+    from nanochat_pl.lit.preflight import forget_run, is_first_process, preflight
     from nanochat_pl.paths import WriteError, run_dir, worded
 
 INFORMATION = ("--cfg", "-c", "--info", "-i")
@@ -143,6 +143,10 @@ def job(cfg: DictConfig) -> int:
         from nanochat_pl.lit.build import run
 
         result = run(config, {str(k): v for k, v in plain.items()}, folder, arguments)
+    except BaseException:
+        if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
+            forget_run(folder)
+        raise
     finally:
         sys.argv[:] = arguments
     if is_first_process() and HydraConfig.get().mode == RunMode.RUN:

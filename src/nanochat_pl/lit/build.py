@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,24 +83,29 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
 def run_in(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], first: bool) -> dict[str, Any]:
     """Train one stage in a folder that is this run's own; returns as `run`."""
     resume = resume_file(cfg, folder)  # looked up now, when no other process changes what is there
-    if cfg.stage.name != StageName.tokenizer:
-        pick_device(cfg.trainer.accelerator)  # a device that is not there must not cost an earlier run (force=true)
-    if first:
-        if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
-            clear_run(folder)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        describe_run(folder, plain, arguments)
-    write_log(folder / "log.txt", first)
+    write_log(None, first, hold=True)
     if first:
         say_what_is_resumed(cfg, resume)
+
+    def begin() -> None:
+        """Take the folder: called when all that can be refused is made, so that no refusal costs an earlier run."""
+        if first:
+            if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
+                clear_run(folder)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            describe_run(folder, plain, arguments)
+        write_log(folder / "log.txt", first)
+
     if cfg.stage.name == StageName.tokenizer:
-        return train_tokenizer(cfg, folder)
-    return fit(cfg, plain, folder, resume)
+        return train_tokenizer(cfg, folder, begin)
+    return fit(cfg, plain, folder, resume, begin)
 
 
-def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | None) -> dict[str, Any]:
-    """Train a stage that has a model."""
+def fit(
+    cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | None, begin: Callable[[], None]
+) -> dict[str, Any]:
+    """Train a stage that has a model; `begin` is called before anything is written to its folder."""
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
     if device.type == "cuda":
@@ -117,6 +123,8 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         model.load_state_dict(start.weights)
     flops = flops_per_token(start.config)
     compiled = compile_model(model, cfg, device, num_steps)
+    own = [make(spec) for spec in cfg.callbacks.values() if spec is not None]
+    begin()
 
     checkpoints = Checkpoints(
         folder / "checkpoints",
@@ -176,7 +184,7 @@ def fit(cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | No
         )
     if cfg.stage.eval_every_steps is not None:
         callbacks.append(Evaluations(cfg, start.tokenizer, cfg.stage.eval_every_steps, validation))
-    callbacks += [make(spec) for spec in cfg.callbacks.values() if spec is not None]
+    callbacks += own
     terminal = is_terminal()
     if terminal:
         callbacks.append(Bar(progress))

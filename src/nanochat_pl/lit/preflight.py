@@ -4,6 +4,7 @@ Run folder, start weights, resume point, shapes, batch arithmetic, input files. 
 for reasons nobody could know.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.source import Source
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
-from nanochat_pl.inputs import other_text, start_weights
+from nanochat_pl.inputs import other_text, prepare_text, start_weights
 from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import check_place, checkpoint_file, run_dir
@@ -150,21 +151,34 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
 
 
 def check_task_files(cfg: TrainConfig) -> None:
-    """Check that the single files that tasks read, and that nothing fetches, are there.
+    """Check that what tasks read, and nothing makes or fetches, is there.
 
     Raises:
-        FileNotFoundError: one is not; names the task.
+        FileNotFoundError: a file or folder is not; names the task.
     """
-    if cfg.stage.name in (StageName.base, StageName.tokenizer) or cfg.data.source == DataSource.microworld:
+    if cfg.stage.name in (StageName.base, StageName.tokenizer):
         return
+    made = Path(cfg.data.root or "").resolve() if cfg.data.source == DataSource.microworld else None
     for group, tasks in (("tasks", cfg.mixture.tasks), ("val_tasks", cfg.mixture.val_tasks)):
         for name, spec in tasks.items():
-            path = Path((spec or {}).get("path") or "")
-            if path.suffix in (".jsonl", ".ndjson", ".json", ".txt") and not path.is_file():
-                raise FileNotFoundError(
-                    f"there is no {path}, which mixture.{group}.{name} reads and nothing fetches; put it there "
-                    f"(docs/data.md says where from), or leave the task out: mixture.{group}.{name}=null"
-                )
+            if not (spec or {}).get("path"):
+                continue
+            path = Path(spec["path"])
+            if path.exists() or (made is not None and path.resolve().is_relative_to(made)):
+                continue
+            fetched = (spec.get("fetch") or spec.get("hub")) and path.suffix not in (
+                ".jsonl",
+                ".ndjson",
+                ".json",
+                ".txt",
+            )
+            if fetched and not cfg.offline:
+                continue
+            what = "offline=true forbids fetching" if fetched else "nothing fetches"
+            raise FileNotFoundError(
+                f"there is no {path}, which mixture.{group}.{name} reads and {what}; put it there (docs/data.md says "
+                f"where from), or leave the task out: mixture.{group}.{name}=null"
+            )
 
 
 def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
@@ -235,6 +249,8 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
                 source.check()
             else:
                 list_shards(root / cfg.data.text, cfg.data.val_shard)
+    if cfg.data.source == DataSource.hub and cfg.offline and cfg.stage.name in (StageName.base, StageName.tokenizer):
+        prepare_text(cfg.data, offline=True)  # makes nothing: what is not there is refused
     if cfg.stage.name == StageName.tokenizer:
         if cfg.trainer.stop_after_steps:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
@@ -359,6 +375,14 @@ RUN_FILES = (
     "wandb_run_id.txt",
 )
 """What runs, their evaluations, reports, dashboards and Lightning itself leave in a run folder, as patterns."""
+
+
+def forget_run(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it wrote anything: Hydra's notes and a lock at most."""
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {".hydra", ".lock"}:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # other runs of the stage are there
+            folder.parent.rmdir()
 
 
 def clear_run(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import logging.handlers
 import os
 import platform
 import subprocess
@@ -110,16 +111,20 @@ def earlier_seconds(summary: Path) -> float:
         return 0.0
 
 
-def write_log(path: Path | None, first: bool) -> None:
+def write_log(path: Path | None, first: bool, hold: bool = False) -> None:
     """Send the project's log to standard error and, on the first process, to `path` as plain lines.
 
     Args:
         path: the log file; None = standard error only.
         first: this is the first process; the others only say what is wrong.
+        hold: keep the lines for the file that a later call names: a run that is refused has no folder to write them to.
     """
     logging.getLogger("rustbpe").setLevel(logging.WARNING)
     logger = logging.getLogger("nanochat_pl")
+    held: list[logging.LogRecord] = []
     for handler in list(logger.handlers):
+        if isinstance(handler, _Held):
+            held, handler.buffer = handler.buffer, []
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO if first else logging.WARNING)
@@ -131,9 +136,18 @@ def write_log(path: Path | None, first: bool) -> None:
     if first and path is not None:
         with writing(path):
             handlers.append(_LogFile(path, encoding="utf-8"))
+    if first and hold:
+        handlers.append(_Held(capacity=10_000, flushLevel=logging.CRITICAL + 1))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+        if isinstance(handler, _LogFile):
+            for record in held:
+                handler.handle(record)
+
+
+class _Held(logging.handlers.MemoryHandler):
+    """Lines of a run before it has a folder."""
 
 
 class _LogFile(logging.FileHandler):

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
 log = logging.getLogger(__name__)
 
 
-def train_tokenizer(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Run stage=tokenizer: train, save, measure compression on text it has and has not seen."""
-    begin = time.perf_counter()
+def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -> dict[str, Any]:
+    """Run stage=tokenizer: train, save, measure compression on text it has and has not seen.
+
+    Args:
+        cfg: the run's config.
+        folder: where everything goes.
+        begin: called before anything is written there.
+    """
+    started = time.perf_counter()
     tokenizer = make_tokenizer(cfg)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - started
+    begin()
     with writing(folder / "tokenizer.json"):
         tokenizer.save(folder)
     shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)

@@ -6,37 +6,97 @@ place to write: what has to be made or fetched lies where the command line says.
 there too a `_target_` leads to a module, never through one to what that module happens to import. No torch here.
 """
 
+import ast
 import importlib
 import importlib.util
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from nanochat_pl.lit.schema import StageName
 from nanochat_pl.tasks.base import Task
 
-__all__ = ["is_module", "trusted_data", "trusted_tasks"]
+__all__ = ["arguments_of", "defined_names", "is_module", "trusted_data", "trusted_tasks"]
 
 log = logging.getLogger(__name__)
 
 
 def is_module(name: str) -> bool:
     """Say whether a module of this name (with dots) could be imported; imports nothing, not even its packages."""
+    return _spec(name) is not None
+
+
+def _spec(name: str) -> ModuleSpec | None:
     first, *others = name.split(".")
     if not all(part.isidentifier() for part in (first, *others)):
-        return False
+        return None
     try:
         spec = importlib.util.find_spec(first)
     except ValueError:  # a module that does not say where it is from
-        return False
+        return None
     for part in others:
         if spec is None or spec.submodule_search_locations is None:
-            return False
+            return None
         spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
-    return spec is not None
+    return spec
+
+
+def defined_names(module: str) -> set[str] | None:
+    """List what a module's source defines or imports at its top; None where that cannot be known without running it."""
+    spec = _spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    names: set[str] = set()
+    for node in ast.walk(tree):  # also below `if` and `try`; a name too many does no harm here
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    return None if {"*", "__getattr__"} & names else names
+
+
+def arguments_of(target: str) -> set[str] | None:
+    """List the arguments that a function or class takes by name; None where its source alone does not say."""
+    module, _, name = target.rpartition(".")
+    spec = _spec(module)
+    if defined_names(module) is None or spec is None:
+        return None
+    tree = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8"))
+    found: Any = next((node for node in tree.body if getattr(node, "name", None) == name), None)
+    if isinstance(found, ast.ClassDef):
+        found = next((node for node in found.body if getattr(node, "name", None) == "__init__"), None)
+    if not isinstance(found, ast.FunctionDef):
+        return None
+    more = set() if found.args.kwarg is None else _unpacked(tree, found.args.kwarg.annotation)
+    if more is None:
+        return None
+    return {argument.arg for argument in [*found.args.args, *found.args.kwonlyargs]} - {"self"} | more
+
+
+def _unpacked(tree: ast.Module, annotation: ast.expr | None) -> set[str] | None:
+    """List the keys of `**arguments: Unpack[Name]`, where the module imports that typed dict; None = any argument."""
+    if not (isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Name)):
+        return None
+    name = annotation.slice.id
+    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level)
+    module = next((node.module for node in imports if name in [alias.name for alias in node.names]), None)
+    spec = _spec(module) if module else None
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return None
+    body = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8")).body
+    found = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    if found is None or any(not isinstance(base, ast.Name) or base.id != "TypedDict" for base in found.bases):
+        return None
+    return {n.target.id for n in found.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
 
 
 def trusted_data(
