@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from nanochat_pl.data.corpus import TextCorpus
-from nanochat_pl.data.packing import Batch, PackedBatches, TokenBatches, merge_cursors
+from nanochat_pl.data.packing import PACKINGS, Batch, PackedBatches, TokenBatches, merge_cursors
 from nanochat_pl.data.parquet import Address, DocumentStream
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -163,7 +163,7 @@ def test_every_bestfit_row_begins_with_a_document(files):
     assert all(row[0] == BOS for inputs, _ in micro_batches for row in inputs)
 
 
-@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("seed", range(6))
 def test_ranks_workers_and_stops_never_change_the_global_stream(files, packing, seed):
     rng = random.Random(seed)
@@ -202,7 +202,7 @@ def test_stream_loses_and_repeats_no_token_over_a_resume_at_every_step(files):
     assert read == list(itertools.islice(tokens, len(read)))
 
 
-@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_the_cursor_is_plain_small_and_the_same_whichever_way_it_was_reached(files, packing):
     _, straight = run(files, 8, packing=packing, num_workers=2)
     _, cursor = run(files, 5, packing=packing, world_size=2)
@@ -234,7 +234,7 @@ def test_rows_counts_the_documents_that_begin(files):
         ({"logical_shards": 3, "world_size": 2}, r"data\.logical_shards = 3 .* \(3 / 2 = 1\.5\); make it 2 or 4"),
         ({"micro_batches": 3, "world_size": 2}, r"micro-batches of a step .* = 3 .*\(3 / 2 = 1\.5"),
         ({"logical_shards": 1, "world_size": 2}, r"make it 2, or change trainer\.devices"),
-        ({"packing": "bestfill"}, r"data\.packing=bestfill is not one of stream, bestfit"),
+        ({"packing": "bestfill"}, r"data\.packing=bestfill is not one of stream, bestfit, bestfit_split"),
         ({"logical_shards": 64}, r"logical shard 53 of 64 gets no document: the 3 files hold 53"),
         ({"logical_shards": 54, "world_size": 2, "rank": 0}, r"logical shard 53 of 54 gets no document"),
     ],
@@ -253,7 +253,7 @@ def test_a_resume_with_changed_files_names_the_first_that_differs(files, tmp_pat
         make(changed, cursor=cursor)
 
 
-@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_a_run_from_before_documents_were_dealt_evenly_goes_on_as_it_began(files, packing):
     options = {"batch_rows": B, "sequence_len": T, "micro_batches": 4, "logical_shards": 4, "rank": 0, "world_size": 1,
                "num_workers": 0, "packing": packing, "buffer_documents": 6}  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from nanochat_pl.data import lengths as lengths_module
 from nanochat_pl.data.batch import IGNORE, merge_cursors
 from nanochat_pl.data.lengths import measure_lengths
-from nanochat_pl.data.packing import PackedBatches
+from nanochat_pl.data.packing import PACKINGS, PackedBatches
 from nanochat_pl.data.transcripts import Transcripts, num_steps, transcript_batches
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -95,7 +95,7 @@ def test_an_epoch_reads_every_conversation_once_in_an_order_of_its_own():
     assert Transcripts(ROWS, TOKENIZER, seed=4).order(0).tolist() != corpus.order(0).tolist()
 
 
-@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("seed", range(4))
 def test_ranks_workers_and_stops_never_change_the_global_stream(packing, seed):
     rng = random.Random(seed)
@@ -119,7 +119,7 @@ def test_epochs_are_counted_in_conversations_used_up(packing):
     epochs = [batch.epoch for batch in batches]
     assert epochs == sorted(epochs)
     # a conversation may begin with what is only a target: the last of a row, or of a micro-batch of the stream
-    last = [batch.targets[..., -1] if packing == "bestfit" else batch.targets[:, -1, -1] for batch in batches]
+    last = [batch.targets[..., -1] if packing != "stream" else batch.targets[:, -1, -1] for batch in batches]
     begun = sum(batch.rows + int((targets == BOS).sum()) for batch, targets in zip(batches, last))
     assert begun - 1 <= round(epochs[-1] * len(ROWS)) <= begun
 
@@ -143,7 +143,7 @@ def test_a_conversation_that_cannot_be_rendered_is_named():
         list(itertools.islice(make(rows, logical_shards=1), 20))
 
 
-@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("num_epochs", [1, 3])
 def test_the_planned_steps_are_the_epochs_that_were_asked_for(packing, num_epochs):
     rows = make_rows(3000)
@@ -188,7 +188,7 @@ def test_a_streamed_validation_set_supervises_every_token_but_the_first_once():
     assert inputs[targets != IGNORE].tolist() == tokens[:-1]
 
 
-@pytest.mark.parametrize("packing", ["stream", "bestfit"])
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("val_tokens", [1, 200, 10**6])
 @pytest.mark.parametrize("count", [1, 37])
 def test_a_validation_set_is_a_fixed_prefix_whatever_the_ranks_and_however_small(packing, val_tokens, count):
@@ -206,7 +206,7 @@ def test_a_validation_set_is_a_fixed_prefix_whatever_the_ranks_and_however_small
     for world_size in (2, 4):
         together = collect(world_size)
         assert [batch.targets.tolist() for batch in together] == [batch.targets.tolist() for batch in alone]
-    if packing == "bestfit":
+    if packing != "stream":
         rows = torch.cat([batch.inputs.view(-1, T) for batch in alone])
         assert (rows[:, 0] == BOS).all()
 

@@ -3,11 +3,10 @@
 The documents of a corpus are dealt to a fixed number of logical shards. Micro-batch m of the whole run, counted over
 all ranks, comes from logical shard m mod L and belongs to rank m mod W: the order of the data is a property of
 L alone. Ranks and threads only decide who does the work, so W and `num_workers` may change at every resume.
-`stream` cuts one endless token stream (nanochat, 2025-11); `bestfit` begins every row with a document and crops
-what does not fit (nanochat, 2026-01).
+`stream` cuts one endless token stream (nanochat, 2025-11); with best fit every row begins with a document
+(see `nanochat_pl.data.bestfit`).
 """
 
-import bisect
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +18,14 @@ import numpy as np
 import torch
 
 from nanochat_pl.data.background import compute_ahead
-from nanochat_pl.data.batch import Batch, Cursor, merge_cursors
+from nanochat_pl.data.batch import IGNORE, Batch, Cursor, merge_cursors
+from nanochat_pl.data.bestfit import BUFFER_DOCUMENTS, FittedRows
 from nanochat_pl.data.corpus import Corpus, Encoder, Stream, TextCorpus, Tokens
 from nanochat_pl.data.parquet import Address
 
-__all__ = ["Batch", "Cursor", "DocumentBuffer", "PackedBatches", "TokenBatches", "merge_cursors"]
+__all__ = ["PACKINGS", "Batch", "Cursor", "PackedBatches", "TokenBatches", "fixed_batches", "merge_cursors"]
 
+PACKINGS = ("stream", "bestfit", "bestfit_split")
 BATCHES_AHEAD = 2
 """Batches that lie ready beside the one in training."""
 
@@ -106,90 +107,51 @@ class _Stream:
         return stream.rows_before(self._address) + at_end
 
 
-class DocumentBuffer:
-    """Documents to choose from by length."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Address, Tokens]] = {}
-        # sorted by (length, -arrival): the right-most of those that fit is the largest and, among equals, the oldest
-        self._by_length: list[tuple[int, int]] = []
-        self._arrivals = itertools.count()
-        self.cropped = 0
-        """Tokens that `take` has cut off and dropped."""
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def put(self, address: Address, tokens: Tokens) -> None:
-        """Add a document."""
-        arrival = next(self._arrivals)
-        self._held[arrival] = (address, tokens)
-        bisect.insort(self._by_length, (len(tokens), -arrival))
-
-    def take(self, space: int) -> Tokens:
-        """Remove the largest document of at most `space` tokens; where none fits, the shortest, cropped to `space`.
-
-        Among equals, the first to come.
-        """
-        fits = bisect.bisect_left(self._by_length, (space + 1,)) - 1
-        if fits < 0:
-            shortest = self._by_length[0][0]
-            fits = bisect.bisect_left(self._by_length, (shortest + 1,)) - 1
-        _, tokens = self._held.pop(-self._by_length.pop(fits)[1])
-        self.cropped += max(0, len(tokens) - space)
-        return tokens[:space]
-
-    def addresses(self) -> list[Address]:
-        """Give the addresses of what is held, in the order it came."""
-        return [address for address, _ in self._held.values()]
-
-
 class _BestFit:
-    """Rows of whole documents, chosen from a buffer; its place is the next unread document and the buffer's.
+    """Rows of documents chosen from a buffer; its place is the next unread document and the buffer's.
 
-    A row takes the largest document that fits into what is left of it; when none fits, the shortest is cropped to fill
-    the row and its tail is dropped.
+    Args:
+        documents: of the logical shard.
+        place: where to go on; None = at the first document.
+        capacity: tokens of a row, T+1.
+        split: see `nanochat_pl.data.bestfit`.
+        buffer_documents: documents to choose from.
     """
 
-    def __init__(self, documents: _Documents, place: Place | None, buffer_documents: int) -> None:
+    def __init__(
+        self, documents: _Documents, place: Place | None, capacity: int, split: bool, buffer_documents: int
+    ) -> None:
         self._documents = documents
-        self._iterator = iter(documents)
-        self._next = documents.stream.start
-        self._buffer_documents = buffer_documents
-        self._buffer = DocumentBuffer()
+        self._split = split
+        self._rows = FittedRows(documents, capacity, split=split, buffer_documents=buffer_documents)
         if place is not None:
-            groups = place["buffer"]
-            addresses = [Address(epoch, file, group, doc) for epoch, file, group, docs in groups for doc in docs]
-            for address, tokens in zip(addresses, documents.encode(documents.stream.read(addresses))):
-                self._buffer.put(address, tokens)
+            addresses = FittedRows.addresses(place["buffer"])
+            once = list(dict.fromkeys(addresses))
+            held = dict(zip(once, documents.encode(documents.stream.read(once))))
+            self._rows.restore(place["buffer"], (held[address] for address in addresses))
 
     def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
         """Write B rows; each is T+1 tokens long, begins with BOS and holds no padding."""
-        row = np.empty(inputs.shape[1] + 1, np.int64)
         for inputs_row, targets_row in zip(inputs, targets):
-            filled = 0
-            while filled < len(row):
-                while len(self._buffer) < self._buffer_documents:
-                    address, tokens = next(self._iterator)
-                    self._buffer.put(address, tokens)
-                    self._next = self._documents.stream.following(address)
-                tokens = self._buffer.take(len(row) - filled)
-                row[filled : filled + len(tokens)] = tokens
-                filled += len(tokens)
+            row = self._rows.next_row()
             inputs_row[:], targets_row[:] = row[:-1], row[1:]
 
     def place(self) -> Place:
-        grouped = itertools.groupby(self._buffer.addresses(), key=lambda address: address[:3])
-        return {**self._next._asdict(), "buffer": [[*group, [a.doc for a in same]] for group, same in grouped]}
+        return {**self._next()._asdict(), "buffer": self._rows.place()}
 
     def consumed(self) -> int:
         """Count the documents used up so far, earlier epochs included; what the buffer holds is not."""
-        return self._documents.stream.rows_before(self._next) - len(self._buffer)
+        return self._documents.stream.rows_before(self._next()) - self._rows.held_documents
+
+    def _next(self) -> Address:
+        """Give the address of the first document that was not read."""
+        stream, last = self._documents.stream, self._rows.last
+        return stream.start if last is None else stream.following(last)
 
     @property
     def cropped(self) -> int | None:
-        """Tokens dropped so far since this pass over the data began."""
-        return self._buffer.cropped
+        """Tokens dropped so far since this pass over the data began; None = none ever are."""
+        return None if self._split else self._rows.cropped
 
 
 class PackedBatches:
@@ -203,8 +165,8 @@ class PackedBatches:
         logical_shards: L, fixed for the whole run.
         num_workers: threads that encode, beside one that packs; 0 = everything in the consumer's thread.
         cursor: of a batch trained on, or several ranks' merged; None = the beginning.
-        packing: "stream" or "bestfit".
-        buffer_documents: documents per logical shard that `bestfit` chooses from.
+        packing: one of `PACKINGS`.
+        buffer_documents: documents per logical shard that best fit chooses from.
 
     Raises:
         ValueError: if the numbers do not divide, a logical shard gets no documents, or the cursor was written for
@@ -224,12 +186,12 @@ class PackedBatches:
         num_workers: int = 1,
         cursor: Cursor | None = None,
         packing: str = "stream",
-        buffer_documents: int = 1000,
+        buffer_documents: int = BUFFER_DOCUMENTS,
     ) -> None:
         _check_divides("data.logical_shards", logical_shards, world_size)
         _check_divides("micro-batches of a step (stage.total_batch_tokens / tokens of one)", micro_batches, world_size)
-        if packing not in ("stream", "bestfit"):
-            raise ValueError(f"data.packing={packing} is not one of stream, bestfit")
+        if packing not in PACKINGS:
+            raise ValueError(f"data.packing={packing} is not one of {', '.join(PACKINGS)}")
         self._corpus = corpus
         self._shape = (micro_batches // world_size, batch_rows, sequence_len)
         self._micro_batches = micro_batches
@@ -269,6 +231,89 @@ class TokenBatches(PackedBatches):
 
     def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, **options: Any) -> None:
         super().__init__(TextCorpus(files, tokenizer, options.get("cursor")), **options)
+
+
+def fixed_batches(
+    corpus: Corpus,
+    *,
+    tokens: int,
+    batch_rows: int,
+    sequence_len: int,
+    rank: int,
+    world_size: int,
+    packing: str,
+    num_workers: int = 0,
+    shared_last: bool = False,
+) -> Iterator[Batch]:
+    """Yield this rank's share of a set that never changes: the corpus's first documents, in order, none of them twice.
+
+    The set is `tokens` long, or what there is. It is laid out as one logical shard, and micro-batch m of it goes to
+    rank m mod W, so that its text does not depend on the number of ranks; some ranks may get one batch more. Where the
+    documents end before the last micro-batch does, the rest of it has nothing to learn.
+
+    Args:
+        corpus: the documents.
+        tokens: input tokens over all ranks.
+        batch_rows, sequence_len, packing, num_workers: see `PackedBatches`.
+        shared_last: with `stream`, the last target of a micro-batch is also the first input of the next one; in
+            training it is not (nanochat, 2025-11).
+
+    Yields:
+        Batches of one micro-batch, (1, B, T).
+
+    Raises:
+        ValueError: the documents hold no token to predict.
+    """
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="encode") if num_workers else None
+    try:
+        documents = iter(_Documents(corpus.stream(1, 0, None), corpus.encode, pool, num_workers + 1))
+        once = itertools.takewhile(lambda document: document[0].epoch == 0, documents)
+        if packing == "stream":
+            rows = _cut(once, batch_rows * sequence_len, sequence_len, shared_last)
+        else:
+            fitted = FittedRows(once, sequence_len + 1, split=packing == "bestfit_split")
+            rows = itertools.takewhile(lambda row: len(row) > 1, (fitted.next_row() for _ in itertools.count()))
+        for number in range(max(1, tokens // (batch_rows * sequence_len))):
+            laid = list(itertools.islice(rows, batch_rows))
+            if not laid and number == 0:
+                raise ValueError("the validation set holds no token to predict; give it documents that are not empty")
+            if not laid:
+                return
+            if number % world_size != rank:
+                continue
+            inputs = np.full((1, batch_rows, sequence_len), corpus.bos_id)
+            targets = np.full_like(inputs, IGNORE)
+            for row, piece in enumerate(laid):
+                inputs[0, row, : len(piece) - 1], targets[0, row, : len(piece) - 1] = piece[:-1], piece[1:]
+            count = sum(len(piece) - 1 for piece in laid)
+            yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens=count)
+    finally:
+        if pool:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cut(
+    documents: Iterable[tuple[Address, Tokens]], size: int, sequence_len: int, shared_last: bool
+) -> Iterator[Tokens]:
+    """Cut one stream of tokens into rows of T+1, in groups of `size` input tokens.
+
+    Each row begins with the last token of the one before; the first of a group only if `shared_last`.
+    """
+    held: list[Tokens] = []
+    count = 0
+    for _, tokens in itertools.chain(documents, [(None, None)]):
+        if tokens is not None:
+            held.append(tokens)
+            count += len(tokens)
+            if count <= size:
+                continue
+        joined = np.concatenate(held) if held else np.empty(0, np.int32)
+        while len(joined) > size or (tokens is None and len(joined) > 1):
+            group = joined[: size + 1]
+            for first in range(0, len(group) - 1, sequence_len):
+                yield group[first : first + sequence_len + 1]
+            joined = joined[size if shared_last else size + 1 :]
+        held, count = [joined], len(joined)
 
 
 class _Assembly:
@@ -323,9 +368,10 @@ class _Assembly:
         batches = self._batches
         place = batches._start["shards"].get(str(shard))
         documents = _Documents(stream, batches._corpus.encode, self._pool, batches._num_workers + 1)
-        if batches._source["packing"] == "stream":
+        packing, capacity = batches._source["packing"], batches._shape[2] + 1
+        if packing == "stream":
             return _Stream(documents, place)
-        return _BestFit(documents, place, batches._buffer_documents)
+        return _BestFit(documents, place, capacity, packing == "bestfit_split", batches._buffer_documents)
 
 
 def _check_divides(name: str, count: int, world_size: int) -> None:

@@ -1,31 +1,33 @@
 """Conversations as documents: each begins with BOS, every token is supervised, and packing treats them as text.
 
 This is midtraining's data (nanochat, 2025-11). With packing `stream` a conversation longer than a row goes on in the
-next one, so nothing is cut; with `bestfit` rows begin with a conversation and what does not fit is cropped, as it is in
-text. Differs: epochs are shuffled anew and counted in conversations consumed, where the original read one fixed order.
+next one, so nothing is cut; with best fit rows begin with a conversation, and what does not fit is cropped or split as
+text is. Differs: epochs are shuffled anew and counted in conversations consumed, where the original read one fixed
+order.
 """
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from nanochat_pl.data.batch import IGNORE, Batch, Cursor
+from nanochat_pl.data.batch import Batch, Cursor
+from nanochat_pl.data.bestfit import FittedRows
 from nanochat_pl.data.corpus import Tokens
 from nanochat_pl.data.lengths import Lengths, Renderer, render
-from nanochat_pl.data.packing import DocumentBuffer
+from nanochat_pl.data.packing import fixed_batches
 from nanochat_pl.data.parquet import Address
 
 __all__ = ["TranscriptStream", "Transcripts", "check_rows", "num_steps", "transcript_batches"]
 
 BLOCK_CONVERSATIONS = 32
 """Rendered as one piece of work: some 10,000 tokens."""
-BUFFER_DOCUMENTS = 1000
 PLAYED_DOCUMENTS = 50_000
-"""So many are enough to know how many rows `bestfit` makes of more: about a second."""
+"""So many are enough to know how many rows best fit makes of more: about a second."""
+PLAYED_ROWS = 64
+"""Between two looks at how many documents they took."""
 
 
 class Transcripts:
@@ -141,7 +143,7 @@ def num_steps(
 ) -> int:
     """Return the optimizer steps that take `num_epochs` times the conversations, rounded down.
 
-    With `bestfit` the packing is played through on the lengths alone, since it depends on them how much is cropped.
+    With best fit the packing is played through on the lengths alone, since it depends on them how much is cropped.
 
     Raises:
         ValueError: if that is less than one step.
@@ -150,7 +152,7 @@ def num_steps(
         # a micro-batch uses up the one token more that is its last target
         steps = lengths.total * num_epochs // (micro_batches * (batch_rows * sequence_len + 1))
     else:
-        rows = _bestfit_rows(lengths, sequence_len + 1, lengths.num_rows * num_epochs)
+        rows = _fitted_rows(lengths, sequence_len + 1, packing == "bestfit_split", lengths.num_rows * num_epochs)
         steps = int(rows // (micro_batches * batch_rows))
     if steps < 1:
         batch_tokens = micro_batches * batch_rows * sequence_len
@@ -162,20 +164,18 @@ def num_steps(
     return steps
 
 
-def _bestfit_rows(lengths: Lengths, capacity: int, documents: int) -> float:
-    """Count the rows that `bestfit` makes of so many documents of these lengths, its buffer being always full."""
-    buffer, address = DocumentBuffer(), Address(0, 0, 0, 0)
+def _fitted_rows(lengths: Lengths, capacity: int, split: bool, documents: int) -> float:
+    """Count the rows that best fit makes of so many documents of these lengths, its buffer being always full."""
     endless = itertools.cycle(np.random.default_rng(0).permutation(lengths.values).tolist())
-    fetched = rows = 0
-    while fetched - len(buffer) < min(documents, PLAYED_DOCUMENTS):
-        room = capacity
-        while room:
-            while len(buffer) < BUFFER_DOCUMENTS:
-                buffer.put(address, np.broadcast_to(np.int32(0), (next(endless),)))
-                fetched += 1
-            room -= len(buffer.take(room))
-        rows += 1
-    return rows * documents / (fetched - len(buffer))
+    played = ((Address(0, 0, 0, doc), np.broadcast_to(np.int32(0), (length,))) for doc, length in enumerate(endless))
+    fitted, rows, used = FittedRows(played, capacity, split=split), 0, 0
+    while used < min(documents, PLAYED_DOCUMENTS):
+        for _ in range(PLAYED_ROWS):
+            fitted.next_row()
+        rows += PLAYED_ROWS
+        assert fitted.last is not None
+        used = fitted.last.doc + 1 - fitted.held_documents
+    return rows * documents / used
 
 
 def transcript_batches(
@@ -189,61 +189,21 @@ def transcript_batches(
     world_size: int,
     packing: str,
 ) -> list[Batch]:
-    """Lay the first conversations, in order, into rows: a validation set that never changes.
-
-    It is `val_tokens` long, or what there is once; the last row is then filled up with nothing to learn. Micro-batch m
-    of all goes to rank m mod W, so that the text does not depend on the number of ranks; some may get one more.
+    """Lay the first conversations, in order, into rows: a validation set that never changes (see `fixed_batches`).
 
     Raises:
         ValueError: if there are no conversations.
     """
     if not len(rows):
         raise ValueError("there are no validation conversations; add a task under mixture.val_tasks")
-    capacity = sequence_len + 1
-    count = max(1, val_tokens // (batch_rows * sequence_len))
-    documents = (np.array(render(rows, index, tokenizer)[0], np.int32) for index in range(len(rows)))
-    laid = _stream_rows(documents, capacity) if packing == "stream" else _bestfit_laid(documents, capacity)
-    taken = list(itertools.islice(laid, count * batch_rows))
-    batches = []
-    for number, first in enumerate(range(0, len(taken), batch_rows)):
-        if number % world_size != rank:
-            continue
-        inputs = np.full((1, batch_rows, sequence_len), tokenizer.bos_id)
-        targets = np.full_like(inputs, IGNORE)
-        tokens = 0
-        for row, piece in enumerate(taken[first : first + batch_rows]):
-            length = len(piece) - 1
-            inputs[0, row, :length], targets[0, row, :length] = piece[:-1], piece[1:]
-            tokens += length
-        batches.append(Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens=tokens))
-    return batches
-
-
-def _stream_rows(documents: Iterable[Tokens], capacity: int) -> Iterator[Tokens]:
-    """Cut one stream of tokens into rows; each begins with the last token of the one before, its last target."""
-    held = np.empty(0, np.int32)
-    for tokens in documents:
-        held = np.concatenate([held, tokens])
-        while len(held) >= capacity:
-            yield held[:capacity]
-            held = held[capacity - 1 :]
-    if len(held) > 1:
-        yield held
-
-
-def _bestfit_laid(documents: Iterable[Tokens], capacity: int) -> Iterator[Tokens]:
-    """Lay documents into rows as `bestfit` does, until there are none."""
-    buffer, address, coming = DocumentBuffer(), Address(0, 0, 0, 0), iter(documents)
-    while True:
-        row: list[Tokens] = []
-        room = capacity
-        while room:
-            for tokens in itertools.islice(coming, BUFFER_DOCUMENTS - len(buffer)):
-                buffer.put(address, tokens)
-            if not len(buffer):
-                break
-            row.append(buffer.take(room))
-            room -= len(row[-1])
-        if sum(map(len, row)) < 2:
-            return
-        yield np.concatenate(row)
+    batches = fixed_batches(
+        Transcripts(rows, tokenizer, seed=0, shuffle=False),
+        tokens=val_tokens,
+        batch_rows=batch_rows,
+        sequence_len=sequence_len,
+        rank=rank,
+        world_size=world_size,
+        packing=packing,
+        shared_last=True,
+    )
+    return list(batches)

@@ -6,6 +6,7 @@ trained, not of one that a prefetcher has already taken; it is gathered from all
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.data.batch import Batch, merge_cursors
 from nanochat_pl.data.conversations import ConversationBatches, conversation_batches
-from nanochat_pl.data.packing import PackedBatches, TokenBatches
-from nanochat_pl.data.parquet import read_footer
+from nanochat_pl.data.corpus import TextCorpus
+from nanochat_pl.data.packing import PackedBatches, TokenBatches, fixed_batches
 from nanochat_pl.data.transcripts import Transcripts, transcript_batches
 from nanochat_pl.runtime import rank, world_size
 
@@ -150,40 +151,42 @@ def text_data(
     Args:
         micro_batches: micro-batches of one optimizer step over all ranks.
         logical_shards: null = one a rank at the run's start; a resumed run keeps what its cursor says.
-        val_tokens: tokens of the validation file that each validation reads, over all ranks.
+        val_tokens: tokens at the beginning of the validation file, over all ranks: the fixed validation set.
     """
 
-    in_force: list[int] = []  # logical shards of the training stream
+    laid: list[Batch] = []  # once, at the first validation, in half the memory of the batches
 
-    def make(files: list[Path], count: int, cursor: dict | None, workers: int, shards: int) -> TokenBatches:
-        return TokenBatches(
-            files,
+    def train(cursor: dict | None) -> TokenBatches:
+        batches = TokenBatches(
+            train_files,
             tokenizer,
             batch_rows=device_batch,
             sequence_len=sequence_len,
-            micro_batches=count,
-            logical_shards=shards,
+            micro_batches=micro_batches,
+            logical_shards=logical_shards or (cursor["logical_shards"] if cursor else world_size()),
             rank=rank(),
             world_size=world_size(),
-            num_workers=workers,
+            num_workers=num_workers,
             cursor=cursor,
             packing=packing,
         )
-
-    def train(cursor: dict | None) -> TokenBatches:
-        in_force[:] = [logical_shards or (cursor["logical_shards"] if cursor else world_size())]
-        batches = make(train_files, micro_batches, cursor, num_workers, in_force[0])
         say_streams(batches.stream_rows, "documents")
         return batches
 
     def validation() -> Iterator[Batch]:
-        world = world_size()
-        rounds = max(1, val_tokens // (device_batch * sequence_len * world))
-        # The same logical shards as in training, so that the text does not depend on the number of ranks.
-        shards = in_force[0] if in_force and len(read_footer(val_file).group_rows) >= in_force[0] else world
-        batches = iter(make([val_file], world, None, 0, shards))
-        for _ in range(rounds):
-            yield next(batches)
+        if not laid:
+            batches = fixed_batches(
+                TextCorpus([val_file], tokenizer),
+                tokens=val_tokens,
+                batch_rows=device_batch,
+                sequence_len=sequence_len,
+                rank=rank(),
+                world_size=world_size(),
+                packing=packing,
+                num_workers=num_workers,
+            )
+            laid.extend(replace(batch, inputs=batch.inputs.int(), targets=batch.targets.int()) for batch in batches)
+        return (replace(batch, inputs=batch.inputs.long(), targets=batch.targets.long()) for batch in laid)
 
     return StepBatches(train, validation)
 

@@ -82,8 +82,7 @@ def check_stage(cfg: TrainConfig) -> None:
         if not stage.packed or stage.long_conversations != LongConversations.cut:
             raise ValueError(
                 f"stage.packed=false and stage.long_conversations=drop have no effect on stage={stage.name}, where "
-                "documents flow from row to row (data.packing=stream) or are cropped (data.packing=bestfit); leave "
-                "them out"
+                "data.packing says what becomes of documents that do not fit a row; leave them out"
             )
         if name == "num_epochs" and stage.name == StageName.base:
             raise ValueError(

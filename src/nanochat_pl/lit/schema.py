@@ -37,10 +37,11 @@ class DataSource(StrEnum):
 
 
 class Packing(StrEnum):
-    """How documents become rows of pretraining tokens."""
+    """How documents become rows of pretraining tokens; see docs/data.md for what `bestfit` starves."""
 
     stream = "stream"
     bestfit = "bestfit"
+    bestfit_split = "bestfit_split"
 
 
 class LongConversations(StrEnum):
