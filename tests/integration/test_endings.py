@@ -1,14 +1,22 @@
 """A run owns its folder, and ends when it is at its end."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nanochat_pl.lit.callbacks import Summary
+from nanochat_pl.lit.checkpoints import Checkpoints
 from nanochat_pl.lit.claim import FolderInUseError, claimed
+from nanochat_pl.lit.datamodules import ConversationCounts
+from nanochat_pl.lit.evaluation import Evaluations
+from nanochat_pl.lit.samples import PromptSamples
 from nanochat_pl.lit.schema import EvaluateConfig
-from tests.integration.conftest import BASE, SFT, TINY, Train
+from tests.integration.conftest import BASE, SFT, TINY, Train, train_below
 
 KINDS: dict[str, list[str]] = {
     "base": BASE,
@@ -44,3 +52,125 @@ def test_results_that_another_process_writes_are_refused_before_anything_is_aske
         evaluate(cfg, [str(tmp_path / "base" / "tiny")], {}, None)
     assert not list(results.glob("*.json*"))
     assert json.loads((tmp_path / "base" / "tiny" / "summary.json").read_text())["status"] == "finished"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run may handle it."""
+
+
+def before(owner: type, name: str, at_step: int = 6) -> Any:
+    """Make what kills a run when it gets to a method at a step."""
+
+    def arm(patch: pytest.MonkeyPatch) -> None:
+        whole = getattr(owner, name)
+
+        def dies(self: Any, trainer: Any, *rest: Any, **options: Any) -> Any:
+            if trainer.global_step == at_step:
+                raise Killed
+            return whole(self, trainer, *rest, **options)
+
+        patch.setattr(owner, name, dies)
+
+    return arm
+
+
+CRASHES = {
+    "before the step is saved": before(Checkpoints, "save"),
+    "before the best is kept": before(Checkpoints, "consider"),
+    "before the samples": before(PromptSamples, "_sample"),
+    "before the evaluation": before(Evaluations, "_evaluate"),
+    "after the evaluation": before(ConversationCounts, "on_train_end"),
+    "before the summary": before(Summary, "on_train_end"),
+}
+LAST_STEPS = [
+    *BASE,
+    "stage.num_steps=6",
+    "stage.checkpoint_every_steps=2",
+    "stage.sample_every_steps=4",
+    "stage.sample_prompts=[Iron]",
+    "stage.sample_tokens=4",
+    "stage.eval_every_steps=4",
+    "eval=bpb",
+    "eval.val_tokens=512",
+]
+OF_TIME = {
+    "wall_s",
+    "updated",
+    "train/dt",
+    "train/tok_per_sec",
+    "total_training_time",
+    "median_tok_per_sec",
+    "run_name",
+}
+OF_TIME |= {"folder", "peak_memory_bytes", "health/data_wait_frac", "health/peak_memory_gib"}
+
+
+def left_by(folder: Path) -> dict[str, Any]:
+    """Read all that a run leaves and that does not depend on the clock."""
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if v and k not in OF_TIME} for row in csv.DictReader(file)]
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    return {
+        "summary": {key: value for key, value in summary.items() if key not in OF_TIME},
+        "metrics": sorted(rows, key=lambda row: (int(row["step"]), sorted(row))),
+        "samples": (folder / "samples.jsonl").read_text(),
+        "best": (best["global_step"], {key: float(value.double().sum()) for key, value in best["state_dict"].items()}),
+        "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("straight")
+    train_below(outputs, world, *LAST_STEPS)
+    return outputs / "base" / "tiny"
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_run_killed_after_its_last_step_is_finished_by_resume_as_if_it_had_not_been(
+    straight: Path, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
+):
+    with monkeypatch.context() as patch:
+        for owner in (Summary, Checkpoints):
+            patch.setattr(owner, "on_exception", lambda *a: None)
+        CRASHES[crash](patch)
+        with pytest.raises(Killed):
+            train(*LAST_STEPS)
+    folder = tmp_path / "base" / "tiny"
+    assert json.loads((folder / "summary.json").read_text())["status"] == "running"
+    assert train(*LAST_STEPS, "resume=auto")["status"] == "finished"
+    for what, value in left_by(straight).items():
+        assert left_by(folder)[what] == value, what
+
+
+def test_a_finished_run_that_is_resumed_stays_finished(straight: Path, train: Train, tmp_path: Path):
+    shutil.copytree(straight, tmp_path / "base" / "tiny")
+    before = left_by(straight)
+    assert train(*LAST_STEPS, "resume=auto")["status"] == "finished"
+    assert left_by(tmp_path / "base" / "tiny") == before
+
+
+def test_num_steps_below_what_is_done_is_said_and_trains_nothing(
+    straight: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(straight, tmp_path / "base" / "tiny")
+    result = train(*LAST_STEPS, "resume=auto", "stage.num_steps=4")
+    assert (result["status"], result["step"]) == ("finished", 6)
+    assert "6 are done, and stage.num_steps is 4" in capsys.readouterr().err
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_is(straight: Path, train: Train, tmp_path: Path):
+    folder = tmp_path / "base" / "tiny"
+    shutil.copytree(straight, folder)
+    before = {name: (folder / name).read_bytes() for name in ("summary.json", "config.yaml", "run.json")}
+    with pytest.raises(ValueError, match=r"eval\.max_new_tokens=9999"):
+        train(*LAST_STEPS, "resume=auto", "stage.num_steps=8", "eval=recall", "eval.max_new_tokens=9999")
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_the_start_weights_are_named_after_a_resume_too(train: Train, tmp_path: Path):
+    train(*BASE, "stage.num_steps=2", "run_name=first")
+    begun = [*BASE, f"init_from={tmp_path / 'base' / 'first'}"]
+    assert "first" in train(*begun, "trainer.stop_after_steps=2")["init_from"]
+    assert "first" in train(*begun, "resume=auto", "stage.num_steps=4")["init_from"]

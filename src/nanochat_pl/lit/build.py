@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from nanochat_pl.checkpoint.lightning import (
     identity,
 )
+from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.inputs import prepare_root, prepare_text
 from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, loss_measure
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -87,6 +88,9 @@ def run_in(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: lis
     if first:
         say_what_is_resumed(cfg, resume)
 
+    def describe() -> None:
+        describe_run(folder, plain, arguments)
+
     def begin() -> None:
         """Take the folder: called when all that can be refused is made, so that no refusal costs an earlier run."""
         if first:
@@ -94,18 +98,27 @@ def run_in(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: lis
                 clear_run(folder)
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            describe_run(folder, plain, arguments)
+            if resume is None:
+                describe()
         write_log(folder / "log.txt", first)
 
     if cfg.stage.name == StageName.tokenizer:
         return train_tokenizer(cfg, folder, begin)
-    return fit(cfg, plain, folder, resume, begin)
+    return fit(cfg, plain, folder, resume, begin, describe)
 
 
 def fit(
-    cfg: TrainConfig, plain: dict[str, Any], folder: Path, resume: Path | None, begin: Callable[[], None]
+    cfg: TrainConfig,
+    plain: dict[str, Any],
+    folder: Path,
+    resume: Path | None,
+    begin: Callable[[], None],
+    describe: Callable[[], None],
 ) -> dict[str, Any]:
-    """Train a stage that has a model; `begin` is called before anything is written to its folder."""
+    """Train a stage that has a model; `begin` is called before anything is written to its folder.
+
+    `describe` is called when a resumed run trains: a resume that is refused leaves the run's description as it is.
+    """
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
     if device.type == "cuda":
@@ -166,7 +179,8 @@ def fit(
         "compiled": compiled,
         "inputs": inputs_of(cfg, folder, resume, shards),
     }
-    summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints)
+    when_training = (lambda: None) if resume is None else describe
+    summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints, when_training)
     callbacks: list[L.Callback] = [progress, checkpoints, validation, ConversationCounts(data, facts), summary]
     if isinstance(data, QuestionData):
         facts |= {"sandbox": data.sandbox} if data.sandbox else {}
@@ -200,10 +214,10 @@ def fit(
     )
     trainer = build_trainer(cfg, folder, device, num_steps, callbacks, terminal)
     record = identity(str(cfg.stage.name), start.config, plain, start.tokenizer)
-    arguments = (model, cfg.optim, num_steps, cfg.trainer.log_every_steps, record)
+    made_of = (model, cfg.optim, num_steps, cfg.trainer.log_every_steps, record)
     if isinstance(data, QuestionData):
         module: LanguageModel = PolicyModel(
-            *arguments,
+            *made_of,
             rl=cfg.rl,
             questions=data.train,
             tokenizer=start.tokenizer,
@@ -212,7 +226,10 @@ def fit(
             engine_dtype=str(cfg.engine.dtype),
         )
     else:
-        module = LanguageModel(*arguments)
+        module = LanguageModel(*made_of)
+    if resume is not None and (done := stored_step(resume)) >= num_steps:
+        past = f", and stage.num_steps is {num_steps}" if done > num_steps else ""
+        log.warning("%s has all its steps: %d are done%s; what comes after the last one is made", folder, done, past)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except RuntimeError as error:  # a signal to all processes may end a compiler, a worker or another rank first
@@ -274,7 +291,7 @@ def build_trainer(
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # the order in which Lightning looks
         # Its own way of saving on SIGUSR1, without our cursor's rules, and of requeueing the job stays off.
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
@@ -298,3 +315,20 @@ def build_trainer(
         default_root_dir=str(folder / "lightning"),
         plugins=plugins,
     )
+    _reach_the_end(trainer)
+    return trainer
+
+
+def _reach_the_end(trainer: L.Trainer) -> None:
+    """Let a run that resumes after its last step end as others do: with validation, evaluation and summary.
+
+    Lightning's loop would return before any callback learns that there is something to do.
+    """
+    plain_loop: Any = type(trainer.fit_loop)
+
+    class Loop(plain_loop):
+        @property
+        def skip(self) -> bool:
+            return False
+
+    trainer.fit_loop.__class__ = Loop

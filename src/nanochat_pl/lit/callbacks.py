@@ -23,7 +23,7 @@ from nanochat_pl.lit.checkpoints import Checkpoints
 from nanochat_pl.lit.datamodules import StepBatches
 from nanochat_pl.lit.health import DATA_WAIT_S, Health, is_logged
 from nanochat_pl.lit.loggers import MetricsFile
-from nanochat_pl.lit.record import earlier_seconds
+from nanochat_pl.lit.record import earlier_seconds, finished_summary
 from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.paths import write_atomically
 
@@ -42,6 +42,12 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> Non
     for logger in trainer.loggers:
         row = metrics if isinstance(logger, MetricsFile) else axes | metrics
         logger.log_metrics({"step": step, **row}, step)  # W&B draws over a column, not over its own argument
+
+
+def is_due(trainer: L.Trainer, every_steps: int | None) -> bool:
+    """Say whether what happens every so many steps, and at the end, happens now; None = at the end only."""
+    step = trainer.global_step
+    return step >= trainer.max_steps or (every_steps is not None and step % every_steps == 0)
 
 
 def over_ranks(
@@ -121,15 +127,13 @@ class Validation(Callback):
         self._measured_step: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.every_steps and trainer.global_step % self.every_steps == 0:
+        if is_due(trainer, self.every_steps):
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        due = self.every_steps is not None and step % self.every_steps == 0
-        if (due or step == trainer.max_steps) and not trainer.should_stop:
+        if is_due(trainer, self.every_steps) and not trainer.should_stop:
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -179,12 +183,17 @@ class Progress(Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.speeds: list[float] = []
+        self._earlier_speed: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "seconds": self.seconds}
+        # The figures as well: a run that was killed at its end has them in its summary all the same.
+        speed = {"median_speed": self.median_speed, "latest": self.latest}
+        return {"tokens": self.tokens, "seconds": self.seconds, **speed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self.latest = dict(state_dict.get("latest", {}))
+        self._earlier_speed = state_dict.get("median_speed")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
@@ -266,8 +275,8 @@ class Progress(Callback):
 
     @property
     def median_speed(self) -> float | None:
-        """Tokens a second, median over the rows after the first."""
-        return float(np.median(self.speeds)) if self.speeds else None
+        """Tokens a second, median over the rows after the first; before there is any, that of the session before."""
+        return float(np.median(self.speeds)) if self.speeds else self._earlier_speed
 
 
 class Bar(RichProgressBar):
@@ -297,11 +306,19 @@ class Summary(Callback):
         path: the file.
         facts: what is known before training (stage, sizes, start weights, versions ...).
         progress, validation, checkpoints: where the figures come from.
+        begin: called on the first process when training starts, before the first write.
     """
 
     def __init__(
-        self, path: Path, facts: dict[str, Any], progress: Progress, validation: Validation, checkpoints: Checkpoints
+        self,
+        path: Path,
+        facts: dict[str, Any],
+        progress: Progress,
+        validation: Validation,
+        checkpoints: Checkpoints,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
+        self.begin = begin
         self.path = path
         self.facts = facts
         self.progress = progress
@@ -309,7 +326,11 @@ class Summary(Callback):
         self.checkpoints = checkpoints
         self._earlier = earlier_seconds(path)  # now: a failure before training starts writes the file anew
         self._begin: float | None = None
+        self._started = False
         self._written = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"init_from": self.facts.get("init_from")}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin = time.monotonic()
@@ -317,6 +338,9 @@ class Summary(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
             self._earlier = 0.0  # nothing is continued: what an attempt without a checkpoint took is not of this run
+        self._started = True
+        if trainer.is_global_zero:
+            self.begin()
         self.write(trainer, "running")
 
     def on_train_batch_end(
@@ -330,6 +354,8 @@ class Summary(Callback):
         self.write(trainer, "finished" if whole else "stopped")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not self._started and finished_summary(self.path) is not None:
+            return  # a run that could not be continued is as finished as it was
         stopped = isinstance(exception, Stopped)
         self.write(trainer, "stopped" if stopped else f"failed: {type(exception).__name__}")
 

@@ -33,7 +33,7 @@ from nanochat_pl.eval.results import (
     results_document,
 )
 from nanochat_pl.lit.asking import Measure, Subject
-from nanochat_pl.lit.callbacks import Validation, log_metrics
+from nanochat_pl.lit.callbacks import Validation, is_due, log_metrics
 from nanochat_pl.lit.claim import claimed
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
@@ -250,12 +250,18 @@ class Evaluations(Callback):
         )
         self._measure = MEASURES[self.name](subject)  # what is missing is missed before anything is computed
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
+            self._evaluate(trainer, pl_module)  # its row was dropped, if the evaluation was not interrupted anyway
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if is_due(trainer, self.every_steps) and not trainer.should_stop:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        if trainer.should_stop or (step % self.every_steps and step != trainer.max_steps):
-            return
         begin = time.perf_counter()
         self.validation.checkpoints.save(trainer)
         assert self._measure is not None

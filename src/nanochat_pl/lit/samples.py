@@ -18,7 +18,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.engine import Engine, Request
-from nanochat_pl.lit.callbacks import Validation
+from nanochat_pl.lit.callbacks import Validation, is_due
 from nanochat_pl.lit.loggers import drop_lines_from, log_table
 from nanochat_pl.lit.schema import StageConfig, StageName
 from nanochat_pl.paths import writing
@@ -108,15 +108,13 @@ class PromptSamples(Callback):
         if trainer.is_global_zero:
             step = trainer.global_step
             drop_lines_from(self.path, step)
-            if step > 0 and step % self.every_steps == 0:
+            if step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
                 self._sample(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        due = step % self.every_steps == 0 or step == trainer.max_steps
-        if due and trainer.is_global_zero and not trainer.should_stop:
+        if is_due(trainer, self.every_steps) and trainer.is_global_zero and not trainer.should_stop:
             self._sample(trainer, pl_module)
 
     def _sample(self, trainer: L.Trainer, module: Any) -> None:

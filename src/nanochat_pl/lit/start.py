@@ -72,6 +72,8 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
     warn_of_other_model(cfg, config, file)
     weights = None if resume else stored.state
     origin = f"{file} ({stored.stage}, step {stored.step})"
+    if resume is not None:
+        origin = read_checkpoint(file).get("callbacks", {}).get("Summary", {}).get("init_from") or origin
     return Start(config, tokenizer, weights, origin)
 
 
