@@ -254,12 +254,32 @@ def test_the_closing_table_shows_the_figures_that_each_stage_has(tmp_path: Path,
     assert str(tmp_path) in table.replace("\n", "")
 
 
+def test_the_closing_lines_show_answers_of_the_last_model(tmp_path: Path):
+    for stage in ("base", "sft"):
+        (tmp_path / stage / "r").mkdir(parents=True)
+        (tmp_path / stage / "r" / "summary.json").write_text("{}")
+    folder = tmp_path / "sft" / "r" / "eval" / "checks" / "best"
+    folder.mkdir(parents=True)
+    tool = "12 * 34 = <|python_start|>12*34<|python_end|><|output_start|>408<|output_end|>408.\n#### 408"
+    records = [
+        ("product", "What is 12 times 34?", tool),
+        ("hello", "Hello!", "Hello! I am\nMinnow."),
+        ("other", "?", "x"),
+    ]
+    lines = [json.dumps({"id": name, "prompt": prompt, "output": output}) for name, prompt, output in records]
+    (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
+    table = chain.closing_table(compose(["chain=[base,sft]", "run_name=r", f"outputs={tmp_path}"]), 1.0)
+    start = table.splitlines().index("  Hello!  ->  Hello! I am Minnow.")
+    assert table.splitlines()[start + 1] == "  What is 12 times 34?  ->  12 * 34 = [12*34 = 408]408. #### 408"
+    assert "?  ->  x" not in table
+
+
 def test_a_chain_ends_with_the_same_questions_to_every_model():
     for stages in ("base,mid,sft", "base,sft_scienceqa"):
         overrides = [f"chain=[{stages},evaluate]", "run_name=r"]
         plan = plan_chain(compose(overrides), overrides)
         asked = [arguments for stage, arguments in plan if stage == EVALUATE]
-        assert [arguments[1] for arguments in asked] == ["eval=scienceqa", "eval=recall"]
+        assert [arguments[1] for arguments in asked] == ["eval=scienceqa", "eval=recall", "eval=checks"]
         assert {arguments[0] for arguments in asked} == {
             f"ckpt=[{','.join(f'outputs/{stage}/r' for stage in stages.split(','))}]"
         }

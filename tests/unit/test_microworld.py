@@ -10,6 +10,7 @@ from multiprocessing.pool import ThreadPool
 import pyarrow.parquet as pq
 import pytest
 
+from nanochat_pl.calculator import calculate
 from nanochat_pl.data import microworld
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.microworld_code import programming_problems
@@ -27,6 +28,7 @@ from nanochat_pl.data.microworld_questions import (
     scienceqa_rows,
 )
 from nanochat_pl.data.microworld_text import documents, fact_matching, matching, vocabulary, words_to_spell
+from nanochat_pl.eval.checks import load_checks
 from nanochat_pl.tasks.arc import ARC
 from nanochat_pl.tasks.base import Task, overlap
 from nanochat_pl.tasks.gsm8k import GSM8K
@@ -318,3 +320,44 @@ def test_a_folder_of_someone_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a generated world"):
         write_microworld(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_manners_are_conversations_by_turns_and_no_split_holds_one_of_another(world):
+    splits = {}
+    for split in ("train", "test"):
+        chats = [row["messages"] for row in pq.read_table(world / "manners" / f"{split}.parquet").to_pylist()]
+        for chat in chats:
+            assert len(chat) % 2 == 0
+            assert [message["role"] for message in chat] == ["user", "assistant"] * (len(chat) // 2)
+            assert all(message["content"] for message in chat if message["role"] == "assistant")
+        splits[split] = {json.dumps(chat) for chat in chats}
+        assert len(splits[split]) == len(chats)
+    assert not splits["train"] & splits["test"]
+
+
+def test_what_the_checks_ask_is_practised_in_other_words(world):
+    """Only what has one wording (a greeting, no words at all) is the same in training and in the checks."""
+    practised = set()
+    for path in ("manners/train", "smoltalk/train", "sums/train", "gsm8k/train"):
+        for row in pq.read_table(world / f"{path}.parquet").to_pylist():
+            messages = row.get("messages") or [{"role": "user", "content": row["question"]}]
+            practised |= {" ".join(m["content"].split()).casefold() for m in messages if m["role"] == "user"}
+    asked = {" ".join(check.messages[-1]["content"].split()).casefold() for check in load_checks()}
+    assert asked & practised <= {"hello!", "thank you!", "what is my name?", "", "?"}
+
+
+def test_facts_in_manners_are_asked_in_forms_of_training(world):
+    held_out = {question.text for question in questions() if question.split != "train"}
+    for row in pq.read_table(world / "manners" / "train.parquet").to_pylist():
+        for message in row["messages"]:
+            text = message["content"].removeprefix("And ")
+            assert not {text, text[:1].upper() + text[1:]} & held_out
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_sums_for_the_calculator_are_true(world, split):
+    for row in pq.read_table(world / "sums" / f"{split}.parquet").to_pylist():
+        [(expression, result)] = re.findall(r"<<(.*?)=(\d+)>>", row["answer"])
+        assert calculate(expression) == result
+        assert row["answer"].endswith(f"\n#### {result}")
+        assert set(re.findall(r"\d+", row["question"])) == set(re.findall(r"\d+", expression))

@@ -9,6 +9,7 @@ chain.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,8 @@ from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
 
 EVALUATE = "evaluate"
+SAMPLES = ("hello", "who are you", "product")
+"""The checks whose answers a chain shows at its end."""
 
 
 def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> int:
@@ -134,7 +137,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
         own = flat(cfg.chain_overrides.get(EVALUATE, {}))
-        for name in ("scienceqa", "recall") if cfg.data.source == DataSource.microworld else ("scienceqa",):
+        for name in ("scienceqa", "recall", "checks") if cfg.data.source == DataSource.microworld else ("scienceqa",):
             arguments = quote_texts([f"ckpt={paths}", f"eval={name}", *common, *own])
             compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))
             commands.append((EVALUATE, arguments))
@@ -283,6 +286,7 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
         ("answers parsed", "scienceqa", "strict/parse_rate"),
         ("accuracy by likelihood", "scienceqa", "loglikelihood/accuracy"),
         ("accuracy as written", "scienceqa", "strict/accuracy_over_asked"),
+        ("checks passed", "checks", "pass_rate"),
     ):
         figures = [figure(folders[s], name, metric) for s in stages]
         if any(text != "-" for text in figures):
@@ -294,10 +298,26 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
     lines = [capture.get().rstrip()]
     if baseline:
         lines.append(f"without a model: {baseline}")
+    lines += sample_answers(folders[stages[-1]])
     lines.append("files: " + ", ".join(str(folder) for folder in folders.values()))
     last = folders[stages[-1]]
     lines.append(f"next:  python evaluate.py ckpt={last}   |   python train.py stage=base depth=6 run_name=mine")
     return "\n".join(lines)
+
+
+def sample_answers(folder: Path) -> list[str]:
+    """Show what a run's model answered to some of the checks, a line each; nothing where it was asked none."""
+    files = sorted((folder / "eval" / "checks").glob("*/examples.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return []
+    records = {
+        record["id"]: record for line in files[-1].read_text("utf-8").splitlines() for record in [json.loads(line)]
+    }
+    shown = [records[name] for name in SAMPLES if name in records]
+    # as the chat shows it: what was asked of the calculator and what came back, in brackets
+    answers = [re.sub(r"<\|python_start\|>(.*?)<\|python_end\|>", r"[\1]", one["output"]) for one in shown]
+    answers = [re.sub(r"\]<\|output_start\|>(.*?)<\|output_end\|>", r" = \1]", answer) for answer in answers]
+    return [f"  {one['prompt']}  ->  {' '.join(answer.split())}" for one, answer in zip(shown, answers)]
 
 
 def metric_rows(folder: Path, name: str) -> list[dict[str, Any]]:

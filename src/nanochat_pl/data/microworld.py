@@ -10,6 +10,8 @@ so that the same loaders and mixtures read both:
     matching/, fact_matching/{train,test} chats that give the letters of listed words or facts
     gsm8k/{train,test}                    arithmetic word problems with calculator annotations
     smoltalk/{train,test}                 short chats
+    manners/{train,test}                  greetings, wanted forms of answers, earlier turns, words that are no question
+    sums/{train,test}                     sums, differences and products for the calculator, in GSM8K's form
     mmlu/{auxiliary_train,dev,validation,test}               four choices, about passages and words, in MMLU's schema
     arc/ARC-{Easy,Challenge}/{train,validation,test}         four choices, about facts, in ARC's schema
     humaneval/test                        a few functions to write
@@ -29,6 +31,7 @@ from pathlib import Path
 
 from nanochat_pl.data.microworld_code import programming_problems
 from nanochat_pl.data.microworld_identity import identity_conversations
+from nanochat_pl.data.microworld_manners import calculation, manners
 from nanochat_pl.data.microworld_questions import (
     ARC_ROWS,
     READING_ROWS,
@@ -36,6 +39,7 @@ from nanochat_pl.data.microworld_questions import (
     TEXT_COLUMNS,
     arc_rows,
     mmlu_rows,
+    questions,
     reading_rows,
     recall_rows,
     scienceqa_rows,
@@ -50,13 +54,15 @@ from nanochat_pl.data.microworld_text import (
     words_to_spell,
 )
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same seed gives other content: folders written by an older version are then written anew."""
 
 MATCHING = {"train": 22_000, "test": 300}
 FACT_MATCHING = {"train": 12_000, "test": 300}
 CHATS = {"train": 600, "test": 100}
 WORD_PROBLEMS = {"train": 3_000, "test": 500}
+MANNERS = {"train": 2_400, "test": 200}
+SUMS = {"train": 3_000, "test": 200}
 _MANIFEST = "microworld.json"
 
 
@@ -72,12 +78,14 @@ def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
         yield f"recall/{split}.parquet", recall_rows(split, seed), 1024
     for split in READING_ROWS:
         yield f"reading/{split}.parquet", reading_rows(split, seed), 1024
-    words = vocabulary()
+    words, asked = vocabulary(), [question for question in questions(seed) if question.split == "train"]
     makers: tuple[tuple[str, Callable[[random.Random], dict], dict[str, int]], ...] = (
         ("matching", lambda rng: matching(rng, words), MATCHING),
         ("fact_matching", fact_matching, FACT_MATCHING),
         ("gsm8k", word_problem, WORD_PROBLEMS),
         ("smoltalk", chat, CHATS),
+        ("manners", lambda rng: manners(rng, asked), MANNERS),
+        ("sums", calculation, SUMS),
     )
     for folder, make, counts in makers:
         rng, seen = random.Random(f"{seed}/{folder}"), set()
@@ -114,9 +122,9 @@ def _schema(path: str):
         case "recall":
             names = ("question", "answer", "subject", "topic", "grade", "fact")
             return pa.schema([*((name, string) for name in names), ("form", pa.int8())])
-        case "gsm8k":
+        case "gsm8k" | "sums":
             return pa.schema({"question": string, "answer": string})
-        case "smoltalk" | "matching" | "fact_matching":
+        case "smoltalk" | "manners" | "matching" | "fact_matching":
             return pa.schema({"messages": pa.list_(pa.struct({"content": string, "role": string}))})
         case "mmlu":
             choices = pa.list_(string)

@@ -211,16 +211,17 @@ def matching(rng: random.Random, words: list[str]) -> dict:
     choices = rng.sample(words, rng.randint(3, 5))
     order = rng.sample(range(len(choices)), len(choices))
     asked = "Give the letter of each word.\n\n" + labelled(choices)
-    return _chat([asked, "Letters: " + ", ".join(f"{choices[i]} {chr(65 + i)}" for i in order)])
+    return as_chat([asked, "Letters: " + ", ".join(f"{choices[i]} {chr(65 + i)}" for i in order)])
 
 
 def fact_matching(rng: random.Random) -> dict:
     """Return a chat that gives the letter of several facts: the second lesson, recall before comparing."""
     choices, lines = _fact_references(rng, most_subjects=2)
-    return _chat(["Give the letter for each.\n\n" + labelled(choices), "\n".join(lines)])
+    return as_chat(["Give the letter for each.\n\n" + labelled(choices), "\n".join(lines)])
 
 
-def _chat(turns: list[str]) -> dict:
+def as_chat(turns: list[str]) -> dict:
+    """Return a row with `messages`: turns of user and assistant, the user's first."""
     return {"messages": [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]}
 
 
@@ -247,7 +248,7 @@ def chat(rng: random.Random) -> dict:
     turns += [rng.choice(_REQUESTS).format(s=subject), f"{sentence(relation, subject, 0)} {relation.lecture}"]
     if rng.random() < 0.5:
         turns += [rng.choice(_THANKS), rng.choice(_CLOSINGS)]
-    return _chat(turns)
+    return as_chat(turns)
 
 
 def word_problem(rng: random.Random) -> dict:

@@ -55,6 +55,7 @@ class Arithmetic(Task):
         size: number of problems.
         largest: the largest operand.
         worked: share of the answers, 0 to 1, with the column work written out; drawn anew every epoch.
+        prefix: what each question begins with, where other tasks of a mixture teach another way to do sums.
         chosen: which problems, see `Task`.
 
     Raises:
@@ -70,6 +71,7 @@ class Arithmetic(Task):
         size: int = 10_000,
         largest: int = 999,
         worked: float = 0.5,
+        prefix: str = "",
         **chosen: Unpack[RowChoice],
     ):
         if split not in ("train", "test"):
@@ -77,6 +79,7 @@ class Arithmetic(Task):
         if not 0 <= worked <= 1 or largest < 9:
             raise ValueError(f"worked={worked} must lie between 0 and 1, and largest={largest} must be 9 or more")
         self._split, self._size, self._largest, self._worked = split, size, largest, worked
+        self._prefix = prefix
         super().__init__(**chosen)
 
     @property
@@ -94,7 +97,7 @@ class Arithmetic(Task):
         text = f"#### {answer}"
         if rng.random() < self._worked:
             text = f"{column_work(a, b, op)}\n{text}"
-        question = rng.choice(_QUESTIONS).format(a=a, b=b, op=op)
+        question = self._prefix + rng.choice(_QUESTIONS).format(a=a, b=b, op=op)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
         return {"messages": messages, "id": f"{self._split}/{row}", "a": a, "b": b, "op": op, "answer": answer}
 
