@@ -132,7 +132,8 @@ def small_world(tmp_path: Path) -> list[str]:
     (tmp_path / "data" / "text").mkdir(parents=True)
     for number in range(2):
         pq.write_table(pa.table({"text": [f"text {number}"]}), tmp_path / "data" / "text" / f"shard_{number}.parquet")
-    (tmp_path / "data" / "chats").mkdir()
+    for name in ("chats", "smoltalk", "mmlu", "gsm8k"):
+        (tmp_path / "data" / name).mkdir()
     (tmp_path / "data" / "chats" / "train.parquet").write_bytes(b"a")
     for name in ("identity_conversations.jsonl", "words_alpha.txt"):
         (tmp_path / "data" / name).touch()
