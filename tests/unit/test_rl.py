@@ -395,7 +395,7 @@ def test_a_task_without_a_grade_is_named():
         Questions(Mixture({"letters": Letters(), "chat": Chat()}), Digits(), max_prompt_tokens=100)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", [1.0], object()], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", [1.0], ...], ids=str)
 @pytest.mark.parametrize("method", ["reward", "grade"])
 def test_a_reward_that_is_no_finite_number_names_task_question_and_value(value: Any, method: str):
     class Odd(Letters):
