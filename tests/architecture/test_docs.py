@@ -139,8 +139,9 @@ def test_every_link_between_files_leads_somewhere(document: str):
             assert (path.parent / target).exists(), f"{document} links to {target}"
 
 
-def test_files_named_in_the_architecture_exist():
-    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", ["architecture", "robustness"])
+def test_files_named_exist(document: str):
+    text = (REPO / "docs" / f"{document}.md").read_text(encoding="utf-8")
     source = REPO / "src" / "nanochat_pl"
     for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text):
-        assert (REPO / name).is_file() or (source / name).is_file(), f"docs/architecture.md names {name}"
+        assert (REPO / name).is_file() or (source / name).is_file(), f"docs/{document}.md names {name}"
