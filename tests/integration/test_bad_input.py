@@ -151,7 +151,8 @@ def test_unusable_text_of_other_forms_is_named_before_anything_is_written(
 
 @pytest.mark.parametrize("path", ["pirate.jsonl", "pirate.json", "pirate.ndjson"])
 def test_a_file_of_conversations_that_is_not_there_is_named_with_its_task(path: str, capsys: Capture, tmp_path: Path):
-    others = [f"mixture.tasks.{name}=null" for name in ("identity", "spelling", "spelling_bee")]
+    tasks = ("arc_easy", "arc_challenge", "gsm8k", "smoltalk", "identity", "spelling", "spelling_bee")
+    others = [f"mixture.tasks.{name}=null" for name in tasks]
     arguments = ["stage=sft", "data=local", f"data.root={tmp_path}", *others]
     assert train_command.main([*arguments, f"+mixture.tasks.pirate={path}"]) == 1
     assert_matches(rf"there is no {path}, which mixture\.tasks\.pirate reads", capsys.readouterr().err)

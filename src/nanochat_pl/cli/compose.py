@@ -298,7 +298,8 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
         if override.is_add():
             hint += f" (+ adds keys below {', '.join(OPEN_KEYS)} only)"
         raise ConfigError(f"{override.input_line}: no setting is called {key}{hint}")
-    if override.is_add() and key in names:
+    # Dictionaries and lists are merged into what is there, or stand in the place of what `~key` took away.
+    if override.is_add() and key in names and not isinstance(override.value(), (dict, list)):
         raise ConfigError(f"{override.input_line}: {key} is there already; leave out the +")
     single = (settings(schema.EvaluateConfig) | settings(schema.TrainConfig)).get(key)
     if override.is_delete() and single is not None and single.section is None and not is_open:
