@@ -368,6 +368,10 @@ def test_what_changes_nothing_is_accepted(url, change):
             "messages[0].role must be one of 'system', 'developer', 'user' or 'assistant'; found 'tool'",
         ),
         (
+            {"messages": [{"role": "tool", "tool_call_id": "call_1", "content": [{"type": "tool_result"}]}]},
+            "messages[0].role must be one of 'system', 'developer', 'user' or 'assistant'; found 'tool'",
+        ),
+        (
             {"messages": [{"role": "user", "content": [{"type": "python", "text": "1"}]}]},
             "messages[0].content[0].type 'python' belongs to an assistant's message",
         ),
@@ -389,6 +393,23 @@ def test_a_fault_is_told_once_of_the_form_that_was_meant_in_words_of_our_own(url
 )
 def test_a_prompt_has_the_form_of_what_it_holds_first(url, prompt, message):
     assert error_of(url, {"prompt": prompt}, "/v1/completions")["message"] == message
+
+
+def test_best_of_changes_nothing_where_it_is_n(client, url):
+    many = client.completions.create(model="sft/tiny", prompt="the sea", n=3, best_of=3, max_tokens=2)
+    assert len(many.choices) == 3
+    fault = error_of(url, {"prompt": "the sea", "n": 3, "best_of": 4}, "/v1/completions")
+    assert fault["message"] == "best_of must equal n, which is 3: all that is written is given back"
+    assert fault["param"] == "best_of"
+
+
+def test_an_empty_list_of_parts_takes_nothing_from_what_was_said(url):
+    def prompt_tokens(**fields: object) -> int:
+        messages = [*QUESTION, {"role": "assistant", "content": "to the sea", **fields}, *QUESTION]
+        body = {"messages": messages, "max_tokens": 1}
+        return post(f"{url}/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+
+    assert prompt_tokens(parts=[]) == prompt_tokens(parts=None) == prompt_tokens()
 
 
 def said(role: str, content: object) -> dict:

@@ -405,9 +405,12 @@ def test_whatever_is_too_long_is_an_overflow_to_clients(tokenizer, limit):
         with client, pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="sft/tiny", messages=talk)
         assert caught.value.code == "context_length_exceeded"  # langchain and pydantic-ai go by it
-        # and litellm by one of these sentences
+        # and litellm by one of these phrases
         said = caught.value.body["message"].lower()
-        assert "this model's maximum context length is" in said or "prompt is too long" in said
+        assert "this model's maximum context length is" in said or "exceed context limit" in said
+        too_much = json.dumps({"messages": [*talk, {"role": "user", "content": "x" * 2_000_000}]})
+        answer = post(url + CHAT, content=too_much, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, "exceed context limit" in answer.text) == (413, True)
 
 
 def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
@@ -415,7 +418,7 @@ def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
     short = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     with running(served(tokenizer)) as url:
         error = post(url + CHAT, json={"messages": [*short, long]}).json()["error"]
-        assert error["message"].startswith("your message has 9,999 characters; this server reads at most 8,000 of one")
+        assert error["message"].startswith("your message has 9,999 characters, which exceed context limits: this server")
         assert error["param"] == "messages[2].content"
         error = post(url + CHAT, json={"messages": [long, short[1], short[0]]}).json()["error"]
         assert error["message"].startswith("message 1 of 3 has 9,999 characters")

@@ -192,7 +192,7 @@ def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
     """Refuse a body that is longer than allowed, announced or not, or does not come."""
     most, announced = limits.max_body_bytes, headers.get("content-length", "")[:20]
     if announced.isdecimal() and int(announced) > most:
-        raise ApiError(413, f"the body has {announced} bytes; at most {most} are read", code="body_too_large")
+        raise ApiError(413, f"the body has {announced} bytes, which exceed context limits: at most {most} are read", code="body_too_large")
     seen, complete = 0, False
 
     async def receiving() -> Message:
@@ -208,7 +208,7 @@ def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
             seen += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if seen > most:
-                raise HTTPException(413, f"the body has more than the {most} bytes that are read")
+                raise HTTPException(413, f"the body's bytes exceed context limits: at most {most} are read")
         return message
 
     return receiving

@@ -9,7 +9,7 @@ Where a field has several forms, the value's own type says which one was meant, 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -31,6 +31,7 @@ LABELS = frozenset(
 )
 """Fields that never change an answer, whatever they say."""
 
+Role = Literal["system", "developer", "user", "assistant"]
 Text = Annotated[str, Field(min_length=1)]
 Ids = list[Annotated[int, Field(ge=0)]]
 
@@ -124,7 +125,7 @@ class MessageBody(_Body):
         "provider_specific_fields": _is_empty,
     }
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Role
     content: (
         Annotated[
             Annotated[str, Tag("#text")] | Annotated[list[PartBody], Tag("#list")],
@@ -134,6 +135,14 @@ class MessageBody(_Body):
     ) = None
     parts: list[PartBody] | None = None
     """Of an assistant that used a tool; then they, and not `content`, are what it said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_role_first(cls, data: Any) -> Any:
+        """Tell of a role that there is not, rather than of the fields that only such a message has."""
+        if isinstance(data, dict) and "role" in data and data["role"] not in get_args(Role):
+            return {"role": data["role"]}
+        return data
 
     @model_validator(mode="after")
     def _check_tools(self) -> "MessageBody":
@@ -145,7 +154,7 @@ class MessageBody(_Body):
 
     def said(self) -> str | list[dict[str, str]]:
         """Return the content as conversations hold it; None is the empty text."""
-        parts = self.content if self.parts is None else self.parts
+        parts = self.parts or self.content  # an empty list of parts says nothing of what was said
         if parts is None or isinstance(parts, str):
             return parts or ""
         if all(part.type == "text" for part in parts):
@@ -304,7 +313,7 @@ class ChatBody(_Sampling):
 class CompletionBody(_Sampling):
     """`POST /v1/completions`."""
 
-    without_effect = _SHARED_WITHOUT_EFFECT | {"suffix": ("",), "best_of": (1,)}
+    without_effect = _SHARED_WITHOUT_EFFECT | {"suffix": ("",)}
 
     prompt: Annotated[
         Annotated[str, Tag("#text")]
@@ -324,6 +333,8 @@ class CompletionBody(_Sampling):
     """How likely each token is, with so many of the likeliest; with `echo` those of the prompt too."""
     echo: bool | None = None
     """Give the prompt back before its continuation."""
+    best_of: int | None = Field(None, ge=1)
+    """As many as `n`: all that is written is given back."""
 
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":
@@ -331,6 +342,8 @@ class CompletionBody(_Sampling):
             raise fault("max_tokens", "must be 1 or more where there is no echo=true; found 0")
         if self.scores_prompt and self.context == "drop":
             raise fault("context", "must not be 'drop' where echo and logprobs ask for the whole prompt")
+        if self.best_of not in (None, self.n or 1):
+            raise fault("best_of", f"must equal n, which is {self.n or 1}: all that is written is given back")
         return self
 
     @property

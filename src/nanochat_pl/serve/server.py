@@ -156,8 +156,8 @@ class Server:
             remedy = "shorten it" + " or begin a new one" * is_chat
             raise ApiError(
                 400,
-                f"{what} {total:,} characters together; this server reads at most {limit:,} of a request. "
-                f"The prompt is too long: {remedy}",
+                f"{what} {total:,} characters together, which exceed context limits: this server reads at most "
+                f"{limit:,} of a request. The prompt is too long: {remedy}",
                 param=param,
                 code="context_length_exceeded",
             )
@@ -168,8 +168,8 @@ class Server:
         if len(texts) > limits.max_messages:
             raise ApiError(
                 400,
-                f"the conversation has {len(texts):,} messages; this server reads at most {limits.max_messages:,}. "
-                "The prompt is too long: begin a new one",
+                f"the conversation has {len(texts):,} messages, which exceed context limits: this server reads at most "
+                f"{limits.max_messages:,}. The prompt is too long: begin a new one",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -178,8 +178,8 @@ class Server:
                 which = "your message" if i == len(texts) - 1 else f"message {i + 1} of {len(texts)}"
                 raise ApiError(
                     400,
-                    f"{which} has {len(text):,} characters; this server reads at most {limits.max_message_chars:,} of "
-                    "one message. The prompt is too long: shorten it",
+                    f"{which} has {len(text):,} characters, which exceed context limits: this server reads at most "
+                    f"{limits.max_message_chars:,} of one message. The prompt is too long: shorten it",
                     param=f"messages[{i}].content",
                     code="context_length_exceeded",
                 )
