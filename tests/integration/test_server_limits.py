@@ -418,7 +418,7 @@ def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
     short = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     with running(served(tokenizer)) as url:
         error = post(url + CHAT, json={"messages": [*short, long]}).json()["error"]
-        assert error["message"].startswith("your message has 9,999 characters, which exceed context limits: this server")
+        assert error["message"].startswith("your message has 9,999 characters, which exceed context limits: this")
         assert error["param"] == "messages[2].content"
         error = post(url + CHAT, json={"messages": [long, short[1], short[0]]}).json()["error"]
         assert error["message"].startswith("message 1 of 3 has 9,999 characters")

@@ -192,7 +192,11 @@ def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
     """Refuse a body that is longer than allowed, announced or not, or does not come."""
     most, announced = limits.max_body_bytes, headers.get("content-length", "")[:20]
     if announced.isdecimal() and int(announced) > most:
-        raise ApiError(413, f"the body has {announced} bytes, which exceed context limits: at most {most} are read", code="body_too_large")
+        raise ApiError(
+            413,
+            f"the body has {announced} bytes, which exceed context limits: at most {most} are read",
+            code="body_too_large",
+        )
     seen, complete = 0, False
 
     async def receiving() -> Message:
