@@ -8,6 +8,7 @@ and nanochat's own ``tokenizer.pkl`` is read by an unpickler that knows a single
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import tiktoken
 
-from nanochat_pl.vocabulary import SPLIT_PATTERN, TRAINERS, read_pickle
+from nanochat_pl.vocabulary import LONGEST_WORD, SPLIT_PATTERN, TRAINERS, WORDS, cut_runs, explain_panics, read_pickle
 
 __all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
 
@@ -104,7 +105,9 @@ class Tokenizer:
         if backend not in TRAINERS:
             raise ValueError(f"tokenizer.backend={backend!r} is unknown; choose one of {', '.join(TRAINERS)}")
         package, learn = TRAINERS[backend]
-        tokens = learn(texts, vocab_size - len(SPECIAL_TOKENS))
+        pieces = (piece for text in texts for piece in cut_runs(text, WORDS, LONGEST_WORD))
+        with explain_panics("the tokenizer cannot be trained on this text"):
+            tokens = learn(pieces, vocab_size - len(SPECIAL_TOKENS))
         reached = len(tokens) + len(SPECIAL_TOKENS)
         if reached < vocab_size:
             raise ValueError(
@@ -245,6 +248,8 @@ class Tokenizer:
     def encode(self, text, prepend=None, append=None, num_threads=8):
         """Turn text into ids; special tokens spelt out in it stay plain text, so no user can forge a turn.
 
+        Runs of 500,000 or more white space characters are cut before (see `nanochat_pl.vocabulary.cut_runs`).
+
         Args:
             text: One text, or a list of them (encoded on ``num_threads`` threads).
             prepend: Id or special token's name set before every text.
@@ -252,8 +257,19 @@ class Tokenizer:
         """
         head, tail = self._as_ids(prepend), self._as_ids(append)
         if isinstance(text, str):
-            return [*head, *self._encoding.encode_ordinary(text), *tail]
-        rows = self._encoding.encode_ordinary_batch(text, num_threads=num_threads)
+            pieces = cut_runs(text)
+            with explain_panics(f"a text of {len(text):,} characters cannot be encoded"):
+                encoded = [self._encoding.encode_ordinary(piece) for piece in pieces]
+            return [*head, *itertools.chain.from_iterable(encoded), *tail]
+        cut = [cut_runs(one) for one in text]
+        flat = list(itertools.chain.from_iterable(cut))
+        with explain_panics(
+            f"{len(text):,} texts of up to {max(map(len, text), default=0):,} characters cannot be encoded"
+        ):
+            rows = self._encoding.encode_ordinary_batch(flat, num_threads=num_threads)
+        if len(flat) > len(cut):
+            ids = iter(rows)
+            rows = [list(itertools.chain.from_iterable(itertools.islice(ids, len(pieces)))) for pieces in cut]
         return [[*head, *row, *tail] for row in rows] if head or tail else rows
 
     def _as_ids(self, token: int | str | None) -> list[int]:

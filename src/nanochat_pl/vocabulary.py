@@ -3,19 +3,99 @@
 `tokenizer.py` applies vocabularies; this module only makes lists of byte strings, index = id.
 """
 
+import contextlib
 import io
+import itertools
 import pickle
 import pickletools
+import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["SPLIT_PATTERN", "TRAINERS", "PickledVocabulary", "read_pickle"]
+__all__ = [
+    "LONGEST_RUN",
+    "LONGEST_WORD",
+    "SPACES",
+    "SPLIT_PATTERN",
+    "TRAINERS",
+    "WORDS",
+    "PickledVocabulary",
+    "cut_runs",
+    "explain_panics",
+    "read_pickle",
+]
 
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 """Where text may be cut before merging: GPT-4's rule, with digits in pairs (nanochat, 2025-11)."""
+
+
+LONGEST_RUN = 500_000
+"""White space characters in a row that the libraries get in one piece; with 999,999 their expressions run out of stack.
+
+Runs of letters, digits, punctuation and line ends are encoded at any length.
+"""
+LONGEST_WORD = 65_536
+"""Characters of one word that a trainer gets in one piece: the time of `tokenizers` grows with the square of it."""
+SPACES = (re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*+"),)
+r"""What the split pattern's ``\s`` means: Unicode's White_Space, which Python's own ``\s`` is wider than."""
+WORDS = (*SPACES, re.compile(r"[^\W\d_]*+"), re.compile(r"[^\s\w]*+"))
+"""Spaces, letters and punctuation: each may become one piece that the split pattern does not cut."""
+
+
+def cut_runs(text: str, kinds: Iterable[re.Pattern[str]] = SPACES, longest: int | None = None) -> list[str]:
+    """Cut a text inside each run of `longest` or more characters of one kind, and nowhere else.
+
+    A run keeps half of that number before what follows it, so that the split pattern sees the same neighbours as in
+    the whole text: encoded piece by piece, a text has the same ids everywhere but inside such runs.
+
+    Args:
+        text: any.
+        kinds: expressions that match a run of a kind from where they are asked; `SPACES` or `WORDS`.
+        longest: so many characters are too many; None: `LONGEST_RUN`.
+
+    Returns:
+        The pieces; joined, they are the text. One, if it has no such run.
+    """
+    cuts: set[int] = set()
+    longest = LONGEST_RUN if longest is None else longest
+    size = longest // 2
+    for kind in kinds if len(text) >= longest else ():
+        at = 0
+        while at + size <= len(text):  # a run of twice this size holds one of these blocks whole
+            if not kind.fullmatch(text, at, at + size):
+                at += size
+                continue
+            before = text[max(0, at - size) : at][::-1]
+            found = kind.match(before)
+            start = at - (found.end() if found else 0)
+            whole = kind.match(text, at)
+            end = whole.end() if whole else at + size
+            if end - start >= longest:
+                cuts.update(range(start + size, end - size + 1, size))
+            at += -(-(end - at) // size) * size
+    edges = [0, *sorted(cuts), len(text)]
+    return [text[first:last] for first, last in itertools.pairwise(edges)]
+
+
+@contextlib.contextmanager
+def explain_panics(what: str) -> Iterator[None]:
+    """Turn a panic of a library in Rust, which `except Exception` does not catch, into a ValueError.
+
+    Args:
+        what: what could not be done, for the message.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"{what}: the tokenizer library gave up on it ({error}); look for text without an end, such as one "
+            "character repeated a million times, and take it out"
+        ) from None
 
 
 def _learn_with_rustbpe(texts: Iterable[str], size: int) -> list[bytes]:

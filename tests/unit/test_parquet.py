@@ -103,6 +103,10 @@ def truncate(path):
             r"no column 'text' \(it has: body, id",
         ),
         (lambda path: pq.write_table(pa.table({"text": [1, 2]}), path), "holds int64, not strings"),
+        (
+            lambda path: pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), path),
+            r"has 2 columns named 'text' \(it has: text, text\); rename",
+        ),
         (lambda path: pq.write_table(pa.table({"text": pa.array([], pa.string())}), path), "no documents"),
     ],
 )

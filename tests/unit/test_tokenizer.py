@@ -6,12 +6,18 @@ import os
 import pickle
 import random
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import regex
 import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nanochat_pl import vocabulary
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, compression, training_texts
+from nanochat_pl.vocabulary import LONGEST_RUN, cut_runs
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog; the dog, it's said, didn't mind. 12345 times!\n\n",
@@ -432,3 +438,83 @@ def test_a_truncated_pickle_is_refused_wherever_it_ends(pickled):
         (folder / "tokenizer.pkl").write_bytes(data[:end])
         with pytest.raises(ValueError, match="not a usable tokenizer"):
             Tokenizer.load(folder)
+
+
+SPACES = [" ", "\t", "\n", "\r\n", " \n", "\u00a0", "\u3000"]
+
+
+@pytest.mark.parametrize("run", [*SPACES, "a", "é", "中", "1", "!", "-", "'", "\u0301", "\x00", "\x1c"])
+def test_a_text_has_the_ids_of_the_library_but_inside_endless_white_space(run: str):
+    tokenizer = Tokenizer.train(["word of words and    blanks -- 2024\n\n!!!"] * 4, 280)
+    library = tokenizer._encoding.encode_ordinary
+    for length in (LONGEST_RUN - 1, LONGEST_RUN + 1, 999_998):  # one more, and the library panics on blanks
+        text = f"before{run * (length // len(run))}after it"
+        theirs, ours = library(text), tokenizer.encode(text)
+        if run in SPACES and length >= LONGEST_RUN:
+            head, tail = len(library("before")), len(library(f"{run[-1]}after it"))
+            assert (ours[:head], ours[-tail:]) == (theirs[:head], theirs[-tail:])
+            assert tokenizer.decode(ours) == text
+        else:
+            assert ours == theirs
+
+
+@pytest.mark.parametrize("run", [*SPACES, "中", "!"])
+def test_two_million_times_the_same_character_is_encoded_and_comes_back(run: str):
+    tokenizer = Tokenizer.train(["word of words and    blanks -- 2024\n\n!!!"] * 4, 280)
+    text = f"before{run * (2_000_000 // len(run))}after it"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode([text, "next"], prepend="<|bos|>") == [
+        [tokenizer.bos_id, *ids],
+        [tokenizer.bos_id, *tokenizer.encode("next")],
+    ]
+
+
+@given(
+    st.text(max_size=40),
+    st.sampled_from([" ", "\n", " \n", "\t ", "\r\n", "\u3000"]),
+    st.text(max_size=40),
+    st.integers(-2, 40),
+    st.sampled_from(["  x", "\n", "!\n", "'s", ""]),
+)
+def test_cutting_changes_ids_inside_long_runs_of_spaces_alone(before: str, run: str, after: str, more: int, tail: str):
+    size = 16
+    text = before + run * ((size + more) // len(run)) + tail + after
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "LONGEST_RUN", size)
+        pieces = cut_runs(text)
+    assert "".join(pieces) == text
+    whole = regex.findall(SPLIT_PATTERN, text)
+    cut = [chunk for piece in pieces for chunk in regex.findall(SPLIT_PATTERN, piece)]
+    # the same chunks of the split pattern, but for what is white space all through
+    assert _without_spaces(cut) == _without_spaces(whole)
+    if not regex.search(r"\s{16}", text):
+        assert pieces == [text]
+
+
+def _without_spaces(chunks: list[str]) -> list[str]:
+    # the pattern adds line ends, here part of a run, to the punctuation before them
+    return [bare for chunk in chunks if (bare := chunk.rstrip("\r\n")) and not regex.fullmatch(r"\s+", bare)]
+
+
+@pytest.mark.parametrize("backend", ["rustbpe", "huggingface"])
+@pytest.mark.parametrize("run", [" ", "a", "!"])
+def test_a_vocabulary_is_learnt_from_text_with_endless_runs(backend: str, run: str):
+    texts = ["the cat sat on the mat and saw other words to be learnt "] * 20 + [f"word{run * 300_000}word"]
+    learnt = Tokenizer.train(texts, 280, backend)  # type: ignore[arg-type]
+    assert learnt.fingerprint() == Tokenizer.train(texts, 280).fingerprint()
+
+
+def test_a_panic_of_the_library_is_an_error_with_its_remedy():
+    tokenizer = Tokenizer.train(["word of words and    blanks"] * 4, 270)
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("stack")
+
+    tokenizer._encoding = SimpleNamespace(encode_ordinary=panic, encode_ordinary_batch=panic)
+    for text in ("x" * 12, ["x" * 12]):
+        with pytest.raises(ValueError, match=r"12 characters cannot be encoded: the tokenizer library gave up .*stack"):
+            tokenizer.encode(text)

@@ -100,6 +100,11 @@ def _read_footer(path: Path, size_bytes: int, mtime_ns: int) -> TextFile:
         raise ValueError(
             f"{path} has no column 'text' (it has: {', '.join(schema.names)}); give data.column=<name> or rename it"
         )
+    if schema.names.count("text") > 1:
+        raise ValueError(
+            f"{path} has {schema.names.count('text')} columns named 'text' (it has: {', '.join(schema.names)}); "
+            "rename all but the documents'"
+        )
     kind = schema.field("text").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):

@@ -26,6 +26,7 @@ from nanochat_pl.lit.provenance import together
 from nanochat_pl.lit.schema import EvalName
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.vocabulary import cut_runs
 
 __all__ = ["MEASURES"]
 
@@ -205,7 +206,7 @@ def _texts(files: Sequence[Path]) -> list[str]:
     """Read documents until they have TEXT_CHARS characters."""
     texts, chars = [], 0
     for text in read_documents(files):
-        texts.append(text)
+        texts += cut_runs(text)  # the other vocabularies come without our own guard against endless runs
         chars += len(text)
         if chars >= TEXT_CHARS:
             break

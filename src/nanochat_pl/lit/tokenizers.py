@@ -1,5 +1,6 @@
 """stage=tokenizer, and how the other stages find the tokenizer they need."""
 
+import itertools
 import json
 import logging
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nanochat_pl.data.parquet import DocumentStream, read_documents
+from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.preflight import no_tokenizer
 from nanochat_pl.lit.provenance import run_inputs
@@ -18,6 +19,9 @@ from nanochat_pl.paths import run_dir, write_atomically, writing
 from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
 
 log = logging.getLogger(__name__)
+
+MEASURED_DOCUMENTS = 64
+"""So many documents that are not empty tell how well a new vocabulary compresses."""
 
 
 def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -> dict[str, Any]:
@@ -37,8 +41,8 @@ def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -
     shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
     rates = {}
     for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
-        _, texts = next(iter(DocumentStream(files, 1, 0).blocks()))
-        rates[f"{name}_bytes_per_token"] = round(compression(tokenizer, texts), 4)
+        texts = list(itertools.islice(filter(None, read_documents(files)), MEASURED_DOCUMENTS))
+        rates[f"{name}_bytes_per_token"] = round(compression(tokenizer, texts), 4) if texts else None
     summary = {
         "stage": "tokenizer",
         "run_name": cfg.run_name,
@@ -50,12 +54,13 @@ def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -
         "inputs": run_inputs(cfg, shards),
     }
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    rate = rates["val_bytes_per_token"]
     log.info(
-        "%s: vocabulary %s in %.1f s, %.2f bytes per token on validation text",
+        "%s: vocabulary %s in %.1f s, %s on validation text",
         folder,
         f"{tokenizer.vocab_size:,}",
         seconds,
-        rates["val_bytes_per_token"],
+        "no measure (all documents are empty)" if rate is None else f"{rate:.2f} bytes per token",
     )
     return summary
 
