@@ -11,6 +11,7 @@ import pytest
 
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
+from nanochat_pl.cli.main import main
 
 THEIRS = re.compile(
     r"Traceback|could not be converted|full_key|object_type|Interpolation|[Cc]ould not (find|load|append|delete)"
@@ -33,6 +34,7 @@ WRONG = {
     "sizes=abc": r"sizes has no such option",
     "local=nope": r"local has no such option; there are none",
     "optim=3": r"optim=3: optim has no such option; there are classic",
+    "stage=[base]": r"stage=\[base\]: stage takes one option, as stage=base$",
     "-m stage=base,sftt": r"stage=sftt: .*did you mean sft\?",
     "hydra/launcher=nope": r"hydra/launcher has no such option",
     "stage@x=base": r"leave out @x",
@@ -77,6 +79,15 @@ WRONG = {
     "+depth=3": r"depth is there already; leave out the \+",
     "+experiment=quickstart": r"leave out the \+",
     "depth=range(1,3)": r"several values need -m",
+    "-m depth=glob(*)": r"name the values one by one",
+    "-m stage=glob(*)": r"name the values one by one",
+    "é=1": r"é cannot be the name of a setting$",
+    "/stage=base": r"/stage cannot be the name of a setting; did you mean stage=base\?",
+    # an empty path is a variable that is not set, not this folder
+    "outputs=": r"outputs= is empty",
+    "init_from=": r"init_from= is empty",
+    "resume=": r"resume= is empty",
+    "data=local data.root=": r"data\.root= is empty",
     # what cannot be left out
     "~depth": r"~depth: a setting cannot be left out; give depth=<value>",
     "~optim.matrix_lr": r"a setting cannot be left out",
@@ -86,6 +97,10 @@ WRONG = {
     "--config-dir nowhere": r"--config-dir nowhere: there is no such folder",
     "--config-dir": r"lacks its value",
     "--cfg nope": r"--cfg nope",
+    "-m --cfg job depth=1,2": r"exclude each other",
+    "--info --cfg job": r"exclude each other",
+    "--shell-completion": r"as --shell-completion install=bash$",
+    "-sc install=nope": r"as --shell-completion install=bash$",
     "--cfg job depth=four": r"depth takes a whole number",
     "--cfg job --package nope": r"--package nope: there is no such section",
     "-cn other": r"the config is always train\.yaml or evaluate\.yaml",
@@ -122,6 +137,39 @@ def test_a_wrong_argument_says_what_was_expected(typed: str, capsys: pytest.Capt
 @pytest.mark.parametrize("typed", ["eval=sciencqa", "eval.batch_size=x", "--ckpt=x", "trainer=ddpp", "eval.nme=core"])
 def test_evaluations_are_answered_alike(typed: str, capsys: pytest.CaptureFixture[str]):
     assert re.search(r"did you mean|takes a whole|without dashes: ckpt=x", refused([typed], capsys, evaluate_command))
+
+
+COMMANDS = {
+    "chatt": r"no command chatt; did you mean chat\?$",
+    "nope": r"no command nope; there are train, explain, .*report$",
+    "chat": r"CKPT must be given",
+    "chat --hlep": r"--hlep: there is no such option; did you mean --help\?",
+    "chat x -t -1": r"temperature=-1 must be a number from 0 up",
+    "chat x y": r"there is nothing that y could mean here",
+    "chat x --device gpu": r"--device gpu must be one of auto, cpu, cuda, mps",
+    "serve --prot 3": r"--prot: there is no such option; did you mean --port\?",
+    "serve x --port x": r"--port x must be a whole number",
+    "serve x --grace x": r"--grace x must be a number",
+    "serve x --max 3": r"--max could be --max-tokens, .*; write it out",
+    "serve x --host": r"--host lacks its value",
+    "report": r"nothing to report on",
+    "report --alone=3 x": r"--alone takes no value, but 3 was given",
+    "export x": r"--format must be given",
+    "import a": r"DST must be given",
+    "compare --limit x a": r"--limit x must be a whole number",
+    "explain": r"key must be given",
+}
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_every_command_is_answered_alike(typed: str, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["nanochat-pl", *typed.split()])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert re.search(COMMANDS[typed], said.rstrip("\n")), said
+    assert (said.startswith("error: "), said.count("\n")) == (True, 1)
+    assert not THEIRS.search(said)
+    assert "argument" not in said
 
 
 @pytest.mark.parametrize(

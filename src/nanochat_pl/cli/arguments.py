@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,13 +27,48 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but name an option that there is not before anything that seems to be missing.
+
+        Raises:
+            ValueError: The command line is wrong.
+        """
+        for argument in sys.argv[1:] if args is None else args:
+            if argument == "--":
+                break
+            head = argument.partition("=")[0]
+            is_option = re.match(r"--\w|-[A-Za-z]", head) is not None
+            options = self._option_string_actions
+            if is_option and head[:2] not in options and not any(option.startswith(head) for option in options):
+                found = get_close_matches(head, options, 1)
+                self.error(f"{head}: there is no such option" + (f"; did you mean {found[0]}?" if found else ""))
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print before it leaves the process.
+        """Raise, in words of this project, what argparse would print before it leaves the process.
 
         Raises:
             ValueError: Always, with the way to the help.
         """
+        for theirs, ours in _IN_OUR_WORDS:
+            if found := re.fullmatch(theirs, message, re.DOTALL):
+                message = ours.format(*(group.replace("'", "") for group in found.groups()))
+                break
         raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
+
+
+_IN_OUR_WORDS = (
+    (r"the following arguments are required: (.*)", "{0} must be given"),
+    (r"unrecognized arguments: (.*)", "there is nothing that {0} could mean here"),
+    (r"argument ([^:]*): invalid int value: (.*)", "{0} {1} must be a whole number"),
+    (r"argument ([^:]*): invalid float value: (.*)", "{0} {1} must be a number"),
+    (r"argument ([^:]*): invalid choice: (.*) \(choose from (.*)\)", "{0} {1} must be one of {2}"),
+    (r"argument ([^:]*): expected .*", "{0} lacks its value"),
+    (r"argument ([^:]*): ignored explicit argument (.*)", "{0} takes no value, but {1} was given"),
+    (r"ambiguous option: (\S+) could match (.*)", "{0} could be {1}; write it out"),
+    (r"argument [^:]*: (.*)", "{0}"),
+)
+"""argparse's sentences -> what is said instead; the last are those of this project's own types."""
 
 
 def refuse(error: BaseException) -> int:

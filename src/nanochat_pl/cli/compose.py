@@ -18,7 +18,7 @@ from typing import Any, NoReturn, get_args
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -160,6 +160,11 @@ class CommandLine:
 
         parser.error = refuse  # type: ignore[method-assign]
         parsed = parser.parse_args(list(argv))
+        shown = [parsed.run, parsed.multirun, parsed.cfg, parsed.info]
+        if sum(map(bool, shown)) > 1:
+            raise ConfigError(f"{' '.join(argv)}: --cfg, --info, --run and -m exclude each other; leave one")
+        if parsed.shell_completion:
+            raise ConfigError("--shell-completion: say for which shell, as --shell-completion install=bash")
         if parsed.config_dir and not Path(parsed.config_dir).is_dir():
             raise ConfigError(missing_folder(Path(parsed.config_dir)))
         if parsed.package and not parsed.package.startswith(("hydra", "_")) and parsed.package not in names:
@@ -169,6 +174,13 @@ class CommandLine:
         # a stage's own settings are new keys unless the experiment has them already: people need not know which
         overrides = [f"++{o}" if o.startswith("chain_overrides.") else o for o in parsed.overrides]
         return cls(overrides, parsed.multirun, Path(parsed.config_dir) if parsed.config_dir else config_dir())
+
+
+def about_hydra(arguments: Sequence[str]) -> bool:
+    """Say whether a command line asks for nothing that a config describes: Hydra's own help, version, completion."""
+    if {"--shell-completion", "-sc"} & {*arguments}:
+        return any(re.fullmatch(r"(install|uninstall|query)=(bash|fish|zsh)", argument) for argument in arguments)
+    return bool({"--hydra-help", "--version"} & {*arguments})
 
 
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
@@ -304,6 +316,8 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
     single = (settings(schema.EvaluateConfig) | settings(schema.TrainConfig)).get(key)
     if override.is_delete() and single is not None and single.section is None and not is_open:
         raise ConfigError(f"{override.input_line}: a setting cannot be left out; give {key}=<value>")
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        raise ConfigError(f"{override.input_line}: name the values one by one, with commas between them")
     if override.is_sweep_override() and not multirun:
         plain = f" or '{key}=[{override.get_value_string()}]' for a list" if key == "ckpt" else ""
         if key in text_keys() and key != "ckpt":
@@ -330,6 +344,8 @@ def check(cfg: DictConfig, root: type) -> Any:
     for key in PATH_KEYS:
         paths = OmegaConf.select(cfg, key) if key in known else None
         for path in paths if isinstance(paths, ListConfig) else [paths]:
+            if path == "":
+                raise ConfigError(f"{key}= is empty, as where a variable is not set; give a path, or . for this folder")
             if isinstance(path, str) and path.startswith("~"):
                 raise ConfigError(f"{key}={path}: the ~ stands for no home folder here; write the whole path")
     check_targets(plain, tuple(plain["plugins"]["allow"]))

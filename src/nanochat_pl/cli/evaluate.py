@@ -16,9 +16,17 @@ with loading():
 
     from nanochat_pl.checkpoint import check_model
     from nanochat_pl.cli.arguments import share_cores
-    from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, is_sweep, quote_texts
+    from nanochat_pl.cli.compose import (
+        CommandLine,
+        ConfigError,
+        about_hydra,
+        check,
+        compose_checked,
+        is_sweep,
+        quote_texts,
+    )
     from nanochat_pl.cli.explain import asked_for_help
-    from nanochat_pl.cli.train import ABOUT_HYDRA, INFORMATION, fail, run_hydra
+    from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
     from nanochat_pl.lit import schema
     from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
 
@@ -36,7 +44,7 @@ def measure(argv: list[str]) -> int:
         return code
     sys.argv[1:] = arguments
     schema.register()
-    if not {*ABOUT_HYDRA} & {*arguments}:
+    if not about_hydra(arguments):
         try:
             line = CommandLine.parse(arguments)
             configs = compose_checked("evaluate", line)

@@ -306,8 +306,9 @@ def _set_by(key: str) -> Iterator[tuple[str, str]]:
 
 def asked_for_help(script: str, arguments: Sequence[str]) -> int | None:
     """Answer `--help`, with the key or group that stands beside it; None where help is not asked for."""
-    if not {"--help", "-h"} & {*arguments}:
+    if not any(argument in ("--help", "-h") or argument.startswith("--help=") for argument in arguments):
         return None
+    arguments = [argument.removeprefix("--help=") for argument in arguments]
     names = [argument for argument in arguments if not argument.startswith("-")]
     try:
         print("\n\n".join(map(explain, names)) if names else help_page(script))

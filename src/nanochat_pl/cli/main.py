@@ -2,6 +2,7 @@
 
 import keyword
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 COMMANDS = {
@@ -36,11 +37,13 @@ def module_of(command: str) -> str:
 def main() -> int:
     """Dispatch to a command; return its exit code."""
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     if name not in COMMANDS:
-        print(f"error: nanochat-pl has no command {name}\n\n{USAGE}", file=sys.stderr)
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"error: nanochat-pl has no command {name}; {hint}", file=sys.stderr)
         return 2
     try:
         module = import_module(module_of(name))

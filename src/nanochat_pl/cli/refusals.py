@@ -69,11 +69,13 @@ def refuse_unreadable(argument: str, quoted: str, names: Sequence[str] | set[str
         known: the settings, by key.
     """
     key, equals, value = argument.partition("=")
+    if key != key.strip() and key.strip() in names:
+        return f"{argument}: settings are written without blanks: {key.strip()}={value}"
     if not equals or not key.strip():
         name = key.strip().lstrip("+~")
         hint = f", as {name}=…" if name in names else did_you_mean(name, names, "…")
         return f"{argument}: settings are written key=value{hint}"
-    if not re.fullmatch(r"(\+\+|\+|~)?[\w@./:-]+", key):
+    if not re.fullmatch(r"(\+\+|\+|~)?[A-Za-z_][\w@./:-]*", key, re.ASCII):
         return f"{argument}: {key} cannot be the name of a setting{did_you_mean(key, names, value)}"
     setting = known.get(key.lstrip("+~"))
     if setting is not None and setting.kind is not Any and str not in (setting.kind, *get_args(setting.kind)):
@@ -128,6 +130,13 @@ def told(error: BaseException, overrides: Sequence[Override], known: dict[str, S
     deleted = next((o for o in overrides if o.is_delete()), None)
     if deleted is not None:
         return f"{deleted.input_line}: the config needs {deleted.key_or_group}; choose an option instead"
+    for override in overrides:
+        group = override.key_or_group
+        if "No match in the defaults list" in text and f"'{group}'" in text:
+            return f"{override.input_line}: there is no group {group} here; --help lists all"
+        options = override.value()
+        if isinstance(options, list) and options and (group not in known or known[group].section is not None):
+            return f"{override.input_line}: {group} takes one option, as {group}={options[0]}"
     file = re.match(r"In '([^']+)'", text)
     named = re.search(r"'([\w./@-]+)'", text[file.end() :] if file else text)
     key = re.search(r"full_key: (\S+)", text)

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.cli.arguments import Arguments, refuse
+
 __all__ = ["main"]
 
 
 def main(arguments: list[str]) -> int:
     """Write a report and say where it lies; return the exit code: 0, 1 = cannot be made, 2 = bad command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="nanochat-pl report",
         description="Report on runs: settings, curves, evaluations with intervals, samples, time and cost.",
     )
@@ -27,9 +29,9 @@ def main(arguments: list[str]) -> int:
     try:
         options = parser.parse_args(arguments)
         if not options.runs and not options.log:
-            parser.error("nothing to report on: give a run folder, such as outputs/base/<run_name>, or --log FILE")
-    except SystemExit as leave:  # argparse leaves the process; a command returns
-        return int(leave.code or 0)
+            raise ValueError("nothing to report on: give a run folder, such as outputs/base/<run_name>, or --log FILE")
+    except ValueError as error:
+        return refuse(error)
     try:
         return write_report(
             options.runs, options.log, out=options.out, usd_per_hour=options.usd_per_hour, alone=options.alone
@@ -91,7 +93,7 @@ def _price(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no price; give US dollars an hour, such as 24")
+        raise argparse.ArgumentTypeError(f"--usd-per-hour {text!r} is no price; give US dollars an hour, such as 24")
     return value
 
 

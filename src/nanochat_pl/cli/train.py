@@ -24,6 +24,7 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     from nanochat_pl.cli.compose import (
         CommandLine,
         ConfigError,
+        about_hydra,
         check,
         compose_checked,
         config_dir,
@@ -38,7 +39,6 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
 
 INFORMATION = ("--cfg", "-c", "--info", "-i")
 """What shows a config and runs nothing; the config is checked all the same."""
-ABOUT_HYDRA = ("--hydra-help", "--version", "--shell-completion", "-sc")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def train(argv: list[str]) -> int:
     sys.argv[1:] = arguments
     schema.register()
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
-    if not started_by_launcher and not {*ABOUT_HYDRA} & {*arguments}:
+    if not started_by_launcher and not about_hydra(arguments):
         try:
             logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself says what it chose
             line = CommandLine.parse(arguments)
