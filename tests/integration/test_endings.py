@@ -115,6 +115,7 @@ def left_by(folder: Path) -> dict[str, Any]:
         "summary": {key: value for key, value in summary.items() if key not in OF_TIME},
         "metrics": sorted(rows, key=lambda row: (int(row["step"]), sorted(row))),
         "samples": (folder / "samples.jsonl").read_text(),
+        "picture": (folder / "loss.png").read_bytes(),
         "best": (best["global_step"], {key: float(value.double().sum()) for key, value in best["state_dict"].items()}),
         "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
     }

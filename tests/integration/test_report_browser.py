@@ -4,6 +4,7 @@
 """
 
 import html
+import json
 import os
 import re
 import shutil
@@ -23,13 +24,15 @@ PHONE_PX = 390
 MEASURE = """
 addEventListener("load", () => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+  const first = page.images[0]?.getBoundingClientRect(), natural = page.images[0]?.naturalWidth;
   for (const folded of page.querySelectorAll("details")) folded.open = true;
   const wide = [...page.querySelectorAll("body *")].filter(
     (element) => element.getBoundingClientRect().right > root.clientWidth + 0.5 && !element.closest(".scroll"));
   const broken = [...page.images].filter((image) => !image.naturalWidth).length;
   document.title = JSON.stringify(
     {width: root.clientWidth, needed: root.scrollWidth, wide: wide.slice(0, 5).map((e) => e.outerHTML.slice(0, 80)),
-     images: page.images.length, broken});
+     images: page.images.length, broken,
+     first: first && [Math.round(first.width), Math.round(first.bottom)], natural});
 });
 """
 
@@ -63,14 +66,14 @@ def browse(chromium: str, page: Path, *options: str) -> tuple[str, list[str]]:
     return done.stdout, re.findall(r":CONSOLE[^\]]*\] (.*)", done.stderr)
 
 
-def measure(chromium: str, page: Path) -> str:
-    """Lay a page out at phone width, everything unfolded; return what `MEASURE` found.
+def measure(chromium: str, page: Path, width: int = PHONE_PX) -> str:
+    """Lay a page out, by default at phone width, everything unfolded; return what `MEASURE` found.
 
     A window cannot be made as narrow as a phone, a frame can.
     """
     frame = page.with_name(f"{page.stem}_phone.html")
     content = html.escape(page.read_text(encoding="utf-8"))
-    style = f"width:{PHONE_PX}px;height:800px;border:0"
+    style = f"width:{width}px;height:800px;border:0"
     frame.write_text(f'<!doctype html><script>{MEASURE}</script><iframe style="{style}" srcdoc="{content}"></iframe>')
     printed, _ = browse(chromium, frame, "--dump-dom")
     found = re.search(r"<title>(.*?)</title>", printed)
@@ -92,6 +95,17 @@ def test_nothing_is_wider_than_a_phone(chromium: str, page: Path, tmp_path: Path
     wide = tmp_path / "wide.html"
     wide.write_text('<!doctype html><body style="margin:0"><p style="width:500px">wide</p></body>')
     assert '"needed":500' in measure(chromium, wide), "an overflow is not seen, so its absence says nothing"
+
+
+@pytest.mark.parametrize("width", [1280, PHONE_PX])
+def test_the_picture_of_the_chain_is_on_the_first_screen_in_letters_that_can_be_read(
+    chromium: str, page: Path, width: int
+):
+    found = json.loads(measure(chromium, page, width))
+    shown, bottom = found["first"]
+    assert bottom < 800
+    assert shown > 0.8 * width
+    assert shown > 0.9 * found["natural"], "it is shown as large as it was drawn, or larger"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 2400), (PHONE_PX, 2400)])

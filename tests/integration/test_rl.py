@@ -10,6 +10,7 @@ import torch
 
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.lit.rl import PolicyModel
+from nanochat_pl.report.history import run_picture
 from nanochat_pl.tasks.base import Conversation, Task
 from tests.conftest import REPO
 from tests.integration.conftest import BASE, TINY, Train, metrics
@@ -105,6 +106,7 @@ def test_resume_equals_a_straight_run_bit_for_bit(train: Train, start: str, tmp_
     for name in names:
         assert metrics(straight, name), name
         assert metrics(halves, name) == metrics(straight, name), name
+    assert (halves / "loss.png").read_bytes() == run_picture(straight, "rl", "halves")
     assert (halves / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
     one, two = last_weights(straight), last_weights(halves)
     assert all(torch.equal(one[key], two[key]) for key in one)

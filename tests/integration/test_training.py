@@ -11,6 +11,7 @@ import torch
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.lit.module import DivergedError
 from nanochat_pl.lit.preflight import RUN_FILES
+from nanochat_pl.report.history import run_picture
 from tests.integration.conftest import BASE, SFT, Train, metrics
 
 
@@ -40,10 +41,13 @@ def test_resume_equals_a_straight_run_bit_for_bit(train: Train, tmp_path: Path, 
     train(*config, *cadence, "run_name=straight")
     interrupted = train(*config, *cadence, "run_name=halves", "trainer.stop_after_steps=10")
     assert (interrupted["status"], interrupted["step"]) == ("stopped", 10)
+    of_a_half = (tmp_path / stage / "halves" / "loss.png").read_bytes()
     train(*config, *cadence, "run_name=halves", "resume=auto", "data.num_workers=0")
     straight, halves = tmp_path / stage / "straight", tmp_path / stage / "halves"
     for name in ("train/loss", "train/grad_norm", "val/loss", "tokens"):
         assert metrics(halves, name) == metrics(straight, name), name
+    whole = run_picture(straight, stage, "halves")
+    assert whole == (halves / "loss.png").read_bytes() != of_a_half, "a resumed run draws what came before, too"
     losses = [float(value) for value in metrics(straight, "train/loss").values()]
     assert len(losses) == 20
     assert losses[-1] < losses[0]
@@ -81,6 +85,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(train: 
     after = weights(folder / "checkpoints" / "last.ckpt")
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert json.loads((folder / "summary.json").read_text())["status"].startswith("failed")
+    assert (folder / "loss.png").read_bytes() == run_picture(folder, "base", "tiny"), "the picture ends where it failed"
 
 
 def test_a_run_folder_is_not_written_over(train: Train, tmp_path: Path):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -21,7 +22,7 @@ from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.report import plots, scores, sections
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.markdown import Code, Table, render_markdown
-from nanochat_pl.report.plots import Line, curve_figures, line_chart, thin
+from nanochat_pl.report.plots import Drawing, Line, curve_figures, line_chart, thin
 from nanochat_pl.report.runs import Run, best_point, find_chain, read_run
 from nanochat_pl.report.scores import chance_verdict, summary_table
 from nanochat_pl.report.sections import report_blocks
@@ -87,7 +88,9 @@ def pages(runs: Sequence[Run], **options: Any) -> tuple[str, str]:
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the drawing where only words matter."""
-    monkeypatch.setattr(plots, "line_chart", lambda lines, **options: "<svg></svg>")
+    blank = Drawing("<svg></svg>", SimpleNamespace(savefig=lambda file, **options: None))
+    monkeypatch.setattr(plots, "line_chart", lambda lines, **options: blank)
+    monkeypatch.setattr(sections, "history_figure", lambda runs: None)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +228,7 @@ def test_the_best_step_marked_is_the_minimum_of_the_validation_curve(
     draw = plots.line_chart
     monkeypatch.setattr(plots, "line_chart", lambda lines, **options: drawn.extend(lines) or draw(lines, **options))
     run = read_run(write_run(tmp_path, "base", validation=validation))
-    svg = {figure.name: figure.svg for figure in curve_figures(run.curves, "base")}
+    svg = {figure.name: figure.drawing.svg for figure in curve_figures(run.curves, "base")}
     step = min((step for step in validation if not math.isnan(validation[step])), key=validation.__getitem__)
     assert [line.best for line in drawn if line.best] == [(step, validation[step])]
     assert f"best: {validation[step]:.4g} at step {step}" in svg["base_bpb"]
@@ -252,10 +255,11 @@ def test_a_thinned_curve_keeps_its_ends_and_extremes_in_order(length: int):
 def test_equal_curves_are_equal_bytes_and_names_are_not_formulas():
     lines = [Line(label="cost $a$ 学 <b>", points=((0, 1.0), (1, math.nan), (2, 20_000.0)))]
     lines.append(Line(label="one", points=((1, 3.0),)))
-    svg = line_chart(lines, y_label="tokens per second")
-    assert svg == line_chart(lines, y_label="tokens per second")
-    assert "cost $a$ 学 &lt;b&gt;" in svg
-    assert "20k" in svg
+    drawing = line_chart(lines, y_label="tokens per second")
+    assert drawing == line_chart(lines, y_label="tokens per second")
+    assert "cost $a$ 学 &lt;b&gt;" in drawing.svg
+    assert "20k" in drawing.svg
+    assert drawing.png.startswith(b"\x89PNG")
 
 
 def test_a_long_run_stays_a_small_page(tmp_path: Path):
@@ -464,7 +468,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-        if tag not in ("meta", "link", "img", "wbr", "br"):
+        if tag not in ("meta", "link", "img", "source", "wbr", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

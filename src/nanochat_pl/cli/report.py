@@ -1,9 +1,11 @@
 """`nanochat-pl report RUN…`: what a chain of runs achieved, as report.md and a page that needs no network.
 
+Every picture lies beside them as SVG and as PNG, the one over all stages first: `loss.png`.
 Only files are read, so that a run may still be going, or another machine may have trained it.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,10 @@ def main(arguments: list[str]) -> int:
 def write_report(
     folders: list[Path], logs: list[Path], *, out: Path | None, usd_per_hour: float | None, alone: bool
 ) -> int:
-    """Read runs and logs, write report.md, its plots and report.html into one folder."""
+    """Read runs and logs, write report.md, report.html and their pictures into one folder."""
     from nanochat_pl.paths import write_atomically
     from nanochat_pl.report.html import render_html
-    from nanochat_pl.report.markdown import every_figure, render_markdown
+    from nanochat_pl.report.markdown import Figure, every_figure, render_markdown
     from nanochat_pl.report.runs import find_chain, read_run
     from nanochat_pl.report.sections import report_blocks
     from nanochat_pl.report.textlog import read_text_log
@@ -59,22 +61,25 @@ def write_report(
     blocks = report_blocks(runs, [read_text_log(path) for path in logs], usd_per_hour=usd_per_hour)
     if out is None:
         out = default_folder(runs, folders, logs)
-    files: dict[str, str] = {}  # path -> picture; runs in different folders may bear the same names
+    pictures: dict[str, Figure] = {}  # by path without its ending; runs in different folders may bear the same names
     addresses = {}
     for figure in every_figure(blocks):
-        alike = sum(path.startswith(f"plots/{figure.name}.") for path in files)
-        path = f"plots/{figure.name}.{alike + 1}.svg" if alike else f"plots/{figure.name}.svg"
-        files[path], addresses[id(figure)] = figure.svg, path
-    for path, svg in files.items():
-        write_atomically(out / path, svg)
-    write_atomically(out / "report.md", render_markdown(blocks, lambda figure: addresses[id(figure)]))
+        place = figure.name if figure.narrow is not None else f"plots/{figure.name}"
+        alike = sum(re.sub(r"\.\d+$", "", path) == place for path in pictures)
+        path = f"{place}.{alike + 1}" if alike else place
+        pictures[path], addresses[id(figure)] = figure, path
+    for path, figure in pictures.items():
+        write_atomically(out / f"{path}.svg", figure.drawing.svg)
+        write_atomically(out / f"{path}.png", figure.drawing.png)
+    write_atomically(out / "report.md", render_markdown(blocks, lambda figure: f"{addresses[id(figure)]}.svg"))
     write_atomically(out / "report.html", render_html(blocks))
     for run in runs:
         print(f"{run.folder}: {run.status}")
     for run in runs:
         for problem in run.problems:
             print(f"note: {run.folder}: {problem}", file=sys.stderr)
-    print(f"report: {out / 'report.html'}\n        {out / 'report.md'}")
+    written = ["report.html", "report.md", *(f"{path}.png" for path in pictures if "/" not in path)]
+    print("report: " + "\n        ".join(str(out / name) for name in written))
     return 0
 
 

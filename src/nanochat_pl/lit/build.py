@@ -23,7 +23,7 @@ from nanochat_pl.checkpoint.lightning import (
 )
 from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.inputs import prepare_root, prepare_text
-from nanochat_pl.lit.callbacks import Bar, Progress, Summary, Validation, loss_measure
+from nanochat_pl.lit.callbacks import Bar, Picture, Progress, Summary, Validation, loss_measure
 from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
 from nanochat_pl.lit.claim import check_free, claimed
 from nanochat_pl.lit.data import build_data, make
@@ -198,6 +198,7 @@ def fit(
         )
     if cfg.stage.eval_every_steps is not None:
         callbacks.append(Evaluations(cfg, start.tokenizer, cfg.stage.eval_every_steps, validation))
+    callbacks.append(Picture(folder, str(cfg.stage.name), cfg.run_name, checkpoints))
     callbacks += own
     terminal = is_terminal()
     if terminal:

@@ -25,7 +25,8 @@ from nanochat_pl.lit.health import DATA_WAIT_S, Health, is_logged
 from nanochat_pl.lit.loggers import MetricsFile
 from nanochat_pl.lit.record import earlier_seconds, finished_summary
 from nanochat_pl.lit.signals import Stopped
-from nanochat_pl.paths import write_atomically
+from nanochat_pl.paths import WriteError, write_atomically
+from nanochat_pl.report.history import run_picture
 
 log = logging.getLogger(__name__)
 
@@ -379,3 +380,50 @@ class Summary(Callback):
             figures["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in figures.items()}
         write_atomically(self.path, json.dumps(self.facts | finite, indent=2) + "\n")
+
+
+class Picture(Callback):
+    """Leave loss.png beside metrics.csv when training ends, also before its time: the curves over all its sessions.
+
+    No picture is worth a run: what cannot be drawn or written is one line of warning.
+
+    Args:
+        folder: of the run.
+        stage, run_name: what is written above the curves.
+        checkpoints: knows whether the run was told to end at once.
+    """
+
+    def __init__(self, folder: Path, stage: str, run_name: str, checkpoints: Checkpoints) -> None:
+        self.folder = folder
+        self.stage = stage
+        self.run_name = run_name
+        self.checkpoints = checkpoints
+        self._started = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._started and not self.checkpoints.ended_unsaved:
+            self.draw(trainer)
+
+    def draw(self, trainer: L.Trainer) -> None:
+        """Draw metrics.csv as it is on the disk, on the first process."""
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / "loss.png"
+        try:
+            if (picture := run_picture(self.folder, self.stage, self.run_name)) is not None:
+                write_atomically(path, picture)
+        except WriteError as error:
+            log.warning("%s; the run itself is not affected", error)
+        except Exception as error:  # whatever a drawing library makes of broken fonts or settings
+            log.warning(
+                "%s could not be drawn (%s); metrics.csv has its figures, and nanochat-pl report %s draws them",
+                path,
+                type(error).__name__,
+                self.folder,
+            )

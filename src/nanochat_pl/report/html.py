@@ -15,6 +15,8 @@ from nanochat_pl.report.plots import data_url
 __all__ = ["render_html"]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PHONE = "40rem"
+"""Up to this width a page is laid out for a phone."""
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -42,20 +44,21 @@ td:first-child { background: #fff; white-space: normal; min-width: 8.5rem; overf
 .pairs td:first-child { width: 38%; color: #4a5157; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: .6rem 1.2rem;
   align-items: start; margin: .8rem 0; }
-figure { margin: 0; }
+figure { margin: .6rem 0; }
+.figures figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { font-size: .82rem; color: #4a5157; }
 pre { overflow-x: auto; margin: .5rem 0; padding: .6rem .8rem; background: #f6f8fa; border-radius: 4px;
   font-size: .82rem; line-height: 1.4; white-space: pre-wrap; }
 details { margin: .5rem 0; border: 1px solid #dfe2e5; border-radius: 4px; padding: .3rem .8rem; }
 summary { cursor: pointer; padding: .2rem 0; }
-@media (max-width: 40rem) {
+@media (max-width: PHONE) {
   body { padding: .7rem .7rem 3rem; }
   table { font-size: .82rem; }
   th, td { padding: .25rem .45rem; }
 }
 @media print { .scroll { overflow: visible; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
-"""
+""".replace("PHONE", _PHONE)
 
 
 def render_html(blocks: Sequence[Block]) -> str:
@@ -88,7 +91,7 @@ def _rendered(blocks: Sequence[Block], anchors: bool = False) -> list[str]:
 def _grid(block: Block) -> str:
     """Name the grid in which a block stands beside its like, where there is room; empty for those that take a row."""
     if isinstance(block, Figure):
-        return "figures"
+        return "figures" if block.narrow is None else ""
     return "facts" if isinstance(block, Table) and len(block.head) == 2 else ""
 
 
@@ -102,9 +105,13 @@ def _element(block: Block, anchor: str) -> str:
             return f"<p{kind}>{html.escape(text)}</p>"
         case Table(head, rows):
             return _table(head, rows)
-        case Figure(_, svg, caption):
+        case Figure(_, drawing, caption, narrow):
             alt = html.escape(caption)
-            return f'<figure><img src="{data_url(svg)}" alt="{alt}"><figcaption>{alt}</figcaption></figure>'
+            image = f'<img src="{data_url(drawing.svg)}" alt="{alt}">'
+            if narrow is not None:
+                source = f'<source media="(max-width: {_PHONE})" srcset="{data_url(narrow.svg)}">'
+                image = f"<picture>{source}{image}</picture>"
+            return f"<figure>{image}<figcaption>{alt}</figcaption></figure>"
         case Code(text):
             return f"<pre>{html.escape(_printable(text))}</pre>"
         case Folded(title, inside):

@@ -80,7 +80,7 @@ def _plain(block: Block, picture: Callable[[Figure], str]) -> str:
             lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
             cells = [[_escaped(cell) if line is not lines[1] else cell for cell in line] for line in lines]
             return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        case Figure(_, _, caption):
+        case Figure(_, _, caption, _):
             return f"![{_escaped(caption)}]({picture(block)})"
         case Code(text):
             return "\n".join(fenced(text))

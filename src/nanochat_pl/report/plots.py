@@ -1,32 +1,41 @@
-"""Draw curves and scores as SVG text: axes with units, the best step marked, intervals as whiskers.
+"""Draw curves and scores: axes with units, the best step marked, intervals as whiskers.
 
 Colours are Okabe and Ito's (2008), told apart by colour-blind readers too; lines differ in shape as well. A figure is
-as wide as a phone shows it, so that its letters stay readable there, and text stays text. Long series are thinned:
-a curve of ten thousand points on 400 pixels is only slower.
+as wide as a phone shows it, so that its letters stay readable there. Each comes as SVG for pages, where text stays
+text, and as PNG to be pasted where SVG is not taken. Long series are thinned: a curve of ten thousand points on
+400 pixels is only slower.
 """
 
 import base64
 import io
+import logging
 import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.report.runs import Curve, best_point, validation_metric
 
 __all__ = [
+    "LEGEND",
     "OKABE_ITO",
     "Bar",
+    "Drawing",
     "Figure",
     "Line",
     "bar_chart",
     "bar_figures",
     "curve_figures",
     "data_url",
+    "drawn",
     "line_chart",
+    "plain",
+    "png_bytes",
+    "styled",
+    "svg_text",
     "thin",
 ]
 
@@ -34,12 +43,14 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _WIDTH_IN = 4.6
+_PNG_DPI = 200
 _BAR_GROUPS = ("subject", "grade")
 _MAX_BAR_PARTS = 16
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nanochat_pl",  # equal reports are equal bytes
     "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.usetex": False,
     "axes.unicode_minus": False,
     "font.size": 10,
     "axes.spines.top": False,
@@ -49,7 +60,12 @@ _STYLE: Any = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
 }
-_LEGEND: Any = {"frameon": False, "fontsize": 9, "columnspacing": 1.2, "handlelength": 1.6}
+_FAMILIES = (
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Hiragino Sans", "PingFang SC",
+    "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS",
+)  # fmt: skip
+"""The font that matplotlib brings along, and for scripts that it lacks those that systems have; the first serves."""
+LEGEND: Any = {"frameon": False, "fontsize": 9, "columnspacing": 1.2, "handlelength": 1.6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +96,28 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """One picture in two formats; equal pictures are equal bytes."""
+
+    svg: str
+    figure: Any = field(compare=False, repr=False)
+    """Matplotlib's, from which the PNG is drawn when it is asked for."""
+
+    @property
+    def png(self) -> bytes:
+        return png_bytes(self.figure)
+
+
+@dataclass(frozen=True)
 class Figure:
     """A picture, with the words for those who do not see it."""
 
     name: str
     """For a file; letters, digits and underscores."""
-    svg: str
+    drawing: Drawing
     caption: str
+    narrow: Drawing | None = None
+    """The same for a phone; a figure that has it is as wide as the page."""
 
 
 def thin(points: Curve, limit: int = 600) -> Curve:
@@ -111,8 +142,8 @@ def thin(points: Curve, limit: int = 600) -> Curve:
     return (*kept, points[-1])
 
 
-def line_chart(lines: Sequence[Line], *, y_label: str, x_label: str = "step", from_zero: bool = False) -> str:
-    """Draw curves over steps; return SVG text.
+def line_chart(lines: Sequence[Line], *, y_label: str, x_label: str = "step", from_zero: bool = False) -> Drawing:
+    """Draw curves over steps.
 
     Args:
         lines: The curves, drawn in this order, each with a colour of its own.
@@ -160,12 +191,12 @@ def line_chart(lines: Sequence[Line], *, y_label: str, x_label: str = "step", fr
     if from_zero or max((abs(v) for line in lines for _, v in line.points if math.isfinite(v)), default=0) >= 1e4:
         axes.yaxis.set_major_formatter(lambda value, position: _short(value))
     if len(lines) > 1 or any(line.best for line in lines):
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, **_LEGEND)
-    return _svg(figure)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, **LEGEND)
+    return drawn(figure)
 
 
-def bar_chart(bars: Sequence[Bar], *, x_label: str) -> str:
-    """Draw scores as horizontal bars with whiskers and a dotted line at each part's chance; return SVG text.
+def bar_chart(bars: Sequence[Bar], *, x_label: str) -> Drawing:
+    """Draw scores as horizontal bars with whiskers and a dotted line at each part's chance.
 
     Args:
         bars: The scores, from top to bottom in the order of their parts.
@@ -198,8 +229,8 @@ def bar_chart(bars: Sequence[Bar], *, x_label: str) -> str:
     handles, names = axes.get_legend_handles_labels()
     order = sorted(range(len(names)), key=lambda index: names[index] == "chance")
     named = [handles[index] for index in order], [names[index] for index in order]
-    figure.legend(*named, loc="outside upper center", ncols=3, **_LEGEND)
-    return _svg(figure)
+    figure.legend(*named, loc="outside upper center", ncols=3, **LEGEND)
+    return drawn(figure)
 
 
 def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
@@ -223,10 +254,10 @@ def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
         lines = [line(metric, label) for metric, label in metrics.items() if curves.get(metric)]
         if not lines or (key == "loss" and "reward" in curves):  # a policy's loss says nothing by its size
             continue
-        words = [f"{each.label} from {_plain(each.points[0][1])} to {_plain(each.points[-1][1])}" for each in lines]
-        words += [f"best {_plain(each.best[1])} at step {each.best[0]:,}" for each in lines if each.best]
-        svg = line_chart(lines, y_label=y_label, from_zero=from_zero)
-        yield Figure(re.sub(r"\W+", "_", f"{name}_{key}"), svg, f"{y_label} over steps: {'; '.join(words)}")
+        words = [f"{each.label} from {plain(each.points[0][1])} to {plain(each.points[-1][1])}" for each in lines]
+        words += [f"best {plain(each.best[1])} at step {each.best[0]:,}" for each in lines if each.best]
+        drawing = line_chart(lines, y_label=y_label, from_zero=from_zero)
+        yield Figure(re.sub(r"\W+", "_", f"{name}_{key}"), drawing, f"{y_label} over steps: {'; '.join(words)}")
 
 
 def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterator[Figure]:
@@ -259,8 +290,8 @@ def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterat
             ]
             if 2 <= len({bar.part for bar in bars}) <= _MAX_BAR_PARTS:
                 caption = f"{name}, {metric} by {by}, with 95% intervals"
-                svg = bar_chart(bars, x_label=metric)
-                yield Figure(re.sub(r"\W+", "_", f"{name}_{metric}_{by}"), svg, caption)
+                drawing = bar_chart(bars, x_label=metric)
+                yield Figure(re.sub(r"\W+", "_", f"{name}_{metric}_{by}"), drawing, caption)
 
 
 def data_url(svg: str) -> str:
@@ -268,12 +299,48 @@ def data_url(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
+def styled() -> Any:
+    """Return a context in which matplotlib draws as all figures here are drawn."""
+    # Its remarks on caches, fonts and settings files are nothing that a reader of figures could act on.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    present = set(fontManager.get_font_names())
+    families = [name for name in _FAMILIES if name in present]
+    return matplotlib.rc_context(_STYLE | {"font.family": [*families, "sans-serif"]})
+
+
+def drawn(figure: Any) -> Drawing:
+    """Draw a matplotlib figure as SVG, and as PNG where that is asked for."""
+    return Drawing(svg_text(figure), figure)
+
+
+def svg_text(figure: Any) -> str:
+    """Draw a matplotlib figure as SVG."""
+    text = _saved(figure, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
+    return text[text.index("<svg") :]  # without the doctype, which names an address that nobody should ask
+
+
+def png_bytes(figure: Any) -> bytes:
+    """Draw a matplotlib figure as PNG, sharp on screens of high resolution."""
+    return _saved(figure, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+
+
+def _saved(figure: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    with styled(), warnings.catch_warnings():
+        # A name in a script that no font here has: a browser may have one.
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing from font.*")
+        figure.savefig(file, **options)
+    return file.getvalue()
+
+
 def _figure(height_in: float, fitted: bool) -> tuple[Any, Any]:
     """Make a figure with one pair of axes; `fitted` lets the margins follow the labels, which doubles the time."""
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
+    with styled():
+        from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(_STYLE):
         if fitted:
             figure = Canvas(figsize=(_WIDTH_IN, height_in), layout="constrained")
             return figure, figure.add_subplot()
@@ -282,23 +349,11 @@ def _figure(height_in: float, fitted: bool) -> tuple[Any, Any]:
         return figure, figure.add_axes((left, bottom, right - left, top - bottom))
 
 
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the layout's font lacks: the browser has a font for it.
-        warnings.filterwarnings("ignore", message=".*Glyph.*missing from font.*")
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]  # without the doctype, which names an address that nobody should ask
-
-
 def _chance(row: MetricRow) -> float | None:
     return float(row.baseline["chance"]) if row.baseline and "chance" in row.baseline else None
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 

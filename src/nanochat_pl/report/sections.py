@@ -1,7 +1,8 @@
 """Say what runs achieved: the parts of a report, in the order they are read.
 
-First how it went and what came out, side by side; then where it ran, each stage with its settings and curves, the
-evaluations (`scores`), and what the models wrote. What was not recorded is left out, what is missing is said.
+First how it went, as one picture of all stages and in figures side by side, and what came out; then where it ran, each
+stage with its settings and curves, the evaluations (`scores`), and what the models wrote. What was not recorded is left
+out, what is missing is said.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nanochat_pl.report.history import chains, history_figure
 from nanochat_pl.report.markdown import Block, Code, Folded, Heading, Table, Text
 from nanochat_pl.report.plots import curve_figures
 from nanochat_pl.report.runs import Run, best_point, last_value, validation_metric
@@ -57,6 +59,7 @@ def report_blocks(
     names = list(dict.fromkeys([run.name for run in runs] + [log.name for log in logs]))
     blocks: list[Block] = [Heading(1, f"Report: {', '.join(names)}")]
     labels = run_labels(runs)
+    blocks += [figure for chain in chains(runs) if (figure := history_figure(chain)) is not None]
     if runs:
         blocks += _overview(runs, labels, usd_per_hour)
         environment = _environment(runs, labels)
