@@ -4,6 +4,7 @@ Nothing here imports torch. `start_weights` only looks; `prepare_*` make or fetc
 """
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -145,5 +146,6 @@ def start_weights(
     looked = ", ".join(str(run_dir(s, run_name, outputs)) for s in START_STAGES[stage])
     raise FileNotFoundError(
         f"stage={stage} starts from an earlier stage, but there is no checkpoint in {looked}; make one with "
-        f"`python train.py stage=base run_name={run_name}{arguments}`, or give init_from=<checkpoint or run folder>"
+        f"`python train.py stage=base {shlex.quote(f'run_name={run_name}')}{arguments}`, or give "
+        "init_from=<checkpoint or run folder>"
     )

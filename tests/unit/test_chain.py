@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from nanochat_pl.cli import chain
-from nanochat_pl.cli.chain import EVALUATE, command_line, flat, in_hydra, plan_chain, run_chain, run_command
-from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir
+from nanochat_pl.cli.chain import EVALUATE, command_line, flat, plan_chain, run_chain, run_command
+from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, in_hydra
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.lit.signals import SIGNALS
@@ -252,6 +252,8 @@ def test_the_closing_table_shows_the_figures_that_each_stage_has(tmp_path: Path,
         assert [cell.strip() for cell in shown["pass@1"]] == ["", "", "", "25.0%"]
         assert "train loss" not in shown
         assert "free recall" not in shown
+        assert f"nanochat_pl.cli.main chat {tmp_path}/rl/r" in table or f"nanochat-pl chat {tmp_path}/rl/r" in table
+        assert f"ckpt={tmp_path}/rl/r" in table  # no evaluation stands in the chain
     assert str(tmp_path) in table.replace("\n", "")
 
 

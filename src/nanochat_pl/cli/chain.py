@@ -20,7 +20,6 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from nanochat_pl.cli.compose import (
     OPEN_KEYS,
@@ -29,10 +28,11 @@ from nanochat_pl.cli.compose import (
     check,
     compose_checked,
     config_dir,
+    in_hydra,
     leaves,
-    quote,
     quote_texts,
 )
+from nanochat_pl.cli.next_steps import config_flags, evaluation, listed, model_commands, program
 from nanochat_pl.inputs import START_STAGES
 from nanochat_pl.lit import signals
 from nanochat_pl.lit.preflight import check_task_files
@@ -156,35 +156,10 @@ def flat(tree: Mapping[str, Any]) -> list[str]:
     return overrides
 
 
-def in_hydra(value: Any) -> str:
-    """Write a plain value in the grammar of Hydra's overrides."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(in_hydra, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{in_hydra(item)}' for key, item in value.items())}}}"
-    if isinstance(value, str):
-        try:
-            if OverridesParser.create().parse_override(f"key={value}").value() == value:
-                return value
-        except HydraException:
-            pass
-        return quote(value)
-    return str(value)
-
-
 def command_line(stage: str, arguments: Sequence[str], folder: Path | None = None) -> list[str]:
     """Give the command that runs one stage with this Python and this package."""
     module = "nanochat_pl.cli.evaluate" if stage == EVALUATE else "nanochat_pl.cli.train"
     return [sys.executable, "-m", module, *config_flags(folder), *arguments]
-
-
-def config_flags(folder: Path | None) -> list[str]:
-    """Give the flag that hands `--config-dir` on to a stage."""
-    return [] if folder is None or folder == config_dir() else ["--config-dir", str(folder)]
 
 
 def run_command(command: Sequence[str]) -> int:
@@ -300,9 +275,10 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
         lines.append(f"without a model: {baseline}")
     lines += sample_answers(folders[stages[-1]])
     lines.append("files: " + ", ".join(str(folder) for folder in folders.values()))
-    last = folders[stages[-1]]
-    lines.append(f"next:  python evaluate.py ckpt={last}   |   python train.py stage=base depth=6 run_name=mine")
-    return "\n".join(lines)
+    commands = model_commands(stages[-1], folders[stages[-1]])
+    if EVALUATE not in cfg.chain:
+        commands.insert(0, [*program("evaluate"), *evaluation(cfg, stages[-1], folders[stages[-1]])])
+    return "\n".join([*lines, listed([shlex.join(command) for command in commands])])
 
 
 def sample_answers(folder: Path) -> list[str]:

@@ -133,6 +133,26 @@ def quote(value: str) -> str:
     return f"'{inside}{chr(92) * end}'"
 
 
+def in_hydra(value: Any) -> str:
+    """Write a plain value in the grammar of Hydra's overrides."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(in_hydra, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{in_hydra(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str):
+        try:
+            if OverridesParser.create().parse_override(f"key={value}").value() == value:
+                return value
+        except HydraException:
+            pass
+        return quote(value)
+    return str(value)
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """Hydra's command line, taken apart: overrides, and whether `-m` asks for a sweep."""

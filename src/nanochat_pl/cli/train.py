@@ -32,6 +32,7 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
         quote_texts,
     )
     from nanochat_pl.cli.explain import asked_for_help
+    from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
     from nanochat_pl.lit import schema
     from nanochat_pl.lit.claim import check_free
     from nanochat_pl.lit.preflight import forget_run, is_first_process, preflight
@@ -150,7 +151,7 @@ def job(cfg: DictConfig) -> int:
     finally:
         sys.argv[:] = arguments
     if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
-        say_what_next(config, folder, result)
+        say_what_next(config, folder, result, arguments[1:])
     number = result.get("signal")
     started_by_lightning = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if started_by_lightning and not is_first_process():
@@ -182,12 +183,11 @@ def close_process_group() -> None:
             os.environ.pop(name, None)
 
 
-def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any]) -> None:
-    """End with where the files are and what to type next."""
+def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any], arguments: list[str]) -> None:
+    """End with where the files are and what to type next; within a chain that is its own to say."""
     if result["stage"] == "tokenizer":
-        print(f"done: {folder}\nnext: python train.py stage=base run_name={cfg.run_name} …")
-        return
-    if result["status"] != "finished":
+        print(f"done: {folder}")
+    elif result["status"] != "finished":
         number = result.get("signal")
         why = signal.Signals(number).name if number else f"trainer.stop_after_steps={cfg.trainer.stop_after_steps}"
         print(
@@ -195,12 +195,13 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any])
             "to continue: the same command with resume=auto"
         )
         return
-    figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []
-    figures += [f"{key} {result[key]:.4f}" for key in ("val/loss", "val/bpb", "pass@1") if result.get(key) is not None]
-    print(f"done: {folder}, step {result['step']}, {', '.join(figures)}")
-    print(f"next: python evaluate.py ckpt={folder}")
-    for later in {"base": ("mid", "sft_scienceqa"), "mid": ("sft",), "sft": ("rl",)}.get(result["stage"], ()):
-        print(f"      python train.py stage={later} run_name={cfg.run_name}")
+    else:
+        found = [key for key in ("val/loss", "val/bpb", "pass@1") if result.get(key) is not None]
+        figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []
+        print(f"done: {folder}, step {result['step']}, {', '.join(figures + [f'{k} {result[k]:.4f}' for k in found])}")
+    flags = config_flags(CommandLine.parse(arguments).config_dir)
+    if "chain=[]" not in arguments and (commands := next_steps(cfg, folder, flags)):
+        print(listed(commands))
 
 
 def fail(error: BaseException) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -272,9 +273,13 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
             )
     if cfg.tokenizer.path is not None and not Path(cfg.tokenizer.path).exists():
         raise FileNotFoundError(f"tokenizer.path={cfg.tokenizer.path} does not exist; make one with stage=tokenizer")
-    if start is None and cfg.tokenizer.path is None and cfg.data.source != DataSource.microworld:
+    if start is None and cfg.tokenizer.path is None:
         tokenizer = run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)
-        if not (tokenizer / "tokenizer.json").is_file():
+        if (tokenizer / "tokenizer.json").is_file():
+            from nanochat_pl.tokenizer import Tokenizer
+
+            check_vocabulary(cfg, Tokenizer.load(tokenizer).vocab_size, tokenizer)
+        elif cfg.data.source != DataSource.microworld:  # there one is trained
             raise no_tokenizer(cfg, tokenizer)
 
 
@@ -325,19 +330,33 @@ def no_data(file: Path, model_format: str, name: EvalName) -> ValueError:
 def no_tokenizer(cfg: TrainConfig, folder: Path) -> FileNotFoundError:
     """Give the error of a run that has no tokenizer; its message is the command that makes one."""
     return FileNotFoundError(
-        f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer run_name={cfg.run_name}"
+        f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer "
+        f"{shlex.quote(f'run_name={cfg.run_name}')}"
         f"{start_arguments(cfg)} tokenizer.vocab_size={cfg.tokenizer.vocab_size}`, or give tokenizer.path=<folder>"
     )
 
 
+def check_vocabulary(cfg: TrainConfig, vocab_size: int, folder: Path) -> None:
+    """Check that a run's own tokenizer has the size that the config says; one that tokenizer.path names may have any.
+
+    Raises:
+        ValueError: it has another.
+    """
+    if not cfg.tokenizer.path and vocab_size != cfg.tokenizer.vocab_size:
+        raise ValueError(
+            f"the tokenizer at {folder} has {vocab_size} tokens, the config says tokenizer.vocab_size="
+            f"{cfg.tokenizer.vocab_size}; set tokenizer.vocab_size={vocab_size}, or another run_name"
+        )
+
+
 def start_arguments(cfg: TrainConfig) -> str:
-    """Give the overrides that a remedy's command line repeats."""
+    """Give the overrides that a remedy's command line repeats, as a shell reads them."""
     parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
     if cfg.data.source != DataSource.microworld:
-        root = f" data.root={cfg.data.root}" if cfg.data.source == DataSource.local else ""
-        parts.append(f"data={cfg.data.source}{root}")
+        parts.append(f"data={cfg.data.source}")
+        parts += [f"data.root={cfg.data.root}"] if cfg.data.source == DataSource.local else []
     parts += [f"outputs={cfg.outputs}"] if cfg.outputs != "outputs" else []
-    return "".join(f" {part}" for part in parts)
+    return "".join(f" {shlex.quote(part)}" for part in parts)
 
 
 def is_first_process() -> bool:

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.inputs import prepare_text
-from nanochat_pl.lit.preflight import no_tokenizer
+from nanochat_pl.lit.preflight import check_vocabulary, no_tokenizer
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.paths import run_dir, write_atomically, writing
@@ -92,9 +92,5 @@ def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
     if not there.exists():
         raise no_tokenizer(cfg, folder)
     tokenizer = Tokenizer.load(folder)
-    if not cfg.tokenizer.path and tokenizer.vocab_size != cfg.tokenizer.vocab_size:
-        raise ValueError(
-            f"the tokenizer at {folder} has {tokenizer.vocab_size} tokens, the config says tokenizer.vocab_size="
-            f"{cfg.tokenizer.vocab_size}; set tokenizer.vocab_size={tokenizer.vocab_size}, or another run_name"
-        )
+    check_vocabulary(cfg, tokenizer.vocab_size, folder)
     return tokenizer
