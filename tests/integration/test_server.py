@@ -452,8 +452,11 @@ def test_a_conversation_in_any_order_is_read_by_the_stated_rule(url, tokenizer, 
 def test_every_error_has_openais_form(url):
     assert error_of(url, {"model": "x", "messages": QUESTION}, status=404)["code"] == "model_not_found"
     assert error_of(url, "{", status=400)["code"] == "invalid_json"
-    assert error_of(url, b"\xff\xfe", status=400)["type"] == "invalid_request_error"
-    assert error_of(url, "[" * 100_000, status=400)["type"] == "invalid_request_error"
+    assert error_of(url, '{"a": }', status=400)["message"] == "the body is no JSON, at character 6"
+    for unreadable in (b'"\xe9"', "[" * 100_000, f'{{"seed": {"9" * 5000}}}'):
+        error = error_of(url, unreadable, status=400)
+        assert error["message"].startswith("the body cannot be read as JSON: it must be UTF-8")
+        assert error["code"] == "invalid_json"
     assert error_of(url, [], status=400)["type"] == "invalid_request_error"
     assert error_of(url, {}, status=400)["code"] == "missing_required_parameter"
     for prompt in ([], [[]], [[1], []], [400], [-1], [1.5], ["x", 3]):

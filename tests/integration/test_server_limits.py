@@ -343,6 +343,13 @@ def test_a_page_whose_name_was_made_to_lead_here_gets_nothing(tokenizer):
             ("LOCALHOST:8000", 200),
             ("[::1]:8000", 200),
             ("127.0.0.1:1", 200),
+            ("localhost.", 200),  # the same name, written to its end
+            ("localhost.:8000", 200),
+            ("localhost:", 200),
+            ("[0:0:0:0:0:0:0:1]", 200),
+            ("localhost..", 421),
+            ("[::1%1]", 421),
+            ("[::ffff:127.0.0.1]", 421),
             ("[::1].evil.example", 421),
             ("[::1]evil:80", 421),
             ("127.0.0.1:80.evil.example", 421),
@@ -352,6 +359,40 @@ def test_a_page_whose_name_was_made_to_lead_here_gets_nothing(tokenizer):
         ):
             assert get(f"{url}/v1/models", headers={"Host": host}).status_code == status
             assert get(f"{url}/", headers={"Host": host}).status_code == status
+        # no page asks without the header, but checks of health do
+        assert plainly(url, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def plainly(url: str, request: bytes) -> bytes:
+    """Send bytes as they are, and return all that is answered."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as link:
+        link.sendall(request)
+        return b"".join(iter(lambda: link.recv(65_536), b""))
+
+
+@pytest.mark.parametrize(
+    "request_", [b"\x16\x03\x01\x02\x00\x01", b"no http\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\r\n\r\n"]
+)
+def test_what_is_no_request_is_answered_in_the_form_of_all_errors(tokenizer, request_):
+    with running(served(tokenizer)) as url:
+        head, _, body = plainly(url, request_).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head
+        assert json.loads(body)["error"]["message"] == "this is no request of HTTP/1.1 or HTTP/1.0"
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 990, 5000])
+@pytest.mark.parametrize("field", ["mood", "tools", "stop", "metadata", "messages"])
+def test_no_nesting_is_a_fault_of_the_server(tokenizer, depth, field):
+    with running(served(tokenizer)) as url:
+        for open_, close in (("[", "]"), ('{"a":', "}")):
+            body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1, field: 0}
+            nested = open_ * depth + "null" + close * depth
+            text = json.dumps(body).replace(f'"{field}": 0', f'"{field}": {nested}')
+            answer = post(url + CHAT, content=text, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (200, 400), answer.text
+            if depth > 1000:
+                assert answer.json()["error"]["message"].startswith("the body cannot be read as JSON")
 
 
 def test_the_page_may_load_nothing_from_elsewhere(tokenizer):

@@ -374,7 +374,15 @@ def test_the_chat_template_reads_what_clients_send_as_the_server_does(
 def test_what_an_assistant_learns_is_marked_as_we_supervise_it(
     tokenizer: Tokenizer, their_tokenizer: Any, messages: list[dict[str, Any]]
 ):
-    for content in ("Gold is é", "", [part("é 日", "python"), part("é", "python_output"), part("日本")], TOOL_ANSWER):
+    for content in (
+        "Gold is é",
+        "",
+        FORGED,
+        "<|",
+        [part("<|bos|>"), part("1", "python")],
+        [part("é 日", "python"), part("é", "python_output"), part("日本")],
+        TOOL_ANSWER,
+    ):
         answered = [*messages, {"role": "assistant", "content": content}]
         found = their_tokenizer.apply_chat_template(answered, return_dict=True, return_assistant_tokens_mask=True)
         assert (found["input_ids"], found["assistant_masks"]) == tokenizer.render_conversation({"messages": answered})
@@ -397,6 +405,8 @@ def test_no_words_of_a_conversation_become_control_tokens(tokenizer: Tokenizer, 
         ([{"role": "tool", "content": "I"}], "must be system, user or assistant"),
         ([{"role": "user", "content": [{"type": "image", "text": "I"}]}], "must be text"),
         ([{"role": "user", "content": [{"type": "python", "text": "I"}]}], "of an assistant's message only"),
+        ([{"role": "user", "content": 3}], "content must be text"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}], "must have no tool_calls"),
         (
             [{"role": "user", "content": "I"}, {"role": "assistant", "content": [{"type": "image", "text": ""}]}],
             "python or python_output",

@@ -152,6 +152,7 @@ COMMANDS = {
     "serve x --grace x": r"--grace x must be a number",
     "serve x --max 3": r"--max could be --max-tokens, .*; write it out",
     "serve x --host": r"--host lacks its value",
+    "serve x --trust-proxy proxy": r"--trust-proxy proxy: 'proxy' is no address; write them as",
     "report": r"nothing to report on",
     "report --alone=3 x": r"--alone takes no value, but 3 was given",
     "export x": r"--format must be given",

@@ -29,6 +29,11 @@ CHAT_TEMPLATE = """\
     {%- if role not in ('system', 'user', 'assistant') -%}
         {{- raise_exception('the role of a message must be system, user or assistant') -}}
     {%- endif -%}
+    {%- if message.tool_calls -%}
+        {{- raise_exception('this model knows no tools but its own calculator: a message must have no tool_calls') -}}
+    {%- elif message.content is number -%}
+        {{- raise_exception('content must be text or a list of parts') -}}
+    {%- endif -%}
     {%- set ns.parts = [] -%}
     {%- if message.content is string -%}
         {%- set ns.parts = [['text', message.content]] if message.content else [] -%}
@@ -118,7 +123,10 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 _CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
 
-_NORMALIZER = {"type": "Replace", "pattern": {"String": BROKEN}, "content": "<|"}
+_NORMALIZER = {"type": "Replace", "pattern": {"Regex": "(?<=<)\ufdd0(?=\\|)"}, "content": ""}
+"""Takes U+FDD0 alone away: the `<` before it keeps its place, by which transformers finds where an answer begins."""
+_READ_NORMALIZERS = (None, _NORMALIZER, {"type": "Replace", "pattern": {"String": BROKEN}, "content": "<|"})
+"""What an import takes; the last is of earlier exports, and means the same."""
 
 _PROBES = (
     "The quick brown fox, isn't it? I'LL say WE'VE 'twas  two  spaces\tand\ttabs.",
@@ -212,7 +220,7 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
                 f"it is {model['type']} after {' and '.join(step['type'] for step in steps)}, expected BPE after Split "
                 "and ByteLevel"
             )
-        if content.get("normalizer") not in (None, _NORMALIZER):
+        if content.get("normalizer") not in _READ_NORMALIZERS:
             raise ValueError(f"it changes text before cutting it ({content['normalizer'].get('type')})")
         pattern = steps[0]["pattern"]["Regex"]
         if not isinstance(pattern, str):

@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
             _check_origin(origin)
         for name in options.allow_host:
             _check_host(name)
+        _check_proxies(options.trust_proxy)
         _check_places(models)
         keys = _keys(options.api_key_env, options.api_key_file)
         with _listen(options.host, options.port) as listening:
@@ -221,6 +222,17 @@ def _check_host(text: str) -> None:
     )
 
 
+def _check_proxies(text: str | None) -> None:
+    """Refuse what is no address of a proxy: its X-Forwarded-For would be believed of nobody."""
+    for address in [] if text in (None, "*") else str(text).split(","):
+        try:
+            ipaddress.ip_network(address.strip())
+        except ValueError:
+            raise ValueError(
+                f"--trust-proxy {text}: {address!r} is no address; write them as 127.0.0.1,10.0.0.0/8, or * for any"
+            ) from None
+
+
 def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
     """Refuse paths that hold no model, and names that would be given twice as far as they are known without torch."""
     from nanochat_pl.checkpoint import check_model
@@ -296,10 +308,12 @@ def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
     One that only its own machine reaches, be it through a proxy, knows its own names and those it is given; one that
     others reach has names that it does not know, unless they are given.
     """
+    from nanochat_pl.serve.names import host_name
+
     if "*" in options.allow_host or not (options.allow_host or _is_loopback(listening)):
         return ()
-    own = f"[{options.host}]" if ":" in options.host else options.host
-    return tuple(dict.fromkeys((*options.allow_host, own.lower(), "localhost", "127.0.0.1", "[::1]")))
+    own = host_name(f"[{options.host.partition('%')[0]}]" if ":" in options.host else options.host)
+    return tuple(dict.fromkeys((*options.allow_host, own, "localhost", "127.0.0.1", "[::1]")))
 
 
 def _say_where(listening: socket.socket, has_key: bool) -> None:

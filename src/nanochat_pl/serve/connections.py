@@ -3,9 +3,20 @@
 import asyncio
 from typing import Any
 
+from nanochat_pl.serve.errors import ApiError, error_response
+
 __all__ = ["timed_protocol"]
 
-_TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+def _answer(status: str, error: ApiError) -> bytes:
+    """Write a whole answer for where no application is asked."""
+    body = error_response(error).body
+    head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + bytes(body)
+
+
+_TOO_LATE = _answer("408 Request Timeout", ApiError(408, "the head of a request did not come in time"))
+_NO_REQUEST = _answer("400 Bad Request", ApiError(400, "this is no request of HTTP/1.1 or HTTP/1.0"))
 
 
 def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
@@ -37,6 +48,11 @@ def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, error: Exception | None) -> None:
             self._forget()
             super().connection_lost(error)
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is no HTTP request, in the form of all errors."""
+            self.transport.write(_NO_REQUEST)
+            self.transport.close()
 
         def _await_head(self) -> None:
             """Let time run while no request is being answered."""

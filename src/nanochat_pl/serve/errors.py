@@ -120,6 +120,9 @@ def add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         message = str(error.detail)
         path = ""
+        if error.status_code == 400:  # FastAPI, of what its reader gives up on: bytes that are no text, depth, digits
+            said = "the body cannot be read as JSON: it must be UTF-8, nested less deep, with shorter numbers"
+            return told(request, ApiError(400, said, code="invalid_json"))
         if message == http.HTTPStatus(error.status_code).phrase:
             path = f": {request.method} {request.url.path}"  # which may hold what somebody typed: not for the log
         code = _CODES.get(error.status_code)
@@ -168,7 +171,9 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
     place = [part for part in first["loc"] if part != "body"]
     kind, param = str(first["type"]), _path(place)
     if kind == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first['ctx']['error']}", code=_KINDS[kind])
+        # the parser's own sentence is left out, and its place kept
+        where = next((f", at character {part}" for part in first["loc"] if isinstance(part, int)), "")
+        return ApiError(400, f"the body is no JSON{where}", code=_KINDS[kind])
     if kind == "unsupported_parameter":
         name = first["ctx"]["param"]
         param = f"{param}.{name}" if param else name

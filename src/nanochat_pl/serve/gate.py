@@ -108,7 +108,8 @@ class Gate:
             await send(message)
 
         try:
-            if self._limits.hosts and host_name(headers.get("host", "")) not in self._limits.hosts:
+            # a request without the header (HTTP/1.0, as of health checks) is no page's
+            if self._limits.hosts and "host" in headers and host_name(headers["host"]) not in self._limits.hosts:
                 raise ApiError(
                     421,
                     f"this server is called {' or '.join(self._limits.hosts)} and by no other name; whoever runs it "

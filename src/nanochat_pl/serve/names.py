@@ -1,12 +1,13 @@
 """What the models of a server are called where nobody said, and the server itself; no torch here, to know it early."""
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["host_name", "model_id", "run_name"]
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{1,5})?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{0,5})?")
 
 
 def run_name(file: Path) -> str:
@@ -29,9 +30,20 @@ def model_id(stage: str, file: Path, taken: Sequence[str] = ()) -> str:
 
 
 def host_name(host: str) -> str:
-    """Return the name in a header `Host`, in small letters and without the port; empty for what is no name."""
+    """Return the name in a header `Host` as it is compared; empty for what is no name.
+
+    The port is left out, letters are small, the dot that may end a name is gone, and an IPv6 address is short.
+    """
     found = _HOST.fullmatch(host.lower())
-    return found[1] if found else ""
+    if found is None:
+        return ""
+    name = found[1]
+    if name.startswith("["):
+        try:
+            return f"[{ipaddress.IPv6Address(name[1:-1])}]"
+        except ValueError:
+            return ""
+    return name.removesuffix(".")
 
 
 def _shown(path: Path) -> str:

@@ -42,10 +42,15 @@ def fault(param: str, says: str) -> PydanticCustomError:
 
 
 def _is_empty(value: Any) -> bool:
-    """Say whether a value asks for nothing: null, or a list or an object of nothing else."""
-    if isinstance(value, dict):
-        return all(map(_is_empty, value.values()))
-    return value is None or (isinstance(value, list) and all(map(_is_empty, value)))
+    """Say whether a value asks for nothing: null, or a list or an object of nothing else, however deep."""
+    found = [value]
+    while found:
+        one = found.pop()
+        if isinstance(one, dict | list):
+            found += one.values() if isinstance(one, dict) else one
+        elif one is not None:
+            return False
+    return True
 
 
 def _changes_nothing(value: Any, neutral: Any) -> bool:
