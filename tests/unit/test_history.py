@@ -100,7 +100,7 @@ def test_the_star_is_at_the_step_that_validation_chose():
     assert chosen.best == (10, 3.0)
     (axes,) = draw_history([chosen], "tiny").axes
     assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "*"] == [10]
-    assert [text.get_text() for text in axes.texts] == ["3"]
+    assert [text.get_text() for text in axes.texts] == ["3.00"]
 
 
 @pytest.mark.parametrize("size", WIDTHS)
@@ -169,15 +169,16 @@ def test_equal_figures_are_equal_bytes_and_none_without_a_curve():
     )
 
 
-def test_smoothing_keeps_a_straight_line_the_ends_and_what_is_no_number():
+def test_smoothing_keeps_a_straight_line_the_start_and_what_is_no_number():
     line = tuple((step, 3.0 - step / 100) for step in range(200))
-    assert [value for _, value in smooth(line)] == pytest.approx([value for _, value in line])
+    assert [value for _, value in smooth(line)[:-5]] == pytest.approx([value for _, value in line[:-5]])
     noisy = tuple((step, float(step % 2)) for step in range(300))
     course = smooth(noisy)
-    assert (course[0], course[-1]) == (noisy[0], noisy[-1])
+    assert course[0] == noisy[0]
+    assert max(abs(value - 0.5) for _, value in course[20:]) < 0.1
     assert max(abs(value - 0.5) for _, value in course[20:-20]) < 0.05
     broken = smooth(tuple((step, math.nan if step == 50 else math.inf if step == 60 else 1.0) for step in range(100)))
-    assert [step for step, value in broken if value != 1.0] == [50, 60]
+    assert [step for step, value in broken if not math.isclose(value, 1.0)] == [50, 60]
 
 
 # --- where it lies ---

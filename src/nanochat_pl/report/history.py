@@ -134,19 +134,19 @@ def chains(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Return centred means over a fiftieth of the points on either side; fewer near the ends, which stay as they are.
+    """Return means over a fiftieth of the points on either side.
 
-    A point that is no number stays one and is left out of the means of others.
+    At the beginning, where losses fall fast, the reach grows from nothing, so that the first point stays; at the end
+    only points before are left. A point that is no number stays one and is left out of the means of others.
     """
     numbers = [(index, value) for index, (_, value) in enumerate(curve) if math.isfinite(value)]
     reach = len(numbers) // 50 + 1
-    sums = [0.0]
-    for _, value in numbers:
-        sums.append(sums[-1] + value)
+    sums = list(itertools.accumulate((value for _, value in numbers), initial=0.0))
     values = [value for _, value in curve]
     for place, (index, _) in enumerate(numbers):
-        side = min(reach, place, len(numbers) - 1 - place)
-        values[index] = (sums[place + side + 1] - sums[place - side]) / (2 * side + 1)
+        side = min(reach, place)
+        low, high = place - side, min(place + side + 1, len(numbers))
+        values[index] = (sums[high] - sums[low]) / (high - low)
     return tuple((step, value) for (step, _), value in zip(curve, values))
 
 
@@ -199,9 +199,9 @@ def _head(figure: Any, stages: Sequence[Stage], title: str) -> float:
 
     width, height = figure.get_size_inches()
     smoothed = any(len(stage.training) >= _SMOOTH_FROM for stage in stages)
-    lines = [Line2D([], [], color=_TRAINING, linewidth=1.8, label="training, smoothed" if smoothed else "training")]
+    lines = [Line2D([], [], color=_TRAINING, linewidth=2.2, label="training, smoothed" if smoothed else "training")]
     if any(stage.validation for stage in stages):
-        lines.append(Line2D([], [], color=_VALIDATION, linewidth=1.2, marker="s", markersize=3.5, label="validation"))
+        lines.append(Line2D([], [], color=_VALIDATION, linewidth=1.0, marker="s", markersize=3.5, label="validation"))
     if any(stage.best for stage in stages):
         lines.append(Line2D([], [], color="#000000", marker="*", markersize=10, linestyle="none", label="best"))
     if len(title) > 60 * width / _WIDE_IN[0]:
@@ -240,12 +240,12 @@ def _draw_stage(axes: Any, stage: Stage, before: int, share: float) -> None:
         if len(training) >= _SMOOTH_FROM:
             axes.plot(*zip(*thin(training)), color=_TRAINING, alpha=0.3, linewidth=0.8)
             course = thin(smooth(training))
-        axes.plot(*zip(*course), color=_TRAINING, linewidth=1.8, marker="o" if len(course) == 1 else None, markersize=4)
+        axes.plot(*zip(*course), color=_TRAINING, linewidth=2.2, marker="o" if len(course) == 1 else None, markersize=4)
     if stage.validation:
         steps, values = zip(*stage.validation)
-        few = len(steps) <= 12 * share  # so many marks an inch leave the line visible
+        few = len(steps) <= 9 * share  # so many marks an inch leave the lines visible
         where = [before + step for step in steps]
-        axes.plot(where, values, color=_VALIDATION, linewidth=1.2, alpha=0.75, zorder=3)
+        axes.plot(where, values, color=_VALIDATION, linewidth=1.0, zorder=3)
         if few:
             axes.plot(where, values, "s", color=_VALIDATION, markersize=3.5, zorder=3, clip_on=False)
     if stage.best and math.isfinite(stage.best[1]):
@@ -255,7 +255,7 @@ def _draw_stage(axes: Any, stage: Stage, before: int, share: float) -> None:
         late = step > stage.num_steps / 2
         place = (before + step, value), (-3 if late else 6, 9)
         axes.annotate(
-            f"{value:.3g}",
+            f"{value:#.3g}",
             *place,
             textcoords="offset points",
             ha="right" if late else "left",
