@@ -231,16 +231,12 @@ def changed_inputs(
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:
     """Summarise the chain: steps, losses, and the evaluations of every trained stage side by side."""
-    from rich.console import Console
-    from rich.table import Table
+    from nanochat_pl.report.terminal import table_text
 
     stages = [s for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
     if not stages:
         return f"files: {run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)}"
-    table = Table(title=f"{cfg.run_name}: {' -> '.join(cfg.chain)} in {seconds:.0f} s", title_justify="left")
-    table.add_column("")
-    for stage in stages:
-        table.add_column(stage, justify="right")
+    rows: list[list[str]] = []
     folders = {stage: run_dir(stage, cfg.run_name, cfg.outputs) for stage in stages}
     summaries = {s: json.loads((f / "summary.json").read_text()) for s, f in folders.items()}
     for label, key, form in (
@@ -255,7 +251,7 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
     ):
         values = [summaries[s].get(key) for s in stages]
         if any(v is not None for v in values):
-            table.add_row(label, *("" if v is None else form.format(v) for v in values))
+            rows.append([label, *("" if v is None else form.format(v) for v in values)])
     for label, name, metric in (
         ("free recall", "recall", "exact_match"),
         ("answers parsed", "scienceqa", "strict/parse_rate"),
@@ -265,12 +261,10 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
     ):
         figures = [figure(folders[s], name, metric) for s in stages]
         if any(text != "-" for text in figures):
-            table.add_row(label, *figures)
+            rows.append([label, *figures])
     baseline = baselines(folders[stages[-1]])
-    console = Console(width=max(100, 28 + 24 * len(stages)))  # an interval a cell on one line
-    with console.capture() as capture:
-        console.print(table)
-    lines = [capture.get().rstrip()]
+    title = f"{cfg.run_name}: {' -> '.join(cfg.chain)} in {seconds:.0f} s"
+    lines = [table_text(title, ["", *stages], rows)]
     if baseline:
         lines.append(f"without a model: {baseline}")
     lines += sample_answers(folders[stages[-1]])

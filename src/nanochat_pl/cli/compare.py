@@ -11,6 +11,7 @@ from nanochat_pl.report.comparison_pages import comparison_html, comparison_json
 from nanochat_pl.report.entrants import load_entrants
 from nanochat_pl.report.overview import Overview, briefly, draw_up, tables, verdicts
 from nanochat_pl.report.stage_charts import text_chart
+from nanochat_pl.report.terminal import print_table
 
 __all__ = ["main"]
 
@@ -51,18 +52,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _print(overview: Overview) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
     for title, header, rows in tables(overview):
-        table = Table(title=title, title_justify="left", show_lines=True)
-        for place, name in enumerate(header):
-            table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        print_table(title, header, rows)
     if chart := text_chart(overview):
         print(f"over the stages (full: below the 95% interval, shaded: within it)\n{chart}\n")
     for sentence in (*briefly(list(verdicts(overview))), *overview.notes):

@@ -14,6 +14,7 @@ from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_f
 from nanochat_pl.eval.results import fenced
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.entrants import Result, find_results, load_result
+from nanochat_pl.report.terminal import print_table
 
 __all__ = ["main"]
 
@@ -87,21 +88,17 @@ def _kinds(evaluation: Sorted, limit: int) -> Iterator[tuple[Kind, int, list[tup
 
 def _print(evaluation: Sorted, limit: int) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     print(_said(evaluation))
     console = Console()
     kinds = [kind.name for kind, _, _ in _kinds(evaluation, 0)]
-    table = Table()
-    table.add_column("task", no_wrap=True)
-    for name in ("wrong of asked", *kinds):
-        table.add_column(name, justify="right")
+    rows = []
     for task in evaluation.tasks:
         counts = [task.kinds.get(name, 0) for name in kinds]
         shares = [f"{n} ({n / len(task.failures):.0%})" if n else "" for n in counts]
-        table.add_row(Text(task.task), f"{len(task.failures)} of {task.asked}", *shares)
-    console.print(table)
+        rows.append([task.task, f"{len(task.failures)} of {task.asked}", *shares])
+    print_table(None, ["task", "wrong of asked", *kinds], rows, console)
     for kind, count, examples in _kinds(evaluation, limit):
         console.print(Text(f"\n{kind.name} ({count}): {kind.rule}", style="bold"))
         console.print(Text(f"try: {kind.remedy}"))

@@ -11,6 +11,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from nanochat_pl.report.terminal import print_table
+
 FIGURES = ("status", "step", "train/loss", "val/loss", "val/bpb", "best", "best_step", "median_tok_per_sec", "wall_s")
 
 
@@ -35,7 +37,7 @@ class ResultsTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         table = Path(config.hydra.sweep.dir) / "results.csv"
         if table.is_file():
-            print_table(table)
+            show(table)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
@@ -55,21 +57,13 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def print_table(path: Path) -> None:
+def show(path: Path) -> None:
     """Show the jobs on the terminal: what differs between them, and their figures."""
-    from rich.console import Console
-    from rich.table import Table
-
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     shared = {k for k in rows[0] if k not in FIGURES and len(rows) > 1 and len({row[k] for row in rows}) == 1}
     columns = [k for k in rows[0] if k not in shared and k not in ("wall_s", "best", "best_step")]
-    table = Table(title=str(path), title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(short(row[name]) for name in columns))
-    Console().print(table)
+    print_table(str(path), columns, [[short(row[name]) for name in columns] for row in rows])
 
 
 def short(value: str) -> str:

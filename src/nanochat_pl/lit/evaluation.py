@@ -44,6 +44,7 @@ from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import check_place, write_atomically, writing
+from nanochat_pl.report import terminal
 from nanochat_pl.report.comparison import direction
 from nanochat_pl.report.entrants import Entrant, Result
 from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
@@ -417,28 +418,22 @@ def compare_all(evaluations: Mapping[str, Evaluation], overview: Overview | None
 
 def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
     """Show the overall figures of all checkpoints side by side, with intervals and baselines."""
-    from rich.console import Console
-    from rich.table import Table
-
     names = list(evaluations)
-    table = Table(title=f"{name}: value [95% interval]", title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    for shown in names:
-        table.add_column(shown, justify="right")
     rows = {shown: {(r.task, r.metric): r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
     first = rows[names[0]]
     several = len({task for task, _ in first}) > 1
-    for task, metric in headline_figures(list(first.values())):  # the rest stands in results.json
-        table.add_row(f"{task} {metric}" if several else metric, *(cell(rows[n].get((task, metric))) for n in names))
+    lines = [  # the rest stands in results.json
+        [f"{task} {metric}" if several else metric, *(cell(rows[n].get((task, metric))) for n in names)]
+        for task, metric in headline_figures(list(first.values()))
+    ]
     if name == EvalName.tokenizer:
         domains = {
             n: {tuple(r.group.values()): r for r in e.rows if r.group and r.metric == "bytes_per_token"}
             for n, e in evaluations.items()
         }
         for key in domains[names[0]]:
-            table.add_row(f"bytes_per_token {' '.join(key)}", *(cell(domains[n].get(key)) for n in names))
-    console = Console()
-    console.print(table)
+            lines.append([f"bytes_per_token {' '.join(key)}", *(cell(domains[n].get(key)) for n in names)])
+    terminal.print_table(f"{name}: value [95% interval]", ["metric", *names], lines)
     baseline = next((r.baseline for r in first.values() if r.baseline), None)
     if baseline and not several:
         text = ", ".join(
