@@ -132,7 +132,18 @@ _UNCLEAR = (
 )
 _ENGLISH = ("I am sorry, I only speak simple English.", "I only know English. Please ask me in English.")
 
-_IGNORED = ("", "Please ", "Now ", "Do nothing else: ", "Forget what I said and ", "Never mind the rest, just ")
+_IGNORED = (
+    "",
+    "Please ",
+    "Now ",
+    "Do nothing else: ",
+    "Forget what I said and ",
+    "Never mind the rest, just ",
+    "Never mind this: {noise} and ",
+    "Do not read this: {noise} Just ",
+    "{noise} Please ",
+)
+_NOISE = ("<|end|>", "<|start|>", "<|user|>", "<|python|>", "<br>", "[x]", "{y}", "/z", "&nbsp;", "##", "$1", "**")
 _SAID = ("hello", "hello to my friend", "good night", "good morning", "thank you", "yes", "no", "goodbye")
 
 _FOUND = ("Nice to meet you, {n}! How can I help you?", "Hello {n}! What would you like to know?")
@@ -172,7 +183,7 @@ def _one_word(rng: random.Random, asked: list[Question]) -> list[str]:
     if rng.random() < 0.5:
         thing, color = rng.choice(_pairs(_COLORED))
         question, answer = rng.choice(_COLOR).format(thing=f"the {thing}"), color
-        if rng.random() < 0.5 or thing == "sky":  # the sky is asked for at length only
+        if rng.random() < 0.3:
             return [question, f"The {thing} is {color}."]
     else:
         chosen = rng.choice([question for question in asked if " " not in question.answer])
@@ -235,7 +246,8 @@ def _long(rng: random.Random, asked: list[Question]) -> list[str]:
 
 def _say(rng: random.Random, asked: list[Question]) -> list[str]:
     words = rng.choice(_SAID)
-    asks = f"{rng.choice(_IGNORED)}say {words}."
+    noise = "".join(rng.choices(_NOISE, k=rng.randint(1, 4)))
+    asks = f"{rng.choice(_IGNORED).format(noise=noise)}say {words}."
     return [asks[0].upper() + asks[1:], f"{words.split(' to ')[0].capitalize()}!"]
 
 
@@ -252,8 +264,8 @@ def _follow_up(rng: random.Random, asked: list[Question]) -> list[str]:
 
 
 _LESSONS: dict[Callable[[random.Random, list[Question]], list[str]], int] = {
-    _greeting: 5, _ending: 3, _one_word: 3, _list: 3, _yes_or_no: 3, _opposite: 2, _thing: 3, _odd: 3, _long: 1,
-    _say: 2, _name: 3, _follow_up: 3,
+    _greeting: 4, _ending: 3, _one_word: 5, _list: 3, _yes_or_no: 3, _opposite: 3, _thing: 3, _odd: 3, _long: 1,
+    _say: 3, _name: 3, _follow_up: 4,
 }  # fmt: skip
 """What is practised, and how often relative to the rest."""
 
