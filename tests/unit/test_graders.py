@@ -155,7 +155,10 @@ def test_a_letter_that_is_a_digit_is_not_the_beginning_of_a_number():
 
 @pytest.mark.parametrize(
     "piece",
-    [" ", "\n", "*", "(", "$", "`", "~", "#", "A", "A ", "A\n", "answer is ", "####", "9", ",9", "```\n", "\\boxed{"],
+    [
+        *(" ", "\n", "*", "(", "$", "`", "~", "#", "A", "A ", "A\n", "answer is ", "####", "9", ",9", "'999", "```\n"),
+        *("\\boxed{", "\\frac{", "A, ", "def f", "```python\n", "x```\n", "½", "9 a "),
+    ],
 )
 def test_no_answer_however_odd_takes_long_to_read(piece):
     begin = time.process_time()

@@ -60,27 +60,35 @@ _OPENS = r"(?:[\s(\[{*_`\"'“‘$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s
 # Where a letter ends: punctuation (but not in "D.C.", "C-14" or "3,000"), a dash or bracket after a space, the end of
 # the line.
 _ENDS = (
-    r"""[)\]}"”’$;!`<]|[*_]{1,3}(?![\w*])|'(?!\w)|\\[)\]]|[,:](?!\d)|\.(?!\w)|\s+[-–—](?!\s*\d)|\s+\(|[ \t]*(?:\n|$)"""
+    r"""[)\]}"”’$;!`<…。，；！）]|[*_]{1,3}(?![\w*])|'(?!\w)|\\[)\]]|[,:](?!\d)|\.(?!\w)|\s+[-–—](?!\s*\d)"""
+    r"|\s+\(|[ \t]*(?:\n|$)"
 )
 _BECAUSE = r"\s+(?i:because|since|as)\b"
 _ITS_RIGHT = (
-    r"[)\]*_\"'”’`]*\s+(?i:is|would be|must be)\s+(?i:the\s+)?(?i:correct|right|best)"
+    r"[)\]*_\"'”’`]*\s+(?i:is|would be|must be)\s+(?:(?i:the\s+)?(?i:correct|right|best)"
     r"(?:\s+(?i:answer|choice|option|one)\b|(?=[.!,;:*]|\s*(?:\n|$)|" + _BECAUSE + "))"
+    r"|(?i:the|my)\s+(?i:answer)\b)"
 )
 # "The wrong answer is B" and "the first option is A" do not say which answer is right.
 _OF_ANOTHER = "".join(
     rf"(?<!\b{word} )" for word in ("incorrect", "wrong", "other", "first", "second", "third", "fourth", "last", "next")
 )
+_SURELY = "(?:therefore|thus|clearly|then|definitely|certainly|surely|obviously|most likely|likely|probably)"
 _PHRASE = (
     rf"\b{_OF_ANOTHER}(?:answer|choice|option|letter)(?:\s+here)?[*_\"']{{0,4}}\s*"
-    r"(?:(?:is|would be|should be|must be|will be)\b(?:\s+(?:therefore|thus|clearly|then)\b)?[*_]{0,3}\s*[:：=]?"
+    rf"(?:(?:is|would be|should be|must be|will be)\b(?:\s+{_SURELY}\b)?[*_]{{0,3}}\s*[:：=]?"
     r"|[:：=–—-]|->|→)[*_]{0,3}(?:\s*(?:the\s+)?(?:option|choice|letter|answer)\b\s*:?)?"
 )
 _CHOOSE = (
-    r"\b(?:I|we)(?:['’](?:d|ll)|\s+would|\s+will)?\s+(?:choose|pick|select|go with)"
-    r"(?:\s+(?:option|choice|letter|answer)\b)?"
+    r"\b(?:I|we)(?:['’](?:d|ll)|\s+would|\s+will)?\s+(?:choose|pick|select|go with|say"
+    r"|(?:think|believe|say|guess)(?:\s+that)?\s+(?:it is|it['’]s|it must be))"
+    r"(?:\s+(?:the\s+)?(?:option|choice|letter|answer)\b)?"
 )
 _COMMITS = rf"(?i:{_PHRASE}|{_CHOOSE}|\\boxed\s*\{{|<answer>)"
+# Words before a letter that is then called right; behind any other it is part of a name ("vitamin C").
+_ANNOUNCES = (
+    "option|choice|answer|letter|so|therefore|thus|hence|then|that|because|since|as|but|think|believe|say|is|only"
+)
 # What joins letters to a list: "A, B", "A or B", "(A) and (B)", a letter a line.
 _JOINS = r"(?:[\s,;/&+–—()\[\]*_\"'”’`}$-]|\b(?:and|or|also|maybe|perhaps|possibly)\b)*"
 
@@ -94,11 +102,18 @@ def _letter_patterns(letters: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
     return {
         "anchored": re.compile(rf"{_COMMITS}{_OPENS}({one})(?={_ENDS}|{_BECAUSE}|{_ITS_RIGHT})"),
         "praised": re.compile(rf"(?<![\w'’.-])({one}){_ITS_RIGHT}"),
-        "leading": re.compile(rf"(?:[-#>]+\s+)?(?i:(?:option|choice|answer|letter)\b)?{_OPENS}({one})(?={_ENDS})"),
+        "named": re.compile(rf"[\w'’-]*[\w'’](?<!\b{one})[ \t]+[\[(*_\"'“‘`]*$"),
+        "announced": re.compile(rf"\b(?i:{_ANNOUNCES})[ \t]+[\[(*_\"'“‘`]*$"),
+        "leading": re.compile(
+            rf"(?:[-#>]+\s+)?(?i:(?:option|choice|answer|letter)\b)?{_OPENS}({one})(?={_ENDS}|{_BECAUSE})"
+        ),
         # Another letter follows at once; "A lion" is no letter.
         "listed": re.compile(rf"{_JOINS}(?<!\w)({one})(?!\w)(?!\s+(?!(?:and|or|are)\b)[a-z])"),
         "run": re.compile(rf"\.\s*{one}\s*[.,]\s*{one}(?!\w)"),
-        "joined": re.compile(r"(?:[,/&+]|\b(?i:and|or|nor|not|neither|either|doubt|if|whether)\b)[\s(\[*_\"'“‘`]*$"),
+        "joined": re.compile(
+            rf"(?:(?<!\w){one}[)\]*_\"'”’`]*\s*[,/&+]|[/&+]|\b(?i:and|or|nor|not|neither|either|doubt|if|whether)\b)"
+            r"[\s(\[*_\"'“‘`]*$"
+        ),
         "lines": re.compile(rf"^[ \t]*{_OPENS}({one})[.):]", re.MULTILINE),
     }
 
@@ -132,7 +147,9 @@ def strict_letter(text: str, letters: Sequence[str]) -> str | None:
 def _praised(text: str, patterns: dict[str, re.Pattern[str]]) -> Iterator[re.Match[str]]:
     """Yield the places that call one letter right: "B is the correct answer", but not "A or B is correct"."""
     for match in patterns["praised"].finditer(text):
-        if patterns["joined"].search(text[max(0, match.start() - 40) : match.start()]) is None:
+        before = text[max(0, match.start() - 40) : match.start()]
+        is_name = patterns["named"].search(before) and not patterns["announced"].search(before)
+        if not is_name and patterns["joined"].search(before) is None:
             yield match
 
 
@@ -144,16 +161,28 @@ def _goes_on(text: str, match: re.Match[str], patterns: dict[str, re.Pattern[str
 # -- numbers ------------------------------------------------------------------------------------------------------
 
 _ORIGINAL_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
-_MARKED = re.compile(
-    r"####[ \t]*(?:[*_`]|\\boxed\{)*(?P<sign>[-−+]?)[$€£¥₹]?\s?\\?\$?(?:\\boxed\{)?(?P<sign2>[-−]?)"
-    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?P<rest>[^\n]*)"
+_MARKED = re.compile(r"####+(?P<line>(?:(?!####)[^\n])*)")
+_SHORT_OPENS = r"(?:[ \t*_`\"'“‘(\[$]|\\[(\[$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{){0,12}"
+_NUMBER = re.compile(
+    rf"{_SHORT_OPENS}(?:(?i:(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b\s*[:=]?|[*_]{{0,3}}\s*[:=]))|=)?{_SHORT_OPENS}"
+    r"(?P<sign>[-+]?)\s?(?:US\$|USD\s?|Rs\.?\s?|[€£¥₹₩¢]\s?|\\?\$\s?)?(?P<sign2>-?)"
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?P<rest>.*)"
 )
-# What makes another number of it: more digits, a fraction, a sum, a time, a range, a letter at once.
+# One spelling for what is written in several: dashes, groups of digits, fractions.
+_DASHES = re.compile(r"[−–‐‑－﹣](?=[$€£¥₹₩\d.])")
+_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;:! ]|['’_\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{(\d+)\}\s*\{(\d+)\}|(\d)(\d))")
+_ONE_SIGN_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
+# What makes another number of it: more digits, a fraction, a sum, a power, a time, a range, a letter at once, a word
+# for a large number, a second amount.
 _GOES_ON = re.compile(
-    r"[,.:]?\d|\s*[-−+*/×÷^=:~–—]{1,2}\s*[\d($.]|(?:,?\s+|,?\s+(?:and|or|to)\s+)[$€£¥₹]?\d|\s*[xX]\s*\d|\.[A-Za-z]|\s*/"
-    r"|[kKmMbB](?![A-Za-z])|(?:th|st|nd|rd)\b|[eExX]"
+    r"[,.:'’_]?\d|\s*[-−+*/×÷^=~:–—;]{1,2}\s*[\d($.]|(?:,?\s+|\s*[,(]?\s*(?:and|or|to)\s+)[$€£¥₹]?\d|\s*[xX]\s*\d"
+    r"|\.[A-Za-z]|\s*/(?!\s*[A-Za-z]{2})|\s*[+×÷^]|[kKmMbB](?![A-Za-z])|(?:th|st|nd|rd)\b|[eExX](?![A-Za-z])"
+    r"|\s*[²³¹⁰-⁹π√∞½]|\s*\\(?:pi|sqrt|times|cdot|div|frac)\b|\s*\{,\}"
+    r"|\s*(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore)\b"
+    r"|\s*(?!(?i:in|on|at|per|of|for|from|after|by|with|over|each|every|to)\b)[A-Za-z]{1,12}\.?,?(?:\s+and)?\s+\d"
 )
-_FRACTION = re.compile(r"(?: (?P<top>\d+))?\s?/\s?(?P<bottom>\d+)(?![\d/.]|\s*[-+*/×÷^=])")
+_FRACTION = re.compile(r"(?:\s+(?P<top>\d+))?\s?/\s?(?P<bottom>\d+)(?![\d/]|\.\d|\s*[-+*/×÷^=])")
 
 
 def original_final_answer(text: str) -> str | None:
@@ -165,21 +194,35 @@ def original_final_answer(text: str) -> str | None:
 def final_answer(text: str) -> str | None:
     """Return the number that stands behind `####`, None where there is none.
 
-    Thousands commas, a currency sign, marks of Markdown, a full stop and a unit behind it are left out; a fraction
-    stays one (`3/4`). The first mark with a number behind it counts, and only where that is the whole number: a sum, a
-    range, or digits in another grouping are none.
+    Thousands commas, a currency sign, marks of Markdown and LaTeX, a full stop and a unit behind it are left out; a
+    fraction stays one (`3/4`). The first mark with a number behind it counts, and only where that is the whole number:
+    a sum, a range, a power, or digits in another grouping are none.
     """
-    match = _MARKED.search(without_tools(text))
-    if match is None or (match["sign"] and match["sign2"]):
+    for marked in _MARKED.finditer(without_tools(text)):
+        if match := _NUMBER.match(_one_spelling(marked["line"])):
+            return _value(match)
+    return None
+
+
+def _one_spelling(line: str) -> str:
+    """Write dashes, groups of digits and fractions of a number in one way: `-1,800`, `1 3/4`."""
+    line = _GROUPS.sub(",", _DASHES.sub("-", line))
+    line = _ONE_SIGN_FRACTION.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign[0]), line).replace("⁄", "/")
+    return _LATEX_FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]}", line)
+
+
+def _value(match: re.Match[str]) -> str | None:
+    """Give the number that a line begins with, None where it is not a whole one."""
+    if match["sign"] and match["sign2"]:
         return None
-    minus = "-" if "−" in match["sign"] + match["sign2"] or "-" in match["sign"] + match["sign2"] else ""
+    minus = "-" if "-" in match["sign"] + match["sign2"] else ""
     number, rest = match["number"].replace(",", ""), match["rest"]
     if fraction := _FRACTION.match(rest):
         top, bottom = int(fraction["top"] or 0), int(fraction["bottom"])
         if "." in number or not bottom:
             return None
         top = int(number) * bottom + top if fraction["top"] else int(number)
-        return f"{minus}{top}/{bottom}"
+        return None if _GOES_ON.match(rest, fraction.end()) else f"{minus}{top}/{bottom}"
     return None if _GOES_ON.match(rest) else f"{minus}{number}"
 
 

@@ -21,36 +21,62 @@ HUB_REPO = "openai/openai_humaneval"
 HUB_FOLDER = "openai_humaneval"
 
 _ORIGINAL_FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
-_FENCE = re.compile(r"(?<![`~])(?P<fence>`{3,}+|~{3,}+)(?P<info>[^`\n]*)\r?\n")
-_PYTHON = re.compile(r"\{?\.?(?:python|py|python3|py3|ipython|pycon)?\}?(?:[\s,{:].*)?$", re.IGNORECASE)
+_FENCE = re.compile(r"(?P<indent>(?<![^\n])[ \t]*)?(?<![`~])(?P<fence>`{3,}+|~{3,}+)(?P<info>[^`\n]*)\r?\n")
+_PYTHON = re.compile(r"\{?\.?(?:python[\d.]*|py[\d.]*|ipython[\d.]*|pycon)?\}?(?:[\s,{:].*)?$", re.IGNORECASE)
 
 
 def extract_code(completion: str, entry_point: str | None = None, strict: str = "stated") -> str:
     """Return the code of an answer: its first block fenced as Python or as nothing, all of it without one.
 
     A fence is three or more backticks or tildes; one that is never closed reaches to the end. Of several blocks it is
-    the first that defines `entry_point`, where one does. With strict=original only backticks with `python` or nothing
-    behind them are a fence, and only where they are closed.
+    the first that defines `entry_point`; where only the text before the first fence does, it is that text. With
+    strict=original only backticks with `python` or nothing behind them are a fence, and only where they are closed.
     """
     if strict == "original":
         match = _ORIGINAL_FENCED.search(completion)
         return (match.group(1) if match else completion).strip()
-    blocks = _blocks(completion)
-    defining = [block for block in blocks if entry_point and re.search(rf"\b{re.escape(entry_point)}\b\s*[(=:]", block)]
+    before, blocks = _blocks(completion)
+    candidates = [*blocks, before] if entry_point else blocks
+    defining = [text for text in candidates if entry_point and _defines(text, entry_point)]
     return textwrap.dedent(next(iter(defining or blocks), completion)).strip()
 
 
-def _blocks(completion: str) -> list[str]:
-    """Return what stands in fences that are Python's or nobody's."""
-    blocks, place = [], 0
+def _defines(code: str, name: str) -> bool:
+    """Tell whether code defines, assigns or imports a name; a call of it does not count."""
+    name = re.escape(name)
+    return (
+        re.search(
+            rf"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+{name}\b|class[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=)"
+            rf"|(?:from|import)[ \t][^\n]*\b{name}[ \t]*$)",
+            code,
+            re.MULTILINE,
+        )
+        is not None
+    )
+
+
+def _blocks(completion: str) -> tuple[str, list[str]]:
+    """Return the text before the first fence, and what stands in fences that are Python's or nobody's."""
+    blocks: list[str] = []
+    before, place = None, 0
+    never: set[str] = set()
     while fence := _FENCE.search(completion, place):
-        closing = re.compile(rf"^[ \t]*{fence['fence'][0]}{{{len(fence['fence'])},}}[ \t]*\r?$", re.MULTILINE)
-        end = closing.search(completion, fence.end())
+        before = completion[: fence.start()] if before is None else before
+        mark, room = f"{fence['fence'][0]}{{{len(fence['fence'])},}}[ \\t]*\\r?$", len(fence["indent"] or "") + 3
+        # As in Markdown, a fence that is indented further belongs to what is inside, such as a docstring.
+        closing, end = rf"^[ \t]{{0,{room}}}{mark}", None
+        if closing not in never:
+            end = re.compile(closing, re.MULTILINE).search(completion, fence.end())
+        if end is None:  # closed behind the last line of the code, or never
+            never.add(closing)  # nor for a later fence: each search goes to the end once
+            end = re.compile(rf"(?<=[^\s`~]){mark}", re.MULTILINE).search(completion, fence.end())
         inside = completion[fence.end() : end.start() if end else len(completion)]
         if _PYTHON.match(fence["info"].strip()) and inside.strip():
             blocks.append(inside)
         place = end.end() if end else len(completion)
-    return blocks
+    if before is None:  # at most a fence in the last line, which is not followed by a block
+        before = re.sub(r"\n[ \t]*(?:`{3,}|~{3,})[ \t]*\s*\Z", "", completion)
+    return before, blocks
 
 
 def extract_imports(prompt: str) -> str:
