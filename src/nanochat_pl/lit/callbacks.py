@@ -17,6 +17,10 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.console import Console
+from rich.progress import ProgressColumn, Task
+from rich.table import Column
+from rich.text import Text
 
 from nanochat_pl.eval.bpb import evaluate_loss
 from nanochat_pl.lit.checkpoints import Checkpoints
@@ -184,6 +188,8 @@ class Progress(Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.speeds: list[float] = []
+        self.pace: float | None = None
+        """Seconds a step of the last row, without the first step of a session, which compiles; None = not known yet."""
         self._earlier_speed: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,6 +207,7 @@ class Progress(Callback):
             if isinstance(logger, MetricsFile):
                 logger.forget_from(trainer.global_step)
         self._first_step = trainer.global_step
+        self.pace = None
         self._restart()
 
     def _restart(self) -> None:
@@ -219,6 +226,8 @@ class Progress(Callback):
         self.tokens += count
         self._since_tokens += count
         self._since_steps += 1
+        if trainer.global_step - self._first_step == 1:
+            self._warm, self._warm_paused = time.perf_counter(), self.validation.seconds
         if not is_logged(step, self.every_steps, trainer.max_steps):
             return
         # Ranks hold means over their own part, scaled so that their mean is the step's loss.
@@ -231,8 +240,14 @@ class Progress(Callback):
                 signs, maxima = callback.figures()
                 own |= signs
         found = over_ranks(trainer, outputs["loss"].device, own, maxima)
-        seconds = time.perf_counter() - self._mark - (self.validation.seconds - self._paused)
+        now = time.perf_counter()
+        seconds = now - self._mark - (self.validation.seconds - self._paused)
         self.seconds += seconds
+        if trainer.global_step - self._first_step > self._since_steps:
+            self.pace = seconds / self._since_steps
+        elif self._since_steps > 1:
+            spent = now - self._warm - (self.validation.seconds - self._warm_paused)
+            self.pace = spent / (self._since_steps - 1)
         speed = self._since_tokens / max(seconds, 1e-9)
         if trainer.global_step - self._first_step > self.every_steps:  # the first rows hold compilation
             self.speeds.append(speed)
@@ -262,17 +277,21 @@ class Progress(Callback):
         }
 
     def line(self, step: int, num_steps: int) -> str:
-        """Format the latest figures as one line of plain text."""
+        """Format the latest figures as one line of plain text, without those that are not known."""
         now = self.latest
-        eta = (num_steps - step - 1) * now["train/dt"]
-        mfu = f"{now['train/mfu']:.1f}%" if "train/mfu" in now else "-"
-        reward = f"reward {now['reward']:.4f} | " if "reward" in now else ""
         loss = "- (no supervised token)" if math.isnan(now["train/loss"]) else f"{now['train/loss']:.4f}"
-        return (
-            f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%) | loss {loss} | {reward}"
-            f"lrm {now['train/lrm']:.2f} | dt {1000 * now['train/dt']:.0f} ms | "
-            f"tok/s {now['train/tok_per_sec']:,.0f} | mfu {mfu} | eta {int(eta) // 60}m{int(eta) % 60:02d}s"
-        )
+        parts = [f"step {step:05d}/{num_steps:05d} ({100 * step / num_steps:.1f}%)", f"loss {loss}"]
+        parts += [f"reward {now['reward']:.4f}"] if "reward" in now else []
+        parts += [f"lrm {now['train/lrm']:.2f}", f"dt {1000 * now['train/dt']:.0f} ms"]
+        parts.append(f"tok/s {now['train/tok_per_sec']:,.0f}")
+        parts += [f"mfu {now['train/mfu']:.1f}%"] if "train/mfu" in now else []
+        parts += [f"eta {eta}"] if (eta := self.eta(num_steps - step - 1)) else []
+        return " | ".join(parts)
+
+    def eta(self, num_steps: int) -> str:
+        """Say how long so many steps will take, as `2m05s`; nothing while it is not known."""
+        seconds = int(num_steps * (self.pace or 0.0))
+        return "" if self.pace is None else f"{seconds // 60}m{seconds % 60:02d}s"
 
     @property
     def median_speed(self) -> float | None:
@@ -281,20 +300,47 @@ class Progress(Callback):
 
 
 class Bar(RichProgressBar):
-    """A progress bar for terminals, with the figures of the last logged row."""
+    """A progress bar for terminals, with the figures of the last logged row: one line, whatever the width."""
 
     def __init__(self, figures: Progress) -> None:
         super().__init__(refresh_rate=1, leave=True)
         self.figures = figures
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "step"  # a run is one epoch of all its steps
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        return [_Line(self.figures)]
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {}  # they stand in the line
+
+
+class _Line(ProgressColumn):
+    """Steps, bar, time left and figures; those that there is no room for are left out, the last ones first."""
+
+    def __init__(self, figures: Progress) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self.figures = figures
+
+    def render(self, task: Task) -> Text:
+        return Text(self.text(int(task.completed), int(task.total or 0), Console(stderr=True).width - 2))
+
+    def text(self, step: int, num_steps: int, width: int) -> str:
+        """Write the line for a terminal of so many columns."""
         now = self.figures.latest
-        figures = {"loss": f"{now['train/loss']:.3f}", "tok/s": f"{now['train/tok_per_sec']:,.0f}"} if now else {}
-        figures |= {"reward": f"{now['reward']:.3f}"} if "reward" in now else {}
-        return figures | {key: f"{value:.4f}" for key, value in self.figures.validation.latest.items()}
+        eta = self.figures.eta(num_steps - step)
+        parts = [f"{eta} left"] if eta and step < num_steps else []
+        parts += [f"loss {now['train/loss']:.3f}", f"tok/s {now['train/tok_per_sec']:,.0f}"] if now else []
+        parts += [f"reward {now['reward']:.3f}"] if "reward" in now else []
+        parts += [f"{key} {value:.4f}" for key, value in self.figures.validation.latest.items()]
+        head, room = f"step {step}/{num_steps} ", 10
+        shown: list[str] = []
+        for part in parts:
+            if len(head) + room + len(" | ".join(["", *shown, part])) > width:
+                break
+            shown.append(part)
+        tail = "".join(f" | {part}" for part in shown)
+        room = max(0, min(40, width - len(head) - len(tail)))
+        done = room * step // max(num_steps, 1)
+        return f"{head}{'━' * done}{'─' * (room - done)}{tail}"[:width]
 
 
 class Summary(Callback):
