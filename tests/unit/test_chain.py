@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from nanochat_pl.cli import chain
 from nanochat_pl.cli.chain import EVALUATE, command_line, flat, plan_chain, run_chain, run_command
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, in_hydra
+from nanochat_pl.lit.preflight import resume_file
 from nanochat_pl.lit.provenance import run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.lit.signals import SIGNALS
@@ -145,6 +146,7 @@ def small_world(tmp_path: Path) -> list[str]:
         "data=local",
         f"data.root={tmp_path / 'data'}",
         "data.text=text",
+        "tokenizer.vocab_size=265",
         "+chain_overrides.mid.mixture.tasks.chats._target_=nanochat_pl.tasks.chats.Chats",
         f"+chain_overrides.mid.mixture.tasks.chats.path={tmp_path / 'data' / 'chats'}",
     ]
@@ -216,10 +218,10 @@ def test_a_finished_stage_is_skipped_until_its_config_or_inputs_change(
     assert ran[5:] == ["base force", "mid force"]
     assert "but the tokenizer changed since" in capsys.readouterr().out
 
-    go([*small_world, "+chain_overrides.mid.optim.matrix_lr=0.01"])
-    assert ran[7:] == ["mid"]  # another config: the stage itself says what to do with the folder
-    go([*small_world, "force=true"])
-    assert ran[8:] == ["base force", "mid force"]
+    with pytest.raises(ValueError, match=r"mid/r already holds last\.ckpt; give resume=auto"):  # another config
+        go([*small_world, "+chain_overrides.mid.optim.matrix_lr=0.01"])
+    go([*small_world, "force=true", "tokenizer.vocab_size=266"])
+    assert ran[7:] == ["base force", "mid force"]
 
 
 def test_a_run_that_does_not_say_what_it_was_made_from_is_left_alone(
@@ -286,3 +288,113 @@ def test_a_chain_ends_with_the_same_questions_to_every_model():
         assert {arguments[0] for arguments in asked} == {
             f"ckpt=[{','.join(f'outputs/{stage}/r' for stage in stages.split(','))}]"
         }
+
+
+def chained(tmp_path: Path, *more: str) -> tuple[TrainConfig, list[str]]:
+    overrides = ["chain=[base,mid,evaluate]", "depth=1", f"outputs={tmp_path}", f"data.root={tmp_path / 'data'}", *more]
+    return compose(overrides), overrides
+
+
+def test_a_chain_does_not_go_on_from_a_stage_that_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    cfg, overrides = chained(tmp_path)
+    begun: list[list[str]] = []
+
+    def stops(command: list[str]) -> int:
+        begun.append(command)
+        folder = run_dir("base", cfg.run_name, cfg.outputs)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"status": "stopped", "step": 4, "num_steps": 8}))
+        return 0
+
+    monkeypatch.setattr(chain, "run_command", stops)
+    assert run_chain(cfg, overrides) == 1
+    assert len(begun) == 1
+    assert "stage base is not finished (stopped at step 4 of 8)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("+chain_overrides.evaluate.eval.max_new_tokens=9999", "eval.max_new_tokens=9999 leaves no room"),
+        ("+chain_overrides.mid.stage.sequence_len=128", "eval.max_new_tokens=128 leaves no room"),
+        ("+chain_overrides.mid.stage.total_batch_tokens=7", "total_batch_tokens=7 is not a multiple"),
+        ("init_from=nowhere", "init_from=nowhere does not exist"),
+        ("data=local", "there is no folder data.root="),
+        ("", "mid/d1 already holds last.ckpt"),
+    ],
+)
+def test_what_a_later_stage_or_evaluation_refuses_is_refused_before_the_first_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, said: str
+):
+    monkeypatch.setattr(chain, "run_command", lambda command: pytest.fail("a stage began"))
+    if not more:
+        held = tmp_path / "mid" / "d1" / "checkpoints" / "last.ckpt"
+        held.parent.mkdir(parents=True)
+        held.write_bytes(b"of an earlier run")
+    cfg, overrides = chained(tmp_path, *filter(None, [more]))
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        run_chain(cfg, overrides)
+
+
+def test_an_evaluation_in_training_that_leaves_no_room_is_refused_before_any_stage(tmp_path: Path):
+    more = ["+chain_overrides.mid.stage.eval_every_steps=5", "+chain_overrides.mid.eval.name=recall"]
+    cfg, overrides = chained(tmp_path, *more, "+chain_overrides.mid.eval.max_new_tokens=512")
+    with pytest.raises(ValueError, match=r"eval\.max_new_tokens=512 leaves no room for a question in the model's 512"):
+        run_chain(cfg, overrides)
+
+
+@pytest.mark.parametrize("status", ["stopped", "running", "failed"])
+def test_a_chain_does_not_start_from_an_earlier_run_that_is_not_finished_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+):
+    monkeypatch.setattr(chain, "run_command", lambda command: 77)
+    base = tmp_path / "base" / "d1"
+    (base / "checkpoints").mkdir(parents=True)
+    (base / "checkpoints" / "best.ckpt").write_bytes(b"stale")
+    monkeypatch.setattr(chain, "check_start", lambda *a: None)
+    (base / "summary.json").write_text(json.dumps({"status": status, "step": 4, "num_steps": 8}))
+    cfg, overrides = chained(tmp_path, "chain=[mid,evaluate]")
+    with pytest.raises(ValueError, match=rf"{base}, which is not finished \({status} at step 4 of 8\)"):
+        run_chain(cfg, overrides)
+    cfg, overrides = chained(tmp_path, "chain=[mid,evaluate]", f"init_from={base}")
+    assert run_chain(cfg, overrides) == 77
+
+
+def test_the_questions_of_a_chain_s_evaluation_are_missed_before_the_first_stage(
+    small_world: list[str], ran: list[str]
+):
+    with pytest.raises(FileNotFoundError, match=r"there is no test\.parquet .* in .*/data/scienceqa"):
+        go([*small_world, "chain=[base,mid,evaluate]"])
+    assert not ran
+
+
+def test_a_tokenizer_killed_before_its_summary_is_made_again_by_resume(tmp_path: Path):
+    cfg = compose(["stage=tokenizer", "resume=auto", "run_name=r"])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"already holds tokenizer\.json"):  # nobody's run, or of an earlier time
+        resume_file(cfg, tmp_path)
+    (tmp_path / "config.yaml").write_text("stage: {name: tokenizer}")
+    assert resume_file(cfg, tmp_path) is None
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(ValueError, match=r"already holds tokenizer\.json"):
+        resume_file(cfg, tmp_path)
+
+
+def test_the_quickstart_is_accepted_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[str] = []
+
+    def finishes(command: list[str]) -> int:
+        started.append(next(a for a in command if a.startswith(("stage=", "eval="))))
+        if started[-1].startswith("stage="):
+            folder = run_dir(started[-1].removeprefix("stage="), "quickstart", str(tmp_path))
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
+        return 0
+
+    monkeypatch.setattr(chain, "run_command", finishes)
+    overrides = ["experiment=quickstart", f"outputs={tmp_path}"]
+    assert run_chain(compose(overrides), overrides) == 0
+    assert started == [*(f"stage={s}" for s in ("tokenizer", "base", "mid", "sft", "rl")),
+                       *(f"eval={e}" for e in ("scienceqa", "recall", "checks"))]  # fmt: skip

@@ -7,6 +7,7 @@ same config and the same inputs is skipped; one whose inputs have changed since 
 chain.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -33,12 +34,14 @@ from nanochat_pl.cli.compose import (
     quote_texts,
 )
 from nanochat_pl.cli.next_steps import config_flags, evaluation, listed, model_commands, program
-from nanochat_pl.inputs import START_STAGES
+from nanochat_pl.inputs import START_STAGES, start_weights
 from nanochat_pl.lit import signals
-from nanochat_pl.lit.preflight import check_task_files
+from nanochat_pl.lit.claim import check_free
+from nanochat_pl.lit.preflight import check_answer_length, check_own, check_start, unfinished
 from nanochat_pl.lit.provenance import changes, run_inputs
-from nanochat_pl.lit.schema import DataSource, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
+from nanochat_pl.tasks.tables import find_split
 
 EVALUATE = "evaluate"
 SAMPLES = ("hello", "who are you", "product")
@@ -56,12 +59,17 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
     Raises:
         ConfigError: a stage's own config is wrong; all are checked before the first begins.
         FileNotFoundError: a later stage lacks a file, which must not come out after hours of the first.
+        ValueError: a stage's batch does not divide, its folder holds a run or is in use, or answers leave questions no
+            room.
     """
     commands = plan_chain(cfg, overrides, folder)
-    for stage, arguments in commands:
-        if stage != EVALUATE:
-            [composed] = compose_checked("train", CommandLine(list(arguments), False, folder or config_dir()))
-            check_task_files(check(composed, TrainConfig))
+    trained: list[TrainConfig] = []
+    for stage, arguments in commands:  # evaluations stand last
+        if stage == EVALUATE:
+            check_evaluation(arguments, trained, folder)
+        else:
+            config = check_one(cfg, stage, arguments, folder)
+            trained += [] if stage == StageName.tokenizer else [config]
     begin = time.perf_counter()
     for number, (stage, arguments) in enumerate(commands, 1):
         print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments, folder)}", flush=True)
@@ -85,9 +93,61 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
         if code:
             print(f"error: stage {stage} failed with exit code {code}; the chain stops here", file=sys.stderr)
             return code
+        if stage != EVALUATE and (state := unfinished(run_dir(stage, cfg.run_name, cfg.outputs))) is not None:
+            print(
+                f"error: stage {stage} is not finished ({state}), and the next would start from what it is now; the "
+                "chain stops here; to continue: the same command with resume=auto",
+                file=sys.stderr,
+            )
+            return 1
         print(f"      {stage} took {time.perf_counter() - started:.0f} s", flush=True)
     print(closing_table(cfg, time.perf_counter() - begin))
     return 0
+
+
+def check_one(cfg: TrainConfig, stage: str, arguments: Sequence[str], folder: Path | None) -> TrainConfig:
+    """Check one stage of a chain before the first begins, all but what an earlier one has yet to make; give its config.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: as `run_chain`.
+    """
+    place = run_dir(stage, cfg.run_name, cfg.outputs)
+    check_free(place)
+    [composed] = compose_checked("train", CommandLine(list(arguments), False, folder or config_dir()))
+    config = check(composed, TrainConfig)
+    finished = not cfg.force and finished_as_asked(stage, cfg, arguments, folder) is not None
+    if finished:  # it is skipped, or done again where its inputs have changed
+        config = dataclasses.replace(config, resume=None, force=True)
+    resume = check_own(config, place)
+    if finished or stage == StageName.tokenizer or stage != next(s for s in cfg.chain if s != StageName.tokenizer):
+        return config
+    if stage in START_STAGES or config.init_from is not None or StageName.tokenizer not in cfg.chain:
+        check_start(config, place, resume)
+    if config.init_from is None and resume is None and stage in START_STAGES:
+        before = Path(start_weights(stage, cfg.run_name, None, cfg.outputs) or "")
+        if (before / "summary.json").is_file() and (state := unfinished(before)) is not None:
+            raise ValueError(
+                f"stage {stage} would start from {before}, which is not finished ({state}); finish that first, or "
+                f"start from it as it is: init_from={before}"
+            )
+    return config
+
+
+def check_evaluation(arguments: Sequence[str], trained: Sequence[TrainConfig], folder: Path | None) -> None:
+    """Check an evaluation of a chain against the stages whose models it will ask.
+
+    Raises:
+        FileNotFoundError: its questions are not there and would not be fetched.
+        ValueError: its answers leave no room for a question.
+    """
+    [composed] = compose_checked("evaluate", CommandLine(list(arguments), False, folder or config_dir()))
+    cfg = check(composed, EvaluateConfig)
+    for one in trained:
+        check_answer_length(cfg.eval.name, cfg.eval.max_new_tokens, one.stage.sequence_len)
+    data = trained[-1].data
+    if data.source == DataSource.local or (data.source == DataSource.hub and cfg.offline):
+        place, fetch = Path(data.root or "") / data.scienceqa, data.source == DataSource.hub
+        find_split(place, cfg.eval.split, repo=data.hub_scienceqa, fetch=fetch, offline=True)
 
 
 def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> list[tuple[str, list[str]]]:
@@ -206,13 +266,24 @@ def changed_inputs(
         None: its run folder holds no finished run of the same resolved config. Else what changed since, for people:
         nothing if the run would come out the same, or if it does not say what it was made from.
     """
+    config = finished_as_asked(stage, cfg, arguments, config_folder)
+    if config is None:
+        return None
+    before = json.loads((run_dir(stage, cfg.run_name, cfg.outputs) / "summary.json").read_text()).get("inputs")
+    try:
+        return changes(before, run_inputs(config)) if before else []
+    except (ValueError, OSError) as error:
+        return [f"something it was made from ({error})"]
+
+
+def finished_as_asked(
+    stage: str, cfg: TrainConfig, arguments: Sequence[str], config_folder: Path | None = None
+) -> TrainConfig | None:
+    """Give a stage's config if its run folder holds a finished run of the same; else None."""
     from omegaconf import OmegaConf
 
     folder = run_dir(stage, cfg.run_name, cfg.outputs)
-    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
-        return None
-    summary = json.loads((folder / "summary.json").read_text())
-    if summary.get("status") != "finished":
+    if not (folder / "config.yaml").is_file() or unfinished(folder) is not None:
         return None
     composed = compose_checked("train", CommandLine(list(arguments), False, config_folder or config_dir()))[0]
     now = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
@@ -220,13 +291,7 @@ def changed_inputs(
     assert isinstance(now, dict) and isinstance(then, dict)
     for key in ("resume", "force"):  # how it was started, not what it trained
         now.pop(key, None), then.pop(key, None)
-    if now != then:
-        return None
-    before = summary.get("inputs")
-    try:
-        return changes(before, run_inputs(check(composed, TrainConfig))) if before else []
-    except (ValueError, OSError) as error:
-        return [f"something it was made from ({error})"]
+    return check(composed, TrainConfig) if now == then else None
 
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:

@@ -20,7 +20,8 @@ from nanochat_pl.eval.results import Evaluation, ExampleLog, config_hash
 from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
 from nanochat_pl.inputs import prepare_root
 from nanochat_pl.lit.data import make
-from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvaluateConfig, TrainConfig
+from nanochat_pl.lit.preflight import check_answer_length
+from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, TrainConfig
 from nanochat_pl.tasks.scienceqa import format_answer, format_question
 
 __all__ = ["Measure", "Progress", "Subject", "arc", "chat", "chosen", "plain", "recall", "scienceqa"]
@@ -52,18 +53,14 @@ class Subject:
             context_tokens=context_tokens,
         )
 
-    def answering(self) -> dict[str, Any]:
-        """Give what all evaluations that generate answers take.
+    def answering(self, name: EvalName) -> dict[str, Any]:
+        """Give what an evaluation takes that generates answers in full.
 
         Raises:
             ValueError: no room is left for a question.
         """
         cfg = self.cfg.eval
-        if cfg.max_new_tokens >= self.model.config.sequence_len:
-            raise ValueError(
-                f"eval.max_new_tokens={cfg.max_new_tokens} leaves no room for a question in the model's "
-                f"{self.model.config.sequence_len} tokens; lower it"
-            )
+        check_answer_length(name, cfg.max_new_tokens, self.model.config.sequence_len)
         room = self.model.config.rotary_rows - cfg.max_new_tokens
         common = {"max_new_tokens": cfg.max_new_tokens, "max_prompt_tokens": room, "batch_size": cfg.batch_size}
         return common | {"seed": self.cfg.seed}
@@ -87,7 +84,7 @@ class Measure:
 def scienceqa(subject: Subject) -> Measure:
     """ScienceQA's questions, in the very form the training task gives them."""
     cfg, split = subject.cfg.eval, subject.cfg.eval.split
-    questions, common = _first(_tutor(subject), cfg), subject.answering()
+    questions, common = _first(_tutor(subject), cfg), subject.answering(EvalName.scienceqa)
     if cfg.bertscore is not None and not Path(cfg.bertscore).is_dir():
         raise FileNotFoundError(f"eval.bertscore={cfg.bertscore} is no folder; give that of a local model, or null")
 
@@ -125,7 +122,7 @@ def arc(subject: Subject) -> Measure:
             }
         )
         asked[subset] = [_as_tutor(question, persona, subset) for question in _first(task, cfg)]
-    common = subject.answering()
+    common = subject.answering(EvalName.arc)
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
         begin, engine = time.perf_counter(), subject.engine(subject.model.config.rotary_rows)
@@ -174,7 +171,7 @@ def _as_tutor(question: Mapping[str, Any], persona: list[Any], subset: str) -> d
 def recall(subject: Subject) -> Measure:
     """Facts of the embedded world without choices, in the form of the training task."""
     spec = _known(subject, "recall.Recall") | {"path": str(subject.root / "recall")}
-    questions, common = _first(make(spec), subject.cfg.eval), subject.answering()
+    questions, common = _first(make(spec), subject.cfg.eval), subject.answering(EvalName.recall)
 
     def answer(log: ExampleLog, progress: Progress | None) -> Evaluation:
         return evaluate_recall(

@@ -37,7 +37,7 @@ from nanochat_pl.lit.callbacks import Validation, is_due, log_metrics
 from nanochat_pl.lit.claim import claimed
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
-from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, no_data
+from nanochat_pl.lit.preflight import DEFAULT_EVALS, WITHOUT_DATA, hub_folder, no_data
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.lit.shorthand import task_specs
@@ -51,10 +51,6 @@ from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 
 log = logging.getLogger(__name__)
-
-DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
-    (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
-)
 
 
 def evaluate(

@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 WITHOUT_DATA = (EvalName.checks, EvalName.lm_eval)
 """Evaluations that read nothing below data.root."""
+DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
+    (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
+)
+"""What eval=auto measures."""
+ANSWERED_IN_FULL = (EvalName.scienceqa, EvalName.arc, EvalName.recall)
+"""Evaluations that keep room for an answer of eval.max_new_tokens; others cut it to the context or do without."""
 
 
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
@@ -106,6 +112,9 @@ def check_stage(cfg: TrainConfig) -> None:
                 f"stage.total_batch_rows={rows} is not a multiple of {what}; set stage.total_batch_rows="
                 f"{max(1, round(rows / unit)) * unit}" + ("" if stage.packed else " or another stage.device_batch")
             )
+    if stage.eval_every_steps is not None:
+        measured = DEFAULT_EVALS[stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+        check_answer_length(measured, cfg.eval.max_new_tokens, stage.sequence_len)
 
 
 def check_rl(cfg: TrainConfig, world: int) -> None:
@@ -147,6 +156,19 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
         raise ValueError(
             f"rl.max_new_tokens={rl.max_new_tokens} leaves no room for a question in stage.sequence_len="
             f"{stage.sequence_len}; lower it, or raise stage.sequence_len"
+        )
+
+
+def check_answer_length(name: EvalName, max_new_tokens: int, context: int) -> None:
+    """Check that an evaluation that writes answers leaves room for the questions in a context (tokens).
+
+    Raises:
+        ValueError: it leaves none.
+    """
+    if name in ANSWERED_IN_FULL and max_new_tokens >= context:
+        raise ValueError(
+            f"eval.max_new_tokens={max_new_tokens} leaves no room for a question in the model's {context} tokens; "
+            "lower it"
         )
 
 
@@ -193,6 +215,8 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
     held = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
     if cfg.stage.name == StageName.tokenizer:  # made in one go: there is nothing to continue
         held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
+        if cfg.resume == "auto" and (folder / "config.yaml").is_file() and unfinished(folder) is not None:
+            held = []  # killed between its file and its summary: it makes the same again
     elif cfg.resume == "auto":
         try:
             return newest_checkpoint(checkpoints)
@@ -217,6 +241,19 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
     return None
 
 
+def unfinished(folder: Path) -> str | None:
+    """Say how far the run in a folder has come that is not at its end, or not there; None = it is finished."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"there is no {folder / 'summary.json'}"
+    if not isinstance(summary, dict) or "status" not in summary:
+        return f"{folder / 'summary.json'} does not say how it ended"
+    if summary["status"] == "finished":
+        return None
+    return f"{summary['status']} at step {summary.get('step')} of {summary.get('num_steps')}"
+
+
 def say_what_is_resumed(cfg: TrainConfig, resume: Path | None) -> None:
     """Say aloud that a run does not go on from its last.ckpt, where nobody asked for another checkpoint."""
     if resume is None or resume.name == "last.ckpt" or (cfg.resume != "auto" and not Path(cfg.resume or "").is_dir()):
@@ -233,6 +270,20 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
     """
     folder = folder or run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
+    resume = check_own(cfg, folder)
+    if cfg.stage.name != StageName.tokenizer:
+        check_start(cfg, folder, resume)
+
+
+def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
+    """Check all of a job but what it starts from, which an earlier stage may yet have to make.
+
+    Returns:
+        The checkpoint to continue from; None for a fresh run.
+
+    Raises:
+        ValueError, FileNotFoundError: as `preflight`.
+    """
     if is_first_process():
         check_place(folder)
     resume = resume_file(cfg, folder)
@@ -254,9 +305,18 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
     if cfg.stage.name == StageName.tokenizer:
         if cfg.trainer.stop_after_steps:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
-        return
+        return None
     check_stage(cfg)
     check_task_files(cfg)
+    return resume
+
+
+def check_start(cfg: TrainConfig, folder: Path, resume: Path | None) -> None:
+    """Check start weights and tokenizer of a job that would write to `folder` and goes on from `resume`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `preflight`.
+    """
     start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
     if start is not None:
         source = check_model(start, hub_folder(cfg), cfg.offline)
