@@ -9,6 +9,7 @@ as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step,
 (nanochat, 2025-11)
 """
 
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,6 +32,10 @@ PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 few, and prompts of like length waste little on padding."""
 LOGPROBS_BLOCK = 128
 """Places of a prompt whose logits exist at once."""
+NOT_FINITE = (
+    "the model computes values that are not finite: its weights are broken or its training diverged; open an earlier "
+    "checkpoint of the run"
+)
 CAPACITY_STEP = 64
 """The cache grows by whole multiples of so many tokens a row."""
 
@@ -311,6 +316,8 @@ class Session:
             logs = self._model.logits(hidden[start : start + len(tokens)]).float().log_softmax(dim=-1)
             own = logs.gather(1, torch.tensor(tokens, device=logs.device)[:, None]).squeeze(1).tolist()
             top = logs.topk(count)
+            if not all(map(math.isfinite, own)):
+                raise ValueError(NOT_FINITE)
             rivals = zip(top.indices.tolist(), top.values.tolist(), strict=True)
             told += [TokenLogprobs(log, tuple(zip(ids, values))) for log, (ids, values) in zip(own, rivals)]
         return told
@@ -342,8 +349,13 @@ class Session:
         return draws
 
     def _choose(self, rows: Sequence[_Row], draws: Sequence[_Draw], logits: Tensor, events: list[Event]) -> None:
-        """Draw each row's next token from logits (B, V) and let the row take it."""
+        """Draw each row's next token from logits (B, V) and let the row take it.
+
+        Raises:
+            ValueError: a row has logits that are not finite.
+        """
         drawn, logits = [], logits.to(_sampling_device(logits.device))
+        finite = logits.amax(dim=-1).isfinite().all()  # a NaN is the largest of any row
         wanted = self._penalized(rows, logits)
         for draw in draws:
             part = wanted if draw.index is None else wanted.index_select(0, draw.index)
@@ -352,7 +364,9 @@ class Session:
             else:
                 uniform, temperature = draw.numbers
                 drawn.append(sample(part, uniform, temperature.float(), *draw.restrictions))
-        tokens = torch.cat(drawn).tolist()  # the one place where the device is waited for
+        *tokens, is_finite = torch.cat([*drawn, finite[None]]).tolist()  # the one place where the device is waited for
+        if not is_finite:
+            raise ValueError(NOT_FINITE)
         places = [place for draw in draws for place in draw.places]
         told = _logprobs(rows, logits, dict(zip(places, tokens, strict=True)))
         events.extend(rows[p].take(token, self._tool, told.get(p)) for p, token in zip(places, tokens, strict=True))

@@ -58,6 +58,7 @@ def sample(
     if min_p is not None:
         weights = weights.masked_fill(weights < min_p, 0)  # the most likely token has weight 1
     index = _invert(weights, uniform)
+    index = index.clamp(max=weights.size(-1) - 1)  # beyond it only where logits are NaN, which the caller tells
     return index if tokens is None else tokens.gather(1, index[:, None]).squeeze(1)
 
 

@@ -1,6 +1,7 @@
 """Laws of generation: what a request yields is its own affair."""
 
 import copy
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -104,6 +105,21 @@ def common_stop(model: GPT) -> set[int]:
     """A token that some prompts reach early and others late or never."""
     rows = [naive_greedy(model, prompt, 12, set()) for prompt in PROMPTS]
     return {rows[0][4]}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.5}],
+    ids=str,
+)
+def test_values_that_are_not_finite_are_told_and_no_token_is_drawn(settings: dict[str, float]):
+    broken = random_model(5, 0.3)
+    with torch.no_grad():
+        broken.lm_head.weight[7, 3] = math.nan
+    with pytest.raises(ValueError, match="values that are not finite"):
+        engine_of(broken).run([Request((1, 2), 4, **settings), Request((3,), 4, **settings)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="values that are not finite"):
+        engine_of(broken).run([Request((1, 2), 1, prompt_logprobs=1)])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])

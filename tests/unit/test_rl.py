@@ -395,7 +395,7 @@ def test_a_task_without_a_grade_is_named():
         Questions(Mixture({"letters": Letters(), "chat": Chat()}), Digits(), max_prompt_tokens=100)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", [1.0], ...], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e200, None, "1", [1.0], ...], ids=str)
 @pytest.mark.parametrize("method", ["reward", "grade"])
 def test_a_reward_that_is_no_finite_number_names_task_question_and_value(value: Any, method: str):
     class Odd(Letters):
@@ -410,6 +410,17 @@ def test_a_reward_that_is_no_finite_number_names_task_question_and_value(value: 
         questions.reward(row, "11")
     assert repr(value) in str(error.value)
     assert "matrix_lr" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [10**400, torch.ones(2)], ids=["huge", "tensor"])
+def test_a_reward_that_no_float_holds_is_refused_too(value: Any):
+    class Odd(Letters):
+        def reward(self, conversation, completion):
+            return value
+
+    questions = Questions(Mixture({"odd": Odd()}), Digits(), max_prompt_tokens=100)
+    with pytest.raises(ValueError, match="a reward must be a finite number"):
+        questions.reward(0, "11")
 
 
 @pytest.mark.parametrize("value", [True, 0, 0.5, torch.tensor(1.0)])

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nanochat_pl.data.parquet import read_documents
+from nanochat_pl.data.parquet import Shards, read_documents
 from nanochat_pl.inputs import prepare_text
 from nanochat_pl.lit.preflight import check_vocabulary, no_tokenizer
 from nanochat_pl.lit.provenance import run_inputs
@@ -33,12 +33,12 @@ def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -
         begin: called before anything is written there.
     """
     started = time.perf_counter()
-    tokenizer = make_tokenizer(cfg)
+    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
+    tokenizer = make_tokenizer(cfg, shards)
     seconds = time.perf_counter() - started
     begin()
     with writing(folder / "tokenizer.json"):
         tokenizer.save(folder)
-    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
     rates = {}
     for name, files in (("train", shards.train[:1]), ("val", [shards.val])):
         texts = list(itertools.islice(filter(None, read_documents(files)), MEASURED_DOCUMENTS))
@@ -65,9 +65,9 @@ def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -
     return summary
 
 
-def make_tokenizer(cfg: TrainConfig) -> Tokenizer:
+def make_tokenizer(cfg: TrainConfig, shards: Shards | None = None) -> Tokenizer:
     """Train the tokenizer that the config describes on the training shards, never on the validation shard."""
-    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)
+    shards = shards or prepare_text(cfg.data, cfg.offline, cfg.outputs)
     texts = training_texts(read_documents(shards.train), cfg.tokenizer.max_chars, cfg.tokenizer.doc_cap_chars)
     return Tokenizer.train(texts, cfg.tokenizer.vocab_size, str(cfg.tokenizer.backend))
 

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 STD_EPS = 1e-6
+LARGEST_REWARD = 1e15
+"""Of rewards in size; the square of a larger one is not finite in fp32."""
 
 
 class Tokenizer(Protocol):
@@ -144,9 +146,9 @@ class Questions:
         reward = self.rows.reward(conversation, completion)
         try:
             value = float(reward)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
             value = math.nan
-        if not math.isfinite(value) or isinstance(reward, str):
+        if not abs(value) <= LARGEST_REWARD or isinstance(reward, str):
             question = textwrap.shorten(self.text(row), 80, placeholder=" …")
             raise ValueError(
                 f"the task {conversation['task']} rewarded an answer to the question {question!r} with {reward!r}, and "
