@@ -121,8 +121,8 @@ def add_error_handlers(app: FastAPI) -> None:
         message = str(error.detail)
         path = ""
         if error.status_code == 400:  # FastAPI, of what its reader gives up on: bytes that are no text, depth, digits
-            said = "the body cannot be read as JSON: it must be UTF-8, nested less deep, with shorter numbers"
-            return told(request, ApiError(400, said, code="invalid_json"))
+            why = "the body cannot be read as JSON: it must be UTF-8, nested less deep, with shorter numbers"
+            return told(request, ApiError(400, why, code="invalid_json"))
         if message == http.HTTPStatus(error.status_code).phrase:
             path = f": {request.method} {request.url.path}"  # which may hold what somebody typed: not for the log
         code = _CODES.get(error.status_code)
