@@ -7,6 +7,7 @@ is worded here, too (`writing`). No torch here: messages about a wrong path must
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ __all__ = [
     "checkpoint_file",
     "listing",
     "move_into_place",
+    "reason",
     "run_dir",
     "worded",
     "write_atomically",
@@ -106,6 +108,34 @@ def writing(path: str | Path) -> Iterator[None]:
         if said is None:
             raise
         raise WriteError(said) from error
+
+
+def reason(error: BaseException) -> str:
+    """Say in this project's words why the content of a file could not be used.
+
+    What this project raised says so itself. Errors of Python and of libraries speak of their own insides: of them the
+    kind is told, and the traceback is there for who asks for it (NANOCHAT_DEBUG=1).
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON, at character {error.pos}"
+    if isinstance(error, UnicodeError):
+        return "it holds bytes that are no text"
+    if isinstance(error, KeyError):
+        return f"it has no {str(error.args[0])[:80] if error.args else 'such entry'}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if found := re.search(r"unexpected keyword argument '(\w{1,80})'", str(error)):
+        return f"it has the unknown {found[1]}"
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    is_ours = raised is None or str(raised.tb_frame.f_globals.get("__name__", "")).startswith("nanochat_pl.")
+    of_a_built_in = re.match(
+        r"invalid literal|could not convert|cannot convert|dictionary update|.* to unpack", str(error)
+    )
+    if is_ours and type(error) is ValueError and not of_a_built_in:
+        return str(error)
+    return "it holds something of another kind than expected"
 
 
 def worded(error: Exception, path: str | Path | None = None) -> str | None:

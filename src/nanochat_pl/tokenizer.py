@@ -7,6 +7,7 @@ and nanochat's own ``tokenizer.pkl`` is read by an unpickler that knows a single
 """
 
 import base64
+import binascii
 import hashlib
 import itertools
 import json
@@ -140,7 +141,10 @@ class Tokenizer:
         data = file.read_bytes()
         try:
             return cls._from_pickle(data) if file.suffix == ".pkl" else cls.from_state(json.loads(data))
-        except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+        except (UnicodeError, json.JSONDecodeError):
+            kind = "complete pickle" if file.suffix == ".pkl" else "JSON"
+            raise ValueError(f"{file} is not a usable tokenizer: it is no {kind}") from None
+        except ValueError as error:
             raise ValueError(f"{file} is not a usable tokenizer: {error}") from None
 
     def save(self, folder: str | Path) -> Path:
@@ -185,8 +189,10 @@ class Tokenizer:
             tokens = [base64.b64decode(token, validate=True) for token in state["tokens_base64"]]
             tokenizer = cls(tokens, pattern=str(state["pattern"]), origin=str(state["origin"]))
             special, fingerprint = state["special_tokens"], state["fingerprint"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a field is missing or of the wrong type: {error}") from None
+        except binascii.Error:
+            raise ValueError("its tokens are no base64") from None
+        except (KeyError, TypeError):
+            raise ValueError("a field is missing or of the wrong type") from None
         if special != tokenizer._special:
             raise ValueError(f"expected the special tokens {tokenizer._special}, found {special}")
         if fingerprint != tokenizer.fingerprint():

@@ -191,8 +191,8 @@ def read_pickle(data: bytes) -> PickledVocabulary:
         encoding = _VocabularyUnpickler(io.BytesIO(data)).load()
     except ValueError:
         raise
-    except Exception as error:  # a damaged pickle fails in a dozen ways
-        raise ValueError(f"it is no complete pickle ({type(error).__name__}: {error})") from None
+    except Exception:  # a damaged pickle fails in a dozen ways
+        raise ValueError("it is no complete pickle") from None
 
     state = encoding.state if isinstance(encoding, _PickledEncoding) else encoding
     kinds = {key: type(value) for key, value in state.items()} if isinstance(state, dict) else type(state).__name__

@@ -400,13 +400,15 @@ def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: Stored, tm
     file = write_lightning(stored, tmp_path / "last.ckpt")
     content = torch.load(file, weights_only=True)
     for change, words in (
-        ({"tokenizer": None}, "damaged: AttributeError"),
-        ({"tokenizer": torch.zeros(3, dtype=torch.uint8)}, r"last\.ckpt is damaged: JSONDecodeError"),
-        ({"tokenizer": torch.nn.Parameter(torch.zeros(3))}, "damaged: RuntimeError"),
-        ({"model_config": asdict(CONFIG) | {"n_head": 0}}, r"last\.ckpt is damaged: ValueError model\.n_head=0"),
+        ({"tokenizer": None}, "damaged: .*it holds something of another kind"),
+        ({"tokenizer": torch.zeros(3, dtype=torch.uint8)}, r"last\.ckpt is damaged: .*it is no JSON, at character 0"),
+        ({"tokenizer": torch.nn.Parameter(torch.zeros(3))}, "damaged: .*it holds something of another kind"),
+        ({"model_config": asdict(CONFIG) | {"n_head": 0}}, r"last\.ckpt is damaged: .*model\.n_head=0"),
+        ({"model_config": asdict(CONFIG) | {"n_layer": "four"}}, "model.n_layer='four' must be a number"),
+        ({"model_config": asdict(CONFIG) | {"softcap": None}}, "model.softcap='None' must be a number"),
         ({"model_config": asdict(CONFIG) | {"sequence_len": 1e999}}, "sequence_len=inf, expected whole numbers"),
-        ({"config": [1]}, "damaged: TypeError"),
-        ({"model_config": {"heads": 2}}, "damaged: TypeError"),
+        ({"config": [1]}, "damaged: .*it holds something of another kind"),
+        ({"model_config": {"heads": 2}}, "damaged: .*it has the unknown heads"),
         ({"model_config": asdict(CONFIG) | {"n_layer": 2}}, "the weights of 1 layers"),
         ({"format": 99}, "has format 99, this version reads up to 1"),
         ({"format": "x"}, "has format 'x'"),
@@ -416,9 +418,9 @@ def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: Stored, tm
             load_model(file)
     weights = content["state_dict"]
     for change, words in (
-        ({"global_step": "many"}, "damaged: ValueError"),
+        ({"global_step": "many"}, "damaged: .*it holds something of another kind"),
         ({"state_dict": weights | {"model.lm_head.weight": 3}}, r"holds 'model\.lm_head\.weight' \(a int\)"),
-        ({"state_dict": None}, "holds a NoneType, expected a dict of tensors"),
+        ({"state_dict": None}, "holds nothing, expected a dict of tensors"),
     ):
         torch.save(content | change, file)
         with pytest.raises(ValueError, match=words):

@@ -231,6 +231,19 @@ def test_another_model_is_refused_with_the_reason(
         huggingface.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("continuing_subword_prefix", "/abs"), ("end_of_word_suffix", "x"), ("dropout", 0.5)]
+)
+def test_a_vocabulary_that_could_make_the_library_panic_is_refused_before_it_is_asked(
+    tokenizer: Tokenizer, capfd: pytest.CaptureFixture[str], name: str, value: Any
+):
+    content = to_tokenizer_json(tokenizer)
+    content["model"][name] = value
+    with pytest.raises(ValueError, match=f"its model has {name}="):
+        from_tokenizer_json(content)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("change", [{"step": None}, {"step": 1e999}, {"run_config": 3}])
 def test_a_damaged_note_of_ours_is_refused(tokenizer: Tokenizer, tmp_path: Path, change: dict[str, Any]):
     huggingface.write(make_stored(tokenizer), tmp_path)

@@ -1,12 +1,15 @@
 """Artefacts are found by rule or listed, and written whole or not at all."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from nanochat_pl.paths import atomic_file, checkpoint_file, run_dir, write_atomically
+from nanochat_pl.checkpoint import check_model
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.paths import atomic_file, checkpoint_file, reason, run_dir, write_atomically
 
 # ---------------------------------------------------------------------------------------------------- names
 
@@ -81,3 +84,30 @@ def test_a_file_written_under_the_temporary_name_is_invisible_until_the_end(tmp_
         temporary.write_text("all")
         assert not path.exists() and temporary.parent == path.parent
     assert path.read_text() == "all"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda: json.loads("{x"), "it is no JSON, at character 1"),
+        (lambda: b"\xff".decode(), "it holds bytes that are no text"),
+        (lambda: {}["stage"], "it has no stage"),
+        (lambda: int("x"), "it holds something of another kind than expected"),
+        (lambda: dict("x"), "it holds something of another kind than expected"),
+        (lambda: 3 > "x", "it holds something of another kind than expected"),
+        (lambda: GPTConfig(heads=3), "it has the unknown heads"),
+        (lambda: GPTConfig(n_layer="four"), "model.n_layer='four' must be a number"),
+        (lambda: GPTConfig(n_layer=True), "model.n_layer='True' must be a number"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_without_the_insides_of_a_library(fault, said):
+    with pytest.raises(Exception) as caught:
+        fault()
+    assert reason(caught.value) == said
+
+
+def test_a_link_that_leads_to_itself_is_a_missing_file(tmp_path):
+    (tmp_path / "model_000001.pt").symlink_to(tmp_path / "model_000001.pt")
+    (tmp_path / "meta_000001.json").write_text("{}")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        check_model(str(tmp_path))

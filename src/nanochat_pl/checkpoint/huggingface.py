@@ -36,6 +36,7 @@ from nanochat_pl.checkpoint.stored import (
     weight_shapes,
 )
 from nanochat_pl.model.config import Architecture, GPTConfig
+from nanochat_pl.paths import reason
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 __all__ = ["losses", "notes", "read", "write"]
@@ -180,7 +181,9 @@ def read(path: str | Path) -> Stored:
         stage, step = str(beside.get("stage", UNKNOWN_STAGE)), int(beside.get("step", 0))
         run_config = dict(beside.get("run_config", {}))
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{folder / _OURS} is damaged ({error}); remove it, or export the model again") from None
+        raise ValueError(
+            f"{folder / _OURS} is damaged ({reason(error)}); remove it, or export the model again"
+        ) from None
     config = _model_config(document, str(beside.get("rope_table_dtype", "float32")), folder)
     weights, dtypes = _read_weights(folder)
     if dtypes != {"F32"}:
@@ -310,10 +313,8 @@ def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path)
             softcap=float(softcap),
             rope_table_dtype=rope_table_dtype,
         )
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is no config of a NanoChat model: {type(error).__name__} {error}"
-        ) from None
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{folder / 'config.json'} is no config of a NanoChat model: {reason(error)}") from None
     check_shape(config, folder / "config.json")
     return config
 
@@ -357,5 +358,5 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
                     tensor = tensors.get_tensor(key)
                     weights[key] = tensor.to(torch.float32) if tensor.dtype.is_floating_point else tensor
         except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or no safetensors file: {error}; fetch it again") from None
+            raise ValueError(f"{file} is damaged or no safetensors file; fetch it again") from error
     return weights, dtypes

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nanochat_pl.paths import reason
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 __all__ = ["CHAT_TEMPLATE", "check_agreement", "from_tokenizer_json", "learned_tokens", "to_tokenizer_json"]
@@ -128,6 +129,9 @@ _NORMALIZER = {"type": "Replace", "pattern": {"Regex": "(?<=<)\ufdd0(?=\\|)"}, "
 _READ_NORMALIZERS = (None, _NORMALIZER, {"type": "Replace", "pattern": {"String": BROKEN}, "content": "<|"})
 """What an import takes; the last is of earlier exports, and means the same."""
 
+_ODD_OPTIONS = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+"""What a BPE of this form leaves empty; with a wrong prefix the library panics."""
+
 _PROBES = (
     "The quick brown fox, isn't it? I'LL say WE'VE 'twas  two  spaces\tand\ttabs.",
     "Numbers: 1 12 123 1234567890, 3.14159, 2^10 = 1024; ١٢٣ ④ Ⅷ ½",
@@ -220,6 +224,9 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
                 f"it is {model['type']} after {' and '.join(step['type'] for step in steps)}, expected BPE after Split "
                 "and ByteLevel"
             )
+        odd = [f"{name}={model[name]!r}"[:80] for name in _ODD_OPTIONS if model.get(name)]
+        if odd:
+            raise ValueError(f"its model has {', '.join(odd)}, which changes how text is cut")
         if content.get("normalizer") not in _READ_NORMALIZERS:
             raise ValueError(f"it changes text before cutting it ({content['normalizer'].get('type')})")
         pattern = steps[0]["pattern"]["Regex"]
@@ -230,7 +237,7 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
         tokens = [bytes(_BYTE_OF[char] for char in texts[token]) for token in range(len(texts))]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"it is no byte-level BPE with a split pattern and ids 0, 1, 2 ... ({type(error).__name__}: {error})"
+            f"it is no byte-level BPE with a split pattern and ids 0, 1, 2 ... ({reason(error)})"
         ) from None
     expected = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
     if special != expected:
@@ -250,8 +257,10 @@ def check_agreement(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
 
     try:
         theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare exceptions
-        raise ValueError(f"the tokenizers library cannot read it: {str(error).splitlines()[0]}") from None
+    except BaseException as error:  # the library raises bare exceptions, and panics past Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError("the tokenizers library cannot read it; fetch it again") from None
     words = [token.decode("utf-8", errors="ignore") for token in learned_tokens(tokenizer)]
     texts = [*_PROBES, *words, *(" ".join(words[i : i + 50]) for i in range(0, len(words), 500))]
     for text, encoded in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):

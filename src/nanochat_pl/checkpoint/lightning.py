@@ -17,6 +17,7 @@ from nanochat_pl.checkpoint.plain import check_tensors, read_torch
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.checkpoint.whole import other_checkpoints
 from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.paths import reason
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["identity", "model_weights", "read", "read_checkpoint", "stored_model_config", "stored_tokenizer"]
@@ -66,7 +67,7 @@ def read(path: Path) -> Stored:
             format="lightning",
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__} {error} in its nanochat_pl entry") from error
+        raise ValueError(f"{path} is damaged: of its nanochat_pl entry, {reason(error)}") from error
     check_weights(stored.state, stored.config, path)
     check_tokenizer(stored.tokenizer, stored.config, path)
     return stored

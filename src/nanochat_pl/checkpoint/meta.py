@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.paths import reason
 
 __all__ = ["MAX_JSON_BYTES", "SHAPE", "meta_place", "model_config", "parse_json", "read_json"]
 
@@ -42,9 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no JSON ({type(error).__name__}: {error}); it is damaged or of another kind"
-        ) from None
+        raise ValueError(f"{path} is no JSON ({reason(error)}); it is damaged or of another kind") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     return content

@@ -24,7 +24,7 @@ from nanochat_pl.checkpoint.plain import check_packing
 from nanochat_pl.checkpoint.source import PACKAGE_FILES
 from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.paths import atomic_file
+from nanochat_pl.paths import atomic_file, reason
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["FILES", "read", "write"]
@@ -110,7 +110,9 @@ def read(path: str | Path) -> Stored:
         config = GPTConfig(**meta["model_config"])
         stage, step, run_config = str(meta["stage"]), int(meta["step"]), dict(meta["run_config"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: meta.json is damaged or of a later version ({error}); update nanochat-pl") from None
+        raise ValueError(
+            f"{path}: meta.json is damaged or of a later version ({reason(error)}); update nanochat-pl"
+        ) from None
     try:
         tokenizer = Tokenizer.from_state(_parsed(path, "tokenizer.json"))
     except ValueError as error:
@@ -193,7 +195,7 @@ def _packed(file: Path, name: str, largest: int) -> bytes:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or no archive of a model: {error}")
+    return ValueError(f"{path} is damaged or no archive of a model: {reason(error)}")
 
 
 def _entry_file(folder: Path, name: str) -> Path:

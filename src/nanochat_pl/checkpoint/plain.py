@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nanochat_pl.checkpoint.whole import fault, is_archive, packing_fault
+from nanochat_pl.paths import reason
 
 __all__ = ["check_packing", "check_size", "check_tensors", "read_tensors", "read_torch"]
 
@@ -58,8 +59,7 @@ def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy o
         raise ValueError(f"{path} is not a plain checkpoint: {why}; nothing was executed") from error
     except Exception as error:  # a damaged or crafted file fails in a dozen ways
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {advice()} "
-            f"({_first_sentence(error)})"
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated or not a checkpoint; {advice()}"
         ) from error
     check_size(content, path)
     return content
@@ -75,7 +75,7 @@ def check_packing(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             found = packing_fault(archive, path.stat().st_size)
     except Exception as error:  # a damaged archive fails in a dozen ways
-        raise ValueError(f"{path} is damaged or no archive of a model: {error}") from None
+        raise ValueError(f"{path} is damaged or no archive of a model: {reason(error)}") from None
     if found is not None:
         raise ValueError(
             f"{path} {found}; unpack an archive of `nanochat-pl export` and give the folder, or use another copy of it"
@@ -152,12 +152,12 @@ def check_tensors(state: Any, where: Path) -> None:
 def _is_weight(key: Any, value: Any) -> bool:
     if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
         return False
-    return value.layout == torch.strided and not value.is_meta
+    return value.layout == torch.strided and not value.is_meta and not value.is_nested
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
     """Say whether a tensor has more numbers than its storage; one of another layout than strided says nothing."""
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return False
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
@@ -167,10 +167,6 @@ def _short(key: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "an empty dict" if value == {} and isinstance(value, dict) else f"a {type(value).__name__}"
-
-
-def _first_sentence(error: BaseException) -> str:
-    """Say what went wrong, without what torch adds on how such files come about and how to trust them."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text.partition(". ")[0].partition(" In PyTorch 2.6")[0]
+    if value is None:
+        return "nothing"
+    return "an empty dict" if isinstance(value, dict) and not value else f"a {type(value).__name__}"

@@ -4,6 +4,7 @@ The same rule reads a folder and the listing of a repository. Nothing is guessed
 listed and one has to be named. No torch here, so that a wrong path is answered within a second.
 """
 
+import os
 import re
 import zipfile
 from collections.abc import Collection, Iterable
@@ -166,7 +167,7 @@ def tokenizer_file(weights: Path) -> Path:
     Raises:
         FileNotFoundError: there is none; says where it was looked for.
     """
-    places = [Path(place) for place in tokenizer_places(weights.resolve().as_posix())]
+    places = [Path(place) for place in tokenizer_places(os.path.realpath(weights).replace(os.sep, "/"))]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         looked = ", ".join(str(place) for place in places)

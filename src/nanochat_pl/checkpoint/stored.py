@@ -128,7 +128,9 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
             f"{where} describes {size:,} bytes of weights and holds {held:,}: its tensors share their numbers, which "
             "no saved model's do; nothing was laid out"
         )
-    broken = [f"{name}: {n:,} of {t.numel():,}" for name, t in state.items() if (n := int((~t.isfinite()).sum()))]
+    broken = [
+        f"{name}: {n:,} of {t.numel():,}" for name, t in state.items() if (n := int((~t.float().isfinite()).sum()))
+    ]
     if broken:
         raise ValueError(
             f"weights in {where} are not finite ({_some(broken)}), so the model computes nothing; its training "

@@ -33,6 +33,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_number(name: str, value: object) -> None:
+    """Refuse what files may hold in the place of a number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    _require(is_number, f"model.{name}={str(value)[:40]!r} must be a number")
+
+
 def _require_below_limit(name: str, value: int) -> None:
     _require(
         not isinstance(value, int) or value <= LIMITS[name],
@@ -65,6 +71,10 @@ class Architecture:
     predicted and get no gradient."""
 
     def __post_init__(self) -> None:
+        for name in ("rope_base", "softcap"):
+            _require_number(name, getattr(self, name))
+        if self.pad_vocab_to is not None:
+            _require_number("pad_vocab_to", self.pad_vocab_to)
         _require(self.rope_base > 1, f"model.rope_base={self.rope_base} must be above 1; the classic value is 10000")
         _require(
             self.rope_table_dtype in ("bfloat16", "float32"),
@@ -111,6 +121,7 @@ class GPTConfig(Architecture):
         super().__post_init__()
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
+            _require_number(name, value)
             _require(value >= 1, f"model.{name}={_shown(value)} must be at least 1")
             _require_below_limit(name, value)
         _require(
