@@ -115,10 +115,22 @@ def test_without_locks_a_process_of_this_machine_is_judged_by_its_number_and_bir
         pass
 
 
-def test_a_damaged_note_is_no_trap(tmp_path: Path):
-    (tmp_path / ".lock.json").write_text('{"host": ')
+NO_NOTES = ["", '{"host": ', "[1]", "[" * 100_000, '{"pid": Infinity, "host": "a", "started": "b"}']
+NO_NOTES += [
+    json.dumps({"host": "a", "pid": 1, "started": "b"} | {key: value})
+    for key, values in {"pid": (None, [1], "1", -1, 0, 10**30), "host": (None, {}), "started": (None, 1)}.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize("note", NO_NOTES, ids=range(len(NO_NOTES)))
+def test_a_damaged_note_is_no_trap(tmp_path: Path, note: str):
+    (tmp_path / ".lock.json").write_text(note)
     with claimed(tmp_path):
         assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
+        (tmp_path / ".lock.json").write_text(note)
+        with pytest.raises(FolderInUseError, match="in use by another process"):
+            check_free(tmp_path)
 
 
 def test_signs_of_life_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

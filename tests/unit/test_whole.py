@@ -10,7 +10,7 @@ import torch
 
 from nanochat_pl.checkpoint import nanochat, package, read_model
 from nanochat_pl.checkpoint.stored import Stored
-from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, stored_step
+from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
 from nanochat_pl.tokenizer import Tokenizer
 from tests.unit.test_checkpoint import stored_model, write_lightning
 
@@ -118,3 +118,16 @@ def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(stored: Store
         newest_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="no whole checkpoint lies beside it"):
         read_model(tmp_path / "best.ckpt")
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_checkpoint_not_the_end(stored: Stored, tmp_path: Path):
+    folder = write(stored, "lightning", tmp_path).parent
+    whole = next(folder.glob("*.ckpt")).rename(folder / "best.ckpt")
+    (folder / "last.ckpt").symlink_to("nowhere")
+    (folder / "step_000001.ckpt").mkdir()
+    assert newest_checkpoint(folder) == whole
+    assert "cannot be read" in str(fault(folder / "last.ckpt"))
+    assert str(whole) in other_checkpoints(folder / "last.ckpt")
+    whole.unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: last\.ckpt cannot be read \(no such file"):
+        newest_checkpoint(folder)

@@ -29,7 +29,10 @@ def fault(path: Path) -> str | None:
     Each file is read once in a process, unless it changes. A file whose writer stored no checksums (see
     `torch.serialization.set_crc32_options`) counts as whole.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:  # a link that leads nowhere
+        return f"cannot be read ({(error.strerror or str(error)).lower()})"
     # A file changed a moment ago may change again within the same tick of its clock, unseen by the cache.
     read = _fault if time.time_ns() - status.st_ctime_ns > 2 * 10**9 else _fault.__wrapped__
     return read(path.resolve(), status.st_ino, status.st_size, status.st_ctime_ns)
@@ -108,7 +111,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def other_checkpoints(path: Path) -> str:
     """Say what may be used in place of a damaged checkpoint: the newest whole one beside it."""
-    whole = _newest_first(file for file in path.parent.glob("*.ckpt") if not file.samefile(path))
+    whole = _newest_first(file for file in path.parent.glob("*.ckpt") if file.resolve() != path.resolve())
     if not whole:
         return "no whole checkpoint lies beside it; use another copy of it"
     return f"use {whole[0]} (step {stored_step(whole[0])}), the newest whole one beside it"

@@ -155,9 +155,11 @@ def _read(note: Path) -> dict[str, Any] | None:
     """Read who owns a folder; None where no one says so."""
     try:
         owner = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return owner if isinstance(owner, dict) and {"host", "pid", "started"} <= owner.keys() else None
+    if not isinstance(owner, dict) or not all(isinstance(owner.get(key), str) for key in ("host", "started")):
+        return None
+    return owner if type(owner.get("pid")) is int and 0 < owner["pid"] < 2**31 else None
 
 
 def _this_process() -> dict[str, Any]:
@@ -181,12 +183,12 @@ def _is_gone(owner: dict[str, Any]) -> bool:
     if _elsewhere(owner):
         return False
     try:
-        os.kill(int(owner["pid"]), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
         return True
     except OSError:  # another user's
         return False
-    return owner.get("birth") != _birth(int(owner["pid"]))
+    return owner.get("birth") != _birth(owner["pid"])
 
 
 def _boot() -> str | None:

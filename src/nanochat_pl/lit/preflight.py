@@ -423,7 +423,8 @@ def is_first_process() -> bool:
     """Say whether this is the process that writes a run's files, whoever started it and on how many machines."""
     if "RANK" in os.environ:  # torchrun
         return os.environ["RANK"] == "0"
-    if "LOCAL_RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:  # srun
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if "LOCAL_RANK" not in os.environ and tasks.isdecimal() and int(tasks) > 1:  # srun
         return os.environ.get("SLURM_PROCID", "0") == "0"
     if "LOCAL_RANK" in os.environ:  # Lightning's own further processes
         return os.environ["LOCAL_RANK"] == "0" and os.environ.get("NODE_RANK", "0") == "0"
