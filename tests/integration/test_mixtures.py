@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.lit.data import build_mixtures
+from nanochat_pl.lit.data import build_mixtures, build_tasks
+from nanochat_pl.tasks.base import overlap
 from tests.integration.conftest import SFT, compose
 
 TASK = "{_target_: nanochat_pl.tasks.recall.Recall, path: '${data.root}', split: %s}"
@@ -60,6 +61,13 @@ def test_sets_without_a_common_question_are_said_to_have_none(folder: Path, capl
     caplog.set_level(logging.INFO)
     rows, _ = mixture(folder, "+mixture.tasks.recall.stop=3")
     assert len(rows) == 3 and "none of the 3 training conversations" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", ["stage=sft", "stage=mid", "stage=mid mixture=microworld_mid"])
+def test_no_shipped_mixture_trains_on_what_it_validates_with(world: Path, chosen: str):
+    cfg = compose([*chosen.split(), "run_name=r", f"data.root={world / 'data'}"])
+    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+    assert len(rows) > 1000 and len(val_rows) >= 100 and overlap(rows, val_rows) == []
 
 
 def test_a_task_set_to_null_is_left_out(folder: Path):

@@ -31,6 +31,7 @@ from nanochat_pl.data.microworld_text import documents, fact_matching, matching,
 from nanochat_pl.eval.checks import load_checks
 from nanochat_pl.tasks.arc import ARC
 from nanochat_pl.tasks.base import Task, overlap
+from nanochat_pl.tasks.chats import Chats
 from nanochat_pl.tasks.gsm8k import GSM8K
 from nanochat_pl.tasks.jsonl import JSONL
 from nanochat_pl.tasks.mmlu import MMLU
@@ -161,7 +162,7 @@ MEASURED = {
     "matching": "55859f827fe70d9c",
     "fact_matching": "de1057e07f3b2b28",
     "gsm8k": "c6af760ecbbe8d7c",
-    "smoltalk": "63f23fe9313cf2ea",
+    "smoltalk/train": "8b2384019b028407",
     "text": "a81ccdf17919f5a8",
 }
 """Beginnings of the SHA-256 of the sets that published measurements were made with."""
@@ -170,7 +171,7 @@ MEASURED = {
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_measurements_were_made_with_stays_as_it_is(world, name):
     digest = hashlib.sha256()
-    for file in sorted((world / name).glob("*.parquet")):
+    for file in sorted(world.glob(f"{name}.parquet" if "/" in name else f"{name}/*.parquet")):
         digest.update(json.dumps(pq.read_table(file).to_pylist(), ensure_ascii=False, sort_keys=True).encode())
     assert digest.hexdigest()[:16] == MEASURED[name], "other content: measured results no longer hold (see LOG.md)"
 
@@ -183,6 +184,7 @@ def held_out_pairs(world) -> dict[str, tuple[Task, list[Task]]]:
         "recall": (Recall(world / "recall"), [Recall(world / "recall", split) for split in ("validation", "test")]),
         "reading": (ScienceQA(world / "reading"), [ScienceQA(world / "reading", "validation")]),
         "gsm8k": (GSM8K(world / "gsm8k"), [GSM8K(world / "gsm8k", "test")]),
+        **{name: (Chats(world / name), [Chats(world / name, "test")]) for name in ("smoltalk", "manners")},
         "identity": (
             JSONL(world / "identity_conversations.jsonl"),
             [JSONL(world / "identity_conversations.jsonl", "validation")],
