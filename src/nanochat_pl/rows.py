@@ -91,7 +91,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -> Iterator[JsonValue]:
+def read_json_values(
+    path: Path, is_list_of_rows: Callable[[list[Any]], bool], content: bytes | None = None
+) -> Iterator[JsonValue]:
     """Yield the values of a file: one a line, or the elements of one list that is the whole file.
 
     One value is held at a time where each has its line. Empty lines are passed over. A file of one object over several
@@ -100,11 +102,12 @@ def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -
     Args:
         path: the file, UTF-8, with or without a byte order mark.
         is_list_of_rows: tells whether a list is the whole file's rows, and not one row that is a list.
+        content: what the file holds, unpacked; None = it is read as it is.
 
     Raises:
         ValueError: if the file is in UTF-16 or UTF-32, or begins as one list and is not JSON.
     """
-    content = path.read_bytes()
+    content = path.read_bytes() if content is None else content
     if fault := utf8_fault(content):
         raise ValueError(f"{path}: {fault}")
     content = content.removeprefix(codecs.BOM_UTF8)

@@ -20,7 +20,7 @@ TEXTS = [f'Document {i} says: {"word " * (i % 7 + 1)}\n\nand ends, "so".' for i 
 
 def write(file: Path, texts: list, column: str = "text") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    forms = [suffix for suffix in file.suffixes if suffix in (".jsonl", ".json", ".csv", ".parquet")]
+    forms = [suffix.lower() for suffix in file.suffixes if suffix.lower() in (".jsonl", ".json", ".csv", ".parquet")]
     rows = [{"id": i, column: text} for i, text in enumerate(texts)]
     if forms == [".parquet"]:
         pq.write_table(pa.Table.from_pylist(rows), file)
@@ -36,7 +36,7 @@ def write(file: Path, texts: list, column: str = "text") -> None:
         writer.writerows(rows)
         content = text.getvalue()
     raw = content.encode()
-    if file.suffix == ".gz":
+    if file.suffix.lower() == ".gz":
         raw = gzip.compress(raw[:1000]) + gzip.compress(raw[1000:])
     elif file.suffix == ".bz2":
         raw = bz2.compress(raw)
@@ -60,8 +60,11 @@ NAMES = [
     "own/a.jsonl.gz",
     "own/a.jsonl.bz2",
     "own/a.json",
+    "own/a.json.gz",
+    "own/a.JSON",
     "own/a.csv",
     "own/a.csv.gz",
+    "own/a.csv.GZ",
     "own/deep/er/a.parquet",
     "a.jsonl",
 ]
@@ -74,10 +77,10 @@ def test_every_form_gives_every_document_once_in_order(tmp_path, name, caplog):
     train, val = documents(prepare(tmp_path))
     assert train == [text for text in TEXTS if text not in set(val)] and 0 < len(val) <= 30
     assert set(train) | set(val) == set(TEXTS)
-    assert "are converted once into" in caplog.text and f"{len(train)} documents for training" in caplog.text
+    assert ": converted once into" in caplog.text and f"{len(train)} documents for training" in caplog.text
     caplog.clear()
     assert documents(prepare(tmp_path)) == (train, val)
-    assert "are converted once into" not in caplog.text and "converted from" in caplog.text
+    assert ": converted once into" not in caplog.text and "converted from" in caplog.text
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

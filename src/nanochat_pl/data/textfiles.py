@@ -25,7 +25,7 @@ __all__ = ["TEXT_ENDINGS", "VALIDATION_FILE", "TextSource", "convert_text", "fin
 logger = logging.getLogger(__name__)
 
 TEXT_ENDINGS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-COMPRESSED_ENDINGS = (".zst", ".gz", ".bz2")
+COMPRESSED_ENDINGS = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2"}
 VALIDATION_FILE = "validation.parquet"
 
 VALIDATION_SHARE = 0.01
@@ -127,8 +127,8 @@ def convert_text(source: TextSource, root: Path) -> Path:
             temporary = root / f".{target.name}.part"
             shutil.rmtree(temporary, ignore_errors=True)
             logger.info(
-                "%d text files (%s) below %s are converted once into %s",
-                len(source.files),
+                "%s (%s) below %s: converted once into %s",
+                "1 text file" if len(source.files) == 1 else f"{len(source.files)} text files",
                 forms,
                 source.folder,
                 target,
@@ -288,8 +288,9 @@ def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
                 with _open(file) as content:
                     rows = ((f"{file}, row {i} (counted from 0)", row) for i, row in enumerate(csv_rows(file, content)))
                     yield from _texts(file, rows, column)
-            elif form == ".json" and file.suffix == ".json":
-                values = read_json_values(file, lambda values: True)
+            elif form == ".json":
+                with _open(file) as content:
+                    values = read_json_values(file, lambda values: True, content.read())
                 rows = ((f"{file}:{value.number}", _sound(file, value)) for value in values)
                 yield from _texts(file, rows, column)
             else:
@@ -302,9 +303,10 @@ def _open(file: Path) -> io.BufferedReader:
     """Open a file for reading, unpacked if it is compressed."""
     import pyarrow as pa
 
-    if file.suffix.lower() not in COMPRESSED_ENDINGS:
+    compression = COMPRESSED_ENDINGS.get(file.suffix.lower())
+    if compression is None:
         return file.open("rb")
-    return io.BufferedReader(pa.input_stream(str(file), compression="detect"), 2**20)
+    return io.BufferedReader(pa.input_stream(str(file), compression=compression), 2**20)
 
 
 def _sound(file: Path, value: Any) -> Any:
