@@ -117,6 +117,27 @@ def check_stage(cfg: TrainConfig) -> None:
         check_answer_length(measured, cfg.eval.max_new_tokens, stage.sequence_len)
 
 
+def check_slurm(cfg: TrainConfig) -> None:
+    """Check that Slurm's tasks, where it started this process, are the run's processes: one a device.
+
+    Raises:
+        ValueError: they are not.
+    """
+    tasks = os.environ.get("SLURM_NTASKS")
+    by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") or "TORCHELASTIC_RUN_ID" in os.environ
+    if tasks is None or by_hand:
+        return
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    asked = f"ask Slurm for --nodes={nodes} --ntasks-per-node={devices} and start the command with srun"
+    each = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if each is None and tasks != "1":
+        raise ValueError(f"SLURM_NTASKS={tasks} does not say how many tasks a node has; {asked}")
+    for name, key, number in (("NTASKS_PER_NODE", "devices", devices), ("NNODES", "num_nodes", nodes)):
+        value = os.environ.get(f"SLURM_{name}")
+        if value is not None and value != str(number):
+            raise ValueError(f"SLURM_{name}={value}, but trainer.{key}={number}; set one to the other: {asked}")
+
+
 def check_rl(cfg: TrainConfig, world: int) -> None:
     """Check the numbers of stage=rl against each other.
 
@@ -306,6 +327,7 @@ def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
         if cfg.trainer.stop_after_steps:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
         return None
+    check_slurm(cfg)
     check_stage(cfg)
     check_task_files(cfg)
     return resume
