@@ -54,6 +54,21 @@ def test_results_that_another_process_writes_are_refused_before_anything_is_aske
     assert json.loads((tmp_path / "base" / "tiny" / "summary.json").read_text())["status"] == "finished"
 
 
+def test_an_evaluation_that_is_refused_leaves_no_folder(train: Train, tmp_path: Path):
+    from nanochat_pl.lit.evaluation import evaluate
+
+    train(*BASE, "stage.num_steps=1")
+    run = tmp_path / "base" / "tiny"
+    cfg: Any = EvaluateConfig()
+    cfg.trainer.accelerator, cfg.eval.name, cfg.outputs = "cpu", "chat", str(tmp_path)
+    cfg.eval.tasks = ["nosuch"]
+    before = sorted(run.rglob("*"))
+    for paths in ([run], [run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"]):
+        with pytest.raises(ValueError, match="nosuch"):
+            evaluate(cfg, [str(path) for path in paths], {}, None)
+        assert sorted(run.rglob("*")) == before
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of the run may handle it."""
 

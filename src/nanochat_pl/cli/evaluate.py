@@ -27,6 +27,7 @@ with loading():
     )
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
+    from nanochat_pl.inputs import prepare_root
     from nanochat_pl.lit import schema
     from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
 
@@ -56,6 +57,8 @@ def measure(argv: list[str]) -> int:
                 bare = [s for s in sources if s is not None and names_no_data(s)]
                 if len(bare) == len(sources) and not given and config.eval.name not in WITHOUT_DATA:
                     raise no_data(bare[-1].file, bare[-1].format, config.eval.name)
+                if config.data.source == schema.DataSource.local:
+                    prepare_root(config.data)  # makes nothing: a folder that is not there is refused
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "evaluate")

@@ -68,8 +68,26 @@ def evaluate(
         ValueError: the checkpoints do not say what to measure or to ask, and neither does the command line; or
             another process writes the same results.
     """
-    with contextlib.ExitStack() as owned:
-        return _evaluate(cfg, paths, data_overrides, mixture, owned)
+    made: list[Path] = []
+    try:
+        with contextlib.ExitStack() as owned:
+            return _evaluate(cfg, paths, data_overrides, mixture, owned, made)
+    except BaseException:
+        forget_folders(made)
+        raise
+
+
+def forget_folders(made: Sequence[Path]) -> None:
+    """Remove the folders of an evaluation that was refused before it wrote anything: a lock at most lies in them.
+
+    Args:
+        made: those that were not there before.
+    """
+    for folder in sorted(made, key=lambda folder: -len(folder.parts)):  # a folder before the one that it lies in
+        with contextlib.suppress(OSError):  # it has become another's, or holds answers to go on from
+            if [entry.name for entry in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def _evaluate(
@@ -78,8 +96,9 @@ def _evaluate(
     data_overrides: Mapping[str, Any],
     mixture: Mapping[str, Any] | None,
     owned: contextlib.ExitStack,
+    made: list[Path],
 ) -> int:
-    """Do what `evaluate` says; the folders that results go to are owned until `owned` is closed."""
+    """Do what `evaluate` says; the folders that results go to are owned until `owned` is closed, new ones noted."""
     write_log(None, first=True)
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
@@ -106,7 +125,11 @@ def _evaluate(
     documents: dict[str, Mapping[str, Any]] = {}
     places = [output_folder(cfg, loaded, str(name)) for loaded in models]
     for folder in dict.fromkeys(folder.resolve() for folder in places):
+        new = [place for place in (folder, *folder.parents) if not place.exists()]
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         owned.enter_context(claimed(folder))  # all before anything is asked
+        made += new
     for shown, loaded, folder in zip(names, models, places):
         subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
         measure = MEASURES[name](subject)
@@ -328,8 +351,6 @@ def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
         place = loaded.path.resolve().parent
         root = Path(cfg.outputs) / "eval" / f"{place.name}-{config_hash({'path': str(place)})[:8]}"
     folder = root / "eval" / name / short_name(loaded)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     check_place(folder)
     return folder
 
