@@ -62,7 +62,8 @@ def show(path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     shared = {k for k in rows[0] if k not in FIGURES and len(rows) > 1 and len({row[k] for row in rows}) == 1}
-    columns = [k for k in rows[0] if k not in shared and k not in ("wall_s", "best", "best_step")]
+    unsaid = {k for k in rows[0] if not any(row[k] for row in rows)}  # such as a median where a job has one row
+    columns = [k for k in rows[0] if k not in shared | unsaid | {"wall_s", "best", "best_step"}]
     print_table(str(path), columns, [[short(row[name]) for name in columns] for row in rows])
 
 
