@@ -257,7 +257,7 @@ def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: st
     ("arguments", "fault"),
     [
         (["nowhere"], "nowhere"),
-        (["-t", "hot"], "temperature='hot' must be a number"),
+        (["-t", "hot"], "temperature=hot must be a number"),
         (["-t", "-1"], "temperature=-1 must be a number from 0 up"),
         (["-k", "-3"], "top_k=-3 must be 1 or more; 0 or off = all tokens"),
         (["--top-p", "3"], "top_p=3 must lie above 0 and not above 1; off = all tokens"),

@@ -61,7 +61,7 @@ MATCHING = {"train": 22_000, "test": 300}
 FACT_MATCHING = {"train": 12_000, "test": 300}
 CHATS = {"train": 600, "test": 100}
 WORD_PROBLEMS = {"train": 3_000, "test": 500}
-MANNERS = {"train": 3_200, "test": 200}
+MANNERS = {"train": 3_600, "test": 200}
 SUMS = {"train": 3_000, "test": 200}
 OPEN_CHATS = ("smoltalk", "manners")
 """Sets whose chats may begin alike, as with a greeting."""

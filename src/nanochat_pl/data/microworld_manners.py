@@ -62,7 +62,13 @@ _OPPOSITES = (
     "long short, open closed, full empty, early late, rich poor, near far, left right, loud quiet, strong weak, "
     "thick thin"
 )
-_OPPOSITE = ("What is the opposite of {w}?", "Which word means the opposite of {w}?", "Name the opposite of {w}.")
+_OPPOSITE = (
+    "What is the opposite of {w}?",
+    "Which word means the opposite of {w}?",
+    "Name the opposite of {w}.",
+    "What is the opposite of the word {w}?",
+    "Do you know the opposite of {w}?",
+)
 
 _COLORED = (
     "sky blue, grass green, snow white, coal black, blood red, lemon yellow, milk white, leaf green, sun yellow, "
@@ -264,8 +270,8 @@ def _follow_up(rng: random.Random, asked: list[Question]) -> list[str]:
 
 
 _LESSONS: dict[Callable[[random.Random, list[Question]], list[str]], int] = {
-    _greeting: 4, _ending: 3, _one_word: 5, _list: 3, _yes_or_no: 3, _opposite: 3, _thing: 3, _odd: 3, _long: 1,
-    _say: 3, _name: 3, _follow_up: 4,
+    _greeting: 5, _ending: 3, _one_word: 5, _list: 3, _yes_or_no: 3, _opposite: 5, _thing: 3, _odd: 3, _long: 1,
+    _say: 3, _name: 3, _follow_up: 6,
 }  # fmt: skip
 """What is practised, and how often relative to the rest."""
 
