@@ -92,6 +92,7 @@ def check_command(words: list[str]) -> None:
         assert " ".join(words).startswith(known), "a command that no test understands"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", NAMES)
 def test_every_command_can_be_run(document: str):
     for words in commands(document):

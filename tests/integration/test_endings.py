@@ -143,6 +143,7 @@ def straight(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outputs / "base" / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", CRASHES)
 def test_a_run_killed_after_its_last_step_is_finished_by_resume_as_if_it_had_not_been(
     straight: Path, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str

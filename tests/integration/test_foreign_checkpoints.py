@@ -44,6 +44,7 @@ def losses(models: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) 
     return metrics(outputs / "sft_scienceqa" / "tiny", "train/loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPENED)
 def test_fine_tuning_goes_on_from_any_format_as_from_the_run_itself(
     models: Path, world: Path, losses: dict[int, str], tmp_path: Path, name: str
@@ -127,6 +128,7 @@ def evaluate(folder: Path, *arguments: str) -> int:
     return evaluate_command.main(["trainer.accelerator=cpu", "trainer.compute_dtype=float32", *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_format_is_evaluated_as_the_run_itself_and_its_folder_stays_as_it_was(
     models: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str
@@ -164,6 +166,7 @@ def test_a_run_lends_its_data_to_the_model_it_is_compared_with(models: Path, tmp
     assert len(list((tmp_path / "both").rglob("results.json"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
     ["os.mkdir", "nanochat_pl.paths.os.mkdir", "nanochat_pl.tasks.scienceqa.os.mkdir", "nanochat_pl.tasks.none.None"],

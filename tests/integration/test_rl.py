@@ -86,6 +86,7 @@ def test_answers_that_are_rewarded_become_the_rule(train: Train, start: str, tmp
     assert summary["best"] == summary["pass@1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

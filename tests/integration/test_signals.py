@@ -67,6 +67,7 @@ def test_a_second_signal_ends_a_run_at_once(train: Train, tmp_path: Path, monkey
     assert "SIGINT: a second signal, so the run ends at once; the last checkpoint is that of step 3" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4])
 def test_a_signal_while_nothing_is_unsaved_ends_a_run_at_once(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, step: int

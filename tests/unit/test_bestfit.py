@@ -61,6 +61,7 @@ LENGTHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequence_len", [512, 2048])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_every_document_comes_soon_and_the_mix_of_lengths_stays(kind, sequence_len):

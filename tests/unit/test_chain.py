@@ -224,6 +224,7 @@ def test_a_finished_stage_is_skipped_until_its_config_or_inputs_change(
     assert ran[7:] == ["base force", "mid force"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_say_what_it_was_made_from_is_left_alone(
     small_world: list[str], ran: list[str], tmp_path: Path
 ):

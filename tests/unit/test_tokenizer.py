@@ -458,6 +458,7 @@ def test_a_text_has_the_ids_of_the_library_but_inside_endless_white_space(run: s
             assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [*SPACES, "中", "!"])
 def test_two_million_times_the_same_character_is_encoded_and_comes_back(run: str):
     tokenizer = Tokenizer.train(["word of words and    blanks -- 2024\n\n!!!"] * 4, 280)

@@ -143,6 +143,7 @@ def test_a_conversation_that_cannot_be_rendered_is_named():
         list(itertools.islice(make(rows, logical_shards=1), 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("num_epochs", [1, 3])
 def test_the_planned_steps_are_the_epochs_that_were_asked_for(packing, num_epochs):
