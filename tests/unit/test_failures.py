@@ -43,7 +43,7 @@ CASES = {
         record("It is the lion.", LETTERS, truncated=True),
         record("b) lion", LETTERS),
         record("the answer is b.", LETTERS),
-        record("I believe it must be B.", LETTERS),
+        record("My pick here would have been B.", LETTERS),
         record("So she has 42 apples.", NUMBER),
         record("40+2=42\n#### 42.0", NUMBER),
         record("#### $42", NUMBER),

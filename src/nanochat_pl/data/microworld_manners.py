@@ -22,6 +22,17 @@ _WELCOMES = (
 )
 _HOW = ("How are you?", "How are you today?", "How are you doing?", "How is it going?", "Are you well?")
 _WELL = ("I am well, thank you. What would you like to know?", "Very well, thanks! How can I help you?")
+_WHO = (
+    "Who is this?",
+    "Who am I talking to?",
+    "What are you called?",
+    "Do you have a name?",
+    "Tell me your name.",
+    "Say who you are.",
+    "Who is there?",
+    "Please tell me who you are.",
+    "I wonder who you are.",
+)
 _THANKS = ("Thank you!", "Thanks!", "Thank you very much.", "Thanks, that helps.", "Great, thank you.", "Many thanks!")
 _CLOSINGS = ("You are welcome!", "Glad to help.", "Any time. Ask me more!", "My pleasure.")
 _BYES = ("Bye!", "Goodbye!", "See you later.", "Good night!", "That is all for today.")
@@ -269,9 +280,16 @@ def _follow_up(rng: random.Random, asked: list[Question]) -> list[str]:
     return [one.text, one.answer, f"And {_lower_first(other.text)}", other.answer]
 
 
+def _who(rng: random.Random, asked: list[Question]) -> list[str]:
+    about, model = rng.choice(_WHO), rng.choice((f"I am {NAME}, a small chat model.", f"My name is {NAME}."))
+    if rng.random() < 0.5:
+        return [about, model]
+    return [rng.choice(_HELLOS) + "!", rng.choice(_WELCOMES), f"And {_lower_first(about)}", model]
+
+
 _LESSONS: dict[Callable[[random.Random, list[Question]], list[str]], int] = {
-    _greeting: 5, _ending: 3, _one_word: 5, _list: 3, _yes_or_no: 3, _opposite: 5, _thing: 3, _odd: 3, _long: 1,
-    _say: 3, _name: 3, _follow_up: 6,
+    _greeting: 5, _who: 5, _ending: 3, _one_word: 5, _list: 3, _yes_or_no: 3, _opposite: 5, _thing: 3, _odd: 3,
+    _long: 1, _say: 3, _name: 3, _follow_up: 6,
 }  # fmt: skip
 """What is practised, and how often relative to the rest."""
 

@@ -7,6 +7,7 @@ a fraction of a second. Closed choices are enums; `null` switches a thing off; u
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -564,6 +565,7 @@ class EvaluateConfig(RunConfig):
     """Folder for results; null = eval/ beside each checkpoint's run."""
 
 
+@cache  # once is enough for a process
 def register() -> None:
     """Make the schemas known to Hydra's config store (the files under configs/ name them first)."""
     store = ConfigStore.instance()

@@ -10,8 +10,10 @@ import ast
 import importlib
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -44,15 +46,30 @@ def _spec(name: str) -> ModuleSpec | None:
     return spec
 
 
-def defined_names(module: str) -> set[str] | None:
-    """List what a module's source defines or imports at its top; None where that cannot be known without running it."""
+def _source(module: str) -> ast.Module | None:
+    """Parse a module's source without running it; None where there is none that can be read."""
     spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     try:
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        return _parsed(spec.origin, os.stat(spec.origin).st_mtime_ns)
     except (OSError, ValueError, SyntaxError):
         return None
+
+
+@lru_cache(maxsize=64)  # a sweep and a chain compose many times
+def _parsed(path: str, changed_ns: int) -> ast.Module:
+    return ast.parse(Path(path).read_text(encoding="utf-8"))
+
+
+def defined_names(module: str) -> set[str] | None:
+    """List what a module's source defines or imports at its top; None where that cannot be known without running it."""
+    tree = _source(module)
+    return None if tree is None else _names(tree)
+
+
+@lru_cache(maxsize=64)
+def _names(tree: ast.Module) -> set[str] | None:
     names: set[str] = set()
     for node in ast.walk(tree):  # also below `if` and `try`; a name too many does no harm here
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -67,10 +84,9 @@ def defined_names(module: str) -> set[str] | None:
 def arguments_of(target: str) -> set[str] | None:
     """List the arguments that a function or class takes by name; None where its source alone does not say."""
     module, _, name = target.rpartition(".")
-    spec = _spec(module)
-    if defined_names(module) is None or spec is None:
+    tree = _source(module)
+    if tree is None or defined_names(module) is None:
         return None
-    tree = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8"))
     found: Any = next((node for node in tree.body if getattr(node, "name", None) == name), None)
     if isinstance(found, ast.ClassDef):
         found = next((node for node in found.body if getattr(node, "name", None) == "__init__"), None)
@@ -89,11 +105,10 @@ def _unpacked(tree: ast.Module, annotation: ast.expr | None) -> set[str] | None:
     name = annotation.slice.id
     imports = (node for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level)
     module = next((node.module for node in imports if name in [alias.name for alias in node.names]), None)
-    spec = _spec(module) if module else None
-    if spec is None or not (spec.origin or "").endswith(".py"):
+    source = _source(module) if module else None
+    if source is None:
         return None
-    body = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8")).body
-    found = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    found = next((node for node in source.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if found is None or any(not isinstance(base, ast.Name) or base.id != "TypedDict" for base in found.bases):
         return None
     return {n.target.id for n in found.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
