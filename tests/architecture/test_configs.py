@@ -41,6 +41,7 @@ def test_the_folder_is_the_one_of_this_checkout():
     assert {"stage", "data", "model", "optim", "mixture", "trainer", "logger", "callbacks", "eval"} <= set(GROUPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("sizes/")])
 def test_every_option_composes_with_the_defaults(file: str):
     group, name = file.split("/")
@@ -113,6 +114,7 @@ def without(file: str) -> Any:
     return OmegaConf.structured(EvaluateConfig if file == "evaluate" else TrainConfig)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["train", "evaluate", *FILES])
 def test_no_file_says_what_holds_without_it(file: str):
     before = without(file)

@@ -124,7 +124,8 @@ NO_NOTES += [
 
 
 @pytest.mark.parametrize("note", NO_NOTES, ids=range(len(NO_NOTES)))
-def test_a_damaged_note_is_no_trap(tmp_path: Path, note: str):
+def test_a_damaged_note_is_no_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str):
+    monkeypatch.setattr(claim, "NOTE_S", 0.1)
     (tmp_path / ".lock.json").write_text(note)
     with claimed(tmp_path):
         assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()

@@ -103,6 +103,7 @@ def test_the_star_is_at_the_step_that_validation_chose():
     assert [text.get_text() for text in axes.texts] == ["3.00"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", WIDTHS)
 @pytest.mark.parametrize(
     "stages",

@@ -28,6 +28,8 @@ SILENT_S = 20.0
 """An owner on another machine that gives no sign for so long is gone."""
 LONG_SILENT_S = 600.0
 """Nor need one wait where the last sign is older than this, by the clocks of two machines."""
+NOTE_S = 2.0
+"""So long the note of an owner may be missing, who has only just come."""
 ORPHANS_S = 12.0
 """So long the workers of a killed process may hold its lock, until they notice that it is gone."""
 
@@ -85,7 +87,7 @@ def _acquire(folder: Path) -> FileLock | None:
             owner = _read(folder / ".lock.json")
             waited = time.monotonic() - begin
             # Without a note the owner has only just come, or is only looking; of a killed one, workers may be left.
-            if (owner is None and waited < 2) or (owner is not None and _is_gone(owner) and waited < ORPHANS_S):
+            if (owner is None and waited < NOTE_S) or (owner is not None and _is_gone(owner) and waited < ORPHANS_S):
                 time.sleep(0.2)
                 continue
             raise _in_use(folder, owner) from None
