@@ -140,6 +140,20 @@ FORMS = [
     ({"instruction": "Hi", "output": "Ahoy!", "system": "Talk so."}, chat("Hi", system="Talk so."), "Alpaca"),
     (PROMPT, chat("Hi"), "prompt and completion"),
     ({"prompt": chat("Hi")[:1], "completion": chat("Hi")[1:]}, chat("Hi"), "prompt and completion"),
+    ({"messages": chat("Hi"), "system": "Talk so."}, chat("Hi", system="Talk so."), "messages"),
+    (TALK | {"system": "Talk so."}, chat("Hi", system="Talk so."), "ShareGPT"),
+    ({"messages": chat("Hi", system="Talk so."), "system": "Talk so."}, chat("Hi", system="Talk so."), "messages"),
+    (PROMPT | {"system": "", "label": True, "weight": None}, chat("Hi"), "prompt and completion"),
+    (PROMPT | {"label": 0, "train": "train", "weight": 1.0}, chat("Hi"), "prompt and completion"),
+]
+LOST = [
+    (PROMPT | {"label": False}, "the object has `label` False"),
+    ({"messages": [chat("Hi")[0], chat("Hi")[1] | {"weight": 0}]}, "message 2 has `weight` 0"),
+    ([chat("Hi")[0], chat("Hi")[1] | {"weight": 0.5}], "message 2 has `weight` 0.5"),
+    ({"conversations": [TALK["conversations"][0], TALK["conversations"][1] | {"loss": False}]}, "message 2 has `loss`"),
+    ([chat("Hi")[0], chat("Hi")[1] | {"tool_calls": [{"id": "1"}]}], "message 2 has `tool_calls`"),
+    ({"messages": chat("Hi", system="Talk so."), "system": "Be so."}, "beside another system message"),
+    (TALK | {"system": 3}, "`system` is no text"),
 ]
 
 
@@ -150,6 +164,12 @@ def test_every_known_form_is_read_and_named(tmp_path, caplog, value, messages, f
     assert [c["messages"] for c in whole(path)] == [messages, chat("Bye"), messages]
     count = 3 if form == "list of messages" else 2
     assert f"{path}: 3 conversations (form: {count} {form}" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "fault"), LOST)
+def test_what_would_be_learned_otherwise_than_it_says_is_refused(tmp_path, value, fault):
+    with pytest.raises(ValueError, match=fault):
+        JSONL(write(tmp_path, chat("Bye"), value))
 
 
 @pytest.mark.parametrize("indent", [None, 2])

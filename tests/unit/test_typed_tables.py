@@ -92,6 +92,12 @@ def test_what_could_be_number_or_text_is_settled_by_the_column_or_refused(tmp_pa
         ScienceQA(unsure)
     labelled = [{"question": "Q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "2"}]
     assert only(ScienceQA(write(tmp_path / "c" / "train.jsonl", labelled)))["answer"] == "B"
+    for name, answer in (("d", 1), ("e", 1.0)):  # the second choice, or the one that is labelled 1
+        unsure = write(tmp_path / name / "train.jsonl", [labelled[0] | {"answer": answer}])
+        with pytest.raises(ValueError, match=r"column answer: 1.* may be choice 1 \(by .*\) or choice 0 \(by labels\)"):
+            ScienceQA(unsure)
+    from_zero = labelled[0] | {"choices": {"text": ["x", "y"], "label": ["0", "1"]}, "answer": 1}
+    assert only(ScienceQA(write(tmp_path / "f" / "train.jsonl", [from_zero])))["answer"] == "B"
 
 
 def test_missing_optional_texts_are_empty_and_numbers_become_text(tmp_path, caplog):
@@ -169,9 +175,20 @@ def test_pictures_are_counted_however_they_are_stored(tmp_path):
     assert [c["has_image"] for c in ScienceQA(tmp_path)] == [False, True, True, False]
     pq.write_table(table, tmp_path / "train.parquet", write_statistics=False)
     assert [c["has_image"] for c in ScienceQA(tmp_path)] == [False, True, True, False]
+    images = [{"bytes": b"", "path": ""}, {"bytes": b"png", "path": ""}, {"bytes": b"", "path": None}]
+    table = pa.Table.from_pylist([GOOD] * 3).append_column("image", pa.array(images, image))
+    (tmp_path / "empty").mkdir()
+    pq.write_table(table, tmp_path / "empty" / "train.parquet")
+    assert [c["has_image"] for c in ScienceQA(tmp_path / "empty")] == [False, True, False]
+    for name, column in {"text": ["", "a.png", None], "bytes": [b"", b"png", None], "list": [[], [1], None]}.items():
+        (tmp_path / name).mkdir()
+        table = pa.Table.from_pylist([GOOD] * 3).append_column("image", pa.array(column))
+        pq.write_table(table, tmp_path / name / "train.parquet")
+        assert [c["has_image"] for c in ScienceQA(tmp_path / name)] == [False, True, False], name
+    images = [None, {"bytes": None, "path": "a.png"}, {"bytes": "", "path": ""}]
     texts = write(tmp_path / "t" / "train.csv", [GOOD | {"image": ""}, GOOD | {"image": "a.png"}])
     assert [c["has_image"] for c in ScienceQA(texts)] == [False, True]
-    objects = write(tmp_path / "o" / "train.jsonl", [GOOD | {"image": value} for value in images[:1] + images[2:]])
+    objects = write(tmp_path / "o" / "train.jsonl", [GOOD | {"image": value} for value in images])
     assert [c["has_image"] for c in ScienceQA(objects)] == [False, True, False]
 
 

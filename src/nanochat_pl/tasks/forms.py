@@ -6,7 +6,7 @@ Only the form is read here. Whether the messages are a conversation (turns, cont
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["FORMS", "Recognised", "recognise"]
+__all__ = ["FORMS", "Recognised", "check_marks", "recognise"]
 
 FORMS = {
     "messages": "`messages`: a list of role and content",
@@ -25,6 +25,10 @@ _SPEAKERS = {
     "system": "system",
 }
 
+_WEIGHTS = ("weight", "loss", "train", "label")
+"""Where other trainers keep whether, or how much, a message or an example counts."""
+_CALLS = ("tool_calls", "function_call")
+
 
 class Recognised(NamedTuple):
     """A conversation and the form it had."""
@@ -36,9 +40,46 @@ class Recognised(NamedTuple):
 def recognise(value: Mapping[str, Any]) -> Recognised:
     """Read an object as a conversation.
 
+    A system prompt beside the messages goes in front of them.
+
     Raises:
-        ValueError: if it has none of the forms, or not what its form needs.
+        ValueError: if it has none of the forms, or not what its form needs, or says what would be lost.
     """
+    check_marks(value, "the object")
+    form, messages = _recognise(value)
+    system = value.get("system")
+    if form == "Alpaca" or system is None or system == "" or not isinstance(messages, list):
+        return Recognised(form, messages)
+    if not isinstance(system, str):
+        raise ValueError("`system` is no text")
+    first = messages[0] if messages and isinstance(messages[0], Mapping) else {}
+    if first.get("role") != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    elif first.get("content") != system:
+        raise ValueError("`system` stands beside another system message; write one of them")
+    return Recognised(form, messages)
+
+
+def check_marks(value: Mapping[str, Any], where: str) -> None:
+    """Refuse what says of a message or an example how it is to be learned, and calls of tools that would be dropped.
+
+    Every answer is learned here, each as much as any other.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for key in _WEIGHTS:
+        mark = value.get(key)
+        if isinstance(mark, bool if key == "label" else int | float) and mark != 1:  # a label may also be a class
+            raise ValueError(
+                f"{where} has `{key}` {mark!r}, but every answer is learned alike; leave the example out, or the key"
+            )
+    for key in _CALLS:
+        if value.get(key):
+            raise ValueError(f"{where} has `{key}`, which is not read; leave the example out, or say the call in parts")
+
+
+def _recognise(value: Mapping[str, Any]) -> Recognised:
     if value.get("messages") is not None:
         return Recognised("messages", value["messages"])
     if value.get("conversations") is not None:
@@ -60,6 +101,8 @@ def _sharegpt(turns: Any) -> Any:
         return turns
     messages = []
     for number, turn in enumerate(turns, 1):
+        if isinstance(turn, Mapping):
+            check_marks(turn, f"message {number}")
         if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
             messages.append(turn)  # role and content beneath this name, or a fault that the task names
             continue

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 from nanochat_pl.rows import read_json_values
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task, asked
-from nanochat_pl.tasks.forms import Recognised, recognise
+from nanochat_pl.tasks.forms import Recognised, check_marks, recognise
 
 __all__ = ["JSONL", "SPLITS", "read_conversations"]
 
@@ -155,6 +155,7 @@ def _read_messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
         where = f"message {i + 1}"
         if not isinstance(message, dict):
             raise ValueError(f"{where} is {_kind(message)}, not an object with role and content")
+        check_marks(message, where)
         if missing := [key for key in ("role", "content") if key not in message]:
             raise ValueError(f"{where} has no {' and no '.join(missing)} (it has: {', '.join(message) or 'nothing'})")
         role, content = message["role"], message["content"]

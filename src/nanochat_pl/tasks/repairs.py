@@ -221,8 +221,8 @@ def answer_numbers(
     common = set.intersection(*map(set, spoken)) if spoken else set()
     found: list[int | Unfit] = []
     for row, (answer, forms) in enumerate(zip(answers, read)):
-        if type(answer) is int and answer.bit_length() < 64:
-            found.append(answer)
+        if forms.keys() == {"numbers"}:
+            found.append(forms["numbers"])
             continue
         usable = {form: place for form, place in forms.items() if form in common} if isinstance(answer, str) else {}
         usable = usable or forms
@@ -245,11 +245,17 @@ def answer_numbers(
 
 def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None) -> dict[str, int]:
     """Give each form an answer can be read in, with the place that it names."""
-    is_number = isinstance(answer, float | Decimal)
-    if is_number and abs(answer) < 2**53 and answer == int(answer):
-        return {"whole fractions": int(answer)}
-    if not isinstance(answer, str):
-        return {}
+    number: dict[str, int] = {}
+    if type(answer) is int and answer.bit_length() < 64:
+        number = {"numbers": answer}
+    elif isinstance(answer, float | Decimal) and abs(float(answer)) < 2**53 and answer == int(answer):
+        number = {"whole fractions": int(answer)}
+    if number and labels is not None:  # where choices are labelled 1, 2, 3, a number may be a label
+        place = next(iter(number.values()))
+        if str(place) in labels and labels.index(str(place)) != place:
+            number["labels"] = labels.index(str(place))
+    if number or not isinstance(answer, str):
+        return number
     text = answer.strip()
     forms: dict[str, int] = {}
     if labels is not None and labels.count(text) == 1:

@@ -204,6 +204,7 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
     Of a parquet file, the small leaf of the paths is read, and pictures only in row groups where one has no path.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if file.suffix != ".parquet":
@@ -217,13 +218,15 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
     with pq.ParquetFile(file) as parquet:
         for group in range(parquet.num_row_groups):
             if not leaves:
-                found += parquet.read_row_group(group, columns=["image"]).column(0).is_valid().to_pylist()
+                found += map(_is_picture, parquet.read_row_group(group, columns=["image"]).column(0).to_pylist())
                 continue
             here: list[bool] = []
             for leaf in leaves:
                 part = parquet.read_row_group(group, columns=[f"image.{leaf}"]).column(0)
-                is_there, records = part.combine_chunks().flatten()[0].is_valid(), part.is_valid().to_pylist()
-                here = [a or b for a, b in zip(here or [False] * len(part), is_there.to_pylist())]
+                records = part.is_valid().to_pylist()
+                values = part.combine_chunks().flatten()[0]
+                lengths = [0] * len(part) if pa.types.is_null(values.type) else pc.binary_length(values).to_pylist()
+                here = [a or bool(length) for a, length in zip(here or [False] * len(part), lengths)]
                 if here == records:  # each picture is found
                     break
             found += here
@@ -232,7 +235,7 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
 
 def _is_picture(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return any(value.get(name) is not None for name in ("path", "bytes"))
+        return any(value.get(name) for name in ("path", "bytes"))
     return bool(value) and value == value  # a NaN, which is no picture, differs from itself
 
 
