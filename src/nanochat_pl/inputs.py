@@ -106,8 +106,9 @@ def prepare_root(data: Any) -> None:
     if data.source == "microworld":
         with writing(data.root):
             write_microworld(Path(data.root), seed=data.seed)
-    elif data.source == "local" and not Path(data.root).is_dir():
-        raise FileNotFoundError(f"there is no folder data.root={data.root}; give the folder that holds {data.text}/ …")
+    elif data.source == "local" and (data.root is None or not Path(data.root).is_dir()):
+        what = "data.root is not set" if data.root is None else f"there is no folder data.root={data.root}"
+        raise FileNotFoundError(f"{what}; give the folder that holds {data.text}/ …")
 
 
 def start_weights(

@@ -116,6 +116,9 @@ def test_a_value_survives_the_command_line(value: object):
 
 
 def test_what_a_chain_cannot_do_is_refused():
+    for stages in ("evaluate", "tokenizer,evaluate"):
+        with pytest.raises(ConfigError, match="trains no model that could be evaluated; add a stage"):
+            planned([f"chain=[{stages}]"])
     with pytest.raises(ConfigError, match="chain names fft, which is none of tokenizer, base"):
         planned(["chain=[base,fft]"])
     with pytest.raises(ConfigError, match=r"chain_overrides\.sft is for no stage of the chain \(base\)"):
@@ -125,6 +128,13 @@ def test_what_a_chain_cannot_do_is_refused():
         planned(["experiment=laptop_d4", "chain=[mid]", "chain_overrides.base.stage.num_steps=3"])
     with pytest.raises(ConfigError, match=r"stage\.num_steps=3: a chain has several stages"):
         planned(["chain=[base]", "stage.num_steps=3"])
+
+
+@pytest.mark.parametrize("shown", [["--cfg=job"], ["--cfg", "job"], ["-c=job"], ["--info=config"]])
+def test_what_shows_a_config_trains_nothing(shown: list[str]):
+    line = CommandLine.parse(["chain=[base]", *shown])
+    assert line.shows_config and line.overrides == ["chain=[base]"]
+    assert not CommandLine.parse(["chain=[base]"]).shows_config
 
 
 @pytest.fixture
@@ -269,10 +279,13 @@ def test_the_closing_lines_show_answers_of_the_last_model(tmp_path: Path):
     tool = "12 * 34 = <|python_start|>12*34<|python_end|><|output_start|>408<|output_end|>408.\n#### 408"
     records = [
         ("product", "What is 12 times 34?", tool),
-        ("hello", "Hello!", "Hello! I am\nMinnow."),
+        ("hello", "Hello!", "Hello!\u2028I am\nMinnow."),
         ("other", "?", "x"),
     ]
-    lines = [json.dumps({"id": name, "prompt": prompt, "output": output}) for name, prompt, output in records]
+    lines = [
+        json.dumps({"id": name, "prompt": prompt, "output": output}, ensure_ascii=False)
+        for name, prompt, output in records
+    ]
     (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
     table = chain.closing_table(compose(["chain=[base,sft]", "run_name=r", f"outputs={tmp_path}"]), 1.0)
     start = table.splitlines().index("  Hello!  ->  Hello! I am Minnow.")

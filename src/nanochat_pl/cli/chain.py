@@ -119,7 +119,8 @@ def check_one(cfg: TrainConfig, stage: str, arguments: Sequence[str], folder: Pa
     if finished:  # it is skipped, or done again where its inputs have changed
         config = dataclasses.replace(config, resume=None, force=True)
     resume = check_own(config, place)
-    if finished or stage == StageName.tokenizer or stage != next(s for s in cfg.chain if s != StageName.tokenizer):
+    first = next((s for s in cfg.chain if s not in (StageName.tokenizer, EVALUATE)), None)
+    if finished or stage != first:
         return config
     if stage in START_STAGES or config.init_from is not None or StageName.tokenizer not in cfg.chain:
         check_start(config, place, resume)
@@ -193,6 +194,11 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         compose_checked("train", CommandLine(arguments, False, folder or config_dir()))
         commands.append((stage, arguments))
     if EVALUATE in cfg.chain:
+        if not trained:
+            raise ConfigError(
+                f"chain=[{','.join(cfg.chain)}] trains no model that could be evaluated; add a stage, or type python "
+                "evaluate.py ckpt=<run folder>"
+            )
         paths = in_hydra([str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained])
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
@@ -345,9 +351,8 @@ def sample_answers(folder: Path) -> list[str]:
     files = sorted((folder / "eval" / "checks").glob("*/examples.jsonl"), key=lambda path: path.stat().st_mtime)
     if not files:
         return []
-    records = {
-        record["id"]: record for line in files[-1].read_text("utf-8").splitlines() for record in [json.loads(line)]
-    }
+    lines = filter(None, files[-1].read_text("utf-8").split("\n"))  # not splitlines: an answer may hold other line ends
+    records = {record["id"]: record for record in map(json.loads, lines)}
     shown = [records[name] for name in SAMPLES if name in records]
     # as the chat shows it: what was asked of the calculator and what came back, in brackets
     answers = [re.sub(r"<\|python_start\|>(.*?)<\|python_end\|>", r"[\1]", one["output"]) for one in shown]

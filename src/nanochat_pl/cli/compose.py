@@ -160,6 +160,8 @@ class CommandLine:
     overrides: list[str]
     multirun: bool
     config_dir: Path
+    shows_config: bool = False
+    """`--cfg` or `--info`: the config is checked and shown, and nothing runs."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> "CommandLine":
@@ -193,7 +195,8 @@ class CommandLine:
             )
         # a stage's own settings are new keys unless the experiment has them already: people need not know which
         overrides = [f"++{o}" if o.startswith("chain_overrides.") else o for o in parsed.overrides]
-        return cls(overrides, parsed.multirun, Path(parsed.config_dir) if parsed.config_dir else config_dir())
+        folder = Path(parsed.config_dir) if parsed.config_dir else config_dir()
+        return cls(overrides, parsed.multirun, folder, bool(parsed.cfg or parsed.info))
 
 
 def about_hydra(arguments: Sequence[str]) -> bool:

@@ -26,10 +26,10 @@ with loading():
         quote_texts,
     )
     from nanochat_pl.cli.explain import asked_for_help
-    from nanochat_pl.cli.train import INFORMATION, fail, run_hydra
+    from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.inputs import prepare_root
     from nanochat_pl.lit import schema
-    from nanochat_pl.lit.preflight import WITHOUT_DATA, hub_folder, names_no_data, no_data
+    from nanochat_pl.lit.preflight import WITHOUT_DATA, check_penalties, hub_folder, names_no_data, no_data
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,8 +50,9 @@ def measure(argv: list[str]) -> int:
             line = CommandLine.parse(arguments)
             configs = compose_checked("evaluate", line)
             is_sweep("evaluate", line)
-            for cfg in [] if {*INFORMATION} & {*arguments} else configs:
+            for cfg in [] if line.shows_config else configs:
                 config = check(cfg, schema.EvaluateConfig)
+                check_penalties(config.eval.name, config.eval)
                 sources = [check_model(p, hub_folder(config), config.offline) for p in checkpoint_list(config.ckpt)]
                 given = any(argument.startswith(("data=", "data.source=")) for argument in arguments)
                 bare = [s for s in sources if s is not None and names_no_data(s)]

@@ -17,8 +17,8 @@ from typing import Any
 
 from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir, in_hydra, quote, quote_texts
 from nanochat_pl.inputs import START_STAGES, start_weights
-from nanochat_pl.lit.preflight import preflight
-from nanochat_pl.lit.schema import DataSource, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.preflight import DEFAULT_EVALS, preflight
+from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
 
 SECTIONS = ("data", "model", "trainer", "plugins")
@@ -105,13 +105,9 @@ def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[st
 def evaluation(cfg: TrainConfig, stage: str, folder: Path) -> list[str]:
     """Give the arguments that evaluate the run of a stage in `folder`; its data are those of its config."""
     arguments = [typed("ckpt", str(folder))]
-    answers = cfg.stage.name not in (StageName.base, StageName.mid)
-    if (
-        answers
-        and cfg.data.source == DataSource.local
-        and not (Path(cfg.data.root or "") / cfg.data.scienceqa).is_dir()
-    ):
-        arguments.append("eval=checks")  # eval=auto asks ScienceQA's questions
+    asks = DEFAULT_EVALS.get(StageName(stage)) == EvalName.scienceqa
+    if asks and cfg.data.source == DataSource.local and not (Path(cfg.data.root or "") / cfg.data.scienceqa).is_dir():
+        arguments.append("eval=checks")  # eval=auto would ask questions that are not there
     if cfg.outputs != "outputs":
         arguments.append(typed("outputs", cfg.outputs))
     usual = EvaluateConfig()

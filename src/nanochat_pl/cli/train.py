@@ -38,9 +38,6 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     from nanochat_pl.lit.preflight import forget_run, is_first_process, preflight
     from nanochat_pl.paths import WriteError, run_dir, worded
 
-INFORMATION = ("--cfg", "-c", "--info", "-i")
-"""What shows a config and runs nothing; the config is checked all the same."""
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run `train.py` and return its exit code: 0, 1 = failed, 2 = bad command line, 128+n = stopped by signal n."""
@@ -62,7 +59,7 @@ def train(argv: list[str]) -> int:
             line = CommandLine.parse(arguments)
             configs = compose_checked("train", line)
             sweep = is_sweep("train", line)
-            if {*INFORMATION} & {*arguments}:
+            if line.shows_config:
                 return run_hydra(job, "train")
             if configs[0].chain:
                 if sweep:

@@ -27,7 +27,8 @@ from nanochat_pl.lit.checkpoints import Checkpoints
 from nanochat_pl.lit.datamodules import StepBatches
 from nanochat_pl.lit.health import DATA_WAIT_S, Health, is_logged
 from nanochat_pl.lit.loggers import MetricsFile
-from nanochat_pl.lit.record import earlier_seconds, finished_summary
+from nanochat_pl.lit.preflight import unfinished
+from nanochat_pl.lit.record import earlier_seconds
 from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.paths import WriteError, write_atomically
 from nanochat_pl.report.history import run_picture
@@ -401,7 +402,7 @@ class Summary(Callback):
         self.write(trainer, "finished" if whole else "stopped")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not self._started and finished_summary(self.path) is not None:
+        if not self._started and unfinished(self.path.parent) is None:
             return  # a run that could not be continued is as finished as it was
         stopped = isinstance(exception, Stopped)
         self.write(trainer, "stopped" if stopped else f"failed: {type(exception).__name__}")

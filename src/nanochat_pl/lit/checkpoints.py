@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.lit import signals
 from nanochat_pl.lit.signals import Stopped
-from nanochat_pl.paths import WriteError, worded
+from nanochat_pl.paths import WriteError, atomic_file
 from nanochat_pl.runtime import world_size
 
 log = logging.getLogger(__name__)
@@ -39,34 +39,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place, flush it to disk, then rename it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            temporary.unlink(missing_ok=True)
-            said = worded(error, path) or f"cannot write {path} ({first_line(error)})"
+            said = str(error) if isinstance(error, WriteError) else f"cannot write {path} ({first_line(error)})"
             raise CheckpointWriteError(f"{said}; earlier checkpoints are untouched: resume=auto goes on") from error
 
 
 def first_line(error: BaseException) -> str:
     """Give the first line of an exception's text."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def place(source: Path, target: Path) -> None:

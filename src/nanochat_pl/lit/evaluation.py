@@ -37,7 +37,7 @@ from nanochat_pl.lit.callbacks import Validation, is_due, log_metrics
 from nanochat_pl.lit.claim import claimed
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
-from nanochat_pl.lit.preflight import DEFAULT_EVALS, WITHOUT_DATA, hub_folder, no_data
+from nanochat_pl.lit.preflight import DEFAULT_EVALS, WITHOUT_DATA, check_penalties, hub_folder, no_data
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.lit.shorthand import task_specs
@@ -113,11 +113,7 @@ def _evaluate(
     if name == EvalName.auto:
         name, last_stage = default_eval(models)
         print(f"eval: {name} (eval=auto, for stage {last_stage})")
-    penalties = cfg.eval.penalties()
-    if penalties and name in (EvalName.bpb, EvalName.core, EvalName.tokenizer):
-        raise ValueError(
-            f"eval.{next(iter(penalties))} has no effect on eval={name}, which writes no answers; leave it out"
-        )
+    check_penalties(name, cfg.eval)
     data, tasks = questions(models, name, data_overrides, mixture, cfg.plugins.allow, cfg.outputs)
     names = checkpoint_names(models)
     evaluations: dict[str, Evaluation] = {}

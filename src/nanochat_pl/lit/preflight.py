@@ -16,8 +16,16 @@ from typing import Any
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.source import Source
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
-from nanochat_pl.inputs import other_text, prepare_text, start_weights
-from nanochat_pl.lit.schema import DataSource, EvalName, LongConversations, RunConfig, StageName, TrainConfig
+from nanochat_pl.inputs import other_text, prepare_root, prepare_text, start_weights
+from nanochat_pl.lit.schema import (
+    DataSource,
+    EvalConfig,
+    EvalName,
+    LongConversations,
+    RunConfig,
+    StageName,
+    TrainConfig,
+)
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import check_place, checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
@@ -32,6 +40,9 @@ DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | di
 """What eval=auto measures."""
 ANSWERED_IN_FULL = (EvalName.scienceqa, EvalName.arc, EvalName.recall)
 """Evaluations that keep room for an answer of eval.max_new_tokens; others cut it to the context or do without."""
+
+WITHOUT_ANSWERS = (EvalName.bpb, EvalName.core, EvalName.tokenizer)
+"""Evaluations in which a model writes nothing."""
 
 
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
@@ -114,6 +125,7 @@ def check_stage(cfg: TrainConfig) -> None:
             )
     if stage.eval_every_steps is not None:
         measured = DEFAULT_EVALS[stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+        check_penalties(measured, cfg.eval)
         check_answer_length(measured, cfg.eval.max_new_tokens, stage.sequence_len)
 
 
@@ -190,6 +202,18 @@ def check_answer_length(name: EvalName, max_new_tokens: int, context: int) -> No
         raise ValueError(
             f"eval.max_new_tokens={max_new_tokens} leaves no room for a question in the model's {context} tokens; "
             "lower it"
+        )
+
+
+def check_penalties(name: EvalName, cfg: EvalConfig) -> None:
+    """Check that penalties are given to no evaluation that writes no answers.
+
+    Raises:
+        ValueError: one is.
+    """
+    if name in WITHOUT_ANSWERS and (penalties := cfg.penalties()):
+        raise ValueError(
+            f"eval.{next(iter(penalties))} has no effect on eval={name}, which writes no answers; leave it out"
         )
 
 
@@ -309,11 +333,8 @@ def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
         check_place(folder)
     resume = resume_file(cfg, folder)
     root = Path(cfg.data.root or "")
-    if cfg.data.source == "local":
-        if not root.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder data.root={root}; give the folder that holds {cfg.data.text}/ …"
-            )
+    if cfg.data.source == DataSource.local:
+        prepare_root(cfg.data)  # makes nothing: a folder that is not there is refused
         if cfg.stage.name in (StageName.base, StageName.tokenizer):
             from nanochat_pl.data.parquet import list_shards
 

@@ -23,7 +23,6 @@ __all__ = [
     "describe_run",
     "earlier_seconds",
     "finish_loggers",
-    "finished_summary",
     "is_terminal",
     "write_log",
 ]
@@ -110,15 +109,6 @@ def earlier_seconds(summary: Path) -> float:
         return float(json.loads(summary.read_text(encoding="utf-8"))["wall_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
-
-
-def finished_summary(path: Path) -> dict[str, Any] | None:
-    """Return what the summary.json of a finished run says; None for any other, or where there is none to be read."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("status") == "finished" else None
 
 
 def write_log(path: Path | None, first: bool, hold: bool = False) -> None:

@@ -482,8 +482,8 @@ class EvalConfig:
 
     def penalties(self) -> dict[str, float]:
         """Return the penalties that are not off, by name."""
-        off = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
-        return {name: value for name in off if (value := getattr(self, name)) != off[name]}
+        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(EvalConfig, name)}
 
 
 @dataclass(kw_only=True)
