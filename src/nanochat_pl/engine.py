@@ -46,7 +46,7 @@ class Engine:
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.dtype = pick_inference_dtype(dtype, model.device)
-        self.context_tokens = context_tokens or model.config.sequence_len
+        self.context_tokens = model.config.sequence_len if context_tokens is None else context_tokens
         if not 1 <= self.context_tokens <= model.config.rotary_rows:
             raise ValueError(
                 f"context_tokens={context_tokens} is none of the {model.config.rotary_rows} positions that the model "

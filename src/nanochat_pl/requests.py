@@ -119,12 +119,13 @@ def check_request(
     if not prompt:
         raise ValueError(f"{name} is empty; begin it with the tokenizer's <|bos|>")
     room = context_tokens or config.sequence_len
-    left = room - len(prompt)
-    if left < min(1, request.max_new_tokens) or (left < 0 and request.prompt_logprobs is not None):
+    most = room - min(1, request.max_new_tokens)  # a prompt that is only scored may fill the context
+    if len(prompt) > most:
         limit = f"model.sequence_len={room}" if room == config.sequence_len else f"context_tokens={room}"
+        lacking = "for a new one" if most < room else "for it"
         raise ValueError(
-            f"{name} has {len(prompt)} tokens; with {limit} there is no room for a new one; "
-            f"cut it to {room - 1} tokens or fewer"
+            f"{name} has {len(prompt)} tokens; with {limit} there is no room {lacking}; cut it to {most} "
+            "tokens or fewer"
         )
     if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
         raise ValueError(

@@ -5,6 +5,7 @@ both merge keys that stand twice. Here nothing is guessed, and every fault has i
 """
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -174,8 +175,9 @@ def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]
     separator = max((",", ";", "\t"), key=lambda mark: head.count(mark.encode()))
     csv.field_size_limit(_CSV_FIELD_CHARS)
     number = 0
+    text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")  # csv knows all line ends, also a bare CR
     try:
-        reader = csv.reader(_decoded(content), delimiter=separator, strict=True)
+        reader = csv.reader(text, delimiter=separator, strict=True)
         names = next(reader, [])
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{path}: the column {', '.join(twice)} stands twice in its header; rename one")
@@ -193,8 +195,6 @@ def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]
         raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8") from error
     except csv.Error as error:
         raise ValueError(f"{path}, after row {number}: not CSV ({error}); mend or drop the row") from error
-
-
-def _decoded(content: io.BufferedReader) -> Iterator[str]:
-    for number, line in enumerate(content):
-        yield line.decode("utf-8" if number else "utf-8-sig")
+    finally:
+        with contextlib.suppress(ValueError):  # closed already
+            text.detach()  # the file is the caller's to close

@@ -169,6 +169,21 @@ def test_in_weak_mode_a_child_of_the_same_group_does_not_outlive_the_program(tmp
     assert not file.exists()
 
 
+def test_in_weak_mode_a_program_does_not_outlive_an_interrupted_caller(tmp_path, monkeypatch):
+    file = tmp_path / "late"
+
+    def interrupted(process, timeout):
+        time.sleep(0.7)  # until the program runs
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sandbox.subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_python(f"import time\ntime.sleep(1.2)\nopen({str(file)!r}, 'w')", mode="weak")
+    time.sleep(1.2)
+    assert not file.exists()
+
+
 @isolated
 def test_nothing_outside_can_be_read_or_written(mode, tmp_path):
     secret, target = tmp_path / "secret", tmp_path / "written"

@@ -50,6 +50,13 @@ def test_a_table_means_the_same_in_every_form(tmp_path, ending):
     assert list(ScienceQA(folder)) == list(expected)
 
 
+@pytest.mark.parametrize("line_end", ["\r", "\n", "\r\n"])
+def test_the_lines_of_a_csv_file_end_as_any_program_ends_them(tmp_path, line_end):
+    head, row = "question,choices,answer", """Q?,"['x', 'y']",1"""
+    (tmp_path / "train.csv").write_bytes(line_end.join([head, row, row, ""]).encode("utf-8-sig"))
+    assert [c["answer"] for c in ScienceQA(tmp_path)] == ["B", "B"]
+
+
 WRITTEN = [
     "['yes', 'no', 'both']",
     '["yes", "no", "both"]',

@@ -111,10 +111,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def other_checkpoints(path: Path) -> str:
     """Say what may be used in place of a damaged checkpoint: the newest whole one beside it."""
-    whole = _newest_first(file for file in path.parent.glob("*.ckpt") if file.resolve() != path.resolve())
+    whole = _newest_first(file for file in path.parent.glob("*.ckpt") if not _is_same(file, path))
     if not whole:
         return "no whole checkpoint lies beside it; use another copy of it"
     return f"use {whole[0]} (step {stored_step(whole[0])}), the newest whole one beside it"
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    try:
+        return file.samefile(other)  # also under another name: files of the same state are hard links
+    except OSError:  # a link that leads nowhere
+        return file.resolve() == other.resolve()
 
 
 def _newest_first(files: Iterable[Path]) -> list[Path]:

@@ -88,7 +88,7 @@ _COLORED = (
 _COLOR = ("What color is {thing}?", "Which color has {thing}?", "Tell me the color of {thing}.")
 
 _PROPERTIES = (
-    ("hot", "fire steam lava boiling_water", "ice snow frost"),
+    ("hot", "a_fire steam lava boiling_water", "ice snow frost"),
     ("wet", "rain the_sea a_river", "sand dust a_desert"),
     ("heavy", "an_elephant a_mountain a_ship", "a_feather air a_leaf"),
     ("sweet", "sugar honey chocolate", "salt vinegar a_stone"),
@@ -229,8 +229,6 @@ def _yes_or_no(rng: random.Random, asked: list[Question]) -> list[str]:
         word, yes, no = rng.choice(_PROPERTIES)
         right = rng.random() < 0.5
         thing = rng.choice((yes if right else no).split()).replace("_", " ")
-        if thing == "fire":
-            thing = "a fire"
         question = f"Is {thing} {word}?"
     if rng.random() < 0.7:
         question += rng.choice((" Answer with yes or no.", " Yes or no?", " Say yes or no."))

@@ -166,15 +166,19 @@ def _convert(source: TextSource, folder: Path) -> None:
         raise ValueError(f"all documents below {source.folder} are validation's too; nothing is left to train on")
     rows = max(1, min(1024, int((~is_val).sum()) // 64))
 
-    def kept(val: bool) -> Iterator[str]:
-        texts = (text for text in source.documents(val=val and source.val_file is not None) if text.strip())
-        if val and source.val_file is not None:
-            yield from texts
-        else:
-            yield from (text for text, held in zip(texts, is_val) if held == val)
+    held: list[str] = []  # a small share, which then need not be looked for again
 
-    train = _write_shards(kept(False), folder, "shard_{:05d}.parquet", rows)
-    validation = _write_shards(kept(True), folder, VALIDATION_FILE, rows)
+    def training() -> Iterator[str]:
+        texts = (text for text in source.documents(val=False) if text.strip())
+        for text, is_held in zip(texts, is_val, strict=True):
+            if not is_held:
+                yield text
+            elif source.val_file is None:
+                held.append(text)
+
+    train = _write_shards(training(), folder, "shard_{:05d}.parquet", rows)
+    named = source.documents(val=True) if source.val_file is not None else held
+    validation = _write_shards((text for text in named if text.strip()), folder, VALIDATION_FILE, rows)
     said = {
         "source": str(source.folder),
         "column": source.column,

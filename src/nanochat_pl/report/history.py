@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.report.plots import LEGEND, OKABE_ITO, Figure, drawn, png_bytes, styled, thin
-from nanochat_pl.report.runs import Curve, Run, best_point, last_value, read_metrics, validation_metric
+from nanochat_pl.report.runs import Curve, Run, best_point, last_value, read_metrics, start_of, validation_metric
 
 __all__ = ["Stage", "chains", "draw_history", "history_figure", "run_picture", "smooth"]
 
@@ -95,7 +95,8 @@ def history_figure(runs: Sequence[Run]) -> Figure | None:
         for kind in (False, True)
         if any(stage.rewarded == kind for stage in stages)
     ]
-    caption = f"{' and '.join(parts).capitalize()} over the steps of training."
+    text = " and ".join(parts)
+    caption = f"{text[:1].upper()}{text[1:]} over the steps of training."
     scales = [
         stage.num_steps / share for stage, share in zip(stages, _shares(stages, _WIDE_IN[0] - sum(_sides(stages))))
     ]
@@ -112,10 +113,10 @@ def chains(runs: Sequence[Run]) -> list[list[Run]]:
     parents: dict[int, int] = {}
     trained = [index for index, run in enumerate(runs) if run.stage != "tokenizer"]
     for index in trained:
-        start = str(runs[index].summary.get("init_from") or "").partition(" (")[0]
+        start, ancestor = start_of(runs[index].summary)
         before = [other for other in trained if other < index and runs[other].stage != runs[index].stage]
-        if "/checkpoints/" in start:
-            ends = Path(start).parent.parent.parts[-2:]
+        if ancestor is not None:
+            ends = ancestor.parts[-2:]
             before = [other for other in before if runs[other].folder.resolve().parts[-2:] == ends]
         elif start:
             before = []

@@ -28,6 +28,7 @@ __all__ = [
     "last_value",
     "read_metrics",
     "read_run",
+    "start_of",
     "validation_metric",
 ]
 
@@ -136,6 +137,15 @@ def best_point(curve: Curve, higher: bool = False) -> tuple[int, float] | None:
     return min(numbers, key=lambda point: -point[1] if higher else point[1], default=None)
 
 
+def start_of(summary: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """Return what a run says it started from (empty = from nothing), and the run folder which that lies in, if any.
+
+    The folder is as the training command saw it, from where it ran.
+    """
+    start = str(summary.get("init_from") or "").partition(" (")[0]
+    return start, Path(start).parent.parent if "/checkpoints/" in start else None
+
+
 def find_chain(folders: Sequence[Path], *, whole: bool = True) -> list[Path]:
     """Return `folders` with the other stages of their chains, in the order of training.
 
@@ -157,10 +167,9 @@ def find_chain(folders: Sequence[Path], *, whole: bool = True) -> list[Path]:
         if not whole:
             continue
         summary = _read_json(folder / "summary.json", [])
-        start = str(summary.get("init_from") or "").partition(" (")[0]
-        if "/checkpoints/" in start:
+        _, ancestor = start_of(summary)
+        if ancestor is not None:
             # Noted as the training command saw it: from its working folder, or the outputs' parent if both moved.
-            ancestor = Path(start).parent.parent
             places = [ancestor] if ancestor.is_absolute() else [ancestor, folder.parent.parent.parent / ancestor]
             waiting += [place for place in places if _is_run(place)][:1]
         if folder.parent.name == _stage_of(folder):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import holm_correction
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
+from nanochat_pl.report.overview import format_value
 from nanochat_pl.report.plots import bar_figures
 from nanochat_pl.report.runs import STAGES, Result, Run
 
@@ -137,15 +138,12 @@ def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
         if not (first.interval and last.interval and first.value is not None and last.value is not None):
             continue
         guess = _guess(last)
+        then, now = format_value(first.value, first.is_share), format_value(last.value, last.is_share)
         if first.interval.high < last.interval.low and (guess is None or last.interval.low > guess):
-            moved.append(f"{name} rose from {_value(first)} ({before}) to {_value(last)} ({after})")
+            moved.append(f"{name} rose from {then} ({before}) to {now} ({after})")
         elif last.interval.high < first.interval.low:
-            moved.append(f"{name} fell from {_value(first)} ({before}) to {_value(last)} ({after})")
+            moved.append(f"{name} fell from {then} ({before}) to {now} ({after})")
     return f"{'; '.join(moved)}." if moved else ""
-
-
-def _value(row: MetricRow) -> str:
-    return f"{row.value:.1%}" if row.is_share else f"{row.value:.4f}"
 
 
 def overall_verdict(verdicts: Sequence[Verdict]) -> str:

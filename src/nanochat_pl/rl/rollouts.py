@@ -34,7 +34,7 @@ __all__ = [
 
 STD_EPS = 1e-6
 LARGEST_REWARD = 1e15
-"""Of rewards in size; the square of a larger one is not finite in fp32."""
+"""Of rewards in size: sums of squares of many such are still finite in fp32."""
 
 
 class Tokenizer(Protocol):
@@ -140,7 +140,7 @@ class Questions:
         """Return what the task of a question gives for an answer.
 
         Raises:
-            ValueError: if that is not a finite number; names the task, the question and the value.
+            ValueError: if that is no number of at most `LARGEST_REWARD` in size; names task, question and value.
         """
         conversation = self.rows[row]
         reward = self.rows.reward(conversation, completion)
@@ -152,8 +152,8 @@ class Questions:
             question = textwrap.shorten(self.text(row), 80, placeholder=" …")
             raise ValueError(
                 f"the task {conversation['task']} rewarded an answer to the question {question!r} with {reward!r}, and "
-                f"a reward must be a finite number; mend its reward() or grade(), or leave the task out with "
-                f"mixture.tasks.{conversation['task']}=null"
+                f"a reward must be a finite number, at most {LARGEST_REWARD:g} in size; mend its reward() or grade(), "
+                f"or leave the task out with mixture.tasks.{conversation['task']}=null"
             )
         return value
 

@@ -229,14 +229,17 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdi
                 timed_out = False
             except subprocess.TimeoutExpired:
                 timed_out = True
-            finally:
-                if process.returncode is None:  # not reaped, so the number is still its
+            finally:  # also where the caller is interrupted
+                unfinished = process.returncode is None  # not reaped, so the number is still its
+                if unfinished:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-            told = (status.read() or b"").decode(errors="replace").splitlines()
-            if timed_out and told and told[0].isdecimal():  # a session of its own, which did not end with the others
-                with contextlib.suppress(OSError):
-                    os.killpg(int(told[0]), signal.SIGKILL)
+                told = (status.read() or b"").decode(errors="replace").splitlines()
+                if (
+                    unfinished and told and told[0].isdecimal()
+                ):  # a session of its own, which does not end with the others
+                    with contextlib.suppress(OSError):
+                        os.killpg(int(told[0]), signal.SIGKILL)
             code = next((line for line in told if not line.isdecimal()), "").removeprefix("=")
         return _result(code, timed_out, timeout_s, isolation, stdout, stderr)
 

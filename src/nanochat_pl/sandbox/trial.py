@@ -1,6 +1,7 @@
 """The script that tests a function somebody wrote, from a process that its program cannot touch.
 
-Run as a program of the sandbox, with what to test as JSON on standard input (`prompt`, `code`, `test`, `entry_point`).
+Run as a program of the sandbox, with what to test as JSON on standard input (`prompt`, `code`, `imports`, `test`,
+`entry_point`).
 The tests stay in this process; the code runs in another one, a fresh interpreter, and answers calls through two pipes.
 What crosses them is JSON of built-in values, read without trust: an object that equals everything cannot cross, a
 changed `abs` stays where it was changed, and neither tests nor outcome can be seen over there. The outcome is the exit
