@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,15 @@ def test_lightning_loads_no_checkpoint_of_its_own_under_slurm(
     again = train(*BASE, "stage.num_steps=2", "run_name=slurm")  # without force=true: nothing was cleared
     assert again["train/loss"] == expected["train/loss"]
     assert [file.name for file in tmp_path.rglob("hpc_ckpt_*")] == ["hpc_ckpt_3.ckpt"]
+
+
+def test_a_machine_that_has_slurm_trains_without_it_and_without_a_word_of_lightnings(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert train(*BASE, "stage.num_steps=2")["status"] == "finished"  # a warning would be an error here
 
 
 def test_fine_tuning_says_how_to_make_the_weights_it_lacks(train: Train):

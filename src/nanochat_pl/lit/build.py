@@ -278,6 +278,8 @@ def build_trainer(
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # A machine with Slurm may also train without it; what a job must ask for is checked in preflight.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     world = cfg.trainer.devices * cfg.trainer.num_nodes
     strategy: Any = "auto"
     if world > 1 or cfg.trainer.strategy == "ddp":
