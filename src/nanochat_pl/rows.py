@@ -1,7 +1,8 @@
 """Rows of JSON, JSON Lines and CSV files as plain Python values, exactly as they are written.
 
 The libraries' own readers guess: pandas reads the text "None" as a missing value, Arrow reads a date out of a text,
-both merge keys that stand twice. Here nothing is guessed, and every fault has its line.
+both merge keys that stand twice. Here nothing is guessed, and every fault has its line. What is compressed is read as
+what it holds, and a file that is something else than its name says is called what it is.
 """
 
 import codecs
@@ -9,17 +10,65 @@ import contextlib
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["JsonValue", "csv_rows", "parse_json", "read_csv", "read_json_values", "utf8_fault"]
+__all__ = [
+    "COMPRESSED",
+    "JsonValue",
+    "csv_rows",
+    "form",
+    "open_unpacked",
+    "parse_json",
+    "read_csv",
+    "read_json_values",
+    "unreadable",
+    "utf8_fault",
+]
+
+COMPRESSED = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2"}
+"""Endings of compressed files, and what compressed them."""
 
 _WIDE_MARKS = {
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 _CSV_FIELD_CHARS = 2**30
+_PACKED_MARKS = {"gzip": rb"\x1f\x8b", "zstd": rb"\x28\xb5\x2f\xfd", "bz2": rb"BZh[1-9]1AY&SY"}
+_UNPACK = "unpack it"
+_OFFICE = "save its text, or its table as CSV"
+_KINDS = {
+    rb"version https://git-lfs\.github\.com": "a pointer of Git LFS, not the file itself; `git lfs pull` fetches that",
+    rb"PK(\x03\x04|\x05\x06)": f"a zip archive, as .xlsx and .docx files are; {_UNPACK}, or {_OFFICE}",
+    rb"%PDF-": "a PDF; save its text",
+    rb"PAR1": "a parquet file; give it the ending .parquet",
+    rb"ARROW1": "an Arrow (Feather) file; write it as parquet",
+    rb"\xd0\xcf\x11\xe0": f"a file of an office program (.xls, .doc); {_OFFICE}",
+    rb"\{\\rtf": "rich text (RTF); save its text",
+    rb"SQLite format 3\0": "a database (SQLite); write its table as CSV",
+    rb"\x89HDF": "an HDF5 file; write its table as CSV or parquet",
+    rb"7z\xbc\xaf": f"a 7z archive; {_UNPACK}",
+    rb"Rar!": f"a RAR archive; {_UNPACK}",
+    rb"\xfd7zXZ": f"compressed by xz; {_UNPACK}",
+    rb"\x04\x22\x4d\x18": f"compressed by lz4; {_UNPACK}",
+    rb"(?s).{257}ustar": f"a tar archive; {_UNPACK}",
+    rb"\x80[\x02-\x05]": "a pickle; write its rows as JSON Lines",
+    rb"\x89PNG|\xff\xd8\xff|GIF8": "a picture; take it away",
+    **{mark: f"compressed by {name}; {_UNPACK}" for name, mark in _PACKED_MARKS.items()},
+}
+"""How files of other kinds begin, what they are, and what to do with them."""
+_PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
+_HEAD_BYTES = 512
+_NEEDED = {
+    "Expecting value": "a value",
+    "Expecting property name": "a key in double quotes",
+    "Expecting ':'": "a colon",
+    "Expecting ','": "a comma or a closing bracket",
+}
+"""What Python's parser says, and what JSON has at such a place."""
 
 
 class JsonValue(NamedTuple):
@@ -34,14 +83,74 @@ class JsonValue(NamedTuple):
     """What `number` counts: line or element."""
 
 
-def utf8_fault(content: bytes) -> str | None:
-    """Name an encoding other than UTF-8 that a file's first bytes announce; None if they announce none."""
+class _TwiceError(ValueError):
+    """An object has a key twice."""
+
+
+def form(file: Path) -> str:
+    """Give the ending that says what a file holds, in small letters, that of a compression left aside."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def open_unpacked(file: Path) -> io.BufferedReader:
+    """Open a file for reading, unpacked if it is compressed; its first bytes tell, or else its ending.
+
+    Reading raises OSError where the compressed content is damaged; see `unreadable`.
+    """
+    content = file.open("rb")
+    head = content.peek(_HEAD_BYTES)
+    packed = next((name for name, mark in _PACKED_MARKS.items() if re.match(mark, head)), None)
+    packed = packed or (COMPRESSED.get(file.suffix.lower()) if head else None)
+    if packed is None:
+        return content
+    content.close()
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(file), compression=packed), 2**20)
+
+
+def unreadable(file: Path, error: BaseException) -> ValueError:
+    """Say why a file cannot be read: what the system forbids, what the file is in truth, or that it is damaged."""
+    try:
+        with file.open("rb") as content:
+            kind = _kind(content.read(_HEAD_BYTES), page=True)
+    except OSError as again:
+        error, kind = again, None
+    if isinstance(error, OSError) and error.errno:
+        reason = os.strerror(error.errno).lower()
+        return ValueError(f"{file} cannot be read ({reason}); allow reading it, or take it away")
+    expected = "a parquet file" if form(file) == ".parquet" else "compressed"
+    if kind is not None and not kind.startswith(expected):
+        return ValueError(f"{file} is {kind}")
+    claim = "not a parquet file" if form(file) == ".parquet" else "not what its name says"
+    return ValueError(f"{file} is truncated or {claim}; delete it or fetch it again")
+
+
+def utf8_fault(content: bytes, page: bool = True) -> str | None:
+    """Say what a file is by its first bytes if it is no text in UTF-8; None if they are those of any text.
+
+    Args:
+        content: the file, or its first 512 bytes.
+        page: a web page is one of the faults, as it is where rows are wanted.
+    """
     for name, marks in _WIDE_MARKS.items():
         if content.startswith(marks):
             return f"line 1 begins with the byte order mark of {name}; save the file as UTF-8"
+    if kind := _kind(content, page):
+        return f"it is {kind}"
     if b"\0" in content[:4]:
         return "line 1 has zero bytes, as text in UTF-16 has; save the file as UTF-8"
     return None
+
+
+def _kind(head: bytes, page: bool) -> str | None:
+    """Name a kind of file that is no text, and what to do with it."""
+    if page and _PAGE.match(head):
+        return "a web page, as servers send in place of a file that they refuse; fetch the file again"
+    return next((kind for mark, kind in _KINDS.items() if re.match(mark, head[:_HEAD_BYTES])), None)
 
 
 def parse_json(text: bytes) -> Any:
@@ -70,14 +179,39 @@ def _parse(text: bytes, several_lines: bool) -> Any:
         raise ValueError("nested too deeply") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if several_lines else f"column {error.colno}"
-        before, after = decoded[: error.pos].rstrip(), decoded[error.pos :].strip()
-        # Up to Python 3.12 the position is the bracket's, from 3.13 on that of the comma.
-        comma = before.endswith(",") or after.startswith(",")
-        if comma and after.lstrip(", \t\r\n")[:1] in ("]", "}", ""):
-            what = "a trailing comma" + (" after the value" if after.strip(", \t\r\n") == "" else " before a bracket")
-        else:
-            what = error.msg
-        raise ValueError(f"not JSON: {what} ({where})") from error
+        raise ValueError(f"not JSON: {_json_fault(decoded, error)} ({where})") from error
+    except _TwiceError:
+        raise
+    except ValueError as error:  # Python reads no whole numbers of more digits
+        longest = max(re.finditer(r"\d+", decoded), key=lambda digits: len(digits[0]))
+        raise ValueError(
+            f"a whole number of {len(longest[0]):,} digits is too long (it begins {longest[0][:8]}…); write it as text"
+        ) from error
+
+
+def _json_fault(text: str, error: json.JSONDecodeError) -> str:
+    before, after = text[: error.pos].rstrip(), text[error.pos :].strip()
+    # Up to Python 3.12 the position is the bracket's, from 3.13 on that of the comma.
+    comma = before.endswith(",") or after.startswith(",")
+    if comma and after.lstrip(", \t\r\n")[:1] in ("]", "}", ""):
+        return "a trailing comma" + (" after the value" if after.strip(", \t\r\n") == "" else " before a bracket")
+    found = "".join(char if char.isprintable() else " " for char in after[:16])
+    found = f"`{found}{'…' if len(after) > 16 else ''}`" if after else "the end"
+    if error.msg.startswith("Extra data"):
+        return f"{found} follows the value; a line holds one value"
+    if error.msg.startswith("Unterminated string"):
+        return f"the text {found} has no closing double quote"
+    if error.msg.startswith("Invalid control character"):
+        return "a tab, line break or other control character in a text; write it as an escape, such as \\t or \\n"
+    if error.msg.startswith("Invalid \\"):
+        return f"the backslash at {found} begins no escape; one that is meant itself is written twice"
+    needed = next((what for said, what in _NEEDED.items() if error.msg.startswith(said)), "something else")
+    hint = ""
+    if after[:1] in ("'", "\u201c", "\u201d"):
+        hint = '; JSON puts texts and keys into double quotes (")'
+    elif re.match(r"None|True|False|nan|undefined", after):
+        hint = "; JSON writes null, true and false"
+    return f"{found} where {needed} is needed{hint}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,30 +219,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise _TwiceError(f"the key {twice!r} stands twice in one object")
     return found
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def read_json_values(
-    path: Path, is_list_of_rows: Callable[[list[Any]], bool], content: bytes | None = None
-) -> Iterator[JsonValue]:
+def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -> Iterator[JsonValue]:
     """Yield the values of a file: one a line, or the elements of one list that is the whole file.
 
     One value is held at a time where each has its line. Empty lines are passed over. A file of one object over several
-    lines is one value.
+    lines is one value; one of an empty list alone has none.
 
     Args:
-        path: the file, UTF-8, with or without a byte order mark.
+        path: the file, UTF-8, with or without a byte order mark, perhaps compressed.
         is_list_of_rows: tells whether a list is the whole file's rows, and not one row that is a list.
-        content: what the file holds, unpacked; None = it is read as it is.
 
     Raises:
-        ValueError: if the file is in UTF-16 or UTF-32, or begins as one list and is not JSON.
+        ValueError: if the file cannot be read, is no text in UTF-8, or begins as one list and is not JSON.
     """
-    content = path.read_bytes() if content is None else content
+    try:
+        with open_unpacked(path) as file:
+            content = file.read()
+    except (OSError, EOFError) as error:
+        raise unreadable(path, error) from error
     if fault := utf8_fault(content):
         raise ValueError(f"{path}: {fault}")
     content = content.removeprefix(codecs.BOM_UTF8)
@@ -117,6 +252,8 @@ def read_json_values(
     if not lines:
         return
     first = _value(*lines[0])
+    if len(lines) == 1 and first.value == []:
+        return
     if len(lines) == 1 and isinstance(first.value, list) and first.value and is_list_of_rows(first.value):
         yield from _elements(first.value)
         return
@@ -127,6 +264,8 @@ def read_json_values(
         except ValueError as error:
             if lines[0][1].strip() == b"[" or lines[0][1].rstrip().endswith(b","):
                 raise ValueError(f"{path} begins as one list: {error}; mend it") from error
+        if whole == []:
+            return
         if isinstance(whole, list) and whole and is_list_of_rows(whole):
             yield from _elements(whole)
             return
@@ -152,8 +291,11 @@ def _value(number: int, line: bytes) -> JsonValue:
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a CSV file, see `csv_rows`."""
-    with path.open("rb") as content:
-        yield from csv_rows(path, content)
+    try:
+        with open_unpacked(path) as content:
+            yield from csv_rows(path, content)
+    except (OSError, EOFError) as error:
+        raise unreadable(path, error) from error
 
 
 def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]:
@@ -169,9 +311,10 @@ def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]
         ValueError: if it is not UTF-8 or not CSV, a column's name stands twice, or a row has more or fewer fields than
             the header; the message names file and line.
     """
-    head = content.peek(2**16).partition(b"\n")[0]
+    head = content.peek(2**16)
     if fault := utf8_fault(head):
         raise ValueError(f"{path}: {fault}")
+    head = head.partition(b"\n")[0]
     separator = max((",", ";", "\t"), key=lambda mark: head.count(mark.encode()))
     csv.field_size_limit(_CSV_FIELD_CHARS)
     number = 0
@@ -194,7 +337,18 @@ def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, after row {number}: not CSV ({error}); mend or drop the row") from error
+        raise ValueError(f"{path}, after row {number}: not CSV ({_csv_fault(error)}); mend or drop the row") from error
     finally:
         with contextlib.suppress(ValueError):  # closed already
             text.detach()  # the file is the caller's to close
+
+
+def _csv_fault(error: csv.Error) -> str:
+    said = str(error)
+    if "unexpected end" in said:
+        return "a double quote that opens a text is never closed"
+    if "expected after" in said:
+        return "something follows a closing double quote; one that stands in a text is written twice"
+    if "field limit" in said:
+        return f"a field has more than {_CSV_FIELD_CHARS:,} characters; perhaps a double quote is never closed"
+    return "its quotes or line ends are not those of CSV"

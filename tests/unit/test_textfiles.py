@@ -162,6 +162,15 @@ FAULTS = [
     ("a.txt", b"x\n\xff\n", r"a\.txt, line 2: byte 0xff is not UTF-8"),
     ("deep/a.parquet", b"PAR1", r"a\.parquet is truncated"),
     ("a.jsonl", b'{"text": "x"}\n{"text": "x"}\n{"text": " "}\n', "holds 1 different documents; two are needed"),
+    ("a.jsonl", b"", "the 1 text files below .* hold no rows with text"),
+    ("a.json", b"[]", "hold no rows with text"),
+    ("a.csv", b"text\n", "hold no rows with text"),
+    ("a.txt", b" \n", "hold no rows with text"),
+    ("a.jsonl", b'{"text": 1' + b"0" * 5000 + b"}", r"a\.jsonl:1: a whole number of 5,001 digits is too long"),
+    ("a.txt", b"%PDF-1.4\n", r"a\.txt: it is a PDF"),
+    ("a.csv", b"PK\x03\x04", r"a\.csv: it is a zip archive"),
+    ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
+    ("deep/a.parquet", b"<html><body>404", r"a\.parquet is a web page"),
 ]
 
 

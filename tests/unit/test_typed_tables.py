@@ -1,13 +1,17 @@
 """Laws of tables as other people have them: what loses nothing is repaired and counted, all else named and refused."""
 
+import bz2
 import csv
+import gzip
 import json
 import logging
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanochat_pl.rows import parse_json
 from nanochat_pl.tasks.arc import ARC
 from nanochat_pl.tasks.chats import Chats
 from nanochat_pl.tasks.gsm8k import GSM8K
@@ -298,6 +302,11 @@ TEXT_FAULTS = {
         (b"question,choices,answer\nQ\xff,\"['a', 'b']\",0\n", "not UTF-8 (byte 0xff)"),
         ("question,choices,answer\n".encode("utf-16"), "byte order mark of UTF-16"),
         (b"question;answer\nQ;1\n", "no column choices (it has: question, answer)"),
+        (b"question,choices,answer\n", "holds no rows"),
+        (b"", "holds no rows"),
+        (b'question,choices,answer\n"Q?,', "a double quote that opens a text is never closed"),
+        (b'question,choices,answer\n"Q?" x,1,1', "something follows a closing double quote"),
+        (b"PK\x03\x04\x14\0", "it is a zip archive"),
     ],
     "train.jsonl": [
         (json.dumps(GOOD).encode() + b'\n{"question": ', "train.jsonl:2: not JSON"),
@@ -305,6 +314,22 @@ TEXT_FAULTS = {
         (json.dumps(GOOD).encode("utf-16"), "byte order mark of UTF-16"),
         (b"[1]\n", "row 0 (counted from 0) is no object"),
         (b'{"question": "\\ud800"}', "surrogate"),
+        (b'{"answer": ' + b"9" * 5000 + b"}", "train.jsonl:1: a whole number of 5,000 digits is too long"),
+        (b"PK\x03\x04\x14\0", "train.jsonl: it is a zip archive, as .xlsx and .docx files are"),
+        (b"%PDF-1.4\n", "it is a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n", "it is a web page"),
+        (b"\x1f\x8b\x08\0cut off", "train.jsonl is truncated or not what its name says"),
+        (b"", "holds no rows"),
+        (b"[]", "holds no rows"),
+        (b"[\n]\n", "holds no rows"),
+    ],
+    "train.jsonl.gz": [(b"{}", "is truncated or not what its name says"), (b"", "holds no rows")],
+    "train.parquet": [
+        (b"PK\x03\x04", "train.parquet is a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "train.parquet is a pointer of Git LFS"),
+        (b"PAR1", "is truncated or not a parquet file"),
+        (gzip.compress(b"PAR1"), "is compressed by gzip; unpack it"),
     ],
 }
 
@@ -315,6 +340,70 @@ def test_faults_of_text_tables_are_named_with_their_line(tmp_path, name, content
     with pytest.raises(ValueError) as error:
         ScienceQA(tmp_path)
     assert name in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lambda data: pa.Codec("zstd").compress(data).to_pybytes()]
+)
+def test_compressed_tables_are_read_whatever_their_name(tmp_path, pack):
+    ending = {b"\x1f": ".gz", b"B": ".bz2", b"\x28": ".zst"}[pack(b"")[:1]]
+    content = pack((json.dumps(GOOD) + "\n").encode())
+    for name in (f"train.jsonl{ending}", "train.jsonl", f"train-00000-of-00001.jsonl{ending}"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        assert only(ScienceQA(folder))["answer"] == "B", name
+
+
+BROKEN_JSON = {
+    "{a: 1}": "`a: 1}` where a key in double quotes is needed (column 2)",
+    "{'a': 1}": "JSON puts texts and keys into double quotes",
+    '{"a" 1}': "`1}` where a colon is needed (column 6)",
+    '{"a": 1 "b": 2}': '`"b": 2}` where a comma or a closing bracket is needed (column 9)',
+    '{"a": 1} {"b": 2}': '`{"b": 2}` follows the value; a line holds one value (column 10)',
+    '{"a": "x': 'the text `"x` has no closing double quote (column 7)',
+    '{"a": "x\ty"}': "control character in a text",
+    '{"a": "\\q"}': "begins no escape",
+    '{"a": "\\u12"}': "begins no escape",
+    '{"a": ': "the end where a value is needed (column 7)",
+    '{"a": None}': "JSON writes null, true and false",
+    '{"a": 1' + "0" * 4300 + "}": "a whole number of 4,301 digits is too long",
+}
+PARSERS_OWN = "Expecting|Extra data|Unterminated|Invalid|Exceeds|delimiter"
+
+
+@pytest.mark.parametrize("text", BROKEN_JSON)
+def test_faults_of_json_are_told_in_our_own_words(text):
+    with pytest.raises(ValueError) as error:
+        parse_json(text.encode())
+    assert BROKEN_JSON[text] in str(error.value) and not re.search(PARSERS_OWN, str(error.value))
+
+
+def counted(rows, first, choices=4):
+    """Make rows whose answers count from `first`."""
+    return [
+        {"question": f"Q{i}?", "choices": [f"c{i}{k}" for k in range(choices)], "answer": i % choices + first}
+        for i in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("task", [ScienceQA, MMLU])
+def test_answers_that_count_from_1_are_refused_or_warned_of(tmp_path, task, ending, caplog):
+    split = "train" if task is ScienceQA else "validation"
+
+    def read(name, rows):
+        return task(write(tmp_path / name / f"{split}.{ending}", rows), split)
+
+    with pytest.raises(ValueError, match=r"row 3 .*answer=4 of 4 choices.*10 such rows.*none of its 40 .*subtract 1"):
+        read("ones", counted(40, 1))
+    few = [row for row in counted(40, 1) if row["answer"] < 4]  # the last choice is never right
+    assert len(read("few", few)) == 30 and "none of its 30 answers is 0" in caplog.text
+    caplog.clear()
+    read("zeros", counted(40, 0))
+    read("short", few[:8])  # eight answers without a 0 prove nothing
+    read("lettered", [row | {"answer": "BCD"[row["answer"] - 1]} for row in few])
+    assert "subtract" not in caplog.text
 
 
 def test_two_columns_of_one_name_and_text_that_is_not_utf8_are_named(tmp_path):

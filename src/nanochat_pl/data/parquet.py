@@ -22,6 +22,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nanochat_pl.rows import unreadable
+
 __all__ = [
     "Address",
     "DocumentStream",
@@ -93,9 +95,7 @@ def _read_footer(path: Path, size_bytes: int, mtime_ns: int) -> TextFile:
         with pq.ParquetFile(path) as parquet:
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} ({size_bytes:,} bytes) is truncated or not a parquet file; delete it or fetch it again ({error})"
-        ) from error
+        raise unreadable(path, error) from error
     if "text" not in schema.names:
         raise ValueError(
             f"{path} has no column 'text' (it has: {', '.join(schema.names)}); give data.column=<name> or rename it"
@@ -355,7 +355,7 @@ class DocumentStream:
                     seen += len(batch)
                     yield batch.column(0)
         except (pa.ArrowException, OSError, IndexError) as error:
-            raise ValueError(f"{path}: row group {row_group} cannot be read; fetch the file again ({error})") from error
+            raise ValueError(f"{path}: row group {row_group} cannot be read; fetch the file again") from error
         if seen != rows:
             raise ValueError(f"{path} changed while it was read: row group {row_group} had {rows} rows, now {seen}")
 

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_pl.rows import csv_rows, parse_json, read_json_values, utf8_fault
+from nanochat_pl.rows import form, open_unpacked, parse_json, read_csv, read_json_values, unreadable, utf8_fault
 
 __all__ = ["TEXT_ENDINGS", "VALIDATION_FILE", "TextSource", "convert_text", "find_text_files"]
 
 logger = logging.getLogger(__name__)
 
 TEXT_ENDINGS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-COMPRESSED_ENDINGS = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2"}
 VALIDATION_FILE = "validation.parquet"
 
 VALIDATION_SHARE = 0.01
@@ -80,7 +79,7 @@ class TextSource:
             ValueError: if one is damaged or has no such column.
         """
         for file in self.files:
-            if _form(file) == ".txt":
+            if form(file) == ".txt":
                 _check_beginning(file)
             else:
                 next(_documents(file, self.column, split_text=False), None)
@@ -88,7 +87,7 @@ class TextSource:
     def documents(self, val: bool) -> Iterator[str]:
         """Yield the documents of the validation file, or of all others, in order."""
         files = [file for file in self.files if (file == self.val_file) == val]
-        split_text = sum(_form(file) == ".txt" for file in files) < FEW_TEXT_FILES
+        split_text = sum(form(file) == ".txt" for file in files) < FEW_TEXT_FILES
         for file in files:
             yield from _documents(file, self.column, split_text)
 
@@ -99,7 +98,7 @@ def find_text_files(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and _form(path) in TEXT_ENDINGS
+        and form(path) in TEXT_ENDINGS
         and not any(part[0] in "._" for part in path.relative_to(folder).parts)
     )
 
@@ -119,7 +118,7 @@ def convert_text(source: TextSource, root: Path) -> Path:
     """
     from filelock import FileLock
 
-    forms = ", ".join(sorted({_form(file) for file in source.files}))
+    forms = ", ".join(sorted({form(file) for file in source.files}))
     target = root / f"text-{source.key()}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{target.name}.lock"):
@@ -209,6 +208,8 @@ def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.n
     At least one is taken, the shortest if none fits, and one is left.
     """
     different, inverse = np.unique(hashes, return_inverse=True)
+    if not len(different):
+        raise ValueError(f"the {len(source.files)} text files below {source.folder} hold no rows with text; add some")
     if len(different) < 2:
         raise ValueError(
             f"{source.folder} holds {len(different)} different documents; two are needed at least, one to train on and "
@@ -264,14 +265,6 @@ def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int
     return documents, chars
 
 
-def _form(file: Path) -> str:
-    """Give the ending that says what a file holds, that of a compression left aside."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_ENDINGS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
 def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
     """Yield the documents of one file.
 
@@ -280,37 +273,24 @@ def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
     """
     import pyarrow as pa
 
-    form = _form(file)
+    kind = form(file)
     try:
-        if form == ".parquet":
+        if kind == ".parquet":
             yield from _parquet(file, column)
-        elif form == ".txt":
+        elif kind == ".txt":
             yield from _plain(file, split_text)
         else:
             rows: Iterable[tuple[str, Any]]
-            if form == ".csv":
-                with _open(file) as content:
-                    rows = ((f"{file}, row {i} (counted from 0)", row) for i, row in enumerate(csv_rows(file, content)))
-                    yield from _texts(file, rows, column)
-            elif form == ".json":
-                with _open(file) as content:
-                    values = read_json_values(file, lambda values: True, content.read())
+            if kind == ".csv":
+                rows = ((f"{file}, row {number} (counted from 0)", row) for number, row in enumerate(read_csv(file)))
+            elif kind == ".json":
+                values = read_json_values(file, lambda values: True)
                 rows = ((f"{file}:{value.number}", _sound(file, value)) for value in values)
-                yield from _texts(file, rows, column)
             else:
-                yield from _texts(file, _lines(file), column)
+                rows = _lines(file)
+            yield from _texts(file, rows, column)
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise ValueError(f"{file} is truncated or not what its name says; fetch it again or delete it") from error
-
-
-def _open(file: Path) -> io.BufferedReader:
-    """Open a file for reading, unpacked if it is compressed."""
-    import pyarrow as pa
-
-    compression = COMPRESSED_ENDINGS.get(file.suffix.lower())
-    if compression is None:
-        return file.open("rb")
-    return io.BufferedReader(pa.input_stream(str(file), compression=compression), 2**20)
+        raise unreadable(file, error) from error
 
 
 def _sound(file: Path, value: Any) -> Any:
@@ -320,7 +300,7 @@ def _sound(file: Path, value: Any) -> Any:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:
-    with _open(file) as content:
+    with open_unpacked(file) as content:
         for number, line in enumerate(content, 1):
             if number == 1:
                 if fault := utf8_fault(line):
@@ -386,9 +366,9 @@ def _parquet(file: Path, column: str) -> Iterator[str]:
 
 def _plain(file: Path, split: bool) -> Iterator[str]:
     """Yield a text file as one document, or in pieces that end where its separators or empty lines are."""
-    with _open(file) as content:
+    with open_unpacked(file) as content:
         raw = content.read()
-    if fault := utf8_fault(raw):
+    if fault := utf8_fault(raw, page=False):
         raise ValueError(f"{file}: {fault}")
     try:
         text = raw.decode("utf-8-sig")
@@ -404,12 +384,12 @@ def _plain(file: Path, split: bool) -> Iterator[str]:
 
 
 def _check_beginning(file: Path) -> None:
-    with _open(file) as content:
+    with open_unpacked(file) as content:
         try:
             head = content.read(2**16)
         except OSError as error:
-            raise ValueError(f"{file} is truncated or not what its name says; fetch it again or delete it") from error
-    if fault := utf8_fault(head):
+            raise unreadable(file, error) from error
+    if fault := utf8_fault(head, page=False):
         raise ValueError(f"{file}: {fault}")
 
 

@@ -98,7 +98,7 @@ def read_conversations(path: Path) -> list[Conversation]:
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if any line is malformed; the message names the lines and their faults.
+        ValueError: if there is none, or any line is malformed; the message names the lines and their faults.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -127,9 +127,10 @@ def read_conversations(path: Path) -> list[Conversation]:
             f"{len(faults)} of the {count} {unit}s of {path} are no conversations:\n{listed}\nmend or drop these "
             f"{unit}s; each must be a list of messages, or an object with `messages` or of another form (docs/data.md)"
         )
-    if forms:
-        said = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
-        log.info("%s: %s conversations (form: %s)", path, f"{len(conversations):,}", said)
+    if not conversations:
+        raise ValueError(f"{path} holds no rows; write a conversation a line there, or give another path")
+    said = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
+    log.info("%s: %s conversations (form: %s)", path, f"{len(conversations):,}", said)
     return conversations
 
 

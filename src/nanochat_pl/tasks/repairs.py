@@ -7,6 +7,7 @@ as a string, a number where text is declared, an answer given as a letter. All e
 import ast
 import io
 import json
+import logging
 import math
 import re
 import tokenize
@@ -18,13 +19,17 @@ from typing import Any
 
 from nanochat_pl.rows import parse_json
 
-__all__ = ["Unfit", "answer_labels", "answer_numbers", "fit", "written"]
+__all__ = ["Unfit", "answer_labels", "answer_numbers", "as_number", "check_counting", "fit", "written"]
+
+log = logging.getLogger(__name__)
 
 _MOST_CHARS = 1_000_000
 """A longer string is not taken for a written list."""
 _ADJACENT = re.compile(r"""['"}\]]\s+[rbuRBU]{0,2}['"{\[]""")
 _MOST_BITS = 1024
 """A larger whole number is none that anyone wrote."""
+_BY_CHANCE = 1e-3
+"""A column without a 0 is suspicious where random answers would have none less often than this."""
 _SKIPPED = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
@@ -269,6 +274,54 @@ def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None)
     if stripped.count(text) == 1:
         forms["texts of choices"] = stripped.index(text)
     return forms
+
+
+def as_number(given: Any, answer: int | Unfit) -> int | None:
+    """Give the number that an answer was given as; None if it was read by its label, letter or text, or is none.
+
+    Args:
+        given: the answer as the file has it.
+        answer: what `answer_numbers` made of it.
+    """
+    if isinstance(given, str):
+        number = int(given.strip().partition(".")[0]) if re.fullmatch(r"\s*\d{1,9}(\.0+)?\s*", given) else None
+    elif type(given) is int or (isinstance(given, float | Decimal) and abs(float(given)) < 2**53 and given % 1 == 0):
+        number = int(given)
+    else:
+        number = None
+    return number if isinstance(answer, Unfit) or answer == number else None
+
+
+def check_counting(where: str, name: str, answers: Sequence[int | None], sizes: Sequence[int]) -> None:
+    """Look whether a column of answers counts the choices from 1, which would teach every question the next answer.
+
+    Args:
+        where: the file, for messages.
+        name: the column.
+        answers: the number of each row's answer, as it is written; None = it is given in another form.
+        sizes: choices of each row.
+
+    Raises:
+        ValueError: no answer is 0, and one is the number of its choices.
+    """
+    if not answers or any(answer is None or answer < 1 or answer > size for answer, size in zip(answers, sizes)):
+        return
+    none = f"none of its {len(answers):,} answers is 0"
+    last = [row for row, (answer, size) in enumerate(zip(answers, sizes)) if answer == size]
+    if last:
+        raise ValueError(
+            f"{where}, row {last[0]} (counted from 0), column {name}: answer={answers[last[0]]} of {sizes[last[0]]} "
+            f"choices, which are counted from 0 ({len(last):,} such rows); {none}: subtract 1 from all where the file "
+            "counts from 1, else mend or drop the row"
+        )
+    if math.prod(1 - 1 / size for size in sizes) < _BY_CHANCE:
+        log.warning(
+            "%s, column %s: %s, though choices are counted from 0; where the file counts from 1, every question is "
+            "taught a wrong answer: subtract 1 from all",
+            where,
+            name,
+            none,
+        )
 
 
 def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], repairs: Counter[str]) -> str | Unfit:

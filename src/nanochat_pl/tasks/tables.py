@@ -1,9 +1,9 @@
 """The tables of a task: found in a folder, fetched from the hub where they are missing, read as a `datasets.Dataset`.
 
 One split is `<split>.parquet`, or the hub's `<split>-00000-of-00003.parquet` and so on, all of them or none: a download
-that broke off must never pass for a small data set. CSV, JSON and JSON Lines are read alike. `columns.py` declares the
-columns of each task; values of another type are repaired where that loses nothing, and refused else. Rows keep the
-file's order; `hub_order` is the original's.
+that broke off must never pass for a small data set. CSV, JSON and JSON Lines are read alike, also compressed.
+`columns.py` declares the columns of each task; values of another type are repaired where that loses nothing, and
+refused else. Rows keep the file's order; `hub_order` is the original's.
 
 The data set is made in memory of files that lie in a folder, so nothing is written into the library's cache.
 """
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from nanochat_pl.downloads import fetch_hub_file
-from nanochat_pl.rows import read_csv, read_json_values
+from nanochat_pl.rows import COMPRESSED, form, read_csv, read_json_values, unreadable
 from nanochat_pl.tasks.columns import Columns
-from nanochat_pl.tasks.repairs import Unfit, answer_labels, answer_numbers, fit
+from nanochat_pl.tasks.repairs import Unfit, answer_labels, answer_numbers, as_number, check_counting, fit
 
 if TYPE_CHECKING:
     import datasets
@@ -32,11 +32,12 @@ __all__ = ["ENDINGS", "SHUFFLE_SEED", "Table", "find_split", "hub_order", "read_
 log = logging.getLogger(__name__)
 
 SHUFFLE_SEED = 42
-ENDINGS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+_TEXT_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+ENDINGS = (".parquet", *_TEXT_ENDINGS, *(text + packed for text in _TEXT_ENDINGS for packed in COMPRESSED))
 """What a split's files may end in; where there are several, the first that is found is read."""
 Row = TypeVar("Row")
 
-_NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
+_NUMBERED = re.compile(r"-(\d+)-of-(\d+)(\.\w+)+$")
 
 
 class Table:
@@ -141,17 +142,21 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
     Optional columns that no file has are left out; where some have them, they are empty in the others.
 
     Raises:
-        ValueError: if a file is damaged, lacks a column, or has a value that cannot be read without loss; the message
-            names file, row and column.
+        ValueError: if a file is damaged, lacks a column, has a value that cannot be read without loss, or answers that
+            count from 1; the message names file, row and column.
     """
     import datasets
     import pyarrow as pa
+    import pyarrow.compute as pc
     from datasets.table import InMemoryTable, concat_tables
 
     repairs: dict[str, Counter[str]] = {}
     tables, counts = [], []
     for file in files:
         table = _typed(file, columns)
+        if table is not None and columns.answer is not None:
+            sizes = pc.list_value_length(table[str(columns.choices)]).to_pylist()
+            check_counting(str(file), columns.answer, table[columns.answer].to_pylist(), sizes)
         if table is None:
             table = _repaired(list(read_rows(file, *columns.names, rewrite=columns.rewrite)), file, columns, repairs)
         tables.append(table)
@@ -193,6 +198,8 @@ def read_rows(
         ValueError: if it is truncated or not what its name says, or lacks a column.
     """
     names, rows = _read_parquet(file, columns, optional, rewrite) if file.suffix == ".parquet" else _read_text(file)
+    if not rows and not names:
+        return []
     missing = [name for name in columns if name not in names]
     if missing and rewrite is not None and rows:
         rewritten = []
@@ -227,7 +234,7 @@ def _read_parquet(
             wanted = [name for name in (*columns, *optional) if name in names]
         table = pq.read_table(file, columns=schema.names if wrapped else wanted)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is truncated or not a parquet file; replace it") from error
+        raise unreadable(file, error) from error
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:
@@ -259,7 +266,7 @@ def _not_utf8(file: Path, table: "pa.Table") -> ValueError:
 
 def _read_text(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Read CSV, JSON or JSON Lines."""
-    if file.suffix in (".csv", ".tsv"):
+    if form(file) in (".csv", ".tsv"):
         rows: list[dict[str, Any]] = list(read_csv(file))
     else:
         rows = list(_json_rows(file))
@@ -362,6 +369,8 @@ def _repaired(rows: list[dict[str, Any]], file: Path, columns: Columns, repairs:
             ]
         else:
             answers = answer_numbers(fitted[name], choices, labels, repairs[name])
+            numbers = [as_number(given, answer) for given, answer in zip(fitted[name], answers)]
+            check_counting(str(file), name, numbers, [len(row) for row in choices])
         for number, answer in enumerate(answers):
             if isinstance(answer, Unfit):
                 raise _unfit(file, number, name, answer) from answer
@@ -395,7 +404,7 @@ def _look(folder: Path, split: str) -> list[Path]:
 
 def _missing(files: Sequence[Path]) -> int:
     """Count the files that `-00000-of-00003` announces and that are not there."""
-    numbers = [match.groups() for file in files if (match := _NUMBERED.search(file.name))]
+    numbers = [match.group(1, 2) for file in files if (match := _NUMBERED.search(file.name))]
     return sum(int(total) for total in {total for _, total in numbers}) - len(numbers)
 
 
