@@ -93,7 +93,7 @@ def test_the_same_model_gives_the_same_bytes(
 def rewrite(archive: Path, **entries: Any) -> None:
     """Replace entries (None = leave out), `.` of their names written as `_`."""
     with zipfile.ZipFile(archive) as opened:
-        contents = {name: opened.read(name) for name in opened.namelist()}
+        contents = {name: opened.read(name) for name in opened.namelist() if name != "SHA256SUMS"}
     for name, content in entries.items():
         key = ".".join(name.rsplit("_", 1))
         if content is None:
@@ -126,6 +126,26 @@ def test_a_damaged_archive_is_refused_with_the_reason(archive: Path, entries: di
     rewrite(archive, **entries)
     with pytest.raises(ValueError, match=reason):
         package.read(archive)
+
+
+@pytest.mark.parametrize("form", ["packed", "unpacked"])
+@pytest.mark.parametrize("name", ["meta.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_of_an_archive_that_is_not_the_one_of_its_checksum_is_refused(
+    archive: Path, tmp_path: Path, form: str, name: str
+):
+    with zipfile.ZipFile(archive) as opened:
+        contents = {entry: opened.read(entry) for entry in opened.namelist()}
+    contents[name] = contents[name].replace(b'"step": 12', b'"step": 13') + b" "  # what another program wrote whole
+    with zipfile.ZipFile(archive, "w") as made:
+        for entry, content in contents.items():
+            made.writestr(entry, content)
+    path = archive
+    if form == "unpacked":
+        path = tmp_path / "folder"
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(path)
+    with pytest.raises(ValueError, match=rf"{name} is damaged or was changed: .*SHA256SUMS"):
+        package.read(path)
 
 
 def test_a_compressed_archive_is_not_unpacked_in_memory(archive: Path):

@@ -5,15 +5,16 @@ For keeping and for handing on: it holds any model of this project, needs no pro
 without dates, uncompressed. Unpacked it is a folder of the same files, which opens as well.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,7 +34,7 @@ FILES = ("README.md", "meta.json", "tokenizer.json", "evaluation.json", "SHA256S
 """Entries in their order: what people read first stands first."""
 
 _SUMS = "SHA256SUMS"
-"""Checksums as `sha256sum --check` reads them; they guard an unpacked folder, an archive has a CRC of each entry."""
+"""Checksums as `sha256sum --check` reads them."""
 
 _FORMAT = "nanochat_pl.package/1"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
@@ -101,8 +102,7 @@ def read(path: str | Path) -> Stored:
         raise FileNotFoundError(f"there is no {path}; give a .zip that `nanochat-pl export` made, or its folder")
     if path.is_file():
         check_packing(path)
-    else:
-        _check_sums(path)
+    _check_sums(path)
     meta = _parsed(path, "meta.json")
     if meta.get("format") != _FORMAT:
         raise ValueError(f"{path}: meta.json has the format {meta.get('format')!r}, expected {_FORMAT!r}")
@@ -132,23 +132,42 @@ def read(path: str | Path) -> Stored:
     )
 
 
-def _check_sums(folder: Path) -> None:
-    """Compare what an unpacked archive is read from with its checksums; archives of earlier versions have none.
+def _check_sums(path: Path) -> None:
+    """Compare what an archive or its folder is read from with its checksums; those of earlier versions have none.
 
     Raises:
+        FileNotFoundError: a file is missing.
         ValueError: a file is not what was written.
     """
-    file = folder / _SUMS
-    if not file.is_file():
-        return
-    lines = file.read_bytes()[:MAX_JSON_BYTES].decode(errors="replace").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in PACKAGE_FILES:
-        if sums.get(name) != _sha256(_entry_file(folder, name)):
-            raise ValueError(
-                f"{folder / name} is damaged or was changed: its checksum is not the one in {_SUMS}; unpack the "
-                f"archive again, or delete {_SUMS} if the change is meant"
-            )
+    with contextlib.nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
+        if not ((path / _SUMS).is_file() if archive is None else _SUMS in archive.namelist()):
+            return
+
+        def opened(name: str) -> IO[bytes]:
+            return _entry_file(path, name).open("rb") if archive is None else archive.open(name)
+
+        with _reading(path), opened(_SUMS) as file:
+            lines = file.read(MAX_JSON_BYTES).decode(errors="replace").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for name in PACKAGE_FILES:
+            with _reading(path), opened(name) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            if sums.get(name) != digest:
+                where = f"{path}: {name}" if archive is not None else path / name
+                raise ValueError(
+                    f"{where} is damaged or was changed: its checksum is not the one in {_SUMS}; fetch or unpack "
+                    f"the archive again, or take {_SUMS} out if the change is meant"
+                )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # a damaged or locked archive fails in a dozen ways
+        raise _damaged(path, error) from None
 
 
 def _sha256(file: Path) -> str:
@@ -182,13 +201,10 @@ def _parsed(path: Path, name: str) -> dict[str, Any]:
 
 def _packed(file: Path, name: str, largest: int) -> bytes:
     """Read an entry of an archive."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            size = archive.getinfo(name).file_size
-            if size <= largest:
-                return archive.read(name)
-    except Exception as error:  # a damaged or locked archive fails in a dozen ways
-        raise _damaged(file, error) from None
+    with _reading(file), zipfile.ZipFile(file) as archive:
+        size = archive.getinfo(name).file_size
+        if size <= largest:
+            return archive.read(name)
     raise ValueError(
         f"{file}: {name} is packed to {size:,} bytes, as this program packs none; unpack it and give the folder"
     )
