@@ -139,6 +139,11 @@ def test_the_original_s_rules_can_be_had_where_figures_are_to_be_compared(tmp_pa
         GSM8K(folder, "test", strict="loose")
 
 
+def test_a_model_that_repeats_a_digit_has_said_no_number_and_ends_nothing():
+    for said in ("#### " + "9" * 5000, "#### 1/" + "3" * 5000, "#### 1 1/" + "3" * 5000):
+        assert final_answer(said) is None and not right_number(said, "3")
+
+
 def test_a_letter_that_is_a_digit_is_not_the_beginning_of_a_number():
     for said in (
         "Answer: 3,000",
@@ -157,7 +162,21 @@ def test_a_letter_that_is_a_digit_is_not_the_beginning_of_a_number():
     "piece",
     [
         *(" ", "\n", "*", "(", "$", "`", "~", "#", "A", "A ", "A\n", "answer is ", "####", "9", ",9", "'999", "```\n"),
-        *("\\boxed{", "\\frac{", "A, ", "def f", "```python\n", "x```\n", "½", "9 a "),
+        *(
+            "\\boxed{",
+            "\\frac{",
+            "A, ",
+            "def f",
+            "```python\n",
+            "x```\n",
+            "½",
+            "9 a ",
+            "so, ",
+            "not ",
+            "A) ",
+            "Answer: A, ",
+            "A is correct, ",
+        ),
     ],
 )
 def test_no_answer_however_odd_takes_long_to_read(piece):

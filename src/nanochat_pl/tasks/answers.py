@@ -56,41 +56,60 @@ def without_tools(text: str) -> str:
 # -- letters ------------------------------------------------------------------------------------------------------
 
 # Marks that may stand around a letter: brackets, quotes, Markdown, LaTeX.
-_OPENS = r"(?:[\s(\[{*_`\"'“‘$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{|\\[(\[]){0,12}"
+_COMMAND = r"\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{"
+_OPENS = rf"(?:[\s(\[{{*_`\"'“‘$]|{_COMMAND}|\\[(\[]){{0,12}}"
 # Where a letter ends: punctuation (but not in "D.C.", "C-14" or "3,000"), a dash or bracket after a space, the end of
 # the line.
 _ENDS = (
     r"""[)\]}"”’$;!`<…。，；！）]|[*_]{1,3}(?![\w*])|'(?!\w)|\\[)\]]|[,:](?!\d)|\.(?!\w)|\s+[-–—](?!\s*\d)"""
     r"|\s+\(|[ \t]*(?:\n|$)"
 )
-_BECAUSE = r"\s+(?i:because|since|as)\b"
+_BECAUSE = r"\s+(?i:because|since|as|(?:and\s+|but\s+)?not|rather than|instead of)\b"
 _ITS_RIGHT = (
     r"[)\]*_\"'”’`]*\s+(?i:is|would be|must be)\s+(?:(?i:the\s+)?(?i:correct|right|best)"
-    r"(?:\s+(?i:answer|choice|option|one)\b|(?=[.!,;:*]|\s*(?:\n|$)|" + _BECAUSE + "))"
-    r"|(?i:the|my)\s+(?i:answer)\b)"
+    r"(?:\s+(?i:answer|choice|option|one)\b(?!\s*\?)|(?=[.!,;:*]|\s*(?:\n|$)|" + _BECAUSE + "))"
+    r"|(?i:the|my)\s+(?i:answer)\b(?!\s*\?))"
 )
 # "The wrong answer is B" and "the first option is A" do not say which answer is right.
-_OF_ANOTHER = "".join(
-    rf"(?<!\b{word} )" for word in ("incorrect", "wrong", "other", "first", "second", "third", "fourth", "last", "next")
+_OTHERS = (
+    "incorrect wrong false worst opposite other another alternative one possible first second third fourth last next"
 )
-_SURELY = "(?:therefore|thus|clearly|then|definitely|certainly|surely|obviously|most likely|likely|probably)"
+_OF_ANOTHER = "".join(rf"(?<!\b{word} )" for word in (*_OTHERS.split(), "least likely", "second best"))
+_SURELY = (
+    "(?:therefore|thus|clearly|then|indeed|of course|definitely|certainly|surely|obviously"
+    r"|(?:most\s+)?(?:likely|probably)(?:\s+to\s+be)?)"
+)
+_TO_THIS = r"\s+(?:here|to\s+this|(?:to|for|of)\s+(?:this|the|your)\s+(?:question|problem))"
 _PHRASE = (
-    rf"\b{_OF_ANOTHER}(?:answer|choice|option|letter)(?:\s+here)?[*_\"']{{0,4}}\s*"
+    rf"\b{_OF_ANOTHER}(?:answer|choice|option|letter|solution)(?:{_TO_THIS})?[*_\"']{{0,4}}\s*"
     rf"(?:(?:is|would be|should be|must be|will be)\b(?:\s+{_SURELY}\b)?[*_]{{0,3}}\s*[:：=]?"
-    r"|[:：=–—-]|->|→)[*_]{0,3}(?:\s*(?:the\s+)?(?:option|choice|letter|answer)\b\s*:?)?"
+    r"|[:：=–—-]|[-=]>|→)[*_]{0,3}(?:\s*(?:the\s+)?(?:option|choice|letter|answer)\b\s*:?)?"
 )
 _CHOOSE = (
     r"\b(?:I|we)(?:['’](?:d|ll)|\s+would|\s+will)?\s+(?:choose|pick|select|go with|say"
     r"|(?:think|believe|say|guess)(?:\s+that)?\s+(?:it is|it['’]s|it must be))"
     r"(?:\s+(?:the\s+)?(?:option|choice|letter|answer)\b)?"
 )
-_COMMITS = rf"(?i:{_PHRASE}|{_CHOOSE}|\\boxed\s*\{{|<answer>)"
+# A sentence that is nothing but the conclusion, or ends with it: "So, B.", "so it must be B".
+_SO = r"(?:(?:^|(?<=[.!?:\n]))\s*(?:so|therefore|thus|hence)|\bso\s+it\s+must\s+be)(?=[\s,:])[,:]?"
+_COMMITS = rf"(?i:{_PHRASE}|{_CHOOSE}|{_SO}|\\boxed\s*\{{|<answer>)"
+# What takes a commitment back, or only supposes it, in the same clause: "I don't think", "if", "it is false that".
+_DENIED = re.compile(
+    r"(?:\b(?i:not|never|doubt|if|whether|unless|false that|some say|some think)|n['’]t)\b"
+    r"(?:(?!\b(?i:but|so|then|because|therefore|and)\b)[^.!?,;:\n]){0,24}$"
+)
 # Words before a letter that is then called right; behind any other it is part of a name ("vitamin C").
 _ANNOUNCES = (
     "option|choice|answer|letter|so|therefore|thus|hence|then|that|because|since|as|but|think|believe|say|is|only"
 )
 # What joins letters to a list: "A, B", "A or B", "(A) and (B)", a letter a line.
-_JOINS = r"(?:[\s,;/&+–—()\[\]*_\"'”’`}$-]|\b(?:and|or|also|maybe|perhaps|possibly)\b)*"
+_JOINS = (
+    rf"(?:[\s,;/&+–—()\[\]*_\"'”’`}}$|→>-]|{_COMMAND}|\.(?=\s+(?:and|or)\b)"
+    r"|\b(?:and|or|also|maybe|perhaps|possibly)\b|\b(?i:answer|option|choice)\b:?)*"
+)
+# Wide letters, digits and brackets, as some keyboards write them.
+_NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
+_CLOSES = r"[)\]}*_.,:;!\"'”’`$\s]*"
 
 
 _BLANKS, _BLANK_LINES, _RUNS = re.compile(r"[^\S\n]+"), re.compile(r" ?\n\s*"), re.compile(r"([^\w\s])\1{3,}")
@@ -114,7 +133,8 @@ def _letter_patterns(letters: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
             rf"(?:(?<!\w){one}[)\]*_\"'”’`]*\s*[,/&+]|[/&+]|\b(?i:and|or|nor|not|neither|either|doubt|if|whether)\b)"
             r"[\s(\[*_\"'“‘`]*$"
         ),
-        "lines": re.compile(rf"^[ \t]*{_OPENS}({one})[.):]", re.MULTILINE),
+        "lines": re.compile(rf"^[ \t]*{_OPENS}({one})(?:[.):]|[ \t]*$)", re.MULTILINE),
+        "last": re.compile(rf"\n{_OPENS}({one}){_CLOSES}\Z"),
     }
 
 
@@ -122,26 +142,41 @@ def strict_letter(text: str, letters: Sequence[str]) -> str | None:
     """Read the letter that a response commits to, or None.
 
     First a phrase that commits anywhere (`answer is B`, `Answer: (B)`, `choice is: B because`, `\\boxed{B}`, `B is
-    correct`), then a response that begins with a letter (`B`, `B. lion`, `(B) lion`). Only upper case and only the
-    question's own letters; a letter followed by a further word ("A lion", "either A or B") is prose, several letters
-    ("A, B, C") or a list of all choices commit to none.
+    correct`), then a response that begins with a letter (`B`, `B. lion`, `(B) lion`), then one whose last line is
+    nothing but a letter. Only upper case and only the question's own letters; a letter followed by a further word
+    ("A lion", "either A or B") is prose, several letters ("A, B, C") or a list of all choices commit to none.
 
     Args:
         text: The response.
         letters: The letters of this question's choices.
     """
     # Runs of white space and of one mark say no more than a short one, and would be tried in every way.
-    text = _RUNS.sub(r"\1\1\1", _BLANK_LINES.sub("\n", _BLANKS.sub(" ", without_tools(text))))
+    text = _RUNS.sub(
+        r"\1\1\1", _BLANK_LINES.sub("\n", _BLANKS.sub(" ", without_tools(text).translate(_NARROW)))
+    ).strip()
     patterns = _letter_patterns(tuple(letters))
-    committed = [*patterns["anchored"].finditer(text), *_praised(text, patterns)]
-    for match in sorted(committed, key=re.Match.start):
-        if not _goes_on(text, match, patterns):
+    committed, taken = sorted([*patterns["anchored"].finditer(text), *_praised(text, patterns)], key=re.Match.start), 0
+    for match in committed:
+        is_denied = _DENIED.search(text[max(0, match.start() - 40) : match.start()])
+        if match.end(1) <= taken or is_denied:
+            continue
+        taken = _list_end(text, match, patterns)
+        if not taken:
             return match.group(1)
-    first = patterns["leading"].match(text.lstrip())
-    if first is None or _goes_on(text.lstrip(), first, patterns):
-        return None
     listed = {line.group(1) for line in patterns["lines"].finditer(text)}
+    first = patterns["leading"].match(text) or patterns["last"].search(text)
+    if first is None or _list_end(text, first, patterns) or _offers(text, first, letters):
+        return None
     return first.group(1) if listed <= {first.group(1)} else None
+
+
+def _offers(text: str, match: re.Match[str], letters: Sequence[str]) -> bool:
+    """Tell whether the choices are given again in one line: "A) rock B) lion", "A. rock B. lion C. salt D. ice"."""
+    mark = re.match(r"\.|\s*[-–—:)]", text[match.end(1) :])
+    if mark is None or match.group(1) != letters[0]:
+        return False
+    marked = [re.search(rf"(?<![\w(]){re.escape(letter + mark[0])}\s", text[match.end() :]) for letter in letters[1:]]
+    return all(marked) if mark[0] == "." else marked[0] is not None
 
 
 def _praised(text: str, patterns: dict[str, re.Pattern[str]]) -> Iterator[re.Match[str]]:
@@ -153,9 +188,16 @@ def _praised(text: str, patterns: dict[str, re.Pattern[str]]) -> Iterator[re.Mat
             yield match
 
 
-def _goes_on(text: str, match: re.Match[str], patterns: dict[str, re.Pattern[str]]) -> bool:
-    """Tell whether another letter follows at once: a list commits to nothing."""
-    return any(patterns[kind].match(text, match.end(1)) for kind in ("listed", "run"))
+def _list_end(text: str, match: re.Match[str], patterns: dict[str, re.Pattern[str]]) -> int:
+    """Return where the list ends that goes on from a letter, 0 where none does: the same letter again is no list."""
+    if run := patterns["run"].match(text, match.end(1)):
+        return run.end()
+    end = 0
+    following = patterns["listed"].match(text, match.end(1))
+    while following is not None:
+        end = following.end(1) if end or following.group(1) != match.group(1) else 0
+        following = patterns["listed"].match(text, following.end(1))
+    return end
 
 
 # -- numbers ------------------------------------------------------------------------------------------------------
@@ -164,7 +206,7 @@ _ORIGINAL_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 _MARKED = re.compile(r"####+(?P<line>(?:(?!####)[^\n])*)")
 _SHORT_OPENS = r"(?:[ \t*_`\"'“‘(\[$]|\\[(\[$]|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{){0,12}"
 _NUMBER = re.compile(
-    rf"{_SHORT_OPENS}(?:(?i:(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b\s*[:=]?|[*_]{{0,3}}\s*[:=]))|=)?{_SHORT_OPENS}"
+    rf"{_SHORT_OPENS}(?:(?i:(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b\s*[:=]?|[*_]{{0,3}}\s*[:=]))|[:=])?{_SHORT_OPENS}"
     r"(?P<sign>[-+]?)\s?(?:US\$|USD\s?|Rs\.?\s?|[€£¥₹₩¢]\s?|\\?\$\s?)?(?P<sign2>-?)"
     r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?P<rest>.*)"
 )
@@ -176,12 +218,14 @@ _ONE_SIGN_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 # What makes another number of it: more digits, a fraction, a sum, a power, a time, a range, a letter at once, a word
 # for a large number, a second amount.
 _GOES_ON = re.compile(
-    r"[,.:'’_]?\d|\s*[-−+*/×÷^=~:–—;]{1,2}\s*[\d($.]|(?:,?\s+|\s*[,(]?\s*(?:and|or|to)\s+)[$€£¥₹]?\d|\s*[xX]\s*\d"
-    r"|\.[A-Za-z]|\s*/(?!\s*[A-Za-z]{2})|\s*[+×÷^]|[kKmMbB](?![A-Za-z])|(?:th|st|nd|rd)\b|[eExX](?![A-Za-z])"
-    r"|\s*[²³¹⁰-⁹π√∞½]|\s*\\(?:pi|sqrt|times|cdot|div|frac)\b|\s*\{,\}"
-    r"|\s*(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore)\b"
+    r"[,.:'’_]?\d|\s*[-−+*/×÷·∙^!=~:–—;]{1,2}\s*[\d($.]|(?:,?\s+|\s*[,(]?\s*(?:and|or|to)\s+)[$€£¥₹]?\d|\s*[xX]\s*\d"
+    r"|\.[A-Za-z]|\s*/(?!\s*[A-Za-z]{2})|\s*[+×÷^]|(?:[kKmMbB]|bn|mn|tn)(?![A-Za-z])|(?:th|st|nd|rd)\b|[eExX](?![A-Za-z])"
+    r"|\s*[²³¹⁰-⁹⁻π√∞½]|\s*\\(?:pi|sqrt|times|cdot|div|frac)\b|\s*\{,\}"
+    r"|\s*(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore|squared|cubed)\b"
     r"|\s*(?!(?i:in|on|at|per|of|for|from|after|by|with|over|each|every|to)\b)[A-Za-z]{1,12}\.?,?(?:\s+and)?\s+\d"
 )
+# A model that repeats itself writes more digits than Python makes a number of.
+_MAX_DIGITS = 100
 _FRACTION = re.compile(r"(?:\s+(?P<top>\d+))?\s?/\s?(?P<bottom>\d+)(?![\d/]|\.\d|\s*[-+*/×÷^=])")
 
 
@@ -214,6 +258,8 @@ def _one_spelling(line: str) -> str:
 def _value(match: re.Match[str]) -> str | None:
     """Give the number that a line begins with, None where it is not a whole one."""
     if match["sign"] and match["sign2"]:
+        return None
+    if re.search(rf"\d{{{_MAX_DIGITS + 1}}}", match["number"] + match["rest"]):
         return None
     minus = "-" if "-" in match["sign"] + match["sign2"] else ""
     number, rest = match["number"].replace(",", ""), match["rest"]
