@@ -16,11 +16,13 @@ from nanochat_pl.cli.compose import (
     ConfigError,
     check,
     compose_checked,
+    config_dir,
     jobs,
     quote,
     quote_texts,
     text_keys,
 )
+from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.paths import MAX_NAME_BYTES, run_dir
 
 NAMES = [
@@ -180,6 +182,27 @@ def test_a_sweep_s_table_shows_texts_without_the_quotes_of_a_grammar(tmp_path: P
     folder.mkdir(parents=True)
     (folder / "overrides.yaml").write_text("- run_name='1e-3'\n- \"data.text='it\\\\'s'\"\n- depth=2\n")
     assert read_jobs(tmp_path) == [{"job": "0", "run_name": "1e-3", "data.text": "it's", "depth": "2"}]
+    (folder / "overrides.yaml").write_text('- run_name=a\\ b\n- data.text="c,d"\n- tokenizer.path=null\n')
+    assert read_jobs(tmp_path) == [{"job": "0", "run_name": "a b", "data.text": "c,d", "tokenizer.path": "null"}]
+
+
+def test_a_job_of_a_sweep_that_failed_shows_no_figures_of_an_earlier_session(tmp_path: Path):
+    from nanochat_pl.cli.sweep import read_jobs
+
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=2\n")
+    (tmp_path / "0" / "summary.json").write_text('{"status": "finished", "step": 4, "val/loss": 1.0}')
+    (tmp_path / "0" / "error.txt").write_text("the folder is in use\n")
+    assert read_jobs(tmp_path) == [{"job": "0", "seed": "2", "status": "failed", "error": "the folder is in use"}]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".."])
+def test_a_sweep_checks_names_as_single_runs_do(name: str):
+    from nanochat_pl.lit.preflight import preflight
+
+    cfg = check(compose_checked("train", CommandLine([f"run_name='{name}'"], True, config_dir()))[0], TrainConfig)
+    with pytest.raises(ValueError, match="must be a plain folder name"):
+        preflight(cfg, Path("multirun/0"))
 
 
 def test_a_file_in_the_place_of_a_task_is_a_path(monkeypatch: pytest.MonkeyPatch):
@@ -200,3 +223,33 @@ def test_paths_of_the_other_commands_know_the_home_folder_too(monkeypatch: pytes
     assert parser.parse_args(["--out", "a~/b"]).out == Path("a~/b")
     assert parser.parse_args(["--out=~nobody-at-all/x"]).out == Path("~nobody-at-all/x")
     assert parser.parse_args([]).out is None
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"), [("1e-3", "0.001"), ("5e10123", "inf"), ("true", "True"), ("1_000", "1000"), ("0x10", "16")]
+)
+def test_a_text_that_a_config_file_spells_as_a_number_is_refused_with_its_quotes(
+    tmp_path: Path, written: str, read_as: str
+):
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(f"# @package _global_\ndepth: 2\nrun_name: {written}\n")
+    line = CommandLine(["experiment=mine"], False, tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        compose_checked("train", line)
+    assert (
+        f"{file}, line 3: YAML reads run_name: {written} as {read_as}; write run_name: '{written}'"
+        in f"{refused.value}"
+    )
+    file.write_text(f"# @package _global_\nrun_name: '{written}'\noptim:\n  matrix_lr: 1e-3\n")
+    assert compose_checked("train", line)[0].run_name == written
+
+
+def test_a_number_that_is_spelt_as_it_is_read_is_a_name_in_a_config_file(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("source: microworld\ntext: 2026\n")
+    cfg = compose_checked("train", CommandLine(["data=mine"], False, tmp_path))[0]
+    assert cfg.data.text == "2026"
+    (tmp_path / "data" / "mine.yaml").write_text("source: microworld\ntext: 1e5\n")
+    with pytest.raises(ConfigError, match=r"line 2: YAML reads text: 1e5 as 100000\.0"):
+        compose_checked("train", CommandLine(["data=mine"], False, tmp_path))

@@ -21,12 +21,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nanochat_pl.cli.explain import ROOTS, config_dir, group_options, settings
-from nanochat_pl.cli.refusals import did_you_mean, missing_folder, refuse_flags, refuse_option, refuse_unreadable, told
+from nanochat_pl.cli.refusals import (
+    did_you_mean,
+    missing_folder,
+    refuse_altered_text,
+    refuse_flags,
+    refuse_option,
+    refuse_unreadable,
+    told,
+)
 from nanochat_pl.lit import schema
 from nanochat_pl.lit.trust import arguments_of, defined_names, is_module
 
@@ -230,12 +238,20 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
         options = None if searched else groups.get(override.key_or_group)
         if options is not None and (said := refuse_option(override, sorted(options))):
             raise ConfigError(said)
+    texts = {key for key, kind in text_keys().items() if kind != "list"}
     configs = []
     for job in jobs(overrides):
         try:
-            cfg = compose_one(name, job, line.config_dir)
+            cfg = compose_one(name, job, line.config_dir, return_hydra_config=True)
+            choices = {key: option for key, option in cfg.hydra.runtime.choices.items() if option is not None}
+            with open_dict(cfg):
+                del cfg.hydra
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise ConfigError(told(error, overrides, settings(root))) from error
+        for group, option in choices.items():
+            file = groups.get(group, {}).get(str(option))
+            if file is not None and (said := refuse_altered_text(file, group, texts)):
+                raise ConfigError(said)
         try:
             check(cfg, root)
         except OmegaConfBaseException as error:

@@ -13,13 +13,23 @@ from typing import Any, get_args
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseError, InterpolationResolutionError
 from omegaconf.errors import OmegaConfBaseException as ConfigException
-from yaml import MarkedYAMLError, YAMLError
+from yaml import MappingNode, MarkedYAMLError, ScalarNode, YAMLError
 
 from nanochat_pl.cli.explain import Setting, expected, near
 
-__all__ = ["did_you_mean", "for_shell", "missing_folder", "refuse_flags", "refuse_option", "refuse_unreadable", "told"]
+__all__ = [
+    "did_you_mean",
+    "for_shell",
+    "missing_folder",
+    "refuse_altered_text",
+    "refuse_flags",
+    "refuse_option",
+    "refuse_unreadable",
+    "told",
+]
 
 OTHER_FILES = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
 """Options by which Hydra would read another config than the one that is checked."""
@@ -102,6 +112,38 @@ def refuse_option(override: Override, options: Sequence[str]) -> str | None:
             listed = f"there are {', '.join(options)}" if options else "there are none"
             none = f"; for none, leave {group}= away" if option is None else ""
             return f"{group}={shown}: {group} has no such option; {listed}{none}{did_you_mean(str(option), options)}"
+    return None
+
+
+def refuse_altered_text(file: Path, group: str, texts: set[str]) -> str | None:
+    """Find a text that YAML reads as a number or truth value of another spelling; say how it is written.
+
+    Args:
+        file: a config file that was read without an error.
+        group: of the file, which its keys are below unless it says `@package _global_`.
+        texts: the keys whose values are texts.
+    """
+    content = file.read_text(encoding="utf-8")
+    leaves = "|".join(sorted({re.escape(key.rpartition(".")[2]) for key in texts}))
+    if not re.search(rf"\b(?:{leaves}):\s+[^\s'\"\[{{$A-Za-z/]|:\s+(?i:true|false|yes|no|on|off)\b", content):
+        return None  # as nearly all files, without the reader's time
+    root = re.search(r"^# *@package +(\S+)", content, re.MULTILINE)
+    prefix = f"{group}." if root is None else "" if root[1] == "_global_" else f"{root[1]}."
+    loader = get_yaml_loader()(content)
+    try:
+        below: list[tuple[str, Any]] = [(prefix.rstrip("."), loader.get_single_node())]
+        while below:
+            key, node = below.pop()
+            if isinstance(node, MappingNode):
+                below += [(f"{key}.{name.value}".lstrip("."), value) for name, value in node.value]
+            elif isinstance(node, ScalarNode) and node.style is None and key in texts:
+                read = loader.construct_object(node)
+                if read is not None and not isinstance(read, str) and str(read) != node.value:
+                    where = f"{file}, line {node.start_mark.line + 1}"
+                    leaf = key.rpartition(".")[2]
+                    return f"{where}: YAML reads {leaf}: {node.value} as {read}; write {leaf}: '{node.value}'"
+    finally:
+        loader.dispose()
     return None
 
 

@@ -48,11 +48,13 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"job": job.name}
         for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
             key, _, value = str(override).partition("=")
-            row[key] = str(OverridesParser.create().parse_override(override).value()) if value[:1] == "'" else value
+            read = OverridesParser.create().parse_override(str(override)).value()
+            row[key] = str(read) if isinstance(read, str) else value  # texts as they were typed, without quotes
         summary = json.loads((job / "summary.json").read_text()) if (job / "summary.json").is_file() else {}
-        row |= {name: summary.get(name) for name in FIGURES if name in summary}
-        if (job / "error.txt").is_file():
+        if (job / "error.txt").is_file():  # its summary, if there is one, is of an earlier session
             row |= {"status": "failed", "error": (job / "error.txt").read_text().strip()}
+        else:
+            row |= {name: summary.get(name) for name in FIGURES if name in summary}
         rows.append(row)
     return rows
 

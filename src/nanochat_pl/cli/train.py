@@ -87,6 +87,8 @@ def run_hydra(task: Any, name: str) -> int:
     def catch(cfg: DictConfig) -> Any:
         if outcome and outcome[-1] > 128:  # a signal stops the whole sweep, not one job of it
             sys.exit(outcome[-1])
+        failure = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
+        failure.unlink(missing_ok=True)  # of an earlier session
         try:
             outcome.append(task(cfg))
         except Stopped as stopped:
@@ -94,7 +96,7 @@ def run_hydra(task: Any, name: str) -> int:
             outcome.append(stopped.exit_code)
         except (ValueError, OSError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(f"{in_words(error)}\n")
+                failure.write_text(f"{in_words(error)}\n")
             outcome.append(fail(error))
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":

@@ -314,7 +314,10 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
     Raises:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
     """
-    folder = folder or run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
+    own = run_dir(
+        cfg.stage.name, cfg.run_name, cfg.outputs
+    )  # its name is checked, also where a sweep has other folders
+    folder = folder or own
     resume = check_own(cfg, folder)
     if cfg.stage.name != StageName.tokenizer:
         check_start(cfg, folder, resume)
