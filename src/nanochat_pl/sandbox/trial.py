@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import types
 from typing import Any, BinaryIO, NoReturn
 
 __all__: list[str] = []
@@ -86,8 +87,13 @@ def _receive(pipe: BinaryIO) -> Any:
 
 
 def _answer(asked: BinaryIO, said: BinaryIO) -> NoReturn:
-    """Run the code that comes first, then answer calls of its functions for ever."""
-    space: dict[str, Any] = {"__name__": "__main__"}
+    """Run the code that comes first, then answer calls of its functions for ever.
+
+    The code is imported, not started: what stands below `if __name__ == "__main__"` is not run, as in nanochat
+    (2025-11).
+    """
+    module = sys.modules["answer"] = types.ModuleType("answer")
+    space = module.__dict__
     try:
         exec(compile(_receive(asked), "<answer>", "exec"), space)
         _send(said, {"result": None})

@@ -35,10 +35,14 @@ def extract_code(completion: str, entry_point: str | None = None, strict: str = 
     if strict == "original":
         match = _ORIGINAL_FENCED.search(completion)
         return (match.group(1) if match else completion).strip()
+    return textwrap.dedent(_chosen(completion, entry_point)).strip()
+
+
+def _chosen(completion: str, entry_point: str | None) -> str:
     before, blocks = _blocks(completion)
     candidates = [*blocks, before] if entry_point else blocks
     defining = [text for text in candidates if entry_point and _defines(text, entry_point)]
-    return textwrap.dedent(next(iter(defining or blocks), completion)).strip()
+    return next(iter(defining or blocks), completion)
 
 
 def _defines(code: str, name: str) -> bool:
@@ -172,8 +176,16 @@ class HumanEval(Task):
         return self.run(conversation, completion)[0]
 
     def code(self, conversation: Mapping[str, Any], completion: str) -> str:
-        """Return the code that an answer is graded by."""
-        return extract_code(completion, conversation["entry_point"], self.strict)
+        """Return the code that an answer is graded by.
+
+        An answer that is indented from its first line on and defines no function is the body of the prompt's.
+        """
+        prompt, entry_point = conversation["prompt"], conversation["entry_point"]
+        chosen = _chosen(completion, entry_point).strip("\r\n")
+        is_body = chosen[:1] in {" ", "\t"} and not _defines(chosen, entry_point) and _defines(prompt, entry_point)
+        if self.strict == "stated" and is_body:
+            return f"{prompt.rstrip()}\n{textwrap.indent(textwrap.dedent(chosen).strip(), '    ')}"
+        return extract_code(completion, entry_point, self.strict)
 
     def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, Result]:
         """Grade, and return with the grade how the program ended: its error, and the isolation it ran in."""
