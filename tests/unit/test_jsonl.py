@@ -80,19 +80,20 @@ FAULTS = {
     '{"prompt": "hi", "completion": null}': "`completion` is neither a text nor a list of messages",
     '{"prompt": "hi", "chosen": "a", "rejected": "b"}': r"without `messages` \(it has: prompt, chosen, rejected\)",
     '{"messages": null}': "null where a list of messages",
-    "[]": r"too few messages \(0\); one of the user and one of the assistant",
+    "[]": r"too few messages \(0\); user and assistant take turns, and one of each",
     '["hi", "ahoy"]': "message 1 is a string, not an object",
     '[{"from": "human", "value": "hi"}]': r"message 1 has no role and no content \(it has: from, value\)",
     '[{"role": "user"}]': "message 1 has no content",
     '[{"role": "assistant", "content": "Ahoy!"}]': "message 1 has the role 'assistant' where 'user' is due",
     '[{"role": "user", "content": "hi"}, {"role": "user", "content": "hi"}]': "message 2 has the role 'user'",
-    '[{"role": "user", "content": "hi"}]': r"too few messages \(1\); one of the user and one of the assistant",
-    '[{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]': "one of the assistant are needed",
+    '[{"role": "user", "content": "hi"}]': r"too few messages \(1\); user and assistant take turns, and one of each",
+    '[{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]': "one of each is needed",
     json.dumps([*chat("hi"), {"role": "user", "content": "bye"}]): "the last message is the user's",
     json.dumps([*chat("hi"), {"role": "system", "content": "x"}]): "message 3 has the role 'system' where 'user'",
     user(" "): r"message 1 \(user\) has an empty content",
-    user(None): r"message 1 \(user\) has null as content; a string is needed",
-    user([{"type": "text", "text": "hi"}]): r"message 1 \(user\) has a list as content; a string is needed",
+    user(None): r"message 1 \(user\) has null as content; a string or a list of parts is needed",
+    user([{"type": "image_url", "image_url": "x.png"}]): r'message 1 \(user\), part 1 is not {"type": text, "text"',
+    user([{"type": "python", "text": "1+1"}]): r"message 1 \(user\), part 1 is not",
     json.dumps(chat("hi", [{"type": "image", "text": "x"}])): r"message 2 \(assistant\), part 1 is not",
     json.dumps(chat("hi", [{"type": "text", "text": 3}])): r"message 2 \(assistant\), part 1 is not",
     json.dumps(chat("hi", [])): r"message 2 \(assistant\) has an empty content",
@@ -145,6 +146,18 @@ FORMS = [
     ({"messages": chat("Hi", system="Talk so."), "system": "Talk so."}, chat("Hi", system="Talk so."), "messages"),
     (PROMPT | {"system": "", "label": True, "weight": None}, chat("Hi"), "prompt and completion"),
     (PROMPT | {"label": 0, "train": "train", "weight": 1.0}, chat("Hi"), "prompt and completion"),
+    (PROMPT | {"messages": None, "instruction": ""}, chat("Hi"), "prompt and completion"),
+    ({"messages": json.dumps(chat("Hi"))}, chat("Hi"), "messages"),
+    ({"messages": [{"role": "Human", "content": "Hi"}, {"role": "ASSISTANT", "content": "Ahoy!"}]}, chat("Hi"), "mes"),
+    ({"messages": chat([{"type": "text", "text": "H"}, {"type": "text", "text": "i"}])}, chat("Hi"), "messages"),
+    *(
+        (
+            {"conversations": [{"from": "Human", "value": "Hi"}, {"from": speaker, "value": "Ahoy!"}]},
+            chat("Hi"),
+            "ShareGPT",
+        )
+        for speaker in ("GPT", "bing", "ChatGPT", "Bard")
+    ),
 ]
 LOST = [
     (PROMPT | {"label": False}, "the object has `label` False"),
@@ -154,6 +167,8 @@ LOST = [
     ([chat("Hi")[0], chat("Hi")[1] | {"tool_calls": [{"id": "1"}]}], "message 2 has `tool_calls`"),
     ({"messages": chat("Hi", system="Talk so."), "system": "Be so."}, "beside another system message"),
     (TALK | {"system": 3}, "`system` is no text"),
+    (PROMPT | {"weight": "0.5"}, "the object has `weight` 0.5"),
+    ({"messages": [chat("Hi")[0], chat("Hi")[1] | {"train": "False"}]}, "message 2 has `train` False"),
 ]
 
 
@@ -170,6 +185,16 @@ def test_every_known_form_is_read_and_named(tmp_path, caplog, value, messages, f
 def test_what_would_be_learned_otherwise_than_it_says_is_refused(tmp_path, value, fault):
     with pytest.raises(ValueError, match=fault):
         JSONL(write(tmp_path, chat("Bye"), value))
+
+
+def test_what_a_file_needed_is_counted_in_one_line(tmp_path, caplog):
+    caplog.set_level("INFO")
+    parts = chat([{"type": "text", "text": "Hi"}])
+    path = write(tmp_path, parts, parts, {"messages": str(chat("Hi"))}, [{"role": "Human", "content": "Hi"}, parts[1]])
+    assert [c["messages"] for c in whole(path)] == [chat("Hi")] * 4
+    (line,) = [record.getMessage() for record in caplog.records if "repaired" in record.getMessage()]
+    assert line.startswith(f"repaired in {path}: 2 contents of text parts made one text")
+    assert "1 lists written as text" in line and "1 speakers read as their role" in line
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -91,11 +91,15 @@ def test_an_answer_is_right_if_it_commits_to_the_letter(tmp_path, text, right):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"choices": ["w", "x"]}, "2 choices"), ({"answer": 4}, "answer=4"), ({"question": ""}, "a question")],
+    [
+        ({"choices": ["w", "x"]}, "dev split.*2 choices"),
+        ({"answer": 4}, "dev split.*answer=4"),
+        ({"question": " "}, "column question: question is blank"),
+    ],
 )
 def test_mmlu_rows_that_cannot_be_asked_are_named(tmp_path, changes, message):
     write(tmp_path / "dev.parquet", mmlu_row(), mmlu_row(1, **changes))
-    with pytest.raises(ValueError, match=rf"row 1 .*dev split.*{message}"):
+    with pytest.raises(ValueError, match=rf"row 1 .*{message}"):
         MMLU(tmp_path, "dev")
 
 

@@ -107,7 +107,7 @@ def test_curriculum_goes_up_the_grades(tmp_path):
         ({"choices": ["only"], "answer": 0}, "1 choices"),
         ({"answer": 3}, "answer=3"),
         ({"answer": -1}, "answer=-1"),
-        ({"question": ""}, "no question"),
+        ({"question": ""}, "column question: question is blank"),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_named(tmp_path, changes, message):

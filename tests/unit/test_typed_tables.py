@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import re
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,6 +73,10 @@ WRITTEN = [
     "{'text': ['yes' 'no' 'both'], 'label': ['A' 'B' 'C']}",
     "['yes', 'no', r'both']",
     {"text": ["yes", "no", "both"], "label": ["A", "B", "C"]},
+    {"label": ["A", "B", "C"], "text": ["yes", "no", "both"]},
+    {"A": "yes", "B": "no", "C": "both", "D": None},
+    {"c": "both", "a": "yes", "b": "no"},
+    "{'A': 'yes', 'B': 'no', 'C': 'both'}",
     [{"text": "yes", "label": "A"}, {"text": "no", "label": "B"}, {"text": "both", "label": "C"}],
 ]
 
@@ -143,7 +148,17 @@ REFUSED = [
     ({"choices": "['yes', '\\ud800']"}, "column choices: the text"),
     ({"choices": '{"text": ["a", "b"], "text": ["c", "d"]}'}, "column choices: the text"),
     ({"choices": "{'text': ['a', 'b'], 'text': ['c', 'd']}"}, "column choices: the text"),
+    ({"choices": "['yes', 'no', ..., 'both']"}, "where `...` stands for items that were left out"),
+    ({"choices": "['yes' 'no' ... 'both']"}, """column choices: the text "['yes' 'no' ... 'both']", where `...`"""),
+    ({"choices": "['yes' 'no', 'both']"}, """column choices: the text "['yes' 'no', 'both']" where a list"""),
+    ({"choices": {"A": "yes", "C": "no"}}, "column choices: {'A': 'yes', 'C': 'no'} where a list is needed"),
+    ({"choices": r"['$\frac{1}{2}$', 'it\'s', 'c']"}, r"in which \frac may be a command of LaTeX"),
+    ({"choices": r"['$\times$', 'a\nb', 'c']"}, r"in which \times may be a command of LaTeX"),
+    ({"choices": r"['$x \to y$', 'a', 'c']"}, r"in which \to may be a command of LaTeX"),
     ({"choices": None}, "column choices: null where a list is needed"),
+    ({"choices": ["yes", " ", "no"]}, "column choices: a choice is blank"),
+    ({"choices": ["yes", "\u3000", "no"]}, "column choices: a choice is blank"),
+    ({"question": " \n"}, "column question: question is blank"),
     ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "column choices: 2 texts and other labels"),
     ({"question": None}, "column question: null where text is needed"),
     ({"question": float("nan")}, "column question: nan where text is needed"),
@@ -162,6 +177,61 @@ def test_what_cannot_be_repaired_is_refused_by_file_row_and_column(tmp_path, cha
         ScienceQA(write(tmp_path / f"train.{ending}", rows))
     assert f"train.{ending}, row {len(rows) - 1} (counted from 0)" in str(error.value) and message in str(error.value)
     assert "mend or drop the row" in str(error.value) and not list(tmp_path.glob("x"))
+
+
+LATEX = [
+    (r"['$\frac{1}{2}$', '$\theta$']", [r"$\frac{1}{2}$", r"$\theta$"]),
+    (r'["$\frac{1}{2}$", "$\theta$"]', [r"$\frac{1}{2}$", r"$\theta$"]),
+    (r"['$x \to y$' '$\alpha \neq \%$']", [r"$x \to y$", r"$\alpha \neq \%$"]),
+    (r"['$\\frac{1}{2}$', '$\\theta$']", [r"$\frac{1}{2}$", r"$\theta$"]),
+    (r"['a\nb \x0c', 'it\'s']", ["a\nb \x0c", "it's"]),
+    (r"[r'\frac', 'b']", [r"\frac", "b"]),
+    (r"['\boo', 'C:\files']", [r"\boo", r"C:\files"]),
+    (r"['\sqrt{2}', '\(2\)']", [r"\sqrt{2}", r"\(2\)"]),
+]
+
+
+@pytest.mark.parametrize(("choices", "read"), LATEX, ids=str)
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_command_of_latex_in_a_written_list_never_becomes_a_control_character(tmp_path, choices, read, ending):
+    folder = write(tmp_path / f"train.{ending}", [GOOD | {"choices": choices}])
+    assert only(ScienceQA(folder))["choices"] == read
+
+
+def test_decimal_numbers_are_read_as_numbers_are(tmp_path):
+    decimals = {"grade": Decimal("3.00"), "topic": Decimal("1.50"), "answer": Decimal("1.0"), "hint": None}
+    conversation = only(ScienceQA(write(tmp_path / "train.parquet", [GOOD | decimals])))
+    assert [conversation[key] for key in ("grade", "topic", "answer", "hint")] == ["3", "1.50", "B", ""]
+
+
+BLANK = [
+    (lambda p: MMLU(p, "dev"), "dev", {"question": " ", "choices": list("wxyz"), "answer": 0}, "question"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"question": "\t"}, "question"),
+    (lambda p: ARC(p), "ARC-Easy/train", ARC_ROW | {"choices": {"text": ["w", ""], "label": ["A", "B"]}}, "choices"),
+    (lambda p: GSM8K(p), "train", {"question": " ", "answer": "#### 3"}, "question"),
+    (lambda p: GSM8K(p), "train", {"question": "Q?", "answer": " "}, "answer"),
+    (lambda p: Recall(p), "train", {"question": "Q?", "answer": ""}, "answer"),
+    (
+        lambda p: HumanEval(p),
+        "test",
+        {"task_id": "a", "prompt": "p", "canonical_solution": "s", "test": " ", "entry_point": "f"},
+        "test",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "place", "row", "column"), BLANK)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_a_blank_text_that_is_asked_or_learned_is_refused(tmp_path, make, place, row, column, ending):
+    write(tmp_path / f"{place}.{ending}", [row])
+    with pytest.raises(ValueError, match=rf"\.{ending}, row 0 \(counted from 0\), column {column}: .* is blank"):
+        make(tmp_path)
+
+
+def test_blank_choices_of_mmlu_are_asked_as_the_original_does_and_counted(tmp_path, caplog):
+    row = {"question": "Q?", "choices": ["w", "", "y", "z"], "answer": 0}
+    assert only(MMLU(write(tmp_path / "dev.parquet", [row]), "dev"))["choices"] == row["choices"]
+    assert "1 of the 1 questions of MMLU dev have an empty choice" in caplog.text
 
 
 def test_numbers_without_end_are_refused_and_an_empty_table_is_named(tmp_path):
@@ -272,11 +342,75 @@ def test_other_tasks_refuse_alike(tmp_path, make, place, row, column, ending):
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy"}]},
         {"instruction": "Hi", "input": "", "output": "Ahoy"},
         {"prompt": "Hi", "completion": "Ahoy"},
+        {"conversations": [{"from": "Human", "value": "Hi"}, {"from": "GPT", "value": "Ahoy"}]},
+        {"conversations": str([{"from": "human", "value": "Hi"}, {"from": "bard", "value": "Ahoy"}])},
+        {
+            "messages": [
+                {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]} for message in CHAT
+            ]
+        },
+        {"messages": [message | {"weight": None, "tool_calls": None, "loss": True} for message in CHAT], "label": 3},
     ],
 )
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_chats_are_read_in_every_known_layout(tmp_path, row, ending):
     assert only(Chats(write(tmp_path / f"train.{ending}", [row])))["messages"] == CHAT
+
+
+MIXED = [
+    {"messages": CHAT},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy"}]},
+    {"instruction": "Hi", "input": "", "output": "Ahoy"},
+    {"prompt": "Hi", "completion": "Ahoy"},
+    {"prompt": "Hi", "completion": "Ahoy"},
+]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_the_form_of_chats_is_told_row_by_row(tmp_path, caplog, ending):
+    caplog.set_level(logging.INFO)
+    keys = dict.fromkeys(key for row in MIXED for key in row)
+    rows = [{key: row.get(key) for key in keys} for row in MIXED] if ending != "jsonl" else MIXED
+    assert [c["messages"] for c in Chats(write(tmp_path / f"train.{ending}", rows))] == [CHAT] * 5
+    assert "5 conversations (form: 2 prompt and completion, 1 messages, 1 ShareGPT, 1 Alpaca)" in caplog.text
+
+
+CALLS = ("text", "python")
+CHATS_REFUSED = [
+    ({"messages": [CHAT[0], CHAT[1] | {"weight": 0}]}, "message 2 has `weight` 0"),
+    ({"messages": [CHAT[0], CHAT[1] | {"tool_calls": [{"id": "1"}]}]}, "message 2 has `tool_calls`"),
+    ({"messages": CHAT, "weight": 0.5}, "the object has `weight` 0.5"),
+    ({"messages": CHAT, "system": "Be brief.", "loss": False}, "the object has `loss` False"),
+    ({"messages": [CHAT[0], CHAT[1] | {"content": " "}]}, r"message 2 \(assistant\) has an empty content"),
+    ({"messages": [{"role": "system", "content": ""}, *CHAT]}, r"message 1 \(system\) has an empty content"),
+    (
+        {"messages": [{"role": m["role"], "content": [{"type": t, "text": "1"}]} for m, t in zip(CHAT, CALLS)]},
+        "calls of the calculator are read from JSON Lines only",
+    ),
+    ({"instruction": "Hi", "input": "", "output": " "}, "an empty content"),
+]
+
+
+@pytest.mark.parametrize(("row", "fault"), CHATS_REFUSED, ids=str)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_chats_refuse_what_lines_of_conversations_refuse(tmp_path, row, fault, ending):
+    folder = write(tmp_path / f"train.{ending}", [row])
+    with pytest.raises(ValueError, match=rf"train\.{ending}, row 0 \(counted from 0\), .*{fault}"):
+        Chats(folder)
+
+
+def test_empty_contents_of_the_hub_s_chats_are_learned_as_the_original_does_and_counted(tmp_path, caplog):
+    rows = [{"messages": CHAT}, {"messages": [CHAT[0], {"role": "assistant", "content": ""}]}]
+    assert len(Chats(write(tmp_path / "train.parquet", rows), fetch=True)) == 2
+    (warning,) = [record for record in caplog.records if "1 of the 2 chats" in record.getMessage()]
+    assert "have an empty content (assistant)" in warning.getMessage() and warning.levelname == "WARNING"
+
+
+def test_the_user_of_a_chat_may_say_nothing_and_that_is_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    silent = [CHAT[0] | {"content": " "}, CHAT[1]]
+    assert only(Chats(write(tmp_path / "train.parquet", [{"messages": silent}])))["messages"] == silent
+    assert "1 of the 1 chats" in caplog.text and "have an empty content (user)" in caplog.text
 
 
 def test_rows_of_several_files_are_named_by_their_own(tmp_path):

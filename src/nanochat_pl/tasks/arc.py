@@ -86,7 +86,7 @@ class ARC(Task):
 
 def _record(row: dict[str, Any], table: Table, where: str, number: int) -> dict[str, Any]:
     texts, labels, answer = row["choices"]["text"], row["choices"]["label"], row["answerKey"]
-    if not row["question"] or len(texts) != len(labels) or answer not in labels:
+    if len(texts) != len(labels) or answer not in labels:
         raise ValueError(
             f"{table.where(number)} of {where} has {len(texts)} choices, the labels {', '.join(labels)} and "
             f"answerKey={answer}; a label for each choice is needed, the answer's among them: mend or drop the row"

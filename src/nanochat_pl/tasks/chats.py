@@ -3,14 +3,19 @@
 Rows of another layout (ShareGPT, Alpaca, prompt and completion) are read as `forms.py` knows them.
 """
 
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import Unpack
 
 from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
+from nanochat_pl.tasks.forms import read_messages
 from nanochat_pl.tasks.tables import SHUFFLE_SEED, read_split
 
 __all__ = ["HUB_REPO", "Chats"]
+
+log = logging.getLogger(__name__)
 
 HUB_REPO = "HuggingFaceTB/smol-smoltalk"
 
@@ -23,13 +28,14 @@ class Chats(Task):
         split: train, validation or test.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
         hub: repository to fetch missing files from.
-        fetch: fetch what is missing from there.
+        fetch: the files are the hub's: fetch what is missing from there, and take any empty content as the original
+            does, counted in a warning; in files of one's own, only the user may say nothing.
         offline: open no socket.
         chosen: which rows, see `Task`.
 
     Raises:
         FileNotFoundError: if the split is not there, or cannot be fetched.
-        ValueError: if it is no parquet file, has no column `messages`, or a row's turns do not alternate.
+        ValueError: if a file is damaged, or a row is no conversation of a known form (see `forms`).
     """
 
     def __init__(
@@ -45,8 +51,17 @@ class Chats(Task):
     ):
         self._path, self._split = Path(path), split
         table = read_split(path, split, columns.chats(), repo=hub if fetch else None, fetch=fetch, offline=offline)
+        blank: Counter[str] = Counter()
+        accepted = ("user", "assistant", "system") if fetch else ("user",)
         for row, messages in enumerate(table.dataset["messages"]):
-            _check(messages, table.where(row))
+            try:
+                said = read_messages(messages, Counter(), closed=False, blank=accepted)
+                blank.update({message["role"] for message in said if not message["content"].strip()})
+            except ValueError as error:
+                raise ValueError(f"{table.where(row)}, column messages: {error}; mend or drop the row") from error
+        for role, count in blank.items():
+            level = logging.INFO if role == "user" else logging.WARNING
+            log.log(level, "%s of the %s chats of %s have an empty content (%s)", count, len(table), path, role)
         self._chats = table.dataset.shuffle(seed=SHUFFLE_SEED) if shuffle else table.dataset
         super().__init__(**chosen)
 
@@ -60,13 +75,3 @@ class Chats(Task):
 
     def conversation(self, row: int, epoch: int) -> Conversation:
         return {"messages": self._chats[row]["messages"]}
-
-
-def _check(messages: list[dict], where: str) -> None:
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if len(turns) < 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
-        raise ValueError(
-            f"{where}: the roles are {', '.join(roles) or 'none'}, but user and assistant must take turns, the user "
-            "first (after an optional system message), at least once each: mend or drop the row"
-        )

@@ -28,8 +28,12 @@ class Columns:
     """The column of a question's choices, which files have in several shapes."""
     answer: str | None = None
     """The column that says which of the choices is right: by its number from 0, or by its label if `labelled`."""
-    rewrite: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    """Makes a row of the required columns from one of another layout."""
+    filled: tuple[str, ...] = ()
+    """Columns in which no text may be empty or white space, those of choices included."""
+    rewrite: Callable[[Mapping[str, Any], Counter[str], Counter[str]], dict[str, Any]] | None = None
+    """Makes a row of the required columns from one of any layout; counts repairs, and rows by their form."""
+    marks: tuple[str, ...] = ()
+    """Columns beside the declared ones that `rewrite` looks at."""
 
     @cached_property
     def features(self) -> "datasets.Features":
@@ -73,6 +77,9 @@ class Columns:
             value = written(value)
             repairs["choices written as text"] += 1
         labelled = self.labelled
+        if isinstance(value, Mapping) and (texts := _lettered(value)):
+            repairs["choices given by letter"] += 1
+            value = {"text": texts, "label": _letters(texts)} if labelled else texts
         if isinstance(value, list) and value and all(isinstance(v, Mapping) and "text" in v for v in value):
             repairs["lists of labelled choices"] += 1
             value = {"text": [v["text"] for v in value], "label": [v.get("label") for v in value]}
@@ -95,6 +102,20 @@ class Columns:
         return value
 
 
+def _lettered(value: Mapping[Any, Any]) -> list[Any]:
+    """Read `{"A": ..., "B": ...}`: the texts in the order of the letters; none where the keys are no such letters.
+
+    Parquet gives every row all letters of the file: those at the end that hold nothing are left out.
+    """
+    held = {key.upper(): text for key, text in value.items() if isinstance(key, str)}
+    if len(held) < len(value) or sorted(held) != _letters(value):
+        return []
+    texts = [held[letter] for letter in sorted(held)]
+    while texts and texts[-1] is None:
+        texts.pop()
+    return texts
+
+
 def _letters(texts: Any) -> list[str]:
     return [chr(65 + i) for i in range(len(texts))]
 
@@ -110,6 +131,7 @@ def scienceqa() -> Columns:
         optional=Features(dict.fromkeys(("hint", "grade", "subject", "topic", "lecture", "solution"), text)),
         choices="choices",
         answer="answer",
+        filled=("question", "choices"),
     )
 
 
@@ -124,6 +146,7 @@ def mmlu() -> Columns:
         optional=Features({"subject": text}),
         choices="choices",
         answer="answer",
+        filled=("question",),  # the original reads whatever the hub has as choices
     )
 
 
@@ -138,6 +161,7 @@ def arc() -> Columns:
         optional=Features({"id": text}),
         choices="choices",
         answer="answerKey",
+        filled=("question", "choices"),
     )
 
 
@@ -146,7 +170,8 @@ def gsm8k() -> Columns:
     """Return GSM8K's columns."""
     from datasets import Features, Value
 
-    return Columns(required=Features({"question": Value("string"), "answer": Value("string")}))
+    text = Value("string")
+    return Columns(required=Features({"question": text, "answer": text}), filled=("question", "answer"))
 
 
 @cache
@@ -155,7 +180,7 @@ def humaneval() -> Columns:
     from datasets import Features, Value
 
     names = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-    return Columns(required=Features(dict.fromkeys(names, Value("string"))))
+    return Columns(required=Features(dict.fromkeys(names, Value("string"))), filled=("prompt", "test", "entry_point"))
 
 
 @cache
@@ -167,6 +192,7 @@ def recall() -> Columns:
     return Columns(
         required=Features({"question": text, "answer": text}),
         optional=Features(dict.fromkeys(("subject", "topic", "grade", "fact"), text)),
+        filled=("question", "answer"),
     )
 
 
@@ -175,9 +201,28 @@ def chats() -> Columns:
     """Return the one column of ready-made chats; rows of other layouts are read as `forms.py` knows them."""
     from datasets import Features, List, Value
 
-    from nanochat_pl.tasks.forms import recognise
+    from nanochat_pl.tasks.forms import MARKS
 
     message = {"role": Value("string"), "content": Value("string")}
-    return Columns(
-        required=Features({"messages": List(message)}), rewrite=lambda row: {"messages": recognise(row).messages}
-    )
+    return Columns(required=Features({"messages": List(message)}), rewrite=_chat, marks=(*MARKS, "system"))
+
+
+def _chat(row: Mapping[str, Any], repairs: Counter[str], forms: Counter[str]) -> dict[str, Any]:
+    """Make the messages of a row of any form.
+
+    Raises:
+        ValueError: if they are no conversation.
+    """
+    from nanochat_pl.tasks.forms import form_of, read_messages, recognise
+
+    named = ""
+    try:
+        named = "column messages: " if form_of(row) == "messages" else ""
+        form, messages = recognise(row, repairs)
+        said = list(read_messages(messages, repairs, closed=False, blank=("user", "assistant", "system")))
+        if any(not isinstance(message["content"], str) for message in said):
+            raise ValueError("calls of the calculator are read from JSON Lines only (the task jsonl.JSONL)")
+    except ValueError as error:
+        raise ValueError(f"{named}{error}") from error
+    forms[form] += 1
+    return {"messages": said}

@@ -1,12 +1,17 @@
 """The forms in which people keep conversations, each told by its keys and brought to messages of role and content.
 
-Only the form is read here. Whether the messages are a conversation (turns, contents) is for the task to check.
+What makes messages a conversation (turns, contents, nothing that would be lost) is decided here too, for JSON Lines and
+for tables alike.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
-__all__ = ["FORMS", "Recognised", "check_marks", "recognise"]
+from nanochat_pl.tasks.repairs import written
+
+__all__ = ["FORMS", "MARKS", "Recognised", "form_of", "read_messages", "recognise"]
 
 FORMS = {
     "messages": "`messages`: a list of role and content",
@@ -22,12 +27,18 @@ _SPEAKERS = {
     "gpt": "assistant",
     "assistant": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "system": "system",
 }
+"""Who speaks, in small letters, and the role of that."""
 
 _WEIGHTS = ("weight", "loss", "train", "label")
 """Where other trainers keep whether, or how much, a message or an example counts."""
 _CALLS = ("tool_calls", "function_call")
+MARKS = (*_WEIGHTS, *_CALLS)
+"""Keys that may say what would be lost."""
+_PARTS = ("text", "python", "python_output")
 
 
 class Recognised(NamedTuple):
@@ -37,18 +48,23 @@ class Recognised(NamedTuple):
     messages: Any
 
 
-def recognise(value: Mapping[str, Any]) -> Recognised:
+def recognise(value: Mapping[str, Any], repairs: Counter[str]) -> Recognised:
     """Read an object as a conversation.
 
     A system prompt beside the messages goes in front of them.
 
+    Args:
+        value: keys and what they hold; null, NaN and empty texts count as not there, as a table of mixed rows has them.
+        repairs: counts what had to be done, by kind.
+
     Raises:
         ValueError: if it has none of the forms, or not what its form needs, or says what would be lost.
     """
-    check_marks(value, "the object")
-    form, messages = _recognise(value)
-    system = value.get("system")
-    if form == "Alpaca" or system is None or system == "" or not isinstance(messages, list):
+    _check_marks(value, "the object")
+    form = form_of(value)
+    messages = _READERS[form](value, repairs)
+    system = value.get("system") if _is_there(value, "system") else None
+    if form == "Alpaca" or system is None or not isinstance(messages, list):
         return Recognised(form, messages)
     if not isinstance(system, str):
         raise ValueError("`system` is no text")
@@ -60,7 +76,34 @@ def recognise(value: Mapping[str, Any]) -> Recognised:
     return Recognised(form, messages)
 
 
-def check_marks(value: Mapping[str, Any], where: str) -> None:
+def form_of(value: Mapping[str, Any]) -> str:
+    """Name the form of an object: the first whose keys are there.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if _is_there(value, "messages"):
+        return "messages"
+    if _is_there(value, "conversations"):
+        return "ShareGPT"
+    if (_is_there(value, "instruction") or _is_there(value, "input")) and "output" in value:
+        return "Alpaca"
+    if _is_there(value, "prompt") and "completion" in value:
+        return "prompt and completion"
+    if "messages" in value:
+        return "messages"
+    raise ValueError(
+        f"an object without `messages` (it has: {', '.join(map(str, value)) or 'nothing'}) and of no other known form "
+        f"({'; '.join(list(FORMS.values())[1:])})"
+    )
+
+
+def _is_there(value: Mapping[str, Any], key: str) -> bool:
+    held = value.get(key)
+    return held is not None and held != "" and held == held  # a NaN, where a table has nothing, differs from itself
+
+
+def _check_marks(value: Mapping[str, Any], where: str) -> None:
     """Refuse what says of a message or an example how it is to be learned, and calls of tools that would be dropped.
 
     Every answer is learned here, each as much as any other.
@@ -69,56 +112,147 @@ def check_marks(value: Mapping[str, Any], where: str) -> None:
         ValueError: names the key.
     """
     for key in _WEIGHTS:
-        mark = value.get(key)
-        if isinstance(mark, bool if key == "label" else int | float) and mark != 1:  # a label may also be a class
+        if key in value and _is_less(value[key], key):
             raise ValueError(
-                f"{where} has `{key}` {mark!r}, but every answer is learned alike; leave the example out, or the key"
+                f"{where} has `{key}` {value[key]!s}, but every answer is learned alike; leave the example out, or "
+                "the key"
             )
     for key in _CALLS:
-        if value.get(key):
+        if value.get(key) and _is_there(value, key) and value[key] not in ("[]", "null", "None"):
             raise ValueError(f"{where} has `{key}`, which is not read; leave the example out, or say the call in parts")
 
 
-def _recognise(value: Mapping[str, Any]) -> Recognised:
-    if value.get("messages") is not None:
-        return Recognised("messages", value["messages"])
-    if value.get("conversations") is not None:
-        return Recognised("ShareGPT", _sharegpt(value["conversations"]))
-    if value.get("instruction") is not None and "output" in value:
-        return Recognised("Alpaca", _alpaca(value))
-    if value.get("prompt") is not None and "completion" in value:
-        return Recognised("prompt and completion", _prompted(value))
-    if "messages" in value:
-        return Recognised("messages", value["messages"])
-    raise ValueError(
-        f"an object without `messages` (it has: {', '.join(map(str, value)) or 'nothing'}) and of no other known form "
-        f"({'; '.join(list(FORMS.values())[1:])})"
-    )
+def _is_less(mark: Any, key: str) -> bool:
+    """Tell whether a mark says that an answer counts less, or more, than any other; text is what CSV files have."""
+    if isinstance(mark, str):
+        text = mark.strip().lower()
+        if text in ("true", "false"):
+            return text == "false"
+        try:
+            mark = float(text)
+        except ValueError:
+            return False
+    kinds = bool if key == "label" else int | float | Decimal  # a label may also be a class
+    return isinstance(mark, kinds) and mark == mark and mark != 1
 
 
-def _sharegpt(turns: Any) -> Any:
+def read_messages(
+    messages: Any, repairs: Counter[str], *, closed: bool = True, blank: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Check that messages are a conversation, and give each as role and content.
+
+    Args:
+        messages: user and assistant in turn, the user first, after an optional system message.
+        repairs: counts what had to be done, by kind.
+        closed: the last message must be the assistant's.
+        blank: roles whose contents may be empty or white space.
+
+    Raises:
+        ValueError: names the message and what is wrong with it.
+    """
+    if not isinstance(messages, list):
+        raise ValueError(f"{_kind(messages)} where a list of messages is needed")
+    first, role = 0, ""
+    for i, message in enumerate(messages):
+        where = f"message {i + 1}"
+        if not isinstance(message, Mapping):
+            raise ValueError(f"{where} is {_kind(message)}, not an object with role and content")
+        if len(message) > 2:
+            _check_marks(message, where)
+        if missing := [key for key in ("role", "content") if key not in message]:
+            raise ValueError(f"{where} has no {' and no '.join(missing)} (it has: {', '.join(message) or 'nothing'})")
+        role, content = message["role"], message["content"]
+        if role not in ("user", "assistant") and isinstance(role, str) and role != "system":
+            role = _role(role, repairs) or role
+        if i == 0 and role == "system":
+            first = 1
+        expected = "system" if i < first else ("user", "assistant")[(i - first) % 2]
+        if role != expected:
+            raise ValueError(f"{where} has the role {role!r} where {expected!r} is due: user and assistant take turns")
+        if type(content) is not str:
+            content = _read_parts(content, role, f"{where} ({role})", repairs)
+        texts = [content] if isinstance(content, str) else [part["text"] for part in content]
+        if role not in blank and not any(map(str.strip, texts)):
+            raise ValueError(f"{where} ({role}) has an empty content")
+        yield {"role": role, "content": content}
+    if len(messages) - first < 2:
+        raise ValueError(
+            f"too few messages ({len(messages)}); user and assistant take turns, and one of each is needed at least"
+        )
+    if closed and role != "assistant":
+        raise ValueError("the last message is the user's: there is no answer to learn")
+
+
+def _role(speaker: str, repairs: Counter[str]) -> str | None:
+    role = _SPEAKERS.get(speaker.strip().lower())
+    if role is not None:
+        repairs["speakers read as their role"] += 1
+    return role
+
+
+def _read_parts(content: Any, role: str, where: str, repairs: Counter[str]) -> str | list[dict[str, str]]:
+    """Read a list of parts; those that are all text, as clients of OpenAI's API write them, are one text."""
+    if not isinstance(content, list):
+        raise ValueError(f"{where} has {_kind(content)} as content; a string or a list of parts is needed")
+    kinds = _PARTS if role == "assistant" else _PARTS[:1]
+    parts = []
+    for i, part in enumerate(content, 1):
+        if not isinstance(part, Mapping) or part.get("type") not in kinds or not isinstance(part.get("text"), str):
+            raise ValueError(f'{where}, part {i} is not {{"type": {" | ".join(kinds)}, "text": a string}}')
+        parts.append({"type": part["type"], "text": part["text"]})
+    if all(part["type"] == "text" for part in parts):
+        repairs["contents of text parts made one text"] += 1
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _kind(value: Any) -> str:
+    """Name a JSON value's kind for people."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _listed(value: Any, repairs: Counter[str]) -> Any:
+    """Read a list that is written as text, as CSV files have it."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith(("[", "(", "array(")):
+            return value
+        value = written(value)
+        repairs["lists written as text"] += 1
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _messages(value: Mapping[str, Any], repairs: Counter[str]) -> Any:
+    return _listed(value["messages"], repairs)
+
+
+def _sharegpt(value: Mapping[str, Any], repairs: Counter[str]) -> Any:
+    turns = _listed(value["conversations"], repairs)
     if not isinstance(turns, list):
         return turns
     messages = []
     for number, turn in enumerate(turns, 1):
-        if isinstance(turn, Mapping):
-            check_marks(turn, f"message {number}")
-        if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
-            messages.append(turn)  # role and content beneath this name, or a fault that the task names
+        if not isinstance(turn, Mapping) or turn.get("from") is None or "value" not in turn:
+            messages.append(turn)  # role and content beneath this name, or a fault that is named with the messages
             continue
-        role = _SPEAKERS.get(turn["from"]) if isinstance(turn["from"], str) else None
+        _check_marks(turn, f"message {number}")
+        speaker = turn["from"]
+        role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+        if role is None and isinstance(speaker, str):
+            role = _role(speaker, repairs)
         if role is None:
-            raise ValueError(f"message {number} is from {turn['from']!r}, which is none of {', '.join(_SPEAKERS)}")
+            raise ValueError(f"message {number} is from {speaker!r}, which is none of {', '.join(_SPEAKERS)}")
         messages.append({"role": role, "content": turn["value"]})
     return messages
 
 
-def _alpaca(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    texts = {key: value.get(key) for key in ("system", "instruction", "input", "output")}
+def _alpaca(value: Mapping[str, Any], repairs: Counter[str]) -> list[dict[str, Any]]:
+    named = ("system", "instruction", "input", "output")
+    texts = {key: value[key] if _is_there(value, key) or value.get(key) == "" else None for key in named}
     for key, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise ValueError(f"`{key}` is no text")
-    if value.get("history"):
+    if value.get("history") and _is_there(value, "history") and value["history"] != "[]":
         raise ValueError("`history` beside `instruction` is not read; write the whole conversation as `messages`")
     asked = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text and text.strip())
     return [
@@ -128,7 +262,7 @@ def _alpaca(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _prompted(value: Mapping[str, Any]) -> list[Any]:
+def _prompted(value: Mapping[str, Any], repairs: Counter[str]) -> list[Any]:
     parts = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         part = value[key]
@@ -139,3 +273,6 @@ def _prompted(value: Mapping[str, Any]) -> list[Any]:
         else:
             raise ValueError(f"`{key}` is neither a text nor a list of messages")
     return parts
+
+
+_READERS = {"messages": _messages, "ShareGPT": _sharegpt, "Alpaca": _alpaca, "prompt and completion": _prompted}

@@ -6,13 +6,12 @@ This is how an assistant gets an identity or a voice: some hundred conversations
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.rows import read_json_values
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task, asked
-from nanochat_pl.tasks.forms import Recognised, check_marks, recognise
+from nanochat_pl.tasks.forms import Recognised, read_messages, recognise
 
 __all__ = ["JSONL", "SPLITS", "read_conversations"]
 
@@ -22,7 +21,6 @@ SPLITS = ("train", "validation")
 
 _SHOWN = 20
 """So many faults are named one by one; the others are counted."""
-_PARTS = ("text", "python", "python_output")
 
 
 class JSONL(Task):
@@ -35,8 +33,8 @@ class JSONL(Task):
         {"prompt": "Hello!", "completion": "Ahoy!"}
 
     User and assistant take turns, the user first, the assistant last; a system message may come before. Contents are
-    strings; the assistant's may be a list of parts `{"type": "text" | "python" | "python_output", "text": ...}`, the
-    latter two a call of the calculator and its answer. Other fields are ignored. Which forms were found, and how
+    strings or lists of parts `{"type": "text", "text": ...}`; the assistant's may have parts of the types python and
+    python_output, a call of the calculator and its answer. Other fields are ignored. Which forms were found, and how
     often, is logged.
 
     Extras of a conversation: `id` (name of the file and number of the line or element).
@@ -108,14 +106,15 @@ def read_conversations(path: Path) -> list[Conversation]:
         )
     conversations: list[Conversation] = []
     forms: Counter[str] = Counter()
+    repairs: Counter[str] = Counter()
     faults: list[str] = []
     unit = "line"
     for number, value, fault, unit in read_json_values(path, _are_conversations):
         try:
             if fault is not None:
                 raise ValueError(fault)
-            form, messages = _recognise(value)
-            conversations.append({"messages": list(_read_messages(messages)), "id": f"{path.name}:{number}"})
+            form, messages = _recognise(value, repairs)
+            conversations.append({"messages": list(read_messages(messages, repairs)), "id": f"{path.name}:{number}"})
             forms[form] += 1
         except ValueError as error:
             faults.append(f"  {path}:{number}: {error}" if unit == "line" else f"  {path}, element {number}: {error}")
@@ -131,6 +130,8 @@ def read_conversations(path: Path) -> list[Conversation]:
         raise ValueError(f"{path} holds no rows; write a conversation a line there, or give another path")
     said = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
     log.info("%s: %s conversations (form: %s)", path, f"{len(conversations):,}", said)
+    if repairs:
+        log.info("repaired in %s: %s", path, ", ".join(f"{count:,} {kind}" for kind, count in repairs.items()))
     return conversations
 
 
@@ -139,61 +140,9 @@ def _are_conversations(values: list[Any]) -> bool:
     return all(isinstance(v, list) or (isinstance(v, dict) and not v.keys() & {"role", "from"}) for v in values)
 
 
-def _recognise(value: Any) -> Recognised:
+def _recognise(value: Any, repairs: Counter[str]) -> Recognised:
     """Read a value as a conversation of any form; the message of a ValueError is its fault."""
-    if isinstance(value, dict):
-        form, value = recognise(value)
-    else:
-        form = "list of messages"
-    if not isinstance(value, list):
-        raise ValueError(f"{_kind(value)} where a list of messages is needed")
-    return Recognised(form, value)
-
-
-def _read_messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
-    first = int(bool(messages) and isinstance(messages[0], dict) and messages[0].get("role") == "system")
-    for i, message in enumerate(messages):
-        where = f"message {i + 1}"
-        if not isinstance(message, dict):
-            raise ValueError(f"{where} is {_kind(message)}, not an object with role and content")
-        check_marks(message, where)
-        if missing := [key for key in ("role", "content") if key not in message]:
-            raise ValueError(f"{where} has no {' and no '.join(missing)} (it has: {', '.join(message) or 'nothing'})")
-        role, content = message["role"], message["content"]
-        expected = "system" if i < first else ("user", "assistant")[(i - first) % 2]
-        if role != expected:
-            raise ValueError(f"{where} has the role {role!r} where {expected!r} is due: user and assistant take turns")
-        yield {"role": role, "content": _read_content(content, role, f"{where} ({role})")}
-    if len(messages) - first < 2:
-        raise ValueError(
-            f"too few messages ({len(messages)}); one of the user and one of the assistant are needed at least"
-        )
-    if messages[-1]["role"] != "assistant":
-        raise ValueError("the last message is the user's: there is no answer to learn")
-
-
-def _read_content(content: Any, role: str, where: str) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        if not content.strip():
-            raise ValueError(f"{where} has an empty content")
-        return content
-    if role != "assistant" or not isinstance(content, list):
-        needed = "a string or a list of parts" if role == "assistant" else "a string"
-        raise ValueError(f"{where} has {_kind(content)} as content; {needed} is needed")
-    parts = []
-    for i, part in enumerate(content, 1):
-        if not isinstance(part, dict) or part.get("type") not in _PARTS or not isinstance(part.get("text"), str):
-            raise ValueError(f'{where}, part {i} is not {{"type": {" | ".join(_PARTS)}, "text": a string}}')
-        parts.append({"type": part["type"], "text": part["text"]})
-    if not any(part["text"].strip() for part in parts):
-        raise ValueError(f"{where} has an empty content")
-    return parts
-
-
-def _kind(value: Any) -> str:
-    """Name a JSON value's kind for people."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
+    return recognise(value, repairs) if isinstance(value, dict) else Recognised("list of messages", value)
 
 
 def _held_out(conversations: list[Conversation], fraction: float, seed: int) -> set[int]:

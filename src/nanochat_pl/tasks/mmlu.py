@@ -1,5 +1,6 @@
 """MMLU (Hendrycks et al., 2021): four choices each, 57 subjects; its auxiliary questions are what midtraining reads."""
 
+import logging
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -10,6 +11,8 @@ from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
 from nanochat_pl.tasks.tables import Table, hub_order, read_split
 
 __all__ = ["HUB_FOLDER", "HUB_REPO", "LETTERS", "MMLU", "SPLITS"]
+
+log = logging.getLogger(__name__)
 
 HUB_REPO = "cais/mmlu"
 HUB_FOLDER = "all"
@@ -58,6 +61,8 @@ class MMLU(Task):
         table = read_split(path, split, columns.mmlu(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline)
         self.split, self.strict = split, check_strict(strict)
         records = [_record(row, table, split, number) for number, row in enumerate(table.rows())]
+        if blank := sum(not all(choice.strip() for choice in record["choices"]) for record in records):
+            log.warning("%d of the %d questions of %s have an empty choice", blank, len(records), self.name)
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
 
@@ -79,10 +84,10 @@ class MMLU(Task):
 
 def _record(row: dict[str, Any], table: Table, split: str, number: int) -> dict[str, Any]:
     choices, answer = row["choices"], row["answer"]
-    if not row["question"] or len(choices) != len(LETTERS) or answer not in range(len(LETTERS)):
+    if len(choices) != len(LETTERS) or answer not in range(len(LETTERS)):
         raise ValueError(
-            f"{table.where(number)} of MMLU's {split} split has {len(choices)} choices and answer={answer}; a "
-            "question, four choices and an answer from 0 to 3 are needed: mend or drop the row"
+            f"{table.where(number)} of MMLU's {split} split has {len(choices)} choices and answer={answer}; "
+            "four choices and an answer from 0 to 3 are needed: mend or drop the row"
         )
     return {
         "id": f"{split}/{number}",

@@ -30,7 +30,25 @@ _MOST_BITS = 1024
 """A larger whole number is none that anyone wrote."""
 _BY_CHANCE = 1e-3
 """A column without a 0 is suspicious where random answers would have none less often than this."""
+_MOST_DIGITS = 300
+"""A decimal number with more is none that anyone wrote."""
 _SKIPPED = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+_SHORTENED = "where `...` stands for items that were left out when it was printed; write them all"
+_ESCAPE = re.compile(r"(\$)?\\([A-Za-z]+|.)", re.DOTALL)
+"""A backslash and what it begins, perhaps at the start of a formula."""
+_RAW = re.compile(r"""\b[rR][uUbB]?['"]""")
+_COMMANDS = re.compile(
+    "a(lpha|pprox|ngle|rccos|rcsin|rctan|st)|b(egin|eta|ar|ig|inom|mod|oldsymbol|oxed|ullet|ot|ecause)"
+    "|f(orall|rac|lat)|n(abla|eq|ot|mid|otin|earrow)|r(angle|ho|ight|ightarrow|ceil|floor|vert|oot)"
+    "|t(au|heta|ext|herefore|imes|frac|extbf|extit|extrm|binom|ilde|riangle)|u(nderline|parrow|psilon)"
+    "|v(arphi|arepsilon|artheta|ec|ee|dots|ert)|xi|[abfv][a-z]+"
+)
+"""Commands of LaTeX that begin as an escape does. A line break or a tab stands before no such rest, and what writes
+lists writes the other control characters by number."""
+_WORDS = ("ne", "ni", "nu", "rm", "tan", "to", "top")
+"""Commands whose rest may be a word after a line break or a tab; they are taken for commands in formulas alone."""
+_ESCAPES = ("\\", "'", '"', "/", "\n")
+"""Beside letters and digits, what a backslash goes with in written lists."""
 
 
 class Unfit(ValueError):
@@ -61,7 +79,7 @@ def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = Fal
 
 
 def _fit_text(value: Any, repairs: Counter[str], optional: bool) -> str:
-    if optional and (value is None or (isinstance(value, float) and math.isnan(value))):
+    if optional and (value is None or (isinstance(value, float | Decimal) and math.isnan(value))):
         repairs["missing values read as empty"] += 1
         return ""
     if isinstance(value, bytes):
@@ -81,6 +99,8 @@ def _number_text(value: Any) -> str | None:
     """Write a number as people would; None if it is none, or has no end."""
     if type(value) is int and value.bit_length() <= _MOST_BITS:
         return str(value)
+    if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MOST_DIGITS:
+        return str(int(value)) if value == int(value) else format(value, "f")
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value == int(value) and abs(value) < 2**53 else str(value)
     return None
@@ -89,7 +109,7 @@ def _number_text(value: Any) -> str | None:
 def _fit_integer(value: Any, repairs: Counter[str]) -> int:
     if type(value) is int and value.bit_length() < 64:
         return value
-    if isinstance(value, float) and abs(value) < 2**53 and value == int(value):
+    if isinstance(value, float | Decimal) and abs(float(value)) < 2**53 and value == int(value):
         repairs["whole numbers written as fractions"] += 1
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0+)?\s*", value):
@@ -138,22 +158,49 @@ def written(text: str) -> Any:
     """
     if len(text) > _MOST_CHARS or not text.strip().startswith(("[", "(", "{", "array(")):
         raise Unfit(f"the text {_shown(text)} where a list or an object is needed")
+    source = _escaped(text)
     try:
-        return parse_json(text.encode())
+        return parse_json(source.encode())
     except ValueError:
         pass
     try:
-        if _ADJACENT.search(text):
-            text = _with_commas(text)
+        if _ADJACENT.search(source):
+            source = _with_commas(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash that begins no escape, which stays as it is
-            tree = _WithoutArrays().visit(ast.parse(text.strip(), mode="eval"))
+            tree = _WithoutArrays().visit(ast.parse(source.strip(), mode="eval"))
         value = ast.literal_eval(tree)
-        if "\\" in text:
+        if "\\" in source:
             json.dumps(value, ensure_ascii=False, default=str).encode()  # half a surrogate pair is no text
         return value
+    except Unfit as error:
+        raise Unfit(f"the text {_shown(text)}, {error}") from error
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
         raise Unfit(f"the text {_shown(text)} where a list or an object is needed") from error
+
+
+def _escaped(text: str) -> str:
+    """Double the backslashes of a list in which they begin commands of LaTeX, as where it was put together by hand.
+
+    What writes lists in Python or JSON writes `\\\\theta`; in `\\theta` it would have meant a tab.
+
+    Raises:
+        Unfit: if backslashes begin such commands, and other escapes as well.
+    """
+    found = list(_ESCAPE.finditer(text))
+    if not found or _RAW.search(text):
+        return text
+    sure = [m[2] for m in found if _COMMANDS.fullmatch(m[2])]
+    words = [m[2] for m in found if m[2] in _WORDS and (m[1] or text.count("$", 0, m.start()) % 2)]
+    if not sure and not words:
+        return text
+    others = [m[2] for m in found if m[2] in _ESCAPES or m[2][0] in "01234567abfnrtvxuUN"]
+    if sure and all(other in (*sure, *words) for other in others):
+        return text.replace("\\", "\\\\")
+    raise Unfit(
+        f"the text {_shown(text)}, in which \\{[*sure, *words][0]} may be a command of LaTeX or a control character; "
+        "write each backslash twice, or the list as a list"
+    )
 
 
 def _with_commas(text: str) -> str:
@@ -163,6 +210,8 @@ def _with_commas(text: str) -> str:
         ValueError: if a list has commas between some of its strings and none between others.
     """
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline) if t.type not in _SKIPPED]
+    if any(token.string == "..." for token in tokens):
+        raise Unfit(_SHORTENED)
     parts: list[str] = []
     seen: list[set[str]] = [set()]  # of each bracket that is open: how its strings are separated
     for before, token in zip([None, *tokens], tokens):
@@ -185,7 +234,7 @@ class _WithoutArrays(ast.NodeTransformer):
     """Replace `array([...], dtype=object)`, as pandas writes a column of arrays, by its list.
 
     Raises:
-        ValueError: if an object has a key twice.
+        ValueError: if an object has a key twice, or a list is shortened.
     """
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
@@ -193,6 +242,11 @@ class _WithoutArrays(ast.NodeTransformer):
         if len(set(keys)) < len(keys):
             raise ValueError("a key stands twice")
         return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if node.value is Ellipsis:
+            raise Unfit(_SHORTENED)
+        return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1:

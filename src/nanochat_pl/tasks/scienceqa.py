@@ -241,11 +241,8 @@ def _is_picture(value: Any) -> bool:
 
 def _check(row: Mapping[str, Any], where: str) -> None:
     choices, answer = row["choices"], row["answer"]
-    if not row["question"] or not 2 <= len(choices) <= 26:
-        count = "no question" if not row["question"] else f"{len(choices)} choices"
-        raise ValueError(
-            f"{where} has {count}; a question and 2 to 26 choices (letters A-Z) are needed: mend or drop the row"
-        )
+    if not 2 <= len(choices) <= 26:
+        raise ValueError(f"{where} has {len(choices)} choices; 2 to 26 (letters A-Z) are needed: mend or drop the row")
     if not 0 <= answer < len(choices):
         raise ValueError(
             f"{where} has answer={answer}, but its choices are numbered 0 to {len(choices) - 1}: mend or drop the row"

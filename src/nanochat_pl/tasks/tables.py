@@ -151,6 +151,7 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
     from datasets.table import InMemoryTable, concat_tables
 
     repairs: dict[str, Counter[str]] = {}
+    forms: Counter[str] = Counter()
     tables, counts = [], []
     for file in files:
         table = _typed(file, columns)
@@ -158,7 +159,10 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
             sizes = pc.list_value_length(table[str(columns.choices)]).to_pylist()
             check_counting(str(file), columns.answer, table[columns.answer].to_pylist(), sizes)
         if table is None:
-            table = _repaired(list(read_rows(file, *columns.names, rewrite=columns.rewrite)), file, columns, repairs)
+            rows = read_rows(file, *columns.names, rewrite=_rewriter(columns, repairs, forms))
+            table = _repaired(rows, file, columns, repairs)
+        elif columns.rewrite is not None:
+            forms[columns.names[0][0]] += len(table)
         tables.append(table)
         counts.append((file, len(table)))
     if not any(count for _, count in counts):
@@ -174,10 +178,45 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
     said = [f"{column}: {count:,} {kind}" for column, kinds in repairs.items() for kind, count in kinds.items()]
     if said:
         log.info("repaired in %s: %s", _shown_files(files), "; ".join(said))
+    if len(forms) > 1 or forms.keys() - set(names):
+        count = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
+        log.info("%s: %s conversations (form: %s)", _shown_files(files), f"{forms.total():,}", count)
     # A fingerprint of one's own, since the library's would hash every row.
     name = hashlib.sha256(repr(counts).encode()).hexdigest()[:16]
     dataset = datasets.Dataset(concat_tables(whole), info=datasets.DatasetInfo(features=features), fingerprint=name)
-    return Table(dataset, counts)
+    table = Table(dataset, counts)
+    for name in columns.filled:
+        if (blank := _first_blank(dataset.data.column(name))) is not None:
+            kind = "a choice" if name == columns.choices else name
+            raise ValueError(f"{table.where(blank)}, column {name}: {kind} is blank; mend or drop the row")
+    return table
+
+
+def _rewriter(columns: Columns, repairs: dict[str, Counter[str]], forms: Counter[str]) -> Any:
+    rewrite = columns.rewrite
+    if rewrite is None:
+        return None
+    done = repairs.setdefault(columns.names[0][0], Counter())
+    return lambda row: rewrite(row, done, forms)
+
+
+def _first_blank(column: "pa.ChunkedArray") -> int | None:
+    """Find the first row with a text that is empty or white space, also as one of a list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    start = 0
+    for chunk in column.chunks:
+        parents, texts = None, chunk
+        if pa.types.is_struct(texts.type):
+            texts = texts.field("text")
+        if pa.types.is_list(texts.type):
+            parents, texts = pc.list_parent_indices(texts), texts.flatten()
+        place = pc.index(pc.equal(pc.utf8_trim_whitespace(texts), ""), True).as_py()
+        if place >= 0:
+            return start + (place if parents is None else parents[place].as_py())
+        start += len(chunk)
+    return None
 
 
 def read_rows(
@@ -192,7 +231,7 @@ def read_rows(
         file: parquet, CSV, JSON or JSON Lines.
         columns: names that must be there.
         optional: further names.
-        rewrite: makes a row with `columns` of one that lacks them, or raises ValueError.
+        rewrite: makes a row with `columns` of one of any columns, or raises ValueError.
 
     Raises:
         ValueError: if it is truncated or not what its name says, or lacks a column.
@@ -201,13 +240,13 @@ def read_rows(
     if not rows and not names:
         return []
     missing = [name for name in columns if name not in names]
-    if missing and rewrite is not None and rows:
+    if rewrite is not None and rows:
         rewritten = []
         for number, row in enumerate(rows):
             try:
                 rewritten.append(rewrite(row))
             except ValueError as error:
-                raise ValueError(f"{_where(file, number)}: {error}; mend or drop the row") from error
+                raise ValueError(f"{_where(file, number)}, {error}; mend or drop the row") from error
         return rewritten
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)} (it has: {', '.join(names)})")
@@ -226,10 +265,10 @@ def _read_parquet(
         wrapped = _is_wrapped(schema)
         names = [field.name for field in schema.types[0]] if wrapped else schema.names
         _check_unique(file, names)
-        if any(name not in names for name in columns):
-            if rewrite is None:
-                return names, []
+        if rewrite is not None:
             wanted = names
+        elif any(name not in names for name in columns):
+            return names, []
         else:
             wanted = [name for name in (*columns, *optional) if name in names]
         table = pq.read_table(file, columns=schema.names if wrapped else wanted)
@@ -300,6 +339,8 @@ def _typed(file: Path, columns: Columns) -> "pa.Table | None":
         schema = pq.read_schema(file)
         names = [name for name in columns.features if schema.names.count(name) == 1]
         if _is_wrapped(schema) or any(name not in names for name in columns.names[0]):
+            return None
+        if any(name in columns.marks for name in schema.names):
             return None
         if not all(_matches(schema.field(name).type, columns.features[name]) for name in names):
             return None
