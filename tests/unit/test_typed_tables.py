@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import re
+from datetime import datetime
 from decimal import Decimal
 
 import pyarrow as pa
@@ -375,12 +376,27 @@ def test_the_form_of_chats_is_told_row_by_row(tmp_path, caplog, ending):
     assert "5 conversations (form: 2 prompt and completion, 1 messages, 1 ShareGPT, 1 Alpaca)" in caplog.text
 
 
+def test_times_are_named_in_words_where_text_is_needed(tmp_path):
+    folder = write(tmp_path / "train.parquet", [GOOD | {"hint": datetime(2020, 1, 2)}])
+    with pytest.raises(ValueError, match="column hint: the time 2020-01-02 00:00:00 where text is needed"):
+        ScienceQA(folder)
+
+
+def test_numbers_and_bytes_in_messages_of_a_table_are_text(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    rows = [{"messages": [{"role": "user", "content": b"Hi"}, {"role": "assistant", "content": b"Ahoy"}]}]
+    assert only(Chats(write(tmp_path / "b" / "train.parquet", rows)))["messages"] == CHAT
+    rows = [{"prompt": 2, "completion": Decimal("4.0")}]
+    assert only(Chats(write(tmp_path / "n" / "train.parquet", rows)))["messages"][1]["content"] == "4"
+    assert "messages: 2 bytes read as text" in caplog.text and "messages: 2 numbers made text" in caplog.text
+
+
 CALLS = ("text", "python")
 CHATS_REFUSED = [
     ({"messages": [CHAT[0], CHAT[1] | {"weight": 0}]}, "message 2 has `weight` 0"),
     ({"messages": [CHAT[0], CHAT[1] | {"tool_calls": [{"id": "1"}]}]}, "message 2 has `tool_calls`"),
     ({"messages": CHAT, "weight": 0.5}, "the object has `weight` 0.5"),
-    ({"messages": CHAT, "system": "Be brief.", "loss": False}, "the object has `loss` False"),
+    ({"messages": CHAT, "system": "Be brief.", "loss": False}, "the object has `loss` false"),
     ({"messages": [CHAT[0], CHAT[1] | {"content": " "}]}, r"message 2 \(assistant\) has an empty content"),
     ({"messages": [{"role": "system", "content": ""}, *CHAT]}, r"message 1 \(system\) has an empty content"),
     (

@@ -4,12 +4,13 @@ What makes messages a conversation (turns, contents, nothing that would be lost)
 for tables alike.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from nanochat_pl.tasks.repairs import written
+from nanochat_pl.tasks.repairs import Unfit, fit_text, shown, written
 
 __all__ = ["FORMS", "MARKS", "Recognised", "form_of", "read_messages", "recognise"]
 
@@ -29,15 +30,18 @@ _SPEAKERS = {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
+    "model": "assistant",
     "system": "system",
 }
 """Who speaks, in small letters, and the role of that."""
 
-_WEIGHTS = ("weight", "loss", "train", "label")
+_WEIGHTS = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "train_on_turn", "label")
 """Where other trainers keep whether, or how much, a message or an example counts."""
 _CALLS = ("tool_calls", "function_call")
 MARKS = (*_WEIGHTS, *_CALLS)
 """Keys that may say what would be lost."""
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+"""How a list of messages begins that is written as text."""
 _PARTS = ("text", "python", "python_output")
 
 
@@ -90,8 +94,10 @@ def form_of(value: Mapping[str, Any]) -> str:
         return "Alpaca"
     if _is_there(value, "prompt") and "completion" in value:
         return "prompt and completion"
-    if "messages" in value:
-        return "messages"
+    needed = {"messages": ("messages",), "ShareGPT": ("conversations",), "Alpaca": ("instruction", "output")}
+    for form, keys in (needed | {"prompt and completion": ("prompt", "completion")}).items():
+        if all(key in value for key in keys):  # empty, which is said of its messages
+            return form
     raise ValueError(
         f"an object without `messages` (it has: {', '.join(map(str, value)) or 'nothing'}) and of no other known form "
         f"({'; '.join(list(FORMS.values())[1:])})"
@@ -100,6 +106,8 @@ def form_of(value: Mapping[str, Any]) -> str:
 
 def _is_there(value: Mapping[str, Any], key: str) -> bool:
     held = value.get(key)
+    if isinstance(held, list | tuple | Mapping):
+        return len(held) > 0
     return held is not None and held != "" and held == held  # a NaN, where a table has nothing, differs from itself
 
 
@@ -114,8 +122,8 @@ def _check_marks(value: Mapping[str, Any], where: str) -> None:
     for key in _WEIGHTS:
         if key in value and _is_less(value[key], key):
             raise ValueError(
-                f"{where} has `{key}` {value[key]!s}, but every answer is learned alike; leave the example out, or "
-                "the key"
+                f"{where} has `{key}` {shown(value[key])}, but every answer is learned alike; leave the example "
+                "out, or the key"
             )
     for key in _CALLS:
         if value.get(key) and _is_there(value, key) and value[key] not in ("[]", "null", "None"):
@@ -124,10 +132,12 @@ def _check_marks(value: Mapping[str, Any], where: str) -> None:
 
 def _is_less(mark: Any, key: str) -> bool:
     """Tell whether a mark says that an answer counts less, or more, than any other; text is what CSV files have."""
+    if isinstance(mark, list | tuple):
+        return any(_is_less(item, key) for item in mark)
     if isinstance(mark, str):
         text = mark.strip().lower()
-        if text in ("true", "false"):
-            return text == "false"
+        if text in ("false", "no"):
+            return True
         try:
             mark = float(text)
         except ValueError:
@@ -168,7 +178,9 @@ def read_messages(
             first = 1
         expected = "system" if i < first else ("user", "assistant")[(i - first) % 2]
         if role != expected:
-            raise ValueError(f"{where} has the role {role!r} where {expected!r} is due: user and assistant take turns")
+            raise ValueError(
+                f"{where} has the role {shown(role)} where {shown(expected)} is due: user and assistant take turns"
+            )
         if type(content) is not str:
             content = _read_parts(content, role, f"{where} ({role})", repairs)
         texts = [content] if isinstance(content, str) else [part["text"] for part in content]
@@ -192,6 +204,8 @@ def _role(speaker: str, repairs: Counter[str]) -> str | None:
 
 def _read_parts(content: Any, role: str, where: str, repairs: Counter[str]) -> str | list[dict[str, str]]:
     """Read a list of parts; those that are all text, as clients of OpenAI's API write them, are one text."""
+    if isinstance(content, bytes | int | float | Decimal) and not isinstance(content, bool):
+        return fit_text(content, repairs)
     if not isinstance(content, list):
         raise ValueError(f"{where} has {_kind(content)} as content; a string or a list of parts is needed")
     kinds = _PARTS if role == "assistant" else _PARTS[:1]
@@ -209,7 +223,7 @@ def _read_parts(content: Any, role: str, where: str, repairs: Counter[str]) -> s
 def _kind(value: Any) -> str:
     """Name a JSON value's kind for people."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number" if isinstance(value, int | float | Decimal) else "a value of another kind")
 
 
 def _listed(value: Any, repairs: Counter[str]) -> Any:
@@ -241,7 +255,7 @@ def _sharegpt(value: Mapping[str, Any], repairs: Counter[str]) -> Any:
         if role is None and isinstance(speaker, str):
             role = _role(speaker, repairs)
         if role is None:
-            raise ValueError(f"message {number} is from {speaker!r}, which is none of {', '.join(_SPEAKERS)}")
+            raise ValueError(f"message {number} is from {shown(speaker)}, which is none of {', '.join(_SPEAKERS)}")
         messages.append({"role": role, "content": turn["value"]})
     return messages
 
@@ -249,9 +263,7 @@ def _sharegpt(value: Mapping[str, Any], repairs: Counter[str]) -> Any:
 def _alpaca(value: Mapping[str, Any], repairs: Counter[str]) -> list[dict[str, Any]]:
     named = ("system", "instruction", "input", "output")
     texts = {key: value[key] if _is_there(value, key) or value.get(key) == "" else None for key in named}
-    for key, text in texts.items():
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"`{key}` is no text")
+    texts = {key: text if text is None else _text(text, key, repairs) for key, text in texts.items()}
     if value.get("history") and _is_there(value, "history") and value["history"] != "[]":
         raise ValueError("`history` beside `instruction` is not read; write the whole conversation as `messages`")
     asked = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text and text.strip())
@@ -262,16 +274,25 @@ def _alpaca(value: Mapping[str, Any], repairs: Counter[str]) -> list[dict[str, A
     ]
 
 
+def _text(value: Any, key: str, repairs: Counter[str]) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return fit_text(value, repairs)
+    except Unfit as error:
+        raise ValueError(f"`{key}` is no text but {shown(value)}") from error
+
+
 def _prompted(value: Mapping[str, Any], repairs: Counter[str]) -> list[Any]:
-    parts = []
+    parts: list[Any] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         part = value[key]
+        if isinstance(part, str) and _WRITTEN_MESSAGES.match(part):
+            part = _listed(part, repairs)
         if isinstance(part, list):
             parts += part
-        elif isinstance(part, str):
-            parts.append({"role": role, "content": part})
         else:
-            raise ValueError(f"`{key}` is neither a text nor a list of messages")
+            parts.append({"role": role, "content": _text(part, key, repairs)})
     return parts
 
 

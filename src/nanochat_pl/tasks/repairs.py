@@ -14,12 +14,23 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 from nanochat_pl.rows import parse_json
 
-__all__ = ["Unfit", "answer_labels", "answer_numbers", "as_number", "check_counting", "fit", "written"]
+__all__ = [
+    "Unfit",
+    "answer_labels",
+    "answer_numbers",
+    "as_number",
+    "check_counting",
+    "fit",
+    "fit_text",
+    "shown",
+    "written",
+]
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +86,15 @@ def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = Fal
         return _fit_integer(value, repairs)
     if type(value) is str:
         return value
-    return _fit_text(value, repairs, optional)
+    return fit_text(value, repairs, optional)
 
 
-def _fit_text(value: Any, repairs: Counter[str], optional: bool) -> str:
+def fit_text(value: Any, repairs: Counter[str], optional: bool = False) -> str:
+    """Bring a value to text: a number as people write it, bytes that are UTF-8; a missing value if `optional`.
+
+    Raises:
+        Unfit: if it is none of these.
+    """
     if optional and (value is None or (isinstance(value, float | Decimal) and math.isnan(value))):
         repairs["missing values read as empty"] += 1
         return ""
@@ -92,7 +108,7 @@ def _fit_text(value: Any, repairs: Counter[str], optional: bool) -> str:
     if (number := _number_text(value)) is not None:
         repairs["numbers made text"] += 1
         return number
-    raise Unfit(f"{_shown(value)} where text is needed")
+    raise Unfit(f"{shown(value)} where text is needed")
 
 
 def _number_text(value: Any) -> str | None:
@@ -115,7 +131,7 @@ def _fit_integer(value: Any, repairs: Counter[str]) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0+)?\s*", value):
         repairs["numbers written as text"] += 1
         return int(value.strip().partition(".")[0])
-    raise Unfit(f"{_shown(value)} where a whole number is needed")
+    raise Unfit(f"{shown(value)} where a whole number is needed")
 
 
 def _fit_list(value: Any, feature: Any, repairs: Counter[str]) -> list[Any]:
@@ -123,7 +139,7 @@ def _fit_list(value: Any, feature: Any, repairs: Counter[str]) -> list[Any]:
         value = written(value)
         repairs["lists written as text"] += 1
     if not isinstance(value, list | tuple):
-        raise Unfit(f"{_shown(value)} where a list is needed")
+        raise Unfit(f"{shown(value)} where a list is needed")
     fitted = []
     for place, item in enumerate(value, 1):
         try:
@@ -138,7 +154,7 @@ def _fit_fields(value: Any, features: Mapping[str, Any], repairs: Counter[str]) 
         value = written(value)
         repairs["objects written as text"] += 1
     if not isinstance(value, Mapping):
-        raise Unfit(f"{_shown(value)} where an object with {', '.join(features)} is needed")
+        raise Unfit(f"{shown(value)} where an object with {', '.join(features)} is needed")
     if missing := [name for name in features if name not in value]:
         raise Unfit(f"an object without {', '.join(missing)} (it has: {', '.join(map(str, value)) or 'nothing'})")
     fitted = {}
@@ -157,7 +173,7 @@ def written(text: str) -> Any:
         Unfit: if the string is none.
     """
     if len(text) > _MOST_CHARS or not text.strip().startswith(("[", "(", "{", "array(")):
-        raise Unfit(f"the text {_shown(text)} where a list or an object is needed")
+        raise Unfit(f"the text {shown(text)} where a list or an object is needed")
     source = _escaped(text)
     try:
         return parse_json(source.encode())
@@ -174,9 +190,9 @@ def written(text: str) -> Any:
             json.dumps(value, ensure_ascii=False, default=str).encode()  # half a surrogate pair is no text
         return value
     except Unfit as error:
-        raise Unfit(f"the text {_shown(text)}, {error}") from error
+        raise Unfit(f"the text {shown(text)}, {error}") from error
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
-        raise Unfit(f"the text {_shown(text)} where a list or an object is needed") from error
+        raise Unfit(f"the text {shown(text)} where a list or an object is needed") from error
 
 
 def _escaped(text: str) -> str:
@@ -198,7 +214,7 @@ def _escaped(text: str) -> str:
     if sure and all(other in (*sure, *words) for other in others):
         return text.replace("\\", "\\\\")
     raise Unfit(
-        f"the text {_shown(text)}, in which \\{[*sure, *words][0]} may be a command of LaTeX or a control character; "
+        f"the text {shown(text)}, in which \\{[*sure, *words][0]} may be a command of LaTeX or a control character; "
         "write each backslash twice, or the list as a list"
     )
 
@@ -291,11 +307,11 @@ def answer_numbers(
             found.append(places.pop())
         elif places:
             meanings = " or ".join(f"choice {place} (by {form})" for form, place in usable.items())
-            found.append(Unfit(f"{_shown(answer)} may be {meanings}, counted from 0; give the number"))
+            found.append(Unfit(f"{shown(answer)} may be {meanings}, counted from 0; give the number"))
         else:
             found.append(
                 Unfit(
-                    f"{_shown(answer)} where the number of a choice is needed, 0 to {len(choices[row]) - 1}, or its "
+                    f"{shown(answer)} where the number of a choice is needed, 0 to {len(choices[row]) - 1}, or its "
                     "letter or text"
                 )
             )
@@ -387,7 +403,7 @@ def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], re
     if isinstance(answer, str) and answer in labels:
         return answer
     try:
-        text = (answer if isinstance(answer, str) else _fit_text(answer, repairs, optional=False)).strip()
+        text = (answer if isinstance(answer, str) else fit_text(answer, repairs, optional=False)).strip()
     except Unfit as error:
         return error
     places = {
@@ -398,12 +414,14 @@ def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], re
         repairs["answers given as texts of choices" if text not in labels else "answers with spaces"] += 1
         return labels[places.pop()]
     if places:
-        return Unfit(f"{_shown(answer)} may be a label or the text of another choice; give the label")
+        return Unfit(f"{shown(answer)} may be a label or the text of another choice; give the label")
     return text
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Write a value so that it fits a line of a message."""
+    if isinstance(value, date | time | timedelta):
+        return f"the time {value}"
     if value is None:
         return "null"
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
