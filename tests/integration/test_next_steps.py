@@ -9,7 +9,7 @@ import pytest
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir, quote_texts
 from nanochat_pl.cli.main import COMMANDS
-from nanochat_pl.cli.next_steps import next_steps, typed
+from nanochat_pl.cli.next_steps import evaluation, next_steps, typed
 from nanochat_pl.lit.preflight import preflight
 from nanochat_pl.lit.schema import EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
@@ -125,3 +125,15 @@ def test_a_stage_that_lacks_its_data_or_is_there_already_is_not_offered(tmp_path
     cfg = parse("train", ["stage=tokenizer", *place])
     assert isinstance(cfg, TrainConfig)
     assert next_steps(cfg, outputs / "tokenizer/r") == []  # there is no text: what base would say is an error
+
+
+def test_the_evaluation_after_a_run_reads_the_data_that_the_run_made(tmp_path: Path):
+    def printed(*arguments: str) -> list[str]:
+        cfg = parse("train", ["stage=base", "run_name=x", *arguments])
+        return evaluation(cfg, "base", run_dir("base", "x", cfg.outputs))
+
+    assert not any(argument.startswith("data.root=") for argument in printed())
+    assert f"data.root={tmp_path}" in printed(f"data.root={tmp_path}")
+    assert f"data.root={tmp_path}" in printed("data=hub", f"data.root={tmp_path}")
+    own = [f"outputs={tmp_path}", f"data.root={tmp_path / 'data' / 'mine'}"]
+    assert not any(argument.startswith("data.root=") for argument in printed(*own))

@@ -1,10 +1,12 @@
 """Results read back: which files a path stands for, and which of them can be trusted."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from nanochat_pl.eval.results import SCHEMA
 from nanochat_pl.report.entrants import evaluate_command, find_results, load_entrants, load_result, stage_order
 from tests.unit.evaluated import entrant, recalled, write
 
@@ -76,9 +78,30 @@ def test_results_that_cannot_be_trusted_are_refused_with_the_command(tmp_path, c
 
 def test_what_is_no_results_document_is_refused(tmp_path):
     file = tmp_path / "results.json"
-    for text in ("{", "[]", "{}"):
+    whole = {"schema": SCHEMA, "name": "recall", "checkpoint": {}, "config": {}, "metrics": []}
+    broken = [
+        whole | change
+        for change in ({"checkpoint": "a"}, {"checkpoint": [1]}, {"config": None}, {"metrics": [{"task": "a"}]})
+    ]
+    texts = [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        "1",
+        "[" * 100_000,
+        *map(json.dumps, [*broken, whole | {"metrics": {"a": 1}}]),
+    ]
+    for text in texts:
         file.write_text(text)
-        with pytest.raises(ValueError, match="no results document"):
+        with pytest.raises(ValueError, match=r"no (whole )?results document \(it ") as error:
+            load_result(file)
+        assert not re.search(r"Error|__init__|Expecting|object", str(error.value))
+    file.write_text(json.dumps(whole))
+    for line in ("{", "[1]", "3", '"text"'):
+        file.with_name("examples.jsonl").write_text(f"{line}\n")
+        with pytest.raises(ValueError, match="line 1 is no record of an answer"):
             load_result(file)
 
 

@@ -19,6 +19,7 @@ from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_
 from nanochat_pl.inputs import START_STAGES, start_weights
 from nanochat_pl.lit.preflight import DEFAULT_EVALS, preflight
 from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.trust import may_write
 from nanochat_pl.paths import run_dir
 
 SECTIONS = ("data", "model", "trainer", "plugins")
@@ -110,6 +111,9 @@ def evaluation(cfg: TrainConfig, stage: str, folder: Path) -> list[str]:
         arguments.append("eval=checks")  # eval=auto would ask questions that are not there
     if cfg.outputs != "outputs":
         arguments.append(typed("outputs", cfg.outputs))
+    made = cfg.data.source != DataSource.local  # what a checkpoint's config names is not written to everywhere
+    if made and cfg.data.root and not may_write(cfg.data.root, folder / "checkpoints", cfg.outputs):
+        arguments.append(typed("data.root", cfg.data.root))
     usual = EvaluateConfig()
     for key in ("offline", "trainer.accelerator", "trainer.compute_dtype", "plugins.allow"):
         if value_of(cfg, key) != value_of(usual, key):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.eval.results import SCHEMA, MetricRow
-from nanochat_pl.paths import checkpoint_file
+from nanochat_pl.paths import checkpoint_file, reason
 
 __all__ = [
     "Entrant",
@@ -141,8 +141,8 @@ def _run_config(result: Result) -> Mapping[str, Any] | None:
 
     try:
         read = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config} is no YAML ({error}); mend it or move it away") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{config} is no YAML; mend it or move it away") from error
     return read if isinstance(read, dict) else None
 
 
@@ -196,16 +196,21 @@ def load_result(file: Path) -> Result:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         schema = document["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no results document ({error!r}); evaluate again to write a new one") from error
-    again = f"evaluate again with `python evaluate.py ckpt={(document.get('checkpoint') or {}).get('path', '…')}`"
+        path = (document.get("checkpoint") or {}).get("path", "…")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is no results document ({reason(error)}); evaluate again to write a new one"
+        ) from error
+    again = f"evaluate again with `python evaluate.py ckpt={path}`"
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}; {again}")
     try:
         rows = [MetricRow.from_json(metric) for metric in document["metrics"]]
         name, checkpoint, settings = document["name"], document["checkpoint"], document["config"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} lacks {error} of a results document; {again}") from error
+        if not (isinstance(name, str) and isinstance(checkpoint, dict) and isinstance(settings, dict)):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no whole results document ({reason(error)}); {again}") from error
     examples = file.with_name("examples.jsonl")
     records = _records(examples) if examples.is_file() else []
     if foreign := {str(r["config"]) for r in records if "config" in r} - {str(document.get("config_hash"))}:
@@ -218,7 +223,12 @@ def load_result(file: Path) -> Result:
 
 def _records(file: Path) -> list[Record]:
     whole, newline, _torn = file.read_text(encoding="utf-8").rpartition("\n")
-    try:
-        return [json.loads(line) for line in whole.split("\n")] if newline else []
-    except ValueError as error:
-        raise ValueError(f"{file} has a line that is no JSON ({error}); evaluate again with eval.fresh=true") from error
+    records = []
+    for number, line in enumerate(whole.split("\n") if newline else [], start=1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{file}, line {number} is no record of an answer; evaluate again with eval.fresh=true"
+            ) from error
+    return records

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.paths import reason
 
 __all__ = [
     "STAGES",
@@ -298,6 +299,10 @@ def _stage_order(stage: str) -> tuple[int, str]:
     return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
 
 
+def _why(error: Exception) -> str:
+    return (error.strerror or "it cannot be opened").lower() if isinstance(error, OSError) else reason(error)
+
+
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -305,7 +310,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"no {path.name}")
         return {}
     except (ValueError, OSError) as error:
-        problems.append(f"{path.name} cannot be read ({error})")
+        problems.append(f"{path.name} cannot be read ({_why(error)})")
         return {}
     if not isinstance(content, dict):
         problems.append(f"{path.name} holds no object")
@@ -324,7 +329,8 @@ def _read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
         problems.append(f"no {path.name}")
         return {}, ""
     except (yaml.YAMLError, ValueError, OSError) as error:
-        problems.append(f"{path.name} cannot be read ({str(error).splitlines()[0]})")
+        why = _why(error) if isinstance(error, UnicodeError | OSError) else "it is no YAML"
+        problems.append(f"{path.name} cannot be read ({why})")
         return {}, ""
     return (content, text) if isinstance(content, dict) else ({}, text)
 
@@ -342,8 +348,8 @@ def _read_results(folder: Path, problems: list[str]) -> Iterable[Result]:
             seconds = float(content["seconds"])
             step = content["checkpoint"].get("step")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = unreadable[0] if unreadable else f"{type(error).__name__}: {error}"
-            problems.append(f"{path.relative_to(folder)} is no results file ({reason}); left out")
+            why = unreadable[0] if unreadable else reason(error)
+            problems.append(f"{path.relative_to(folder)} is no results file ({why}); left out")
             continue
         examples = _json_lines(path.with_name("examples.jsonl"))
         yield Result(
