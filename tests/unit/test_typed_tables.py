@@ -392,10 +392,19 @@ def test_numbers_and_bytes_in_messages_of_a_table_are_text(tmp_path, caplog):
 
 
 CALLS = ("text", "python")
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_of_chats_may_be_bare_lists_of_messages(tmp_path, ending, count):
+    assert [c["messages"] for c in Chats(write(tmp_path / f"train.{ending}", [CHAT] * count))] == [CHAT] * count
+
+
 CHATS_REFUSED = [
     ({"messages": [CHAT[0], CHAT[1] | {"weight": 0}]}, "message 2 has `weight` 0"),
     ({"messages": [CHAT[0], CHAT[1] | {"tool_calls": [{"id": "1"}]}]}, "message 2 has `tool_calls`"),
     ({"messages": CHAT, "weight": 0.5}, "the object has `weight` 0.5"),
+    ({"messages": CHAT, "loss_weight": "0.5"}, 'the object has `loss_weight` "0.5"'),
     ({"messages": CHAT, "system": "Be brief.", "loss": False}, "the object has `loss` false"),
     ({"messages": [CHAT[0], CHAT[1] | {"content": " "}]}, r"message 2 \(assistant\) has an empty content"),
     ({"messages": [{"role": "system", "content": ""}, *CHAT]}, r"message 1 \(system\) has an empty content"),

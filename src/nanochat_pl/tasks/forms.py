@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from nanochat_pl.tasks.repairs import Unfit, fit_text, shown, written
 
-__all__ = ["FORMS", "MARKS", "Recognised", "form_of", "read_messages", "recognise"]
+__all__ = ["FORMS", "MARKS", "Recognised", "are_conversations", "form_of", "read_messages", "recognise"]
 
 FORMS = {
     "messages": "`messages`: a list of role and content",
@@ -78,6 +78,11 @@ def recognise(value: Mapping[str, Any], repairs: Counter[str]) -> Recognised:
     elif first.get("content") != system:
         raise ValueError("`system` stands beside another system message; write one of them")
     return Recognised(form, messages)
+
+
+def are_conversations(values: list[Any]) -> bool:
+    """Tell a list of conversations from a list of messages, which is one conversation."""
+    return all(isinstance(v, list) or (isinstance(v, dict) and not v.keys() & {"role", "from"}) for v in values)
 
 
 def form_of(value: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from nanochat_pl.rows import read_json_values
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task, asked
-from nanochat_pl.tasks.forms import Recognised, read_messages, recognise
+from nanochat_pl.tasks.forms import Recognised, are_conversations, read_messages, recognise
 
 __all__ = ["JSONL", "SPLITS", "read_conversations"]
 
@@ -109,7 +109,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     repairs: Counter[str] = Counter()
     faults: list[str] = []
     unit = "line"
-    for number, value, fault, unit in read_json_values(path, _are_conversations):
+    for number, value, fault, unit in read_json_values(path, are_conversations):
         try:
             if fault is not None:
                 raise ValueError(fault)
@@ -133,11 +133,6 @@ def read_conversations(path: Path) -> list[Conversation]:
     if repairs:
         log.info("repaired in %s: %s", path, ", ".join(f"{count:,} {kind}" for kind, count in repairs.items()))
     return conversations
-
-
-def _are_conversations(values: list[Any]) -> bool:
-    """Tell a list of conversations from a list of messages, which is one conversation."""
-    return all(isinstance(v, list) or (isinstance(v, dict) and not v.keys() & {"role", "from"}) for v in values)
 
 
 def _recognise(value: Any, repairs: Counter[str]) -> Recognised:

@@ -422,6 +422,8 @@ def shown(value: Any) -> str:
     """Write a value so that it fits a line of a message."""
     if isinstance(value, date | time | timedelta):
         return f"the time {value}"
+    if isinstance(value, Decimal):
+        return str(value)[:60]
     if value is None:
         return "null"
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:

@@ -21,6 +21,7 @@ import numpy as np
 from nanochat_pl.downloads import fetch_hub_file
 from nanochat_pl.rows import COMPRESSED, form, read_csv, read_json_values, unreadable
 from nanochat_pl.tasks.columns import Columns
+from nanochat_pl.tasks.forms import are_conversations
 from nanochat_pl.tasks.repairs import Unfit, answer_labels, answer_numbers, as_number, check_counting, fit
 
 if TYPE_CHECKING:
@@ -236,7 +237,11 @@ def read_rows(
     Raises:
         ValueError: if it is truncated or not what its name says, or lacks a column.
     """
-    names, rows = _read_parquet(file, columns, optional, rewrite) if file.suffix == ".parquet" else _read_text(file)
+    names, rows = (
+        _read_parquet(file, columns, optional, rewrite)
+        if file.suffix == ".parquet"
+        else _read_text(file, rewrite is not None)
+    )
     if not rows and not names:
         return []
     missing = [name for name in columns if name not in names]
@@ -303,22 +308,25 @@ def _not_utf8(file: Path, table: "pa.Table") -> ValueError:
     return ValueError(f"{file} holds text that is not UTF-8; mend it")
 
 
-def _read_text(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Read CSV, JSON or JSON Lines."""
+def _read_text(file: Path, lists: bool) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read CSV, JSON or JSON Lines; with `lists`, a row may be a list of messages."""
     if form(file) in (".csv", ".tsv"):
         rows: list[dict[str, Any]] = list(read_csv(file))
     else:
-        rows = list(_json_rows(file))
+        rows = list(_json_rows(file, lists))
     names: dict[str, None] = {}
     for row in rows:
         names |= dict.fromkeys(row)
     return list(names), rows
 
 
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    for row, (number, value, fault, _) in enumerate(read_json_values(file, lambda values: True)):
+def _json_rows(file: Path, lists: bool) -> Iterator[dict[str, Any]]:
+    is_rows = are_conversations if lists else lambda values: True
+    for row, (number, value, fault, _) in enumerate(read_json_values(file, is_rows)):
         if fault is not None:
             raise ValueError(f"{file}:{number}: {fault}; mend or drop the line")
+        if lists and isinstance(value, list):
+            value = {"messages": value}
         if not isinstance(value, dict):
             raise ValueError(f"{_where(file, row)} is no object with a field for each column; mend or drop the row")
         yield value
