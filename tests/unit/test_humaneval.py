@@ -134,7 +134,7 @@ def test_unknown_sandbox_and_missing_things_are_errors(tmp_path):
         HumanEval(tmp_path, "train")
     with pytest.raises(ValueError, match="no column entry_point"):
         HumanEval(write(tmp_path / "a", {key: text for key, text in row().items() if key != "entry_point"}))
-    with pytest.raises(ValueError, match=r"row 1 .* has no test"):
+    with pytest.raises(ValueError, match=r"row 1 .*, column test: test is blank"):
         HumanEval(write(tmp_path / "b", row(), row(1, test="")))
     with pytest.raises(ValueError, match=r"row 0 .* has no entry point"):
         HumanEval(write(tmp_path / "c", row(entry_point="f); evil(")))

@@ -332,6 +332,37 @@ def test_other_tasks_refuse_alike(tmp_path, make, place, row, column, ending):
         make(tmp_path)
 
 
+PROBLEM = {
+    "task_id": "a",
+    "prompt": "def f(x):\n",
+    "canonical_solution": "    return x\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 1\n",
+    "entry_point": "f",
+}
+UNGRADABLE = [
+    (HumanEval, "test", PROBLEM | {"test": "assert f(1) == 1\n"}, "a test without a function check"),
+    (HumanEval, "test", PROBLEM | {"test": "def check(candidate):\n    pass\n"}, "a test without a function check"),
+    (HumanEval, "test", PROBLEM | {"test": "def check(candidate)\n"}, "a test without a function check"),
+    (HumanEval, "test", PROBLEM | {"entry_point": "class"}, "no entry point ('class' is no name of a function)"),
+    (HumanEval, "test", PROBLEM | {"entry_point": "g"}, "an entry point that its prompt does not name ('g')"),
+    (ARC, "ARC-Easy/train", ARC_ROW | {"choices": {"text": ["w", "x"], "label": ["B", "B"]}}, "the labels B, B"),
+    (ARC, "ARC-Easy/train", ARC_ROW | {"choices": {"text": ["w", "x"], "label": ["B", " "]}}, "the labels B,  "),
+    (Recall, "train", {"question": "Where?", "answer": "..."}, "an answer of marks alone"),
+]
+
+
+@pytest.mark.parametrize(("task", "place", "row", "fault"), UNGRADABLE)
+def test_a_question_that_would_be_right_or_wrong_whatever_is_said_is_refused(tmp_path, task, place, row, fault):
+    write(tmp_path / f"{place}.jsonl", [row])
+    with pytest.raises(ValueError, match=rf"\.jsonl, row 0 \(counted from 0\) .* has .*{re.escape(fault)}"):
+        task(tmp_path)
+
+
+def test_a_solution_s_number_is_not_what_it_tells_a_tool(tmp_path):
+    write(tmp_path / "train.jsonl", [{"question": "Q?", "answer": '<<"#### 7"=7>>7\n#### 8'}])
+    assert only(GSM8K(tmp_path))["answer"] == "8"
+
+
 @pytest.mark.parametrize(
     "row",
     [

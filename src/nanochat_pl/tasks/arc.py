@@ -86,10 +86,12 @@ class ARC(Task):
 
 def _record(row: dict[str, Any], table: Table, where: str, number: int) -> dict[str, Any]:
     texts, labels, answer = row["choices"]["text"], row["choices"]["label"], row["answerKey"]
-    if len(texts) != len(labels) or answer not in labels:
+    is_labelled = len(texts) == len(labels) == len(set(labels)) and all(label.strip() for label in labels)
+    if not is_labelled or answer not in labels:
         raise ValueError(
             f"{table.where(number)} of {where} has {len(texts)} choices, the labels {', '.join(labels)} and "
-            f"answerKey={answer}; a label for each choice is needed, the answer's among them: mend or drop the row"
+            f"answerKey={answer}; a label of its own for each choice is needed, the answer's among them: mend or drop "
+            "the row"
         )
     return {
         "id": row.get("id") or f"{where}/{number}",

@@ -99,7 +99,7 @@ class GSM8K(Task):
 
 
 def _record(row: dict[str, Any], table: Table, split: str, number: int) -> dict[str, Any]:
-    answer = final_answer(row["answer"])
+    answer = final_answer(_CALL.sub("", row["answer"]))  # what a tool is told is no answer
     if not row["question"] or answer is None:
         raise ValueError(
             f"{table.where(number)} of GSM8K's {split} split has no question, or no answer after ####: mend or drop "

@@ -3,8 +3,11 @@
 Grading runs code that a model wrote, so it happens in the sandbox or not at all.
 """
 
+import ast
+import keyword
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -113,7 +116,8 @@ class HumanEval(Task):
 
     Raises:
         FileNotFoundError: if the split is not there, or cannot be fetched.
-        ValueError: if a column is missing, or a row has no prompt, test or entry point.
+        ValueError: if a column is missing, or a row has no prompt, no entry point that its prompt names, or no test
+            that checks something.
     """
 
     graded = True
@@ -202,9 +206,27 @@ class HumanEval(Task):
 
 
 def _check(row: Mapping[str, Any], table: Table, split: str, number: int) -> None:
-    missing = [name for name in ("task_id", "prompt", "test", "entry_point") if not row[name]]
-    if missing or not row["entry_point"].isidentifier():
-        raise ValueError(
-            f"{table.where(number)} of HumanEval's {split} split has no {', '.join(missing) or 'entry point'}: "
-            "mend or drop the row"
-        )
+    missing = [name for name in ("task_id", "prompt", "test", "entry_point") if not row[name].strip()]
+    name, fault = row["entry_point"], ""
+    if missing:
+        fault = f"no {', '.join(missing)}"
+    elif not name.isidentifier() or keyword.iskeyword(name):
+        fault = f"no entry point ({name!r} is no name of a function)"
+    elif not re.search(rf"\b{re.escape(name)}\b", row["prompt"]):
+        fault = f"an entry point that its prompt does not name ({name!r})"
+    elif not _checks(row["test"]):
+        fault = "a test without a function check(candidate) that asserts something"
+    if fault:
+        raise ValueError(f"{table.where(number)} of HumanEval's {split} split has {fault}: mend or drop the row")
+
+
+def _checks(test: str) -> bool:
+    """Tell whether a test defines `check` and does something in it, as a test without would pass all or nothing."""
+    try:
+        with warnings.catch_warnings():  # of odd escapes in somebody's test
+            warnings.simplefilter("ignore")
+            body = ast.parse(test).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    defined = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    return any(isinstance(node, ast.Assert | ast.Raise | ast.Call) for check in defined for node in ast.walk(check))

@@ -32,7 +32,7 @@ class Recall(Task):
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if it is no parquet file, or has no column `question` or `answer`.
+        ValueError: if the file cannot be read, has no column `question` or `answer`, or a row has a blank one.
     """
 
     graded = True
@@ -46,7 +46,14 @@ class Recall(Task):
         **chosen: Unpack[RowChoice],
     ):
         self._path, self._split, self._persona = Path(path), split, persona
-        self._records = read_split(path, split, columns.recall()).rows()
+        table = read_split(path, split, columns.recall())
+        self._records = table.rows()
+        for number, row in enumerate(self._records):
+            if not recalled_answer(row["answer"]):  # right where nothing is said
+                raise ValueError(
+                    f"{table.where(number)} of Recall's {split} split has an answer of marks alone: mend or drop "
+                    "the row"
+                )
         super().__init__(**chosen)
 
     @property
