@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.cli import main as command
@@ -73,9 +75,42 @@ def test_a_text_shorter_than_asked_is_measured_once_and_counted(runs: Path, tmp_
         held = sum(len(ids) + 1 for ids in tokens)  # a BOS before each
         assert held - 64 * 2 - 8 < sizes[documents] <= held
     assert sizes[40] > 15 * sizes[2]
-    pq.write_table(pa.table({"text": ["Snow"]}), tmp_path / "short.parquet")
-    with pytest.raises(ValueError, match="the text own has fewer than the 65 tokens of one row"):
-        measure(runs, "eval=bpb", f"+eval.texts.own={tmp_path / 'short.parquet'}")
+    pq.write_table(pa.table({"text": ["Snow is white.", "So is ice."]}), tmp_path / "short.parquet")
+    results = measure(runs, "eval=bpb", f"+eval.texts.own={tmp_path / 'short.parquet'}")
+    [row] = [row for row in results["metrics"] if row["task"] == "own"]
+    model = load_model(runs / "base" / "seed1", torch.device("cpu"), torch.float32)
+    ids = [
+        i for text in ("Snow is white.", "So is ice.") for i in [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
+    ]
+    losses = model.model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), reduction="none").reshape(-1)
+    spelled = [bool(length) for length in model.tokenizer.token_bytes()[ids[1:]]]
+    assert row["n"] == len(ids) - 1
+    assert row["value"] == pytest.approx(losses[torch.tensor(spelled)].sum().item() / math.log(2) / 24, rel=1e-4)
+    pq.write_table(pa.table({"text": ["", ""]}), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="the text own holds nothing but empty documents"):
+        measure(runs, "eval=bpb", f"+eval.texts.own={tmp_path / 'empty.parquet'}")
+
+
+def test_a_text_is_measured_alike_in_every_form_that_training_reads(runs: Path, tmp_path: Path):
+    texts = [f"Snow {i} is white, and the sea is wide." for i in range(9)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(texts))
+    (tmp_path / "a folder #1").mkdir()
+    (tmp_path / "a folder #1" / "a.csv").write_text("".join(f'"{text}"\n' for text in ["text", *texts]))
+    forms = {"parquet": "a.parquet", "jsonl": "a.jsonl", "txt": "a.txt", "folder": "a folder #1"}
+    results = measure(
+        runs,
+        "eval=bpb",
+        f"outputs={tmp_path / 'out'}",
+        *(f"+eval.texts.{k}='{tmp_path / v}'" for k, v in forms.items()),
+    )
+    figures = {row["task"]: (row["value"], row["n"]) for row in results["metrics"] if row["task"] in forms}
+    assert len(figures) == 4 and len(set(figures.values())) == 1
+    for name, message in (("a.pdf", "no file of text"), ("b.jsonl", r"has no column 'text' \(it has: body\)")):
+        (tmp_path / name).write_text('{"body": "x"}\n')
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            measure(runs, "eval=bpb", f"outputs={tmp_path / 'out'}", f"+eval.texts.own={tmp_path / name}")
 
 
 def test_core_writes_a_figure_for_each_task_and_their_mean(runs: Path, bundle: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
 from nanochat_pl.lit.preflight import check_slurm, forget_run
 from nanochat_pl.lit.record import write_log
@@ -58,6 +59,63 @@ def test_what_is_missing_is_said_before_anything_is_written(
     assert re.search(message, error), error
     assert error.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["eval=core", "data=microworld"],
+            r"no core\.yaml in the .* outputs/data/microworld-0/eval_bundle",
+        ),
+        (["eval=core", "eval.bundle=data"], r"no core\.yaml in the evaluation bundle data;"),
+        (["eval=lm_eval", "eval.tasks=[arc_easy]"], "which is not installed; it is the extra lm-eval"),
+        (["eval=lm_eval"], "eval=lm_eval needs tasks"),
+        (["eval=checks", "eval.checks=gone.yaml"], r"eval\.checks=gone\.yaml is no file"),
+        (["eval=bpb", "data=microworld", "+eval.texts.own=gone.txt"], r"eval\.texts\.own=gone\.txt does not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_what_an_evaluation_lacks_is_said_before_torch_is_loaded(
+    command: str,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("nanochat_pl.lit.preflight.is_module", lambda name: False)
+    monkeypatch.setattr(f"nanochat_pl.cli.{command}.run_hydra", None)  # loads it
+    monkeypatch.setattr("nanochat_pl.cli.evaluate.check_model", lambda *_: None)
+    before = sorted(Path().rglob("*"))
+    main = evaluate_command.main
+    if command == "evaluate":
+        arguments = ["ckpt=hf://a/b", *arguments]
+    else:
+        main = train_command.main
+        arguments = [argument for argument in arguments if argument != "data=microworld"]
+        arguments = ["stage=base", "stage.eval_every_steps=1", *arguments]
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval=core", r"no core\.yaml in the evaluation bundle outputs/data/microworld-0/eval_bundle"),
+        ("eval=lm_eval", "eval=lm_eval needs tasks"),
+        ("eval.checks=gone.yaml", r"eval\.checks=gone\.yaml is no file"),
+    ],
+)
+def test_what_an_evaluation_lacks_is_said_before_a_chain_trains(
+    override: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("nanochat_pl.cli.chain.run_command", None)
+    assert train_command.main(["chain=[base,evaluate]", f"chain_overrides.evaluate.{override}"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+    assert not Path("outputs").exists()
 
 
 def test_names_and_arguments_are_read_from_source_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

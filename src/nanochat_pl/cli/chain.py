@@ -37,9 +37,16 @@ from nanochat_pl.cli.next_steps import config_flags, evaluation, listed, model_c
 from nanochat_pl.inputs import START_STAGES, start_weights
 from nanochat_pl.lit import signals
 from nanochat_pl.lit.claim import check_free
-from nanochat_pl.lit.preflight import check_answer_length, check_own, check_start, unfinished
+from nanochat_pl.lit.preflight import (
+    DEFAULT_EVALS,
+    check_answer_length,
+    check_measure,
+    check_own,
+    check_start,
+    unfinished,
+)
 from nanochat_pl.lit.provenance import changes, run_inputs
-from nanochat_pl.lit.schema import DataSource, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.paths import run_dir
 from nanochat_pl.tasks.tables import find_split
 
@@ -145,7 +152,13 @@ def check_evaluation(arguments: Sequence[str], trained: Sequence[TrainConfig], f
     cfg = check(composed, EvaluateConfig)
     for one in trained:
         check_answer_length(cfg.eval.name, cfg.eval.max_new_tokens, one.stage.sequence_len)
+    if not trained:
+        return
     data = trained[-1].data
+    name = DEFAULT_EVALS[trained[-1].stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+    check_measure(name, cfg.eval, data.root)
+    if name != EvalName.scienceqa:
+        return
     if data.source == DataSource.local or (data.source == DataSource.hub and cfg.offline):
         place, fetch = Path(data.root or "") / data.scienceqa, data.source == DataSource.hub
         find_split(place, cfg.eval.split, repo=data.hub_scienceqa, fetch=fetch, offline=True)

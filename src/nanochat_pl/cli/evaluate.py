@@ -6,6 +6,7 @@ those of other models to a folder below `outputs/eval`; an interrupted evaluatio
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from nanochat_pl.lit.signals import guarded, loading
@@ -15,6 +16,7 @@ with loading():
     from omegaconf import DictConfig, OmegaConf
 
     from nanochat_pl.checkpoint import check_model
+    from nanochat_pl.checkpoint.source import Source
     from nanochat_pl.cli.arguments import share_cores
     from nanochat_pl.cli.compose import (
         CommandLine,
@@ -29,7 +31,7 @@ with loading():
     from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.inputs import prepare_root
     from nanochat_pl.lit import schema
-    from nanochat_pl.lit.preflight import WITHOUT_DATA, check_penalties, hub_folder, names_no_data, no_data
+    from nanochat_pl.lit.preflight import WITHOUT_DATA, check_measure, hub_folder, names_no_data, no_data, run_config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,17 +54,28 @@ def measure(argv: list[str]) -> int:
             is_sweep("evaluate", line)
             for cfg in [] if line.shows_config else configs:
                 config = check(cfg, schema.EvaluateConfig)
-                check_penalties(config.eval.name, config.eval)
                 sources = [check_model(p, hub_folder(config), config.offline) for p in checkpoint_list(config.ckpt)]
                 given = any(argument.startswith(("data=", "data.source=")) for argument in arguments)
                 bare = [s for s in sources if s is not None and names_no_data(s)]
                 if len(bare) == len(sources) and not given and config.eval.name not in WITHOUT_DATA:
                     raise no_data(bare[-1].file, bare[-1].format, config.eval.name)
+                check_measure(config.eval.name, config.eval, data_root(config, sources, arguments))
                 if config.data.source == schema.DataSource.local:
                     prepare_root(config.data)  # makes nothing: a folder that is not there is refused
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "evaluate")
+
+
+def data_root(cfg: schema.EvaluateConfig, sources: list[Source | None], arguments: list[str]) -> str | None:
+    """Give the folder with the data sets: the command line's, else that of the last run; None = not known yet."""
+    if any(argument.startswith(("data=", "data.source=", "data.root=")) for argument in arguments):
+        return cfg.data.root
+    runs = [source.file for source in sources if source is not None and source.format == "lightning"]
+    data = run_config(runs[-1], default={}).get("data") if runs else None
+    root = data.get("root") if isinstance(data, dict) else None
+    # A root that is not there may be made or fetched elsewhere, see `trusted_data`.
+    return root if isinstance(root, str) and Path(root).is_dir() else None
 
 
 def checkpoint_list(ckpt: Any) -> list[str]:

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,21 @@ import numpy as np
 
 from nanochat_pl.rows import form, open_unpacked, parse_json, read_csv, read_json_values, unreadable, utf8_fault
 
-__all__ = ["TEXT_ENDINGS", "VALIDATION_FILE", "TextSource", "convert_text", "find_text_files"]
+__all__ = [
+    "TEXT_ENDINGS",
+    "VALIDATION_FILE",
+    "TextSource",
+    "convert_text",
+    "convert_whole",
+    "find_text_files",
+    "is_text_file",
+]
 
 logger = logging.getLogger(__name__)
 
 TEXT_ENDINGS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 VALIDATION_FILE = "validation.parquet"
+WHOLE_FILE = "text.parquet"
 
 VALIDATION_SHARE = 0.01
 """Share of the characters that is cut off for validation,"""
@@ -92,14 +101,17 @@ class TextSource:
             yield from _documents(file, self.column, split_text)
 
 
+def is_text_file(path: Path) -> bool:
+    """Say whether a path is a file whose name says that it holds text."""
+    return path.is_file() and form(path) in TEXT_ENDINGS
+
+
 def find_text_files(folder: Path) -> list[Path]:
     """List the text files below a folder, by name; what begins with `.` or `_` is passed over."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file()
-        and form(path) in TEXT_ENDINGS
-        and not any(part[0] in "._" for part in path.relative_to(folder).parts)
+        if is_text_file(path) and not any(part[0] in "._" for part in path.relative_to(folder).parts)
     )
 
 
@@ -116,28 +128,7 @@ def convert_text(source: TextSource, root: Path) -> Path:
     Raises:
         ValueError: if a file is damaged, a row has no text, or there are not two different documents.
     """
-    from filelock import FileLock
-
-    forms = ", ".join(sorted({form(file) for file in source.files}))
-    target = root / f"text-{source.key()}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{target.name}.lock"):
-        if not target.is_dir():
-            temporary = root / f".{target.name}.part"
-            shutil.rmtree(temporary, ignore_errors=True)
-            logger.info(
-                "%s (%s) below %s: converted once into %s",
-                "1 text file" if len(source.files) == 1 else f"{len(source.files)} text files",
-                forms,
-                source.folder,
-                target,
-            )
-            temporary.mkdir()
-            try:
-                _convert(source, temporary)
-                temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    target = _made_once(source, root, f"text-{source.key()}", _convert)
     said = json.loads((target / "conversion.json").read_text())
     logger.info(
         "text: %s, converted from %s: %s documents for training, %s for validation (%.1f%% of the characters); left "
@@ -149,6 +140,51 @@ def convert_text(source: TextSource, root: Path) -> Path:
         *(f"{said[name]:,}" for name in ("empty", "twice")),
     )
     return target
+
+
+def convert_whole(source: TextSource, root: Path) -> Path:
+    """Convert text to one parquet file to measure, none of it set apart, or find what was converted before.
+
+    Raises:
+        ValueError: if a file is damaged, or there is no text in it.
+    """
+    return _made_once(source, root, f"whole-{source.key()}", _convert_all) / WHOLE_FILE
+
+
+def _convert_all(source: TextSource, folder: Path) -> None:
+    texts = (text for text in source.documents(val=False) if text.strip())
+    if not _write_shards(texts, folder, WHOLE_FILE, group_rows=64)[0]:
+        raise _no_text(source)
+
+
+def _made_once(source: TextSource, root: Path, name: str, write: Callable[[TextSource, Path], None]) -> Path:
+    """Let `write` fill a folder of `root`, whole or not at all, unless it is there."""
+    from filelock import FileLock
+
+    target = root / name
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):
+        if not target.is_dir():
+            temporary = root / f".{name}.part"
+            shutil.rmtree(temporary, ignore_errors=True)
+            logger.info(
+                "%s (%s) below %s: converted once into %s",
+                "1 text file" if len(source.files) == 1 else f"{len(source.files)} text files",
+                ", ".join(sorted({form(file) for file in source.files})),
+                source.folder,
+                target,
+            )
+            temporary.mkdir()
+            try:
+                write(source, temporary)
+                temporary.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _no_text(source: TextSource) -> ValueError:
+    return ValueError(f"the {len(source.files)} text files below {source.folder} hold no rows with text; add some")
 
 
 def _convert(source: TextSource, folder: Path) -> None:
@@ -209,7 +245,7 @@ def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.n
     """
     different, inverse = np.unique(hashes, return_inverse=True)
     if not len(different):
-        raise ValueError(f"the {len(source.files)} text files below {source.folder} hold no rows with text; add some")
+        raise _no_text(source)
     if len(different) < 2:
         raise ValueError(
             f"{source.folder} holds {len(different)} different documents; two are needed at least, one to train on and "

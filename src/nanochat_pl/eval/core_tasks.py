@@ -17,7 +17,16 @@ from typing import Any, Literal, cast
 
 import yaml
 
-__all__ = ["BUNDLE_URL", "TASK_TYPES", "CorePrompts", "CoreTask", "TaskType", "load_bundle", "make_prompts"]
+__all__ = [
+    "BUNDLE_URL",
+    "TASK_TYPES",
+    "CorePrompts",
+    "CoreTask",
+    "TaskType",
+    "check_bundle",
+    "load_bundle",
+    "make_prompts",
+]
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 
@@ -78,6 +87,16 @@ class CorePrompts:
     """One a choice; language modelling: the prompt without and with its continuation."""
     num_fewshot: int
     """Solved examples in front: fewer than the task's where the pool has no more."""
+
+
+def check_bundle(folder: str | Path) -> None:
+    """Check that a bundle is there, without reading it.
+
+    Raises:
+        FileNotFoundError: it is not, or not whole; says how to bring it.
+    """
+    for name in ("core.yaml", "eval_meta_data.csv"):
+        _existing(Path(folder) / name, Path(folder))
 
 
 def load_bundle(folder: str | Path) -> list[CoreTask]:

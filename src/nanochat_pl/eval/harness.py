@@ -147,8 +147,8 @@ def _import_harness() -> tuple[Any, Callable[..., Any], Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ValueError(
-            f"the lm-evaluation-harness cannot be imported ({error}); it is the extra lm-eval: "
-            "pip install 'nanochat-pl[lm-eval]'"
+            f"the lm-evaluation-harness cannot be imported ({error.name or 'a part of it'} is missing); it is the "
+            "extra lm-eval: pip install 'nanochat-pl[lm-eval]'"
         ) from error
     return LM, evaluate, TaskManager
 

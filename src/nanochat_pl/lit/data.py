@@ -56,7 +56,13 @@ def build_data(
     assert stage.total_batch_rows is not None
     drop_long = stage.long_conversations == LongConversations.drop
     check_room(rows, tokenizer, stage.sequence_len, drop_long)
-    check_validation(val_rows, stage.val_rows, tokenizer, stage.sequence_len)
+    num_val_rows = stage.val_rows
+    if num_val_rows is not None and num_val_rows > len(val_rows):
+        log.info(
+            "there are %d validation conversations, not stage.val_rows=%d: all are used", len(val_rows), num_val_rows
+        )
+        num_val_rows = None
+    check_validation(val_rows, num_val_rows, tokenizer, stage.sequence_len)
     if name == "num_steps":
         steps = int(value)
     else:
@@ -72,7 +78,7 @@ def build_data(
         packed=stage.packed,
         drop_long=drop_long,
         seed=cfg.seed,
-        num_val_rows=stage.val_rows,
+        num_val_rows=num_val_rows,
         num_workers=cfg.data.num_workers,
     )
     return data, steps

@@ -11,8 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from nanochat_pl.data.corpus import TextCorpus
 from nanochat_pl.data.packing import Batch, TokenBatches
 from nanochat_pl.data.parquet import read_documents
+from nanochat_pl.data.textfiles import TEXT_ENDINGS, TextSource, convert_whole, find_text_files, is_text_file
 from nanochat_pl.eval.bpb import evaluate_bpb
 from nanochat_pl.eval.checks import load_checks, run_checks
 from nanochat_pl.eval.compression import evaluate_compression, sample_texts
@@ -25,6 +30,7 @@ from nanochat_pl.lit.asking import Measure, Progress, Subject, arc, chat, chosen
 from nanochat_pl.lit.provenance import together
 from nanochat_pl.lit.schema import EvalName
 from nanochat_pl.model.kv_cache import KVCache
+from nanochat_pl.rows import unreadable
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.vocabulary import cut_runs
 
@@ -38,7 +44,9 @@ def bpb(subject: Subject) -> Measure:
     """Bits per byte on the validation shard and on each of `eval.texts`."""
     cfg = subject.cfg.eval
     val = prepare_text(subject.data, subject.cfg.offline, subject.cfg.outputs).val
-    sources = {val.name: [val]} | {name: _text_files(name, Path(path)) for name, path in cfg.texts.items()}
+    sources = {val.name: [val]} | {
+        name: text_files(name, Path(path), subject.data.column, subject.cfg.outputs) for name, path in cfg.texts.items()
+    }
     length = subject.model.config.sequence_len
     batch_rows = max(1, min(32, 16_384 // length))
     count = max(1, cfg.val_tokens // (batch_rows * length))
@@ -51,12 +59,13 @@ def bpb(subject: Subject) -> Measure:
             tokens = sum(batch.inputs.numel() for batch in batches)
             if not tokens:
                 raise ValueError(
-                    f"the text {name} has fewer than the {length + 1} tokens of one row, so nothing can be "
-                    "measured; give a longer one (eval.texts, or the data's validation file)"
+                    f"the text {name} holds nothing but empty documents, so there is nothing to measure; give another "
+                    "(eval.texts, or the data's validation file)"
                 )
             if tokens < count * batch_rows * length:
+                rows_held = "in whole rows" if tokens >= length else "in one short row"
                 logging.getLogger(__name__).info(
-                    "%s has only %s tokens in whole rows; all of them are measured", name, f"{tokens:,}"
+                    "%s has only %s tokens %s; all of them are measured", name, f"{tokens:,}", rows_held
                 )
             value = evaluate_bpb(subject.model, batches, subject.tokenizer.token_bytes())
             rows.append(MetricRow(task=name, metric="bpb", value=value, n=tokens))
@@ -70,8 +79,11 @@ def bpb(subject: Subject) -> Measure:
 
 
 def _read_once(files: Sequence[Path], tokenizer: Any, batch_rows: int, length: int, most: int) -> Iterator[Batch]:
-    """Yield up to `most` tokens of a text in batches, none of them twice; the last batches hold single rows."""
-    cursor = None
+    """Yield up to `most` tokens of a text in batches, none of them twice; the last batches hold single rows.
+
+    A text that does not fill a row is one shorter row.
+    """
+    cursor: Any = None
     for rows in (batch_rows, 1):
         batches = TokenBatches(
             files,
@@ -92,18 +104,39 @@ def _read_once(files: Sequence[Path], tokenizer: Any, batch_rows: int, length: i
             yield batch
             cursor = batch.cursor
             most -= batch.inputs.numel()
+    if cursor is None:
+        ids = np.concatenate(TextCorpus(files, tokenizer).encode(list(read_documents(files)))).astype(np.int64)
+        row = torch.from_numpy(ids)[None, None]
+        if any(tokenizer.token_bytes()[ids[1:]]):
+            yield Batch(row[..., :-1], row[..., 1:])
 
 
-def _text_files(name: str, path: Path) -> list[Path]:
-    """List the parquet files of a further text.
+def text_files(name: str, path: Path, column: str, outputs: str | Path) -> list[Path]:
+    """Give the parquet files of a further text; text of another form is converted once.
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: a file cannot be read, or has no such column.
     """
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    files = find_text_files(path) if path.is_dir() else [path] if is_text_file(path) else []
     if not files:
-        raise FileNotFoundError(f"eval.texts.{name}={path} is no parquet file, nor a folder that holds one")
-    return files
+        raise FileNotFoundError(
+            f"eval.texts.{name}={path} is no file of text ({', '.join(TEXT_ENDINGS)}), nor a folder that holds one"
+        )
+    if all(file.suffix == ".parquet" and (column == "text" or _has_text(file)) for file in files):
+        return files
+    folder = path if path.is_dir() else path.parent
+    return [convert_whole(TextSource(folder, tuple(files), column), Path(outputs) / "data")]
+
+
+def _has_text(file: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return "text" in pq.read_schema(file).names
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
 
 
 def core(subject: Subject) -> Measure:

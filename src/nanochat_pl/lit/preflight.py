@@ -10,12 +10,14 @@ import logging
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.source import Source
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
+from nanochat_pl.eval.core_tasks import check_bundle
 from nanochat_pl.inputs import other_text, prepare_root, prepare_text, start_weights
 from nanochat_pl.lit.schema import (
     DataSource,
@@ -26,6 +28,7 @@ from nanochat_pl.lit.schema import (
     StageName,
     TrainConfig,
 )
+from nanochat_pl.lit.trust import is_module
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import check_place, checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
@@ -125,7 +128,7 @@ def check_stage(cfg: TrainConfig) -> None:
             )
     if stage.eval_every_steps is not None:
         measured = DEFAULT_EVALS[stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
-        check_penalties(measured, cfg.eval)
+        check_measure(measured, cfg.eval, cfg.data.root)
         check_answer_length(measured, cfg.eval.max_new_tokens, stage.sequence_len)
 
 
@@ -215,6 +218,41 @@ def check_penalties(name: EvalName, cfg: EvalConfig) -> None:
         raise ValueError(
             f"eval.{next(iter(penalties))} has no effect on eval={name}, which writes no answers; leave it out"
         )
+
+
+def check_measure(name: EvalName, cfg: EvalConfig, root: str | None) -> None:
+    """Check that what an evaluation reads beside the data sets is there, without loading it.
+
+    Args:
+        name: the evaluation; `auto` = not known yet.
+        cfg: its settings.
+        root: data.root; None = not known yet.
+
+    Raises:
+        FileNotFoundError: a file or folder is not there.
+        ValueError: a package or a setting is missing, or penalties are given to what writes no answers.
+    """
+    check_penalties(name, cfg)
+    if name == EvalName.core and (cfg.bundle or root):
+        check_bundle(cfg.bundle or Path(str(root)) / "eval_bundle")
+    if name == EvalName.lm_eval:
+        if not cfg.tasks:
+            raise ValueError(
+                "eval=lm_eval needs tasks; give eval.tasks=[arc_easy] or the like, as the harness names them"
+            )
+        if not is_module("lm_eval"):
+            raise ValueError(
+                "eval=lm_eval needs the lm-evaluation-harness, which is not installed; it is the extra lm-eval: "
+                "pip install 'nanochat-pl[lm-eval]'"
+            )
+    if name == EvalName.checks and cfg.checks is not None and not Path(cfg.checks).is_file():
+        raise FileNotFoundError(
+            f"eval.checks={cfg.checks} is no file; give a YAML list of checks, or null for the one of this package"
+        )
+    if name in (EvalName.bpb, EvalName.auto):
+        for text, path in cfg.texts.items():
+            if not Path(path).exists():
+                raise FileNotFoundError(f"eval.texts.{text}={path} does not exist; give a file or folder of text")
 
 
 def check_task_files(cfg: TrainConfig) -> None:
@@ -416,13 +454,18 @@ def names_no_data(source: Source) -> bool:
     """Say whether it is known, without opening it, that a model brings no config of its data along."""
     if source.format != "lightning":
         return source.format in ("nanochat", "sciassist")
-    run = imported_run(source.file)
-    if run is None or not (run / "config.yaml").is_file():
-        return False
+    return imported_run(source.file) is not None and "data" not in run_config(source.file, default={"data": None})
+
+
+def run_config(checkpoint: Path, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the config beside a run's checkpoint without opening it; `default` where there is none to read."""
     import yaml
 
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return isinstance(config, dict) and "data" not in config
+    try:
+        config = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return default
+    return config if isinstance(config, dict) else default
 
 
 def no_data(file: Path, model_format: str, name: EvalName) -> ValueError:

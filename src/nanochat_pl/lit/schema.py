@@ -457,7 +457,7 @@ class EvalConfig:
     val_tokens: int = 262_144
     """Tokens of the validation shard that bpb reads."""
     texts: dict[str, str] = field(default_factory=dict)
-    """Further texts for bpb: a name, and a parquet file or a folder of them (column `text`)."""
+    """Further texts for bpb: a name, and a file or folder of text in any form that training reads."""
     bertscore: str | None = None
     """Folder of a language model of Hugging Face's form; then explanations get a BERTScore. null = not measured."""
     fresh: bool = False
