@@ -141,7 +141,8 @@ except BlockingIOError:
     assert time.monotonic() - start < 10
 
 
-@isolated
+@anywhere
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be told whose orphan a process is")
 def test_a_child_that_leaves_its_session_does_not_outlive_the_program(mode):
     nap = f"20.{os.getpid()}{time.monotonic_ns() % 10**6}"
     program = "import os, time\nif not (pid := os.fork()):\n    os.setsid()\n"
@@ -159,6 +160,18 @@ def command(pid):
             return file.read().split("\0")
     except OSError:
         return []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not hear of its parent's end")
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+def test_in_weak_mode_a_program_that_ends_or_stops_its_keeper_ends_too(tmp_path, number):
+    file = tmp_path / "late"
+    program = (
+        f"import os, signal, time\nos.kill(os.getppid(), signal.{number})\ntime.sleep(2)\nopen({str(file)!r}, 'w')"
+    )
+    assert not run_python(program, timeout_s=0.7, mode="weak").success
+    time.sleep(1.5)
+    assert not file.exists()
 
 
 def test_in_weak_mode_a_child_of_the_same_group_does_not_outlive_the_program(tmp_path):
@@ -255,6 +268,8 @@ assert libc.ptrace(16, os.getppid(), None, None) == -1
         "assert libc.semget(0, 32000, 0o1600) != -1",
         "assert libc.unshare(0x10020000) == 0",  # where it could mount memory of its own
         "assert os.fork() or libc.unshare(0x10000000) == 0\nassert os.wait()[1] == 0",
+        "import fcntl\nfcntl.fcntl(os.pipe()[1], 1031, 2**20)",
+        "import socket\nsocket.socketpair()[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**24)",
     ],
 )
 def test_memory_that_no_limit_counts_cannot_be_had(mode, program):
@@ -354,6 +369,13 @@ def test_tests_say_whether_a_function_is_right(mode):
         "def double(x):\n    import re\n    return eval(re.search('== (.+)', open('/program.py').read())[1])",
         "def double(x):\n    import sys\n    return sys._getframe(1).f_locals['expected']",
         "import sys\ndef double(x):\n    return eval(sys.stdin.read())",
+        "import os, re\ntold = os.pread(os.open(f'/proc/{os.getppid()}/fd/0', 0), 9999, 0).decode()\n"
+        "double = lambda x: eval(re.search('== ([0-9]+)', told)[1])",
+        "import os, re\nmemory, found = os.open(f'/proc/{os.getppid()}/mem', 0), b''\n"
+        "for line in open(f'/proc/{os.getppid()}/maps'):\n    if ' rw-p' in line:\n"
+        "        first, end = (int(part, 16) for part in line.split()[0].split('-'))\n"
+        "        try: found += os.pread(memory, end - first, first)\n        except OSError: pass\n"
+        "double = lambda x: eval(re.search(b'candidate.* == ([0-9]+)', found)[1])",
         "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'{\"result\": 6}\\n' * 9)\n    except OSError: pass",
     ],
 )

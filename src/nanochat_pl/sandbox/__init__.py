@@ -6,8 +6,8 @@ memory, and limits on time, memory, file size and processes. What keeps it in is
 - `bubblewrap`: the command `bwrap`, where it is installed.
 - `namespaces`: the same from Linux itself: no network, its own processes, and a file system that holds nothing but
   Python and the system's libraries, read-only. Root gives up its rights first, because its processes cannot be limited.
-- `weak`: only the limits, in a process of one's own user: it can read and write that user's files, open sockets and
-  start processes. Never chosen by itself.
+- `weak`: only the limits, in a process of one's own user (root's without root's rights): it can read and write that
+  user's files, open sockets, start processes, and may find the tests in its caller's memory. Never chosen by itself.
 
 Besides, in the first two a filter of the kernel (seccomp) refuses the system calls that reach memory which no limit
 counts, keys, other processes, or namespaces of one's own; in all, a program has a session and a keyring of its own.
@@ -231,12 +231,18 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdi
                 timed_out = True
             finally:  # also where the caller is interrupted
                 unfinished = process.returncode is None  # not reaped, so the number is still its
+                if unfinished and isolation == "weak":  # it ends what the program started, which no namespace does
+                    process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(1.0)
                 if unfinished:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                 told = (status.read() or b"").decode(errors="replace").splitlines()
+                ended = any(line.startswith("=") for line in told)
                 if (
-                    unfinished and told and told[0].isdecimal()
+                    not ended and told and told[0].isdecimal()
                 ):  # a session of its own, which does not end with the others
                     with contextlib.suppress(OSError):
                         os.killpg(int(told[0]), signal.SIGKILL)

@@ -22,6 +22,7 @@ _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x800
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _DETACH = 2
 _PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS = 1, 4, 38
+_DROP_RIGHT, _ADOPT_ORPHANS = 24, 36
 _JOIN_SESSION_KEYRING = 1
 _SECCOMP, _SECCOMP_FILTER = 22, 2
 _FIRST_UID = 61184
@@ -149,6 +150,7 @@ _FORBIDDEN = {
 }
 """System calls that a program never gets, with their numbers on x86-64 and on 64-bit ARM."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
+_SETSOCKOPT, _FCNTL = (54, 208), (72, 25)
 _NEW_ANY = _NEWNS | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET | 0x2000000  # the last: a cgroup namespace
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the numbers above, and how the kernel calls the architecture."""
@@ -180,6 +182,11 @@ def _forbid_calls() -> None:
         (equal, 0, 1, _CLONE3[column]),
         (give, 0, 0, absent),
     ]
+    for numbers, size_options in ((_SETSOCKOPT, (7, 8, 32, 33)), (_FCNTL, (1031,))):  # buffers that the kernel holds
+        place = 32 if numbers is _SETSOCKOPT else 24
+        for option in size_options:
+            code += [(equal, 0, 4, numbers[column]), (load, 0, 0, place), (equal, 0, 1, option), (give, 0, 0, deny)]
+            code += [(load, 0, 0, 0)]
     for numbers in _FORBIDDEN.values():
         code += [(equal, 0, 1, numbers[column]), (give, 0, 0, deny)]
     code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_ANY), (give, 0, 0, deny)]
@@ -199,12 +206,33 @@ def _leave_keys() -> None:
         ctypes.CDLL(None).syscall(number, _JOIN_SESSION_KEYRING, None)  # without keyrings there is nothing to leave
 
 
+def _drop_rights() -> None:
+    """Give up root's rights over other users' and processes' things, for this process and all that come of it."""
+    prctl = ctypes.CDLL(None).prctl
+    for right in range(64):
+        prctl(_DROP_RIGHT, right, 0, 0, 0)  # who may not do this has no such rights
+
+
+def _end_orphans() -> None:
+    """End what the program has left running, sessions of their own included: they are this process's children now."""
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
+        while file.seek(0) == 0 and (children := file.read().split()):
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            for _ in children:
+                os.waitpid(-1, 0)
+
+
 def _supervise(spec: Mapping[str, Any]) -> NoReturn:
     """Start the program, wait for it, and write its exit code (negative = signal) where it cannot write."""
     status: int = spec["status"]
+    weak = spec["isolation"] == "weak"
     os.set_inheritable(status, False)
-    if spec["isolation"] != "weak":
-        _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
+    if sys.platform.startswith("linux"):
+        if weak:
+            _call("prctl", _ADOPT_ORPHANS, 1, 0, 0, 0)
+        else:
+            _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
         _call("prctl", _DUMPABLE, 0, 0, 0, 0)  # the program has the same user, and shall not reach into this process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _leave_keys()
@@ -212,23 +240,34 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
     if child == 0:
         try:
             os.setsid()  # a signal to its own group reaches nobody else
-            _limit(spec["limits"], strict=spec["isolation"] != "weak")
+            _limit(spec["limits"], strict=not weak)
+            if sys.platform.startswith("linux"):
+                _drop_rights()
+                _call("prctl", _PDEATHSIG, signal.SIGKILL)
             try:
                 _forbid_calls()
             except (OSError, AttributeError):
-                if spec["isolation"] != "weak":
+                if not weak:
                     raise
             os.execve(spec["python"], [spec["python"], "-s", "-S", "-P", spec["program"]], dict(os.environ))
         except BaseException as error:
             os.write(status, f"!{error}\n".encode())
         os._exit(127)
-    if spec["isolation"] == "weak":
+    if weak:
+
+        def end(*_: object) -> NoReturn:
+            os.kill(child, signal.SIGKILL)
+            _end_orphans()
+            os._exit(1)
+
+        signal.signal(signal.SIGTERM, end)
         os.write(status, f"{child}\n".encode())  # for who must end it
     _, ended = os.waitpid(child, 0)
     os.write(status, f"={os.waitstatus_to_exitcode(ended)}\n".encode())
-    if spec["isolation"] == "weak":
+    if weak:
         with contextlib.suppress(OSError):
             os.killpg(child, signal.SIGKILL)  # whatever it has left running
+        _end_orphans()
     os._exit(0)
 
 

@@ -11,6 +11,8 @@ Arguments cross as copies, so a function that changes them in place changes its 
 """
 
 import builtins
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +22,7 @@ from typing import Any, BinaryIO, NoReturn
 
 __all__: list[str] = []
 
+_DUMPABLE = 4
 _MAX_BYTES = 16 * 2**20
 """Of one message."""
 
@@ -134,6 +137,10 @@ def _result(said: BinaryIO) -> Any:
 
 def _test(spec: dict[str, str]) -> None:
     """Start the code's process, run the tests here, and end both."""
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # where the code sees other processes, it sees nothing of this one
+        ctypes.CDLL(None).prctl(_DUMPABLE, 0, 0, 0, 0)
     asked_read, asked_write = os.pipe()
     said_read, said_write = os.pipe()
     child = os.fork()
