@@ -223,7 +223,7 @@ def load_result(file: Path) -> Result:
 
 def _records(file: Path) -> list[Record]:
     whole, newline, _torn = file.read_text(encoding="utf-8").rpartition("\n")
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(whole.split("\n") if newline else [], start=1):
         try:
             records.append(dict(json.loads(line)))
