@@ -187,3 +187,9 @@ def test_beginning_anew_forgets_the_answers_of_these_settings_only(tmp_path):
 def test_a_figure_that_is_not_finite_is_refused(value: float):
     with pytest.raises(ValueError, match=r"bpb of shard is (nan|inf): .* evaluate an earlier checkpoint"):
         MetricRow(task="shard", metric="bpb", value=value, n=5)
+
+
+def test_a_mean_of_equal_values_has_no_interval_and_wins_nothing():
+    for values in ([0.5], [0.5] * 30, []):
+        assert mean_row("t", "rouge_l", values).interval is None
+    assert mean_row("t", "rouge_l", [0.0, 1.0, 1.0]).interval is not None

@@ -127,9 +127,9 @@ def proportion_row(
 
 
 def mean_row(task: str, metric: str, values: Sequence[float], *, seed: int = 0) -> MetricRow:
-    """Make the row of a mean, with its bootstrap interval."""
+    """Make the row of a mean, with its bootstrap interval; equal values, or one alone, do not say how far they vary."""
     n = len(values)
-    interval = bootstrap_interval(values, seed=seed) if n else None
+    interval = bootstrap_interval(values, seed=seed) if len(set(values)) > 1 else None
     return MetricRow(task=task, metric=metric, value=sum(values) / n if n else None, n=n, interval=interval)
 
 

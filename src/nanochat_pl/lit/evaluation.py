@@ -450,7 +450,8 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
     baseline = next((r.baseline for r in first.values() if r.baseline), None)
     if baseline and not several:
         text = ", ".join(
-            f"{key} {value:.1%}" if isinstance(value, float) else f"({key} {value})" for key, value in baseline.items()
+            f"{key.replace('_', ' ')} {value:.1%}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+            for key, value in baseline.items()
         )
         print(f"without a model: {text}")
 
