@@ -187,7 +187,7 @@ def test_mended_questions_are_asked_anew_and_earlier_results_are_kept(
     assert json.loads(kept.read_text()) == before | {"examples_answered": 0, "examples_per_s": None} | {
         "seconds": json.loads(kept.read_text())["seconds"]
     }
-    assert f"earlier results, of another questions, are kept as {kept}" in capsys.readouterr().out
+    assert f"earlier results, of other questions, are kept as {kept}" in capsys.readouterr().out
 
 
 def test_arc_is_asked_as_a_tutor_is_asked_and_counted_by_subset(runs: Path):

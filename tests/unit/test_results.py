@@ -158,7 +158,7 @@ def test_results_of_other_settings_are_kept_and_said(tmp_path):
     one, two = {"data": "a", "rows": 1}, {"data": "b", "rows": 1}
     assert settled(tmp_path, one) is None and settled(tmp_path, one) is None
     kept = tmp_path / f"results.{config_hash(one)}.json"
-    assert settled(tmp_path, two) == f"earlier results, of another data, are kept as {kept}"
+    assert settled(tmp_path, two) == f"earlier results, of other data, are kept as {kept}"
     assert json.loads(kept.read_text())["config"] == one
     assert (tmp_path / f"core.{config_hash(one)}.csv").read_text() == str(one)
     assert settled(tmp_path, one) is not None

@@ -358,6 +358,13 @@ def test_a_question_that_would_be_right_or_wrong_whatever_is_said_is_refused(tmp
         task(tmp_path)
 
 
+def test_rows_of_one_name_are_told_apart(tmp_path):
+    write(tmp_path / "test.jsonl", [PROBLEM | {"task_id": name} for name in ("a", "a", "b", "a", "a-2")])
+    assert [c["id"] for c in HumanEval(tmp_path, shuffle=False)] == ["a", "a-2", "b", "a-3", "a-2-2"]
+    write(tmp_path / "ARC-Easy" / "train.jsonl", [ARC_ROW | {"id": "x"}] * 2)
+    assert [c["id"] for c in ARC(tmp_path, shuffle=False)] == ["x", "x-2"]
+
+
 def test_a_solution_s_number_is_not_what_it_tells_a_tool(tmp_path):
     write(tmp_path / "train.jsonl", [{"question": "Q?", "answer": '<<"#### 7"=7>>7\n#### 8'}])
     assert only(GSM8K(tmp_path))["answer"] == "8"
@@ -519,7 +526,7 @@ TEXT_FAULTS = {
         (b"PK\x03\x04", "train.parquet is a zip archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "train.parquet is a pointer of Git LFS"),
         (b"PAR1", "is truncated or not a parquet file"),
-        (gzip.compress(b"PAR1"), "is compressed by gzip; unpack it"),
+        (gzip.compress(b"PAR1", mtime=0), "is compressed by gzip; unpack it"),
     ],
 }
 

@@ -208,7 +208,7 @@ def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:
             (folder / name).replace(_beside(folder / name, other))
     now = json.loads(json.dumps(config))
     differ = [key for key in {**now, **then} if now.get(key) != then.get(key)]
-    return f"earlier results, of another {', '.join(differ)}, are kept as {_beside(file, other)}"
+    return f"earlier results, of other {', '.join(differ)}, are kept as {_beside(file, other)}"
 
 
 def _beside(file: Path, config: str) -> Path:

@@ -7,7 +7,7 @@ from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.answers import check_strict
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.multiple_choice import is_right_letter, multiple_choice
-from nanochat_pl.tasks.tables import Table, hub_order, read_split
+from nanochat_pl.tasks.tables import Table, hub_order, name_apart, read_split
 
 __all__ = ["ARC", "HUB_REPO", "SUBSETS"]
 
@@ -65,6 +65,7 @@ class ARC(Task):
         )
         self.subset, self.split, self.strict = subset, split, check_strict(strict)
         records = [_record(row, table, f"{subset} {split}", number) for number, row in enumerate(table.rows())]
+        name_apart(records, "id")
         self._records = hub_order(records) if shuffle else records
         super().__init__(**chosen)
 

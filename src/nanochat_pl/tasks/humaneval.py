@@ -16,7 +16,7 @@ from nanochat_pl.sandbox import Result, isolation_for, run_tests
 from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.answers import check_strict
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.tables import Table, hub_order, read_split
+from nanochat_pl.tasks.tables import Table, hub_order, name_apart, read_split
 
 __all__ = ["HUB_FOLDER", "HUB_REPO", "HumanEval", "extract_code", "extract_imports"]
 
@@ -143,6 +143,7 @@ class HumanEval(Task):
             _check(row, table, split, number)
         self.split, self.sandbox, self.timeout_s = split, sandbox, timeout_s
         self.strict = check_strict(strict)
+        name_apart(rows, "task_id")
         self._records = hub_order(rows) if shuffle else rows
         super().__init__(**chosen)
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["ENDINGS", "SHUFFLE_SEED", "Table", "find_split", "hub_order", "read_rows", "read_split", "read_table"]
+__all__ = [
+    "ENDINGS",
+    "SHUFFLE_SEED",
+    "Table",
+    "find_split",
+    "hub_order",
+    "name_apart",
+    "read_rows",
+    "read_split",
+    "read_table",
+]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +80,20 @@ class Table:
 
 def _where(file: Path, row: int) -> str:
     return f"{file}, row {row} (counted from 0)"
+
+
+def name_apart(records: Iterable[dict[str, Any]], key: str) -> None:
+    """Make names of rows differ, in place: of those that an earlier row has, the second ends in `-2`.
+
+    Evaluations resume and compare by them, and tables that people put together have some twice.
+    """
+    seen: Counter[str] = Counter()
+    for record in records:
+        name = record[key]
+        while record[key] in seen:
+            seen[name] += 1
+            record[key] = f"{name}-{seen[name]}"
+        seen[record[key]] += 1
 
 
 def hub_order(rows: Sequence[Row]) -> list[Row]:
