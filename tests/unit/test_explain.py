@@ -4,8 +4,10 @@ import re
 
 import pytest
 
+from nanochat_pl import __version__
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import explain as explain_command
+from nanochat_pl.cli import main as installed_command
 from nanochat_pl.cli import train as train_command
 from nanochat_pl.cli.compose import CommandLine, compose_checked, config_dir
 from nanochat_pl.cli.explain import EXAMPLES, ROOTS, explain, group_options, help_page, settings
@@ -76,3 +78,11 @@ def test_an_unknown_key_names_its_neighbours(capsys: Capture):
     assert "did you mean stage.num_steps?" in capsys.readouterr().err
     assert train_command.main(["--help", "optim.matrix_lrr"]) == 2
     assert "did you mean optim.matrix_lr" in capsys.readouterr().err
+
+
+def test_the_version_is_this_project_s(capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    for command in (train_command.main, evaluate_command.main):
+        assert command(["--version"]) == 0
+    monkeypatch.setattr("sys.argv", ["nanochat-pl", "--version"])
+    assert installed_command.main() == 0
+    assert capsys.readouterr().out == f"nanochat_pl {__version__}\n" * 3

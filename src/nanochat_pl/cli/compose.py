@@ -208,10 +208,10 @@ class CommandLine:
 
 
 def about_hydra(arguments: Sequence[str]) -> bool:
-    """Say whether a command line asks for nothing that a config describes: Hydra's own help, version, completion."""
+    """Say whether a command line asks for nothing that a config describes: Hydra's own help, completion."""
     if {"--shell-completion", "-sc"} & {*arguments}:
         return any(re.fullmatch(r"(install|uninstall|query)=(bash|fish|zsh)", argument) for argument in arguments)
-    return bool({"--hydra-help", "--version"} & {*arguments})
+    return "--hydra-help" in arguments
 
 
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:

@@ -16,6 +16,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
 from functools import cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -305,7 +306,10 @@ def _set_by(key: str) -> Iterator[tuple[str, str]]:
 
 
 def asked_for_help(script: str, arguments: Sequence[str]) -> int | None:
-    """Answer `--help`, with the key or group that stands beside it; None where help is not asked for."""
+    """Answer `--help`, alone or with keys and groups, and `--version`; None where neither is asked for."""
+    if "--version" in arguments:
+        print(f"nanochat_pl {version('nanochat_pl')}")
+        return 0
     if not any(argument in ("--help", "-h") or argument.startswith("--help=") for argument in arguments):
         return None
     arguments = [argument.removeprefix("--help=") for argument in arguments]

@@ -4,6 +4,7 @@ import keyword
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = {
     "train": ("train a stage, a sweep or a chain", "stage=base depth=4"),
@@ -39,6 +40,9 @@ def main() -> int:
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in ("-h", "--help", "help"):
         print(USAGE)
+        return 0
+    if name == "--version":
+        print(f"nanochat_pl {version('nanochat_pl')}")
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)

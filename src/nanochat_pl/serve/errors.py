@@ -185,7 +185,7 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
     elif kind == "missing":
         message = f"{param} is missing"
     else:
-        message = f"{param} must be {_expected(first)}; found {_found(first)}"
+        message = f"{param or 'the name of a field'} must be {_expected(first)}; found {_found(first)}"
     return ApiError(400, message, param=param or None, code=_KINDS.get(kind, "invalid_value"))
 
 
