@@ -3,9 +3,13 @@
 import json
 import math
 import os
+import random
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -217,3 +221,20 @@ def test_validation_whose_answers_are_all_cut_away_is_refused_before_training(tr
             f"init_from={tmp_path / 'base' / 'start'}", "+" + of_file("tasks", short), "+" + of_file("val_tasks", long),
         )  # fmt: skip
     assert not list((tmp_path / "sft_scienceqa").rglob("*.ckpt"))
+
+
+class Dice(L.Callback):
+    """A user's callback that draws from the random generators of Python and numpy."""
+
+    drawn: ClassVar[list[tuple[float, float]]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: object, batch_idx: int):
+        self.drawn.append((random.random(), float(np.random.random())))  # noqa: NPY002
+
+
+def test_what_a_user_s_callback_draws_repeats_with_the_seed(train: Train):
+    ours = ["+callbacks.dice={_target_: tests.integration.test_training.Dice}", "plugins.allow=[tests]"]
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        train(*BASE, "stage.num_steps=2", f"run_name={name}", f"seed={seed}", *ours)
+    first, second, third = (Dice.drawn[i : i + 2] for i in (0, 2, 4))
+    assert first == second != third

@@ -8,12 +8,14 @@ import contextlib
 import inspect
 import json
 import logging
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -129,6 +131,8 @@ def fit(
     data, num_steps = build_data(cfg, start.tokenizer, start.config, shards)
 
     torch.manual_seed(cfg.seed)
+    random.seed(cfg.seed)  # nothing of ours draws from these two; a task or callback of the user's may
+    np.random.seed(cfg.seed % 2**32)  # noqa: NPY002
     model = GPT(start.config, dtype)
     if start.weights is None:
         model.init_weights()
