@@ -7,10 +7,13 @@ without isolation are skipped where there is none, those that limits alone can s
 import ctypes
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -223,6 +226,28 @@ except OSError:
     result = run_python(program, mode=mode)
     assert result.success, result.error
     assert not target.exists()
+
+
+@isolated
+def test_a_python_below_the_folder_for_files_is_seen_and_cannot_be_written(mode, monkeypatch):
+    place = tempfile.mkdtemp(dir="/tmp")
+    os.chmod(place, 0o755)
+    os.mkdir(f"{place}/python")
+    Path(place, "python", "part").write_text("a part of Python")
+    monkeypatch.setattr(sys, "base_exec_prefix", f"{place}/python")
+    program = f"""
+import os
+folder = {place!r}
+print(open(folder + "/python/part").read(), os.listdir(folder))
+open("/tmp/own", "w").close()
+open(folder + "/python/part", "a")
+"""
+    try:
+        result = run_python(program, mode=mode)
+    finally:
+        shutil.rmtree(place)
+    assert result.stdout == "a part of Python ['python']\n"
+    assert not result.success and ("Read-only file system" in result.error or "Permission denied" in result.error)
 
 
 @isolated

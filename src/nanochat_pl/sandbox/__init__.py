@@ -313,9 +313,10 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
     if isolation != "bubblewrap":
         return script
     binds.append((_INSIDE, "/inside.py"))
-    mounts = [word for source, target in binds for word in ("--ro-bind", source, target)]
+    mounts = ["--size", str(MAX_FILE_BYTES), "--tmpfs", "/tmp"]  # first: Python itself may lie below it
+    mounts += [word for source, target in binds for word in ("--ro-bind", source, target)]
     mounts += [word for source, target in links for word in ("--symlink", source, target)]
-    mounts += ["--dev-bind", "/dev/null", "/dev/null", "--size", str(MAX_FILE_BYTES), "--tmpfs", "/tmp"]
+    mounts += ["--dev-bind", "/dev/null", "/dev/null"]
     flags = [
         "--unshare-all",
         "--as-pid-1",
@@ -334,7 +335,7 @@ def _visible(python: str, folder: Path) -> tuple[list[tuple[str, str]], list[tup
     """List what the program may see, read-only: folders and files (source, target), and links (text, place)."""
     prefixes = {sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.dirname(python))}
     places = [place for place in _SYSTEM if os.path.exists(place)]
-    places += sorted(prefix for prefix in map(os.path.realpath, prefixes) if not prefix.startswith("/usr"))
+    places += sorted(prefix for prefix in map(os.path.realpath, prefixes) if not f"{prefix}/".startswith("/usr/"))
     links = [(os.readlink(place), place) for place in places if os.path.islink(place)]
     binds = [(place, place) for place in places if not os.path.islink(place)]
     return [*binds, (str(folder / "program.py"), "/program.py")], links

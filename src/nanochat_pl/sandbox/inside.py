@@ -74,6 +74,9 @@ def _build_root(spec: Mapping[str, Any]) -> None:
     root = spec["root"]
     os.mkdir(root)
     _call("mount", "tmpfs", root, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+    os.mkdir(f"{root}/tmp")  # first: Python itself may lie below it
+    options = f"size={spec['folder_bytes']},nr_inodes=1k,mode=1777"
+    _call("mount", "tmpfs", f"{root}/tmp", "tmpfs", _NOSUID | _NODEV, options)
     for source, target in [*spec["binds"], ["/dev/null", "/dev/null"]]:
         place = root + target
         os.makedirs(place if os.path.isdir(source) else os.path.dirname(place), exist_ok=True)
@@ -86,9 +89,6 @@ def _build_root(spec: Mapping[str, Any]) -> None:
             _call("mount", None, place, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV | flags, None)
     for text, place in spec["links"]:
         os.symlink(text, root + place)
-    os.mkdir(f"{root}/tmp")
-    options = f"size={spec['folder_bytes']},nr_inodes=1k,mode=1777"
-    _call("mount", "tmpfs", f"{root}/tmp", "tmpfs", _NOSUID | _NODEV, options)
     _call("mount", None, root, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV, None)
 
 
