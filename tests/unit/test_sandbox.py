@@ -5,7 +5,6 @@ without isolation are skipped where there is none, those that limits alone can s
 """
 
 import ctypes
-import logging
 import os
 import shutil
 import socket
@@ -163,41 +162,6 @@ def command(pid):
             return file.read().split("\0")
     except OSError:
         return []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not hear of its parent's end")
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
-def test_in_weak_mode_a_program_that_ends_or_stops_its_keeper_ends_too(tmp_path, number):
-    file = tmp_path / "late"
-    program = (
-        f"import os, signal, time\nos.kill(os.getppid(), signal.{number})\ntime.sleep(2)\nopen({str(file)!r}, 'w')"
-    )
-    assert not run_python(program, timeout_s=0.7, mode="weak").success
-    time.sleep(1.5)
-    assert not file.exists()
-
-
-def test_in_weak_mode_a_child_of_the_same_group_does_not_outlive_the_program(tmp_path):
-    file = tmp_path / "late"
-    program = f"import os, time\nif os.fork() == 0:\n    time.sleep(1)\n    open({str(file)!r}, 'w')"
-    assert run_python(program, mode="weak").success
-    time.sleep(1.5)
-    assert not file.exists()
-
-
-def test_in_weak_mode_a_program_does_not_outlive_an_interrupted_caller(tmp_path, monkeypatch):
-    file = tmp_path / "late"
-
-    def interrupted(process, timeout):
-        time.sleep(0.7)  # until the program runs
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sandbox.subprocess.Popen, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_python(f"import time\ntime.sleep(1.2)\nopen({str(file)!r}, 'w')", mode="weak")
-    time.sleep(1.2)
-    assert not file.exists()
 
 
 @isolated
@@ -457,14 +421,6 @@ def test_without_isolation_a_program_is_refused_unless_weak_is_asked_for(monkeyp
     assert run_python("print(1)", mode="weak").isolation == "weak"
     with pytest.raises(ValueError, match="sandbox=strong is unknown"):
         run_python("print(1)", mode="strong")
-
-
-def test_weak_mode_warns_once(caplog):
-    sandbox._warn_of_weak.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            run_python("", mode="weak")
-    assert [record.getMessage()[:12] for record in caplog.records] == ["sandbox=weak"]
 
 
 def test_an_isolation_that_does_not_hold_is_found_out(monkeypatch):

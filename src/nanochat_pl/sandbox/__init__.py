@@ -8,6 +8,7 @@ memory, and limits on time, memory, file size and processes. What keeps it in is
   Python and the system's libraries, read-only. Root gives up its rights first, because its processes cannot be limited.
 - `weak`: only the limits, in a process of one's own user (root's without root's rights): it can read and write that
   user's files, open sockets, start processes, and may find the tests in its caller's memory. Never chosen by itself.
+  On Linux it can neither signal its caller nor change its caller's limits, and all its processes end with it.
 
 Besides, in the first two a filter of the kernel (seccomp) refuses the system calls that reach memory which no limit
 counts, keys, other processes, or namespaces of one's own; in all, a program has a session and a keyring of its own.

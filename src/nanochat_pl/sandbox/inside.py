@@ -13,7 +13,7 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 __all__: list[str] = []
@@ -130,6 +130,7 @@ _FORBIDDEN = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
+    "pidfd_send_signal": (424, 424),
     "kcmp": (312, 272),
     # namespaces and mounts of one's own, where limits begin anew
     "unshare": (272, 97),
@@ -150,15 +151,45 @@ _FORBIDDEN = {
 }
 """System calls that a program never gets, with their numbers on x86-64 and on 64-bit ARM."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_SETSOCKOPT, _FCNTL = (54, 208), (72, 25)
+_SETSOCKOPT, _FCNTL, _IOCTL, _PRLIMIT = (54, 208), (72, 25), (16, 29), (302, 261)
+_SETSID, _SETPGID = (112, 157), (109, 154)
+_KILLING = {
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "sigqueue": (129, 138),
+    "tgsigqueue": (297, 240),
+}
 _NEW_ANY = _NEWNS | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET | 0x2000000  # the last: a cgroup namespace
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the numbers above, and how the kernel calls the architecture."""
 _FIRST_X32 = 0x40000000
 
 
-def _forbid_calls() -> None:
+_MAX_SPARED = 32
+"""The kernel takes 4,096 instructions of a filter."""
+
+
+def _who_started(pid: int) -> list[int]:
+    """List a process, those that started it one after another, and their groups (negative), as `kill` takes them."""
+    found: list[int] = []
+    while pid > 1 and len(found) < _MAX_SPARED:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                parent, group = file.read().rpartition(")")[2].split()[1:3]
+        except OSError:
+            return [*found, pid]
+        found += [pid, -int(group) or pid]  # 0 is the group of one outside a container, and would mean one's own
+        pid = int(parent)
+    return found
+
+
+def _forbid_calls(spared: Collection[int] = ()) -> None:
     """Take the system calls of `_FORBIDDEN` away from this process and all that come of it: they say EPERM.
+
+    So do signals to the processes and groups `spared`, and changes of another process's limits. Where there are any,
+    calls to leave the process group have no effect: one signal to the group then ends all that the program has started,
+    however fast it starts more.
 
     A filter of the kernel (seccomp, `linux/filter.h`) looks at the number of each call; those of other architectures
     that the machine also knows are refused as a whole.
@@ -172,6 +203,7 @@ def _forbid_calls() -> None:
     column, architecture = _MACHINES[machine]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, deny, absent, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM; ENOSYS, so that clone is taken
+    ignore = 0x00050000  # no error
     code = [
         (load, 0, 0, 4),
         (equal, 1, 0, architecture),
@@ -182,14 +214,24 @@ def _forbid_calls() -> None:
         (equal, 0, 1, _CLONE3[column]),
         (give, 0, 0, absent),
     ]
-    for numbers, size_options in ((_SETSOCKOPT, (7, 8, 32, 33)), (_FCNTL, (1031,))):  # buffers that the kernel holds
-        place = 32 if numbers is _SETSOCKOPT else 24
-        for option in size_options:
-            code += [(equal, 0, 4, numbers[column]), (load, 0, 0, place), (equal, 0, 1, option), (give, 0, 0, deny)]
+    # Buffers that the kernel holds; who else gets the signals of a file (F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP).
+    for numbers, place, values in (
+        (_SETSOCKOPT, 32, (7, 8, 32, 33)),
+        (_FCNTL, 24, (1031, 8, 15)),
+        (_IOCTL, 24, (0x8901, 0x8902)),
+        *((numbers, 16, spared) for numbers in _KILLING.values()),
+    ):
+        for value in values:
+            code += [(equal, 0, 4, numbers[column]), (load, 0, 0, place), (equal, 0, 1, value), (give, 0, 0, deny)]
             code += [(load, 0, 0, 0)]
+    # Limits of one's own alone.
+    code += [(equal, 0, 4, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0), (give, 0, 0, deny), (load, 0, 0, 0)]
     for numbers in _FORBIDDEN.values():
         code += [(equal, 0, 1, numbers[column]), (give, 0, 0, deny)]
     code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_ANY), (give, 0, 0, deny)]
+    if spared:
+        for numbers in (_SETSID, _SETPGID):
+            code += [(equal, 0, 1, numbers[column]), (give, 0, 0, ignore)]
     code += [(give, 0, 0, allow)]
     packed = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
     held = ctypes.create_string_buffer(packed, len(packed))
@@ -236,6 +278,7 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
         _call("prctl", _DUMPABLE, 0, 0, 0, 0)  # the program has the same user, and shall not reach into this process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _leave_keys()
+    spared = {-1, *_who_started(os.getpid())} if weak and sys.platform.startswith("linux") else ()
     child = os.fork()
     if child == 0:
         try:
@@ -245,7 +288,7 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
                 _drop_rights()
                 _call("prctl", _PDEATHSIG, signal.SIGKILL)
             try:
-                _forbid_calls()
+                _forbid_calls([number & 0xFFFFFFFF for number in spared])
             except (OSError, AttributeError):
                 if not weak:
                     raise
@@ -257,6 +300,8 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
 
         def end(*_: object) -> NoReturn:
             os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.killpg(child, signal.SIGKILL)
             _end_orphans()
             os._exit(1)
 
