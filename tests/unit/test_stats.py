@@ -8,6 +8,7 @@ from nanochat_pl.eval.stats import (
     bootstrap_interval,
     holm_correction,
     mcnemar_exact,
+    p_text,
     paired_bootstrap,
     seed_spread,
     sign_flip_test,
@@ -195,3 +196,21 @@ def test_the_interval_of_a_mean_of_zeros_is_no_point_and_narrower_than_its_parts
     assert around.low == 0 and 0 < around.high < interval.high
     with pytest.raises(ValueError, match="all of one level"):
         weighted_sum_interval([])
+
+
+@pytest.mark.parametrize(
+    ("p_value", "alpha", "text"),
+    [
+        (0.0496, 0.05, "p = 0.0496"),
+        (0.04996, 0.05, "p = 0.04996"),
+        (0.0504, 0.05, "p = 0.050"),
+        (0.05, 0.05, "p = 0.050"),
+        (0.049, 0.05, "p = 0.049"),
+        (0.0099, 0.01, "p = 0.0099"),
+        (0.0002, 0.05, "p < 0.001"),
+        (0.0002, 0.0003, "p = 0.0002"),
+        (1.0, 0.05, "p = 1.000"),
+    ],
+)
+def test_a_p_value_is_written_on_the_side_of_alpha_on_which_it_lies(p_value: float, alpha: float, text: str) -> None:
+    assert p_text(p_value, alpha) == text

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval, mcnemar_exact, paired_interval, sign_flip_test
+from nanochat_pl.eval.stats import Interval, mcnemar_exact, p_text, paired_interval, sign_flip_test
 from nanochat_pl.tasks.answers import pass_at_k
 
 __all__ = ["Comparison", "compare", "scores_behind", "verdict"]
@@ -132,17 +132,12 @@ def verdict(
         num_tests: So many tests `p_value` was corrected for (Holm).
         alpha: One is called better where `p_value` is below.
     """
-    said = f"{_p_text(p_value)}, Holm over {num_tests} tests" if num_tests > 1 else _p_text(p_value)
+    said = p_text(p_value, alpha) + (f", Holm over {num_tests} tests" if num_tests > 1 else "")
     if p_value >= alpha:
         return f"not distinguishable ({said}, n = {n})"
     better, worse, row = (second, first, rows[1]) if difference > 0 else (first, second, rows[0])
     by = f"{100 * abs(difference):.1f} points" if share else f"{abs(difference):.4f}"
     return f"{better} is better than {worse} by {by} ({said}, n = {n}){_no_better_than_chance(row)}"
-
-
-def _p_text(p_value: float) -> str:
-    """Return a p-value as text."""
-    return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
 
 
 def _no_better_than_chance(row: MetricRow | None) -> str:

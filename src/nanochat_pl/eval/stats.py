@@ -18,6 +18,7 @@ __all__ = [
     "bootstrap_interval",
     "holm_correction",
     "mcnemar_exact",
+    "p_text",
     "paired_bootstrap",
     "paired_interval",
     "seed_spread",
@@ -173,6 +174,21 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     # Integers of any size: exact where a float binomial would underflow beyond a thousand questions.
     tail = sum(comb(discordant, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def p_text(p_value: float, alpha: float = 0.05) -> str:
+    """Write a p-value with three digits, or with as many more as show on which side of `alpha` it lies.
+
+    0.0496 is not written as 0.050: beside a verdict that was drawn at 0.05 it would contradict it.
+    """
+    if p_value < 0.001 <= alpha:
+        return "p < 0.001"
+    text = ""
+    for digits in range(3, 18):
+        text = f"{p_value:.{digits}f}"
+        if (float(text) < alpha) == (p_value < alpha) and (float(text) or not p_value):
+            break
+    return f"p = {text}"
 
 
 def sign_flip_test(

@@ -11,7 +11,7 @@ from math import exp, fsum, lgamma, log
 from typing import NamedTuple
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import holm_correction
+from nanochat_pl.eval.stats import holm_correction, p_text
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
 from nanochat_pl.report.overview import format_value
 from nanochat_pl.report.plots import bar_figures
@@ -104,8 +104,8 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
     elif below:
         text = f"nowhere better than chance ({of} measured)"
     else:
-        p = min(corrected)
-        text = f"not distinguishable from chance ({of} measured; {'smallest ' if holm else ''}p = {p:.3f}{holm})"
+        p = p_text(min(corrected), _ALPHA)
+        text = f"not distinguishable from chance ({of} measured; {'smallest ' if holm else ''}{p}{holm})"
     if below:
         text += f"; worse than chance: {', '.join(below)} (an answer that cannot be read counts as wrong)"
     for row in rows:
