@@ -157,3 +157,28 @@ def test_the_real_list_gives_both_tasks_their_usual_sizes(data_root):
     path = data_root / "words_alpha.txt"
     assert len(SpellingBee(path, size=50_000)) == 50_000 and len(SpellingBee(path, "test", size=256)) == 256
     assert not set(read_words(path, "train")) & set(read_words(path, "test"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n   "])
+def test_a_word_is_the_same_word_however_its_file_was_written(tmp_path, end):
+    expected = read_words(write(tmp_path, *WORDS, "café", "größe"), "train")
+    decomposed = ["cafe\u0301", "gro\u0308ße"]
+    written = write(tmp_path, "\ufeff" + WORDS[0], *(word.upper() for word in WORDS[1:]), *decomposed, end=end)
+    assert read_words(written, "train") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "said_of_it"),
+    [
+        (b"", "holds no words"),
+        (b"\n \n", "holds no words"),
+        (b"apple\n", r"has none of its words \(1\) in the test split"),
+        ("apple\ncafé".encode("latin-1"), "not UTF-8 text .byte 0xe9 at place 9."),
+        (b"ice cream\n" * 12, "has 12 lines that are not one word of letters: line 1 .'ice cream'.*…"),
+    ],
+)
+def test_a_list_without_words_is_refused_by_what_it_lacks(tmp_path, content, said_of_it):
+    (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=said_of_it) as refused:
+        read_words(tmp_path / "words.txt", "test")
+    assert "codec" not in str(refused.value)

@@ -12,6 +12,7 @@ so that a short list gives few questions instead of many alike.
 import hashlib
 import random
 import string
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -96,7 +97,7 @@ QUESTIONS = (
 
 
 def read_words(path: str | Path, split: str) -> list[str]:
-    """Read the words of one split, lower-cased, each once, in a fixed random order.
+    """Read the words of one split, lower-cased, each letter one character (NFC), each once, in a fixed random order.
 
     Args:
         path: text file with one word a line; empty lines are passed over.
@@ -119,21 +120,26 @@ def read_words(path: str | Path, split: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        wrong_byte = f"byte {error.object[error.start]:#04x} at place {error.start}"
+        raise ValueError(f"{path} is not UTF-8 text ({wrong_byte}); save it as UTF-8") from error
     for number, line in enumerate(lines, 1):
-        word = line.strip().lower()
+        word = unicodedata.normalize(
+            "NFC", line.strip().lower()
+        )  # some systems write an accent as a character of its own
         if word.isalpha():
             words[word] = None
         elif word:
             wrong.append(f"{number} ({word[:20]!r})")
     if wrong:
+        has = f"{len(wrong)} lines that are" if len(wrong) > 1 else "a line that is"
         raise ValueError(
-            f"{path} has {len(wrong)} lines that are not one word of letters: line {', '.join(wrong[:10])}"
+            f"{path} has {has} not one word of letters: line {', '.join(wrong[:10])}"
             f"{' …' if len(wrong) > 10 else ''}; drop them, or split them into a word a line"
         )
     chosen = [word for word in words if _is_test(word) == (split == "test")]
     if not chosen:
-        raise ValueError(f"{path} has {len(words)} words, none of them in the {split} split; give a longer list")
+        has = f"has none of its words ({len(words)}) in the {split} split" if words else "holds no words"
+        raise ValueError(f"{path} {has}; give a longer list, one word a line")
     random.Random(_ORDER_SEED).shuffle(chosen)
     return chosen
 
