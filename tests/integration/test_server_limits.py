@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 import os
@@ -463,6 +464,25 @@ def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
         assert error["param"] == "messages[2].content"
         error = post(url + CHAT, json={"messages": [long, short[1], short[0]]}).json()["error"]
         assert error["message"].startswith("message 1 of 3 has 9,999 characters")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("gzip", "Content-Encoding: gzip"), ("br, gzip", "Content-Encoding: br, gzip"), ("my secret", "an unknown")],
+)
+def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(model, caplog, encoding, said):
+    body = gzip.compress(json.dumps(BODY).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model) as url:
+        answer = post(url + CHAT, content=body, headers=headers)
+        plain = post(
+            url + CHAT, content=json.dumps(BODY | {"max_tokens": 1}), headers=headers | {"Content-Encoding": "identity"}
+        )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (415, "unsupported_content_encoding")
+    assert f"is sent with {said}" in error["message"] and "send it uncompressed" in error["message"]
+    assert answer.headers["accept-encoding"] == "identity" and plain.status_code == 200
+    assert "secret" not in "".join(record.getMessage() for record in caplog.records if "nanochat_pl" in record.name)
 
 
 @pytest.mark.parametrize(

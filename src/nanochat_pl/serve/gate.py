@@ -189,8 +189,22 @@ def _request_id(headers: Headers) -> str:
     return theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
 
 
+_ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")
+
+
 def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
-    """Refuse a body that is longer than allowed, announced or not, or does not come."""
+    """Refuse a body that is compressed or longer than allowed, announced or not, or does not come."""
+    encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
+    if encoding not in ("", "identity"):
+        # a name that is none may hold what somebody typed: not for the log
+        known = all(part.strip() in _ENCODINGS for part in encoding.split(","))
+        shown = f"Content-Encoding: {encoding}" if known and len(encoding) < 40 else "an unknown Content-Encoding"
+        raise ApiError(
+            415,
+            f"the body is sent with {shown}, which is not supported; send it uncompressed, without that header",
+            code="unsupported_content_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
     most, announced = limits.max_body_bytes, headers.get("content-length", "")[:20]
     if announced.isdecimal() and int(announced) > most:
         raise ApiError(
