@@ -138,8 +138,8 @@ def read_words(path: str | Path, split: str) -> list[str]:
         )
     chosen = [word for word in words if _is_test(word) == (split == "test")]
     if not chosen:
-        has = f"has none of its words ({len(words)}) in the {split} split" if words else "holds no words"
-        raise ValueError(f"{path} {has}; give a longer list, one word a line")
+        number = f"{len(words)} word{'s' * (len(words) != 1)}"
+        raise ValueError(f"{path} has {number}, none of them in the {split} split; give a longer list")
     random.Random(_ORDER_SEED).shuffle(chosen)
     return chosen
 
