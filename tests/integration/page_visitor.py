@@ -7,7 +7,7 @@ from tests.integration.page_server import Script
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 NARROWEST = {"width": 320, "height": 640}
-PATIENCE_MS = 10_000
+PATIENCE_MS = 60_000
 
 WIDER = """() => {
   const width = document.documentElement.clientWidth, scroller = document.getElementById("scroller");
