@@ -107,6 +107,35 @@ def test_a_stage_s_setting_may_be_new_to_the_experiment():
     assert compose(plan["mid"]).optim.matrix_lr == compose(["stage=mid"]).optim.matrix_lr
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["chain_overrides.sft.mixture=arithmetic", "chain_overrides.sft.mixture.tasks.own=a.jsonl"],
+        ["chain_overrides.sft.mixture.tasks.own=a.jsonl", "chain_overrides.sft.mixture=arithmetic"],
+        ["chain_overrides.sft.mixture=arithmetic", "chain_overrides.sft={mixture:{tasks:{own:a.jsonl}}}"],
+        ["chain_overrides={sft:{mixture:arithmetic}}", "+chain_overrides.sft.mixture.tasks.own=a.jsonl"],
+    ],
+)
+def test_the_choice_of_a_group_and_keys_below_it_both_hold_for_a_stage(typed: list[str]):
+    line = CommandLine.parse(["chain=[base,sft]", *typed])
+    cfg = check(compose_checked("train", line)[0], TrainConfig)
+    stage = compose(dict(plan_chain(cfg, line.overrides))["sft"])
+    single = compose(["stage=sft", "mixture=arithmetic", "++mixture.tasks.own=a.jsonl"])
+    assert stage.mixture == single.mixture and stage.mixture != compose(["stage=sft"]).mixture
+
+
+def test_a_group_that_an_experiment_chooses_for_a_stage_holds_beside_typed_keys_below_it(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nchain: [base, sft]\nchain_overrides:\n  sft:\n    mixture: arithmetic\n    seed: 3\n"
+    )
+    typed = ["chain_overrides.sft.mixture.tasks.own=a.jsonl", "chain_overrides.sft.seed=4"]
+    line = CommandLine.parse(["--config-dir", str(tmp_path), "experiment=mine", *typed])
+    cfg = check(compose_checked("train", line)[0], TrainConfig)
+    arguments = dict(plan_chain(cfg, line.overrides, tmp_path))["sft"]
+    assert arguments[-3:] == ["mixture=arithmetic", "++mixture.tasks.own=a.jsonl", "seed=4"]
+
+
 @pytest.mark.parametrize("value", [None, True, 3, 0.5, "plain", "a b", "null", "3", "x,y", "it's", "", [1, "a,b"]])
 def test_a_value_survives_the_command_line(value: object):
     [override] = flat({"key": value})

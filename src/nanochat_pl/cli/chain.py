@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from nanochat_pl.cli.compose import (
     OPEN_KEYS,
@@ -192,6 +193,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         raise ConfigError(
             f"{bad.input_line}: a chain has several stages; write chain_overrides.<stage>.{bad.key_or_group}=…"
         )
+    own = own_overrides(cfg, parsed, folder)
     commands = []
     trained: list[str] = []
     for stage in cfg.chain:
@@ -203,7 +205,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
             place = in_hydra(str(run_dir(before, cfg.run_name, cfg.outputs))) if before is not None else ""
             arguments += start if before is None else [f"init_from={place}"]
             trained.append(stage)
-        arguments = quote_texts([*arguments, *flat(cfg.chain_overrides.get(stage, {}))])
+        arguments = quote_texts([*arguments, *own.get(stage, [])])
         compose_checked("train", CommandLine(arguments, False, folder or config_dir()))
         commands.append((stage, arguments))
     if EVALUATE in cfg.chain:
@@ -215,12 +217,50 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         paths = in_hydra([str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained])
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
-        own = flat(cfg.chain_overrides.get(EVALUATE, {}))
         for name in ("scienceqa", "recall", "checks") if cfg.data.source == DataSource.microworld else ("scienceqa",):
-            arguments = quote_texts([f"ckpt={paths}", f"eval={name}", *common, *own])
+            arguments = quote_texts([f"ckpt={paths}", f"eval={name}", *common, *own.get(EVALUATE, [])])
             compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))
             commands.append((EVALUATE, arguments))
     return commands
+
+
+def own_overrides(cfg: TrainConfig, parsed: Sequence[Override], folder: Path | None) -> dict[str, list[str]]:
+    """Give each stage's own overrides: what the files of the config say, then what was typed.
+
+    The typed ones are not taken from the composed `cfg.chain_overrides`: a mapping cannot hold both the choice of a
+    group (`mixture=x`) and keys below it (`mixture.tasks.a=…`), so that one of them would be lost there.
+    """
+    typed = [o for o in parsed if o.get_key_element().lstrip("+").split(".")[0] == "chain_overrides"]
+    typed = [o for o in typed if not o.is_delete()]
+    if not typed:
+        return {stage: flat(tree) for stage, tree in cfg.chain_overrides.items()}
+    rest = [o.input_line or "" for o in parsed if o not in typed]
+    [written] = compose_checked("train", CommandLine(rest, False, folder or config_dir()))
+    lines = {stage: {key_of(line): line for line in flat(tree)} for stage, tree in written.chain_overrides.items()}
+    for override in typed:
+        key, value = override.key_or_group, override.value()
+        for part in reversed(key.split(".")[1:] if isinstance(value, Mapping) else []):
+            value = {part: value}
+        if isinstance(value, Mapping):
+            added = [(stage, line) for stage, tree in value.items() for line in flat(tree)]
+        else:
+            _, stage, name = key.split(".", 2)
+            added = [(stage, f"{new_key(name)}{name}={(override.input_line or '').partition('=')[2]}")]
+        for stage, line in added:
+            of_stage = lines.setdefault(stage, {})
+            of_stage.pop(key_of(line), None)  # the last of one key holds, and stands last
+            of_stage[key_of(line)] = line
+    return {stage: [*of_stage.values()] for stage, of_stage in lines.items()}
+
+
+def key_of(override: str) -> str:
+    """Give the key of an override of `flat`."""
+    return override.partition("=")[0].lstrip("+")
+
+
+def new_key(key: str) -> str:
+    """Give the prefix that lets an override name a new key, where its section takes any."""
+    return "++" if key.startswith(tuple(f"{name}." for name in OPEN_KEYS)) else ""
 
 
 def flat(tree: Mapping[str, Any]) -> list[str]:
@@ -230,8 +270,7 @@ def flat(tree: Mapping[str, Any]) -> list[str]:
         value: Any = tree
         for part in key.split("."):
             value = value[part]
-        new = "++" if key.startswith(tuple(f"{name}." for name in OPEN_KEYS)) else ""
-        overrides.append(f"{new}{key}={in_hydra(value)}")
+        overrides.append(f"{new_key(key)}{key}={in_hydra(value)}")
     return overrides
 
 

@@ -202,7 +202,9 @@ class CommandLine:
                 f"--package {parsed.package}: there is no such section{did_you_mean(parsed.package, names)}"
             )
         # a stage's own settings are new keys unless the experiment has them already: people need not know which
-        overrides = [f"++{o}" if o.startswith("chain_overrides.") else o for o in parsed.overrides]
+        overrides = [
+            f"++{o}" if o.startswith(("chain_overrides.", "chain_overrides={")) else o for o in parsed.overrides
+        ]
         folder = Path(parsed.config_dir) if parsed.config_dir else config_dir()
         return cls(overrides, parsed.multirun, folder, bool(parsed.cfg or parsed.info))
 
