@@ -216,6 +216,19 @@ def test_entries_that_share_their_bytes_are_refused(good: Path, tmp_path: Path):
         read_model(file)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["lightning", "nanochat", "package"])
+def test_an_archive_with_two_entries_of_one_name_is_refused(good: Path, tmp_path: Path, kind: str):
+    name = {"lightning": "last.ckpt", "nanochat": "model_000012.pt", "package": "model.zip"}[kind]
+    folder = shutil.copytree(good / kind, tmp_path / kind)
+    with zipfile.ZipFile(folder / name, "a") as archive:
+        entry = archive.namelist()[-1]
+        archive.writestr(entry, archive.read(entry))
+    with pytest.raises(ValueError, match=r"holds 2 entries named '\S+', as no model is saved") as error:
+        read_model(folder / name)
+    assert "\n" not in str(error.value)
+
+
 def test_json_of_millions_of_values_is_refused_before_it_is_parsed(good: Path, tmp_path: Path):
     folder = shutil.copytree(good / "nanochat", tmp_path / "nanochat")
     meta = folder / "meta_000012.json"

@@ -69,7 +69,7 @@ def check_packing(path: Path) -> None:
     """Check that a zip archive unpacks to no more than its own size: torch and this project compress nothing.
 
     Raises:
-        ValueError: an entry is compressed, or entries share their bytes.
+        ValueError: an entry is compressed, or entries share their bytes or their name.
     """
     try:
         with zipfile.ZipFile(path) as archive:

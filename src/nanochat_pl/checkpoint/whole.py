@@ -9,6 +9,7 @@ import functools
 import pickletools
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,16 +54,20 @@ def _fault(path: Path, inode: int, size: int, changed: int) -> str | None:
 
 
 def packing_fault(archive: zipfile.ZipFile, size: int) -> str | None:
-    """Say why an archive of `size` bytes would unpack to more than its own size; torch and this project compress none.
+    """Say why an archive of `size` bytes is packed as no model is saved: nothing is compressed, no name stands twice.
+
+    Of two entries of one name some programs read the first and some the last, and an archive could show each another.
 
     Returns:
-        The end of a sentence; None = it would not.
+        The end of a sentence; None = it is packed as models are.
     """
     entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if not packed and unpacked <= size:
-        return None
+        names = Counter(entry.filename for entry in entries)
+        twice = next((name for name, count in names.items() if count > 1), None)
+        return None if twice is None else f"holds {names[twice]} entries named {twice[:80]!r}, as no model is saved"
     what = f"{packed[0][:80]} is compressed" if packed else "its entries share their bytes"
     return f"({size:,} bytes) would unpack to {unpacked:,} bytes ({what}), as no model is saved"
 
