@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nanochat_pl.eval.results import (
+    SCHEMA,
     Evaluation,
     ExampleLog,
     MetricRow,
@@ -193,3 +194,37 @@ def test_a_mean_of_equal_values_has_no_interval_and_wins_nothing():
     for values in ([0.5], [0.5] * 30, []):
         assert mean_row("t", "rouge_l", values).interval is None
     assert mean_row("t", "rouge_l", [0.0, 1.0, 1.0]).interval is not None
+
+
+ROW = {"task": "t", "metric": "accuracy", "value": 0.5, "n": 2, "count": 1}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"schema": SCHEMA + 1, "metrics": [ROW]},
+        {"metrics": [ROW]},
+        {"schema": SCHEMA},
+        {"schema": SCHEMA, "metrics": {}},
+        {"schema": SCHEMA, "metrics": [{**ROW, "n": -1}]},
+        {"schema": SCHEMA, "metrics": [{**ROW, "count": 3}]},
+        {"schema": SCHEMA, "metrics": [{**ROW, "count": -1}]},
+        {"schema": SCHEMA, "metrics": [{**ROW, "n": "2"}]},
+        {"schema": SCHEMA, "metrics": [{**ROW, "interval": {"low": 0.1, "high": float("nan")}}]},
+        {"schema": SCHEMA, "metrics": [{**ROW, "interval": {"low": "0", "high": 1}}]},
+    ],
+)
+def test_compare_and_report_both_refuse_figures_that_cannot_be(tmp_path, damaged):
+    from nanochat_pl.report.entrants import load_result
+    from nanochat_pl.report.runs import _read_results
+
+    file = tmp_path / "eval" / "t" / "best" / "results.json"
+    file.parent.mkdir(parents=True)
+    whole = {"name": "t", "checkpoint": {"path": "x.ckpt"}, "config": {}, "config_hash": "0", "seconds": 1.0}
+    file.write_text(json.dumps({**whole, "schema": SCHEMA, "metrics": [ROW]}))
+    assert load_result(file).rows and [result.rows for result in _read_results(tmp_path, [])]
+    file.write_text(json.dumps({**whole, **damaged}))
+    with pytest.raises(ValueError, match=r"results\.json"):
+        load_result(file)
+    problems: list[str] = []
+    assert not list(_read_results(tmp_path, problems)) and "left out" in problems[0]

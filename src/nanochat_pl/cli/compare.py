@@ -60,4 +60,5 @@ def _print(overview: Overview) -> None:
         print(sentence)
     for name, questions in overview.answers.items():
         differ = sum(question.differ for question in questions)
-        print(f"{name}: {len(questions)} answers side by side with --markdown or --html, {differ} of them differ")
+        shown = f"{len(questions)} answer{'s' * (len(questions) != 1)} side by side with --markdown or --html"
+        print(f"{name}: {shown}, {differ} of them differ{'s' * (differ == 1)}")

@@ -30,6 +30,7 @@ __all__ = [
     "keep_other_results",
     "mean_row",
     "proportion_row",
+    "read_rows",
     "results_document",
 ]
 
@@ -63,11 +64,14 @@ class MetricRow:
     """One part of the questions, as `{"subject": "natural science"}`; None = all."""
 
     def __post_init__(self) -> None:
-        """Refuse a value that JSON cannot hold and that would say nothing.
+        """Refuse a value that JSON cannot hold and that would say nothing, and a share of impossible counts.
 
         Raises:
-            ValueError: the value is NaN or infinite.
+            ValueError: the value is NaN or infinite, or it does not hold on 0 to n of n questions.
         """
+        if self.n < 0 or not 0 <= (self.count or 0) <= self.n:
+            counted = self.n if self.count is None else f"{self.count} of {self.n}"
+            raise ValueError(f"{self.metric} of {self.task} is over {counted} questions, which cannot be")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(
                 f"{self.metric} of {self.task} is {self.value}: the model computes values that are not finite; its "
@@ -79,9 +83,13 @@ class MetricRow:
         """Read a row of `results.json` back.
 
         Raises:
-            TypeError: fields are missing, or unknown.
+            TypeError: fields are missing, unknown, or no numbers where those are needed.
+            ValueError: a figure is not finite, or over an impossible number of questions.
         """
         intervals = {key: Interval(**row[key]) for key in ("interval", "bootstrap") if row.get(key)}
+        bounds = [bound for interval in intervals.values() for bound in (interval.low, interval.high)]
+        if not all(map(math.isfinite, bounds)):
+            raise ValueError(f"an interval of {row.get('metric')} is not finite")
         return cls(**{**row, **intervals})
 
     @property
@@ -177,6 +185,21 @@ def results_document(
         "examples_per_s": answered / seconds if answered and seconds > 0 else None,
         "metrics": [asdict(row) for row in evaluation.rows],
     }
+
+
+def read_rows(document: Mapping[str, Any]) -> list[MetricRow]:
+    """Read the figures of a `results.json` back.
+
+    Raises:
+        KeyError: it has no schema, or no metrics.
+        TypeError: the metrics are no list of rows.
+        ValueError: it is of another schema, or a figure is impossible.
+    """
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"it has schema {document['schema']}, this version reads {SCHEMA}")
+    if not isinstance(document["metrics"], list):
+        raise TypeError("metrics is no list")
+    return [MetricRow.from_json(row) for row in document["metrics"]]
 
 
 def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:

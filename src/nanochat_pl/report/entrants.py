@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.eval.results import SCHEMA, MetricRow
+from nanochat_pl.eval.results import SCHEMA, MetricRow, read_rows
 from nanochat_pl.paths import checkpoint_file, reason
 
 __all__ = [
@@ -205,7 +205,7 @@ def load_result(file: Path) -> Result:
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}; {again}")
     try:
-        rows = [MetricRow.from_json(metric) for metric in document["metrics"]]
+        rows = read_rows(document)
         name, checkpoint, settings = document["name"], document["checkpoint"], document["config"]
         if not (isinstance(name, str) and isinstance(checkpoint, dict) and isinstance(settings, dict)):
             raise TypeError

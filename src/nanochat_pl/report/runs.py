@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.results import MetricRow, read_rows
 from nanochat_pl.paths import reason
 
 __all__ = [
@@ -344,7 +344,7 @@ def _read_results(folder: Path, problems: list[str]) -> Iterable[Result]:
         unreadable: list[str] = []
         content = _read_json(path, unreadable)
         try:
-            rows = tuple(MetricRow.from_json(row) for row in content["metrics"])
+            rows = tuple(read_rows(content))
             seconds = float(content["seconds"])
             step = content["checkpoint"].get("step")
         except (AttributeError, KeyError, TypeError, ValueError) as error:

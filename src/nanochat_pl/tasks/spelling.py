@@ -138,8 +138,8 @@ def read_words(path: str | Path, split: str) -> list[str]:
         )
     chosen = [word for word in words if _is_test(word) == (split == "test")]
     if not chosen:
-        number = f"{len(words)} word{'s' * (len(words) != 1)}"
-        raise ValueError(f"{path} has {number}, none of them in the {split} split; give a longer list")
+        count = f"{len(words)} word{'s' * (len(words) != 1)}"
+        raise ValueError(f"{path} has {count}, none of them in the {split} split; give a longer list")
     random.Random(_ORDER_SEED).shuffle(chosen)
     return chosen
 
