@@ -253,3 +253,9 @@ def test_a_number_that_is_spelt_as_it_is_read_is_a_name_in_a_config_file(tmp_pat
     (tmp_path / "data" / "mine.yaml").write_text("source: microworld\ntext: 1e5\n")
     with pytest.raises(ConfigError, match=r"line 2: YAML reads text: 1e5 as 100000\.0"):
         compose_checked("train", CommandLine(["data=mine"], False, tmp_path))
+
+
+def test_of_a_setting_given_twice_the_last_counts():
+    typed = ["stage=base", "depth=4", "run_name=a", "stage=sft_scienceqa", "depth=2", "run_name=b"]
+    (cfg,) = compose_checked("train", CommandLine([*typed, "data=microworld"], False, config_dir()))
+    assert (cfg.stage.name, cfg.depth, cfg.run_name) == ("sft_scienceqa", 2, "b")
