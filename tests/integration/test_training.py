@@ -196,6 +196,25 @@ def of_file(kind: str, path: Path) -> str:
     return f"mixture.{kind}={{own: {{_target_: nanochat_pl.tasks.jsonl.JSONL, path: {path}, val_fraction: 0}}}}"
 
 
+def test_more_validation_rows_than_the_task_holds_means_all_of_them(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train(*BASE, "stage.num_steps=1", "run_name=start")
+    path = conversations_file(tmp_path, 3, 3, 3)
+    losses = []
+    for rows in ("50", "null"):
+        folder = tmp_path / "sft_scienceqa" / f"rows_{rows}"
+        train(
+            *SFT, "stage.num_steps=1", "stage.total_batch_rows=1", "stage.device_batch=1", f"stage.val_rows={rows}",
+            f"init_from={tmp_path / 'base' / 'start'}", f"run_name={folder.name}", "~mixture",
+            "+" + of_file("tasks", path), "+" + of_file("val_tasks", path),
+        )  # fmt: skip
+        losses.append([*metrics(folder, "val/loss").values()])
+    said = capsys.readouterr()
+    assert "there are 3 validation conversations, not stage.val_rows=50: all are used" in said.out + said.err
+    assert losses[0] == losses[1] != []
+
+
 def test_the_loss_of_a_step_without_a_supervised_token_is_no_number(train: Train, tmp_path: Path):
     train(*BASE, "stage.num_steps=2", "run_name=start")
     path = conversations_file(tmp_path, 3, 500, 3, 500, 3, 500)
