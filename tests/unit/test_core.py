@@ -520,7 +520,10 @@ def test_a_missing_bundle_or_file_comes_with_the_command_that_brings_it(tmp_path
     [
         ({"lines": ""}, "copa.jsonl is empty"),
         ({"lines": "\n \n"}, "copa.jsonl is empty"),
-        ({"lines": json.dumps(EXAMPLE) + "\n{broken\n"}, "copa.jsonl: line 2 is not valid JSON"),
+        (
+            {"lines": json.dumps(EXAMPLE) + "\n{broken\n"},
+            "copa.jsonl: line 2 is not valid JSON; mend it or fetch the bundle again$",
+        ),
         ({"lines": "[1]\n"}, "line 1: expected an object, found list"),
         ({"lines": '{"query": "q", "choices": ["a", "b"]}\n'}, "line 1: no 'gold'"),
         ({"lines": '{"query": 3, "choices": ["a", "b"], "gold": 0}\n'}, "line 1: 'query' is int, expected str"),
@@ -535,7 +538,7 @@ def test_a_missing_bundle_or_file_comes_with_the_command_that_brings_it(tmp_path
         ({"task": "{label: copa}"}, r"task 1 \(copa\) has no dataset_uri, num_fewshot, icl_task_type"),
         ({"task": "{label: copa, dataset_uri: u, num_fewshot: 3, icl_task_type: schema}"}, "a list of one number"),
         ({"task": "{label: copa, dataset_uri: u, num_fewshot: [3], icl_task_type: essay}"}, "expected one of"),
-        ({"task": "]"}, "core.yaml is not valid YAML"),
+        ({"task": "]"}, r"core.yaml is not valid YAML at line \d+, column \d+; mend it or fetch the bundle again$"),
     ],
 )
 def test_a_damaged_bundle_is_refused_with_file_line_and_fault(tmp_path, parts, message):

@@ -111,7 +111,9 @@ def load_bundle(folder: str | Path) -> list[CoreTask]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{path} is not valid YAML{where}; mend it or fetch the bundle again") from None
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} lists no tasks; expected a list under the key icl_tasks")
@@ -226,8 +228,10 @@ def _read_examples(path: Path, kind: str) -> list[dict[str, Any]]:
                 continue
             try:
                 example = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}: line {number} is not valid JSON: {error}") from None
+            except ValueError:
+                raise ValueError(
+                    f"{path}: line {number} is not valid JSON; mend it or fetch the bundle again"
+                ) from None
             fault = _fault(example, kind)
             if fault:
                 raise ValueError(f"{path}: line {number}: {fault}")
