@@ -224,7 +224,7 @@ def test_a_saved_conversation_can_be_gone_on_with_and_trained_on(chat: Chat, loa
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("{", "not one conversation"),
+        ("{", "not one conversation as JSON: it breaks off or has a mistake at line 1, column 2; mend it there$"),
         ("3", "one message or more"),
         ("{}", "one message or more"),
         (json.dumps([{"role": "user", "content": "a"}]), "ends with a question"),

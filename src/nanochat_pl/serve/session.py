@@ -188,7 +188,12 @@ class Chat:
             document = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             several = "Extra data" in str(error)
-            remedy = "it holds several conversations: put one line into a file of its own" if several else str(error)
+            if several:
+                remedy = "it holds several conversations: put one line into a file of its own"
+            elif isinstance(error, json.JSONDecodeError):
+                remedy = f"it breaks off or has a mistake at line {error.lineno}, column {error.colno}; mend it there"
+            else:
+                remedy = "it is not UTF-8 text; save it as UTF-8"
             raise ValueError(f"{file} is not one conversation as JSON: {remedy}") from None
         messages: Any = document.get("messages") if isinstance(document, dict) else document
         try:
