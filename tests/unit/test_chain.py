@@ -16,7 +16,7 @@ from nanochat_pl.cli import chain
 from nanochat_pl.cli.chain import EVALUATE, command_line, flat, plan_chain, run_chain, run_command
 from nanochat_pl.cli.compose import CommandLine, ConfigError, check, compose_checked, config_dir, in_hydra
 from nanochat_pl.lit.preflight import resume_file
-from nanochat_pl.lit.provenance import run_inputs
+from nanochat_pl.lit.provenance import READ_WHOLE_BYTES, fingerprint, run_inputs
 from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.lit.signals import SIGNALS
 from nanochat_pl.paths import run_dir
@@ -227,6 +227,16 @@ def test_a_file_that_a_later_stage_lacks_is_missed_before_the_first_begins(
     assert not ran
     go([*small_world, *(f"+chain_overrides.mid.mixture.tasks.{name}=null" for name in ("spelling", "spelling_bee"))])
     assert ran == ["base", "mid"]
+
+
+def test_a_byte_in_the_middle_of_a_large_file_changes_its_fingerprint(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_bytes(b"a" * (READ_WHOLE_BYTES + 2**21))
+    before = fingerprint(file)
+    with file.open("r+b") as changed:
+        changed.seek(2**23)
+        changed.write(b"b")
+    assert fingerprint(file) != before
 
 
 @pytest.mark.slow
