@@ -451,3 +451,11 @@ def test_the_quickstart_is_accepted_as_it_is(tmp_path: Path, monkeypatch: pytest
     assert run_chain(compose(overrides), overrides) == 0
     assert started == [*(f"stage={s}" for s in ("tokenizer", "base", "mid", "sft", "rl")),
                        *(f"eval={e}" for e in ("scienceqa", "recall", "checks"))]  # fmt: skip
+
+
+def test_the_evaluation_of_a_chain_reads_the_data_that_its_stages_read(tmp_path):
+    for root, given in ((tmp_path / "elsewhere", True), (tmp_path / "outputs" / "data" / "world", False)):
+        typed = ["chain=[base,evaluate]", f"data.root={root}", f"outputs={tmp_path / 'outputs'}"]
+        [composed] = compose_checked("train", CommandLine(typed, False, config_dir()))
+        *_, (_, arguments) = plan_chain(check(composed, TrainConfig), typed)
+        assert (f"data.root={root}" in arguments) == given

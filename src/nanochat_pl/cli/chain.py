@@ -34,7 +34,7 @@ from nanochat_pl.cli.compose import (
     leaves,
     quote_texts,
 )
-from nanochat_pl.cli.next_steps import config_flags, evaluation, listed, model_commands, program
+from nanochat_pl.cli.next_steps import config_flags, elsewhere, evaluation, listed, model_commands, program
 from nanochat_pl.inputs import START_STAGES, start_weights
 from nanochat_pl.lit import signals
 from nanochat_pl.lit.claim import check_free
@@ -217,6 +217,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         paths = in_hydra([str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained])
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
+        common += elsewhere(cfg, run_dir(trained[-1], cfg.run_name, cfg.outputs))
         for name in ("scienceqa", "recall", "checks") if cfg.data.source == DataSource.microworld else ("scienceqa",):
             arguments = quote_texts([f"ckpt={paths}", f"eval={name}", *common, *own.get(EVALUATE, [])])
             compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))

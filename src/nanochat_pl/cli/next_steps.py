@@ -103,6 +103,14 @@ def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[st
     return None
 
 
+def elsewhere(cfg: TrainConfig, folder: Path) -> list[str]:
+    """Give `data.root` where an evaluation writes nothing unless it is told: a checkpoint's config is no order."""
+    made = cfg.data.source != DataSource.local
+    if made and cfg.data.root and not may_write(cfg.data.root, folder / "checkpoints", cfg.outputs):
+        return [typed("data.root", cfg.data.root)]
+    return []
+
+
 def evaluation(cfg: TrainConfig, stage: str, folder: Path) -> list[str]:
     """Give the arguments that evaluate the run of a stage in `folder`; its data are those of its config."""
     arguments = [typed("ckpt", str(folder))]
@@ -111,9 +119,7 @@ def evaluation(cfg: TrainConfig, stage: str, folder: Path) -> list[str]:
         arguments.append("eval=checks")  # eval=auto would ask questions that are not there
     if cfg.outputs != "outputs":
         arguments.append(typed("outputs", cfg.outputs))
-    made = cfg.data.source != DataSource.local  # what a checkpoint's config names is not written to everywhere
-    if made and cfg.data.root and not may_write(cfg.data.root, folder / "checkpoints", cfg.outputs):
-        arguments.append(typed("data.root", cfg.data.root))
+    arguments += elsewhere(cfg, folder)
     usual = EvaluateConfig()
     for key in ("offline", "trainer.accelerator", "trainer.compute_dtype", "plugins.allow"):
         if value_of(cfg, key) != value_of(usual, key):
