@@ -61,6 +61,7 @@ def measure(
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_text_shorter_than_asked_is_measured_once_and_counted(runs: Path, tmp_path: Path):
     """What a text holds in whole rows, however small it is; never a second time."""
     sizes = {}
@@ -91,6 +92,7 @@ def test_a_text_shorter_than_asked_is_measured_once_and_counted(runs: Path, tmp_
         measure(runs, "eval=bpb", f"+eval.texts.own={tmp_path / 'empty.parquet'}")
 
 
+@pytest.mark.slow
 def test_a_text_is_measured_alike_in_every_form_that_training_reads(runs: Path, tmp_path: Path):
     texts = [f"Snow {i} is white, and the sea is wide." for i in range(9)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")

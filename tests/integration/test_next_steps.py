@@ -127,6 +127,7 @@ def test_a_stage_that_lacks_its_data_or_is_there_already_is_not_offered(tmp_path
     assert next_steps(cfg, outputs / "tokenizer/r") == []  # there is no text: what base would say is an error
 
 
+@pytest.mark.slow
 def test_the_evaluation_after_a_run_reads_the_data_that_the_run_made(tmp_path: Path):
     def printed(*arguments: str) -> list[str]:
         cfg = parse("train", ["stage=base", "run_name=x", *arguments])
