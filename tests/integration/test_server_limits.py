@@ -178,7 +178,7 @@ def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_until(lambda: "stalled_reader" in caplog.text, timeout_s=60)
-        assert state(url)["active"] == 0
+        wait_until(lambda: state(url)["active"] == 0)
         link.close()
 
 
