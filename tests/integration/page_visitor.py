@@ -66,7 +66,8 @@ class Visitor:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: request.url.startswith(self.url) or self.foreign.append(request.url))
         page.goto(self.url)
-        page.wait_for_selector("#model-a option[value]", state="attached")
+        # The list of models has come, or has not: an option without a value says only that there is none yet.
+        page.wait_for_selector("#model-a option[value]:not([value='']), #connection:not([hidden])", state="attached")
         return page
 
     def _hear(self, message: Any) -> None:
