@@ -39,11 +39,11 @@ from nanochat_pl.inputs import START_STAGES, start_weights
 from nanochat_pl.lit import signals
 from nanochat_pl.lit.claim import check_free
 from nanochat_pl.lit.preflight import (
-    DEFAULT_EVALS,
     check_answer_length,
     check_measure,
     check_own,
     check_start,
+    named_eval,
     unfinished,
 )
 from nanochat_pl.lit.provenance import changes, run_inputs
@@ -156,7 +156,7 @@ def check_evaluation(arguments: Sequence[str], trained: Sequence[TrainConfig], f
     if not trained:
         return
     data = trained[-1].data
-    name = DEFAULT_EVALS[trained[-1].stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+    name = named_eval(cfg.eval, trained[-1].stage.name)
     check_measure(name, cfg.eval, data.root)
     if name != EvalName.scienceqa:
         return

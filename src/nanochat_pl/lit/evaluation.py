@@ -37,7 +37,7 @@ from nanochat_pl.lit.callbacks import Validation, is_due, log_metrics
 from nanochat_pl.lit.claim import claimed
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
-from nanochat_pl.lit.preflight import DEFAULT_EVALS, WITHOUT_DATA, check_penalties, hub_folder, no_data
+from nanochat_pl.lit.preflight import DEFAULT_EVALS, WITHOUT_DATA, check_penalties, hub_folder, named_eval, no_data
 from nanochat_pl.lit.record import write_log
 from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
 from nanochat_pl.lit.shorthand import task_specs
@@ -253,7 +253,7 @@ class Evaluations(Callback):
     def __init__(self, cfg: TrainConfig, tokenizer: Any, every_steps: int, validation: Validation) -> None:
         self.cfg, self.tokenizer = cfg, tokenizer
         self.every_steps, self.validation = every_steps, validation
-        self.name = DEFAULT_EVALS[cfg.stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+        self.name = named_eval(cfg.eval, cfg.stage.name)
         self._measure: Measure | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -48,6 +48,11 @@ WITHOUT_ANSWERS = (EvalName.bpb, EvalName.core, EvalName.tokenizer)
 """Evaluations in which a model writes nothing."""
 
 
+def named_eval(cfg: EvalConfig, stage: StageName) -> EvalName:
+    """Give the evaluation that `eval=` names; auto is the stage's own."""
+    return DEFAULT_EVALS[stage] if cfg.name == EvalName.auto else cfg.name
+
+
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
     """Give the shape that `depth` and the model section ask for."""
     model = cfg.model
@@ -127,7 +132,7 @@ def check_stage(cfg: TrainConfig) -> None:
                 f"{max(1, round(rows / unit)) * unit}" + ("" if stage.packed else " or another stage.device_batch")
             )
     if stage.eval_every_steps is not None:
-        measured = DEFAULT_EVALS[stage.name] if cfg.eval.name == EvalName.auto else cfg.eval.name
+        measured = named_eval(cfg.eval, stage.name)
         check_measure(measured, cfg.eval, cfg.data.root)
         check_answer_length(measured, cfg.eval.max_new_tokens, stage.sequence_len)
 
@@ -352,9 +357,7 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
     Raises:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
     """
-    own = run_dir(
-        cfg.stage.name, cfg.run_name, cfg.outputs
-    )  # its name is checked, also where a sweep has other folders
+    own = run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)  # checks the name, also where a sweep has other folders
     folder = folder or own
     resume = check_own(cfg, folder)
     if cfg.stage.name != StageName.tokenizer:

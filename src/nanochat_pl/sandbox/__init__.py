@@ -242,9 +242,8 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdi
                     process.wait()
                 told = (status.read() or b"").decode(errors="replace").splitlines()
                 ended = any(line.startswith("=") for line in told)
-                if (
-                    not ended and told and told[0].isdecimal()
-                ):  # a session of its own, which does not end with the others
+                # A session of its own does not end with the others.
+                if not ended and told and told[0].isdecimal():
                     with contextlib.suppress(OSError):
                         os.killpg(int(told[0]), signal.SIGKILL)
             code = next((line for line in told if not line.isdecimal()), "").removeprefix("=")

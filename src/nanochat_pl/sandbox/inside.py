@@ -164,10 +164,8 @@ _NEW_ANY = _NEWNS | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET | 0x2000000
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the numbers above, and how the kernel calls the architecture."""
 _FIRST_X32 = 0x40000000
-
-
 _MAX_SPARED = 32
-"""The kernel takes 4,096 instructions of a filter."""
+"""Of processes and groups that get no signals, since the kernel takes 4,096 instructions of a filter."""
 
 
 def _who_started(pid: int) -> list[int]:

@@ -137,9 +137,8 @@ def _result(said: BinaryIO) -> Any:
 
 def _test(spec: dict[str, str]) -> None:
     """Start the code's process, run the tests here, and end both."""
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # where the code sees other processes, it sees nothing of this one
+    # Where the code sees other processes, it sees nothing of this one.
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_DUMPABLE, 0, 0, 0, 0)
     asked_read, asked_write = os.pipe()
     said_read, said_write = os.pipe()
