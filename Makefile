@@ -9,7 +9,7 @@ WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check test explore lint format clean
+.PHONY: help setup quickstart check quick test explore lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ $(READY): requirements.lock pyproject.toml
 quickstart: $(READY) ## Train, fine-tune and evaluate a small model on the embedded data (minutes on two CPU cores)
 	$(BIN)/python train.py experiment=quickstart
 
-check: $(READY) lint ## Check style and types, run the quick tests (some minutes)
+check: $(READY) ## Check style and types, run the quick tests (some minutes)
+	@$(MAKE) --no-print-directory -j2 lint quick
+
+quick: $(READY) ## Run the quick tests only
 	$(PYTEST) -m "not slow and not dist and not gpu and not network"
 
 test: check ## The same, then the slow and the two-process tests
