@@ -122,11 +122,11 @@ def test_a_role_that_no_optimizer_knows_is_refused(model):
         build_optimizers(roles, WIDTH, OptimConfig())
 
 
-def test_a_missing_role_is_refused(model):
-    roles = model.param_roles()
-    roles["matrix"] = []
-    with pytest.raises(ValueError, match="no parameter has the role 'matrix'"):
-        build_optimizers(roles, WIDTH, OptimConfig())
+def test_a_role_without_parameters_is_left_out_and_so_is_an_optimizer_without_roles(model):
+    roles = {**model.param_roles(), "embedding": []}
+    assert [group["name"] for group in build_optimizers(roles, WIDTH, OptimConfig())[1].param_groups] == ["unembedding"]
+    (only,) = build_optimizers({"embedding": [model.wte.weight]}, WIDTH, OptimConfig())
+    assert isinstance(only, torch.optim.AdamW)
 
 
 def test_a_parameter_in_two_roles_is_refused(model):

@@ -72,7 +72,7 @@ _FIXED = {
 
 def losses(stored: Stored) -> list[str]:
     """List what a folder cannot hold of this model; empty = `write` will not refuse."""
-    unknown = sorted(stored.state.keys() - weight_shapes(stored.config).keys())
+    unknown = sorted(stored.state.keys() - _names(stored.config.n_layer).keys())
     lost = [f"the weight {name}" for name in unknown]
     classic = Architecture()
     for field in dataclasses.fields(Architecture):

@@ -77,21 +77,13 @@ def check_shape(config: GPTConfig, where: str | Path) -> None:
 
 
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Give the name and shape of every weight of a model, in the order of its state dict."""
-    width, keys = config.n_embd, config.n_kv_head * config.head_dim
-    table = (config.padded_vocab_size, width)
-    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": table}
-    for layer in range(config.n_layer):
-        block = f"transformer.h.{layer}"
-        shapes |= {
-            f"{block}.attn.c_q.weight": (width, width),
-            f"{block}.attn.c_k.weight": (keys, width),
-            f"{block}.attn.c_v.weight": (keys, width),
-            f"{block}.attn.c_proj.weight": (width, width),
-            f"{block}.mlp.c_fc.weight": (4 * width, width),
-            f"{block}.mlp.c_proj.weight": (width, 4 * width),
-        }
-    return shapes | {"lm_head.weight": table}
+    """Give the name and shape of every weight of a model, in the order of its state dict; nothing is laid out."""
+    import torch
+
+    from nanochat_pl.model.gpt import GPT
+
+    with torch.device("meta"):
+        return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
 
 
 def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str | Path) -> None:

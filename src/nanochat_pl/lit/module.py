@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from nanochat_pl.data.batch import Batch
@@ -52,7 +53,7 @@ class LanguageModel(L.LightningModule):
         check_roles(self.model.param_roles(), self.model.named_parameters())
         optimizers = build_optimizers(self.model.param_roles(), self.model.config.n_embd, self.optim)
         self._settings = [[{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in optimizers]
-        return list(optimizers)
+        return optimizers
 
     def on_train_start(self) -> None:
         # A checkpoint brings its own rates back; a resumed run obeys the config it was started with.
@@ -93,8 +94,8 @@ class LanguageModel(L.LightningModule):
         """
         step = self.trainer.global_step
         batch = self.prepare(batch)
-        muon, adamw = self.optimizers()  # type: ignore[misc]
-        lrm = set_schedule((muon.optimizer, adamw.optimizer), step, self.num_steps, self.optim)
+        *uncounted, counted = self._optimizers()
+        lrm = set_schedule([each.optimizer for each in (*uncounted, counted)], step, self.num_steps, self.optim)
         last = len(batch.inputs) - 1
         total = torch.zeros((), device=self.device)
         for a, loss in enumerate(self.losses(batch)):
@@ -110,12 +111,18 @@ class LanguageModel(L.LightningModule):
         # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged, or saved.
         if self.device.type == "cpu" or step % self.log_every_steps == 0:
             self._check_finite()
-        # Lightning counts every LightningOptimizer.step(): only AdamW's is one, so a pair counts once.
+        # Lightning counts every LightningOptimizer.step(): only the last one's is one, so that all count once.
         with torch.autocast(self.device.type, enabled=False):
-            muon.optimizer.step()
-            adamw.step()
+            for each in uncounted:
+                each.optimizer.step()
+            counted.step()
         self.model.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "lrm": lrm, "tokens": batch.tokens, "figures": self.figures()}
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        """Lightning's wrappers, also where there is only one."""
+        found = self.optimizers()
+        return found if isinstance(found, list) else [found]  # type: ignore[list-item]
 
     def _synchronised(self, sync: bool) -> contextlib.AbstractContextManager:
         """Average gradients over ranks in the last backward of a step only."""

@@ -1,10 +1,8 @@
-"""How large and how costly a model is: parameters by role, FLOPs, bytes; pure functions of its config."""
+"""How large and how costly a model is: parameters by role and FLOPs, pure functions of its config."""
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["flops_per_token", "memory_bytes", "num_parameters", "parameters_by_role"]
-
-FP32_BYTES = 4
+__all__ = ["flops_per_token", "num_parameters", "parameters_by_role"]
 
 
 def parameters_by_role(config: GPTConfig) -> dict[str, int]:
@@ -30,16 +28,3 @@ def flops_per_token(config: GPTConfig) -> int:
     roles = parameters_by_role(config)
     attention = 12 * config.n_layer * config.n_embd * config.sequence_len
     return 6 * (roles["matrix"] + roles["unembedding"]) + attention
-
-
-def memory_bytes(config: GPTConfig) -> dict[str, int]:
-    """Bytes of what training keeps in fp32 between steps, one rank, nothing sharded.
-
-    Returns:
-        `weights`, `gradients`, and `optimizer`: one momentum a matrix parameter (Muon), two moments for each of the
-        others (AdamW). Activations are not counted: they depend on the micro-batch.
-    """
-    roles = parameters_by_role(config)
-    weights = FP32_BYTES * num_parameters(config)
-    optimizer = FP32_BYTES * (roles["matrix"] + 2 * (roles["embedding"] + roles["unembedding"]))
-    return {"weights": weights, "gradients": weights, "optimizer": optimizer}

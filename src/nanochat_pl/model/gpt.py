@@ -117,9 +117,9 @@ class GPT(nn.Module):
         self.cos, self.sin = rotary_tables(self.config, self.device)
 
     def param_roles(self) -> dict[str, list[nn.Parameter]]:
-        """Partition `parameters()` by what they are to the optimizer: matrix, embedding, unembedding."""
+        """Partition `parameters()` by what they are to the optimizer (`optim.groups.ROLES`)."""
         return {
-            "matrix": list(self.transformer.h.parameters()),
+            "matrix": [module.weight for module in self.transformer.h.modules() if isinstance(module, Linear)],
             "embedding": [self.transformer.wte.weight],
             "unembedding": [self.lm_head.weight],
         }

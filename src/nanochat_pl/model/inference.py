@@ -128,12 +128,14 @@ class InferenceCopy:
         for name, parameter in list(model.named_parameters()):
             if not parameter.is_meta:
                 continue
-            module = model.get_submodule(name.rpartition(".")[0])
-            # Of the embedding only a few rows are read in a step; they are cast where they are read.
-            if theirs[name].dtype == dtype or isinstance(module, nn.Embedding):
-                module.weight = theirs[name]
+            owner, _, own_name = name.rpartition(".")
+            module = model.get_submodule(owner)
+            # Only what a Linear multiplies by is read whole, step by step. Of an embedding few rows are read, and what
+            # a trick adds (vectors, scalars) is small: the model casts those where it reads them, as in training.
+            if theirs[name].dtype == dtype or not isinstance(module, Linear):
+                setattr(module, own_name, theirs[name])
             else:
-                module.weight = copied(parameter, torch.empty(parameter.shape, device=device, dtype=dtype))
+                setattr(module, own_name, copied(parameter, torch.empty(parameter.shape, device=device, dtype=dtype)))
         self._own, self._originals = own, originals
         self.model = model
         self.refresh()

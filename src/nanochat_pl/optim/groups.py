@@ -1,10 +1,11 @@
 """From parameter roles to the two optimizers, and what a training step does with them.
 
 A model says which role each parameter plays, the config which hyper-parameters a role gets; neither knows the other.
-Muon takes the matrices, AdamW the two ends of the vocabulary.  Schedule and clipping look at all of it at once.
+`ROLES` is the one table of roles: a model need not have parameters of each.  Schedule and clipping look at all of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,27 @@ from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
 
 __all__ = ["build_optimizers", "check_roles", "clip_gradients", "set_schedule"]
 
-MUON_ROLES = ("matrix",)
-# In this order: nanochat's saved AdamW states count the output layer first.
-ADAMW_ROLES = ("unembedding", "embedding")
+
+class Role(NamedTuple):
+    """What the parameters of one role are updated by, and how fast."""
+
+    optimizer: type[torch.optim.Optimizer]
+    learning_rate: Callable[[OptimConfig, int], float]
+    """Of the settings and the model's width; `init_lr_frac` is applied to all roles alike."""
+
+
+def _adamw_scale(cfg: OptimConfig, width: int) -> float:
+    """AdamW's rates fall with the square root of the width, since they were tuned at `reference_width`."""
+    return (width / cfg.reference_width) ** -0.5
+
+
+# AdamW's roles stand in this order, because nanochat's saved AdamW states count the output layer first.
+ROLES: dict[str, Role] = {
+    "matrix": Role(Muon, lambda cfg, width: cfg.matrix_lr),
+    "unembedding": Role(torch.optim.AdamW, lambda cfg, width: cfg.unembedding_lr * _adamw_scale(cfg, width)),
+    "embedding": Role(torch.optim.AdamW, lambda cfg, width: cfg.embedding_lr * _adamw_scale(cfg, width)),
+}
+"""Every role that a parameter may play, by the name that `GPT.param_roles()` calls it."""
 
 
 def check_roles(
@@ -31,18 +50,14 @@ def check_roles(
         named_parameters: `model.named_parameters()`; with it, a parameter without a role is found too.
 
     Raises:
-        ValueError: A role is unknown, empty or missing; a parameter is in two roles, in none, or not the model's.
+        ValueError: A role is unknown; a parameter is in two roles, in none, or not the model's.
     """
-    known = (*MUON_ROLES, *ADAMW_ROLES)
     for role in roles:
-        if role not in known:
+        if role not in ROLES:
             raise ValueError(
-                f"parameter role {role!r} has no optimizer; known roles are {', '.join(known)}: "
-                f"add it to MUON_ROLES or ADAMW_ROLES in optim/groups.py"
+                f"parameter role {role!r} has no optimizer; known roles are {', '.join(ROLES)}: "
+                f"add it to ROLES in optim/groups.py"
             )
-    for role in known:
-        if not roles.get(role):
-            raise ValueError(f"no parameter has the role {role!r}; param_roles() should name some for each role")
     names = {id(p): name for name, p in named_parameters or ()}
     role_of: dict[int, str] = {}
     for role, params in roles.items():
@@ -63,46 +78,46 @@ def check_roles(
 
 def build_optimizers(
     roles: Mapping[str, Sequence[Parameter]], width: int, cfg: OptimConfig
-) -> tuple[Muon, torch.optim.AdamW]:
-    """Build the two optimizers of a model, one named group a role, each group with its `initial_lr`.
+) -> list[torch.optim.Optimizer]:
+    """Build the optimizers of a model, one named group a role, each group with its `initial_lr`.
 
     Args:
         roles: Parameters by role, as `GPT.param_roles()` returns them, on their device already.
         width: Channels of the model; AdamW's learning rates are scaled by (width / reference_width)^-0.5.
         cfg: Hyper-parameters.
 
+    Returns:
+        Muon, then AdamW; one that no parameter needs is left out.
+
     Raises:
         ValueError: As `check_roles`, or Muon on a parameter that is not a matrix.
     """
     check_roles(roles)
-    adamw_scale = (width / cfg.reference_width) ** -0.5
-    initial_lr = {
-        "matrix": cfg.matrix_lr * cfg.init_lr_frac,
-        "embedding": cfg.embedding_lr * adamw_scale * cfg.init_lr_frac,
-        "unembedding": cfg.unembedding_lr * adamw_scale * cfg.init_lr_frac,
+    settings: dict[type, dict] = {
+        Muon: {
+            "momentum": muon_momentum(0, cfg),
+            "nesterov": cfg.nesterov,
+            "ns_steps": cfg.ns_steps,
+            "ns_dtype": cfg.ns_dtype,
+        },
+        torch.optim.AdamW: {
+            "betas": (cfg.adam_beta1, cfg.adam_beta2),
+            "eps": cfg.adam_eps,
+            "weight_decay": cfg.weight_decay,
+        },
     }
-
-    def groups(names: Sequence[str]) -> list[dict]:
-        return [
-            {"params": list(roles[name]), "name": name, "lr": initial_lr[name], "initial_lr": initial_lr[name]}
-            for name in names
-        ]
-
-    muon = Muon(
-        groups(MUON_ROLES),
-        momentum=muon_momentum(0, cfg),
-        nesterov=cfg.nesterov,
-        ns_steps=cfg.ns_steps,
-        ns_dtype=cfg.ns_dtype,
-    )
-    adamw = torch.optim.AdamW(
-        groups(ADAMW_ROLES),
-        betas=(cfg.adam_beta1, cfg.adam_beta2),
-        eps=cfg.adam_eps,
-        weight_decay=cfg.weight_decay,
-        fused=all(p.device.type in ("cpu", "cuda") for name in ADAMW_ROLES for p in roles[name]),
-    )
-    return muon, adamw
+    optimizers: list[torch.optim.Optimizer] = []
+    for kind, arguments in settings.items():
+        groups: list[dict] = []
+        for name, role in ROLES.items():
+            if role.optimizer is kind and roles.get(name):
+                lr = role.learning_rate(cfg, width) * cfg.init_lr_frac
+                groups.append({"params": list(roles[name]), "name": name, "lr": lr, "initial_lr": lr})
+        if kind is torch.optim.AdamW:
+            arguments["fused"] = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        if groups:
+            optimizers.append(kind(groups, **arguments))
+    return optimizers
 
 
 def set_schedule(optimizers: Iterable[torch.optim.Optimizer], step: int, num_steps: int, cfg: OptimConfig) -> float:
