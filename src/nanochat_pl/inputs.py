@@ -13,16 +13,9 @@ from nanochat_pl.data.parquet import Shards, list_shards
 from nanochat_pl.data.textfiles import VALIDATION_FILE, TextSource, convert_text, find_text_files
 from nanochat_pl.downloads import fetch_hub_files
 from nanochat_pl.paths import checkpoint_file, run_dir, writing
+from nanochat_pl.stages import STAGES, StageName
 
 log = logging.getLogger(__name__)
-
-START_STAGES = {
-    "mid": ("base",),
-    "sft": ("mid", "base"),
-    "sft_scienceqa": ("sft", "mid", "base"),
-    "rl": ("sft", "sft_scienceqa", "mid", "base"),
-}
-"""Where each stage's start weights come from, the first that exists; base starts from nothing."""
 
 
 def prepare_text(data: Any, offline: bool, outputs: str | Path = "outputs") -> Shards:
@@ -138,13 +131,14 @@ def start_weights(
                 f"init_from={init_from} does not exist; give a checkpoint file, a run folder, another folder with a "
                 "model, or hf://owner/repo"
             ) from None
-    if stage not in START_STAGES:
+    starts = STAGES[StageName(stage)].starts_from
+    if not starts:
         return None
-    for earlier in START_STAGES[stage]:
+    for earlier in starts:
         folder = run_dir(earlier, run_name, outputs)
         if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
             return folder
-    looked = ", ".join(str(run_dir(s, run_name, outputs)) for s in START_STAGES[stage])
+    looked = ", ".join(str(run_dir(s, run_name, outputs)) for s in starts)
     raise FileNotFoundError(
         f"stage={stage} starts from an earlier stage, but there is no checkpoint in {looked}; make one with "
         f"`python train.py stage=base {shlex.quote(f'run_name={run_name}')}{arguments}`, or give "

@@ -15,6 +15,7 @@ SOURCE = REPO / "src" / "nanochat_pl"
 
 PURE = (
     "runtime",
+    "stages",
     "paths",
     "downloads",
     "rows",
@@ -39,6 +40,7 @@ PURE = (
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (),
+    "stages": (),
     "paths": (),
     "downloads": ("paths",),
     "vocabulary": (),
@@ -58,9 +60,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine": ("model", "decoding", "requests"),
     "serve": ("engine", "tokenizer", "checkpoint", "runtime", "paths"),
     "eval": ("engine", "tasks", "runtime", "calculator"),
-    "report": ("eval", "paths"),
+    "report": ("eval", "paths", "stages"),
     "rl": ("engine", "tasks", "runtime", "data.batch"),
-    "inputs": ("paths", "downloads", "data", "tasks", "scaling"),
+    "inputs": ("paths", "downloads", "data", "tasks", "scaling", "stages"),
     "lit": (*PURE, "inputs"),
     "cli": (*PURE, "inputs", "lit"),
 }
@@ -70,7 +72,7 @@ FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
 OUTER = ("lit", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
-    "__init__", "paths", "downloads", "inputs", "scaling", "checkpoint", "checkpoint.hub", "checkpoint.meta",
+    "__init__", "paths", "downloads", "inputs", "scaling", "stages", "checkpoint", "checkpoint.hub", "checkpoint.meta",
     "checkpoint.source", "serve.names", "serve.settings", "cli.chat", "cli.serve", "model.config", "model.accounting",
     "optim.config",
     "optim.schedules", "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts",

@@ -11,8 +11,9 @@ from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_
 from nanochat_pl.cli.main import COMMANDS
 from nanochat_pl.cli.next_steps import evaluation, next_steps, typed
 from nanochat_pl.lit.preflight import preflight
-from nanochat_pl.lit.schema import EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import EvaluateConfig, TrainConfig
 from nanochat_pl.paths import run_dir
+from nanochat_pl.stages import StageName
 
 from .conftest import TINY
 

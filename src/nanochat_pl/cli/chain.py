@@ -35,7 +35,7 @@ from nanochat_pl.cli.compose import (
     quote_texts,
 )
 from nanochat_pl.cli.next_steps import config_flags, elsewhere, evaluation, listed, model_commands, program
-from nanochat_pl.inputs import START_STAGES, start_weights
+from nanochat_pl.inputs import start_weights
 from nanochat_pl.lit import signals
 from nanochat_pl.lit.claim import check_free
 from nanochat_pl.lit.preflight import (
@@ -47,8 +47,9 @@ from nanochat_pl.lit.preflight import (
     unfinished,
 )
 from nanochat_pl.lit.provenance import changes, run_inputs
-from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
 from nanochat_pl.paths import run_dir
+from nanochat_pl.stages import STAGES, StageName
 from nanochat_pl.tasks.tables import find_split
 
 EVALUATE = "evaluate"
@@ -130,9 +131,9 @@ def check_one(cfg: TrainConfig, stage: str, arguments: Sequence[str], folder: Pa
     first = next((s for s in cfg.chain if s not in (StageName.tokenizer, EVALUATE)), None)
     if finished or stage != first:
         return config
-    if stage in START_STAGES or config.init_from is not None or StageName.tokenizer not in cfg.chain:
+    if STAGES[stage].starts_from or config.init_from is not None or StageName.tokenizer not in cfg.chain:
         check_start(config, place, resume)
-    if config.init_from is None and resume is None and stage in START_STAGES:
+    if config.init_from is None and resume is None and STAGES[stage].starts_from:
         before = Path(start_weights(stage, cfg.run_name, None, cfg.outputs) or "")
         if (before / "summary.json").is_file() and (state := unfinished(before)) is not None:
             raise ValueError(
@@ -201,7 +202,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
             continue
         arguments = [f"stage={stage}", *common, "chain=[]"]
         if stage != StageName.tokenizer:
-            before = next((s for s in reversed(trained) if s in START_STAGES.get(stage, ())), None)
+            before = next((s for s in reversed(trained) if s in STAGES[StageName(stage)].starts_from), None)
             place = in_hydra(str(run_dir(before, cfg.run_name, cfg.outputs))) if before is not None else ""
             arguments += start if before is None else [f"init_from={place}"]
             trained.append(stage)

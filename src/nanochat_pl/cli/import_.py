@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.cli.export import check_destination, new_folder
+from nanochat_pl.stages import MODEL_STAGES
 
 if TYPE_CHECKING:
     from nanochat_pl.checkpoint.stored import Stored
 
 __all__ = ["import_model", "main", "write_run"]
 
-_STAGES = ("base", "mid", "sft", "sft_scienceqa", "rl")
 _NAMES = ("checkpoints", "config.yaml", "summary.json", "run.json", "eval", "report")
 """What an imported run folder may hold and still be replaced; one that was trained holds more."""
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("source", metavar="SRC", help="folder, file, archive, or hf://owner/repo[/folder]")
     parser.add_argument("destination", metavar="DST", type=Path, help="the run folder to make")
-    parser.add_argument("--stage", choices=_STAGES, help="the stage that trained it, where its files do not say")
+    parser.add_argument("--stage", choices=MODEL_STAGES, help="the stage that trained it, where its files do not say")
     parser.add_argument(
         "--rope-tables",
         choices=("bfloat16", "float32"),
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         return refuse(error)
     for note in stored.notes:
         print(f"note: {note}")
-    if stored.stage not in _STAGES:
+    if stored.stage not in MODEL_STAGES:
         print("note: its files do not say which stage trained it; --stage says so, for reports and evaluations")
     shape = stored.config
     print(

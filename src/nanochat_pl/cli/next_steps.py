@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir, in_hydra, quote, quote_texts
-from nanochat_pl.inputs import START_STAGES, start_weights
-from nanochat_pl.lit.preflight import DEFAULT_EVALS, preflight
-from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.inputs import start_weights
+from nanochat_pl.lit.preflight import preflight
+from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
 from nanochat_pl.lit.trust import may_write
 from nanochat_pl.paths import run_dir
+from nanochat_pl.stages import STAGES, StageName
 
 SECTIONS = ("data", "model", "trainer", "plugins")
 """Sections that a later stage takes over."""
@@ -41,7 +42,7 @@ def next_steps(cfg: TrainConfig, folder: Path, flags: list[str] | None = None) -
     flags = flags or []
     commands = []
     for later in StageName:
-        starts = ("tokenizer",) if later == StageName.base else START_STAGES.get(later, ())[:2]
+        starts = (StageName.tokenizer,) if later == StageName.base else STAGES[later].starts_from[:2]
         if cfg.stage.name in starts and (found := stage_after(cfg, folder, later, flags)) is not None:
             commands.append([*program("train"), *flags, *found])
     if cfg.stage.name != StageName.tokenizer:
@@ -114,7 +115,7 @@ def elsewhere(cfg: TrainConfig, folder: Path) -> list[str]:
 def evaluation(cfg: TrainConfig, stage: str, folder: Path) -> list[str]:
     """Give the arguments that evaluate the run of a stage in `folder`; its data are those of its config."""
     arguments = [typed("ckpt", str(folder))]
-    asks = DEFAULT_EVALS.get(StageName(stage)) == EvalName.scienceqa
+    asks = STAGES[StageName(stage)].default_eval == EvalName.scienceqa
     if asks and cfg.data.source == DataSource.local and not (Path(cfg.data.root or "") / cfg.data.scienceqa).is_dir():
         arguments.append("eval=checks")  # eval=auto would ask questions that are not there
     if cfg.outputs != "outputs":

@@ -46,7 +46,7 @@ from nanochat_pl.lit.questions import QuestionData
 from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
 from nanochat_pl.lit.rl import PolicyModel, Samples, pass_at_k_measure
 from nanochat_pl.lit.samples import PromptSamples
-from nanochat_pl.lit.schema import RLConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import RLConfig, TrainConfig
 from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.lit.start import find_start, inputs_of
 from nanochat_pl.lit.tokenizers import train_tokenizer
@@ -54,6 +54,7 @@ from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import writing
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
+from nanochat_pl.stages import StageName
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from nanochat_pl.data.transcripts import num_steps as transcript_steps
 from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data, transcript_data
 from nanochat_pl.lit.preflight import batch_micro_batches, check_stage
 from nanochat_pl.lit.questions import question_data
-from nanochat_pl.lit.schema import LongConversations, StageName, TrainConfig
+from nanochat_pl.lit.schema import LongConversations, TrainConfig
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.scaling import plan_horizon
+from nanochat_pl.stages import StageName
 from nanochat_pl.tasks.base import Mixture, overlap
 from nanochat_pl.tokenizer import Tokenizer
 

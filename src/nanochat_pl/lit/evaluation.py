@@ -37,9 +37,9 @@ from nanochat_pl.lit.callbacks import Validation, is_due, log_metrics
 from nanochat_pl.lit.claim import claimed
 from nanochat_pl.lit.loggers import log_evaluation
 from nanochat_pl.lit.measures import MEASURES
-from nanochat_pl.lit.preflight import DEFAULT_EVALS, WITHOUT_DATA, check_penalties, hub_folder, named_eval, no_data
+from nanochat_pl.lit.preflight import WITHOUT_DATA, check_penalties, hub_folder, named_eval, no_data
 from nanochat_pl.lit.record import write_log
-from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, StageName, TrainConfig
+from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, TrainConfig
 from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
@@ -49,6 +49,7 @@ from nanochat_pl.report.comparison import direction
 from nanochat_pl.report.entrants import Entrant, Result
 from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
+from nanochat_pl.stages import MODEL_STAGES, STAGES, StageName, training_order
 
 log = logging.getLogger(__name__)
 
@@ -188,14 +189,14 @@ def default_eval(models: Sequence[LoadedModel]) -> tuple[EvalName, StageName]:
     Raises:
         ValueError: none of them says its stage.
     """
-    stages = [StageName(m.stage) for m in models if m.stage in DEFAULT_EVALS]
+    stages = [StageName(m.stage) for m in models if m.stage in MODEL_STAGES]
     if not stages:
         raise ValueError(
             f"eval=auto measures by the stage of a model, and {models[-1].path} ({models[-1].format}) does not say its "
             "stage; give eval=bpb for a base model, eval=scienceqa or eval=chat for one that answers"
         )
-    last = max(stages, key=list(StageName).index)
-    return DEFAULT_EVALS[last], last
+    last = max(stages, key=training_order)
+    return EvalName(STAGES[last].default_eval), last
 
 
 def questions(

@@ -25,22 +25,18 @@ from nanochat_pl.lit.schema import (
     EvalName,
     LongConversations,
     RunConfig,
-    StageName,
     TrainConfig,
 )
 from nanochat_pl.lit.trust import is_module
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import check_place, checkpoint_file, run_dir
 from nanochat_pl.scaling import micro_batches, shape_for_depth
+from nanochat_pl.stages import STAGES, StageName
 
 log = logging.getLogger(__name__)
 
 WITHOUT_DATA = (EvalName.checks, EvalName.lm_eval)
 """Evaluations that read nothing below data.root."""
-DEFAULT_EVALS = {StageName.base: EvalName.bpb, StageName.mid: EvalName.bpb} | dict.fromkeys(
-    (StageName.sft, StageName.sft_scienceqa, StageName.rl), EvalName.scienceqa
-)
-"""What eval=auto measures."""
 ANSWERED_IN_FULL = (EvalName.scienceqa, EvalName.arc, EvalName.recall)
 """Evaluations that keep room for an answer of eval.max_new_tokens; others cut it to the context or do without."""
 
@@ -50,7 +46,7 @@ WITHOUT_ANSWERS = (EvalName.bpb, EvalName.core, EvalName.tokenizer)
 
 def named_eval(cfg: EvalConfig, stage: StageName) -> EvalName:
     """Give the evaluation that `eval=` names; auto is the stage's own."""
-    return DEFAULT_EVALS[stage] if cfg.name == EvalName.auto else cfg.name
+    return EvalName(STAGES[stage].default_eval) if cfg.name == EvalName.auto else cfg.name
 
 
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:

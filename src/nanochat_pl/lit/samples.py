@@ -20,8 +20,9 @@ from lightning.pytorch.callbacks import Callback
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.lit.callbacks import Validation, is_due
 from nanochat_pl.lit.loggers import drop_lines_from, log_table
-from nanochat_pl.lit.schema import StageConfig, StageName
+from nanochat_pl.lit.schema import StageConfig
 from nanochat_pl.paths import writing
+from nanochat_pl.stages import StageName
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["PromptSamples", "encode_prompts", "one_line"]

@@ -16,17 +16,7 @@ from omegaconf import MISSING
 from nanochat_pl.lit.shorthand import task_specs
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import OptimConfig
-
-
-class StageName(StrEnum):
-    """What one run trains."""
-
-    tokenizer = "tokenizer"
-    base = "base"
-    mid = "mid"
-    sft = "sft"
-    sft_scienceqa = "sft_scienceqa"
-    rl = "rl"
+from nanochat_pl.stages import STAGES, StageName
 
 
 class DataSource(StrEnum):
@@ -211,7 +201,7 @@ class StageConfig:
     @property
     def counts_tokens(self) -> bool:
         """Its data are one stream of tokens, all of them supervised: the batch counts tokens, not conversations."""
-        return self.name in (StageName.base, StageName.mid)
+        return STAGES[self.name].batch_unit == "tokens"
 
     @property
     def horizon(self) -> tuple[str, float]:

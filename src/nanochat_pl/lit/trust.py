@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.lit.schema import StageName
+from nanochat_pl.stages import StageName
 from nanochat_pl.tasks.base import Task
 
 __all__ = ["arguments_of", "defined_names", "is_module", "trusted_data", "trusted_tasks"]

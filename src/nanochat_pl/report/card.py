@@ -14,6 +14,7 @@ from nanochat_pl.report.markdown import Block, Heading, Table, Text, render_mark
 from nanochat_pl.report.plots import Figure
 from nanochat_pl.report.runs import Result, Run, last_value
 from nanochat_pl.report.scores import evaluation_blocks
+from nanochat_pl.stages import STAGES, StageName
 
 __all__ = ["evaluation_document", "model_card", "results_of"]
 
@@ -26,13 +27,6 @@ _SETTINGS = (
 _RL_SETTINGS = (
     "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
 )  # fmt: skip
-_STAGES = {
-    "base": "It continues text. It was not trained to answer: asked a question, it may go on with more questions.",
-    "mid": "It knows the form of a conversation from mixed training, before fine-tuning on answers alone.",
-    "sft": "It answers in conversations, as fine-tuned on examples.",
-    "sft_scienceqa": "It answers multiple-choice science questions of the ScienceQA kind, as fine-tuned on them.",
-    "rl": "It answers in conversations; its answers were rewarded where they were right.",
-}
 _FEW = 200
 """Questions below which a figure is pointed out as uncertain."""
 
@@ -111,7 +105,7 @@ def model_card(
 def _what(
     stage: str, step: int, model: Mapping[str, Any], num_parameters: int, run: Run | None, made_from: str
 ) -> Iterator[Block]:
-    words = _STAGES.get(stage, "How it was trained is not recorded.")
+    words = STAGES[StageName(stage)].sentence if stage in STAGES else "How it was trained is not recorded."
     yield Text(f"A small language model of the nanochat family with {num_parameters:,} parameters. {words}")
     rows = [("stage", f"{stage}, step {step:,}"), ("parameters", f"{num_parameters:,}")]
     rows += [

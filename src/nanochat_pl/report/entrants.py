@@ -13,6 +13,7 @@ from typing import Any
 
 from nanochat_pl.eval.results import SCHEMA, MetricRow, read_rows
 from nanochat_pl.paths import checkpoint_file, reason
+from nanochat_pl.stages import training_order
 
 __all__ = [
     "Entrant",
@@ -29,8 +30,6 @@ __all__ = [
 
 Record = Mapping[str, Any]
 """One answered question: a line of `examples.jsonl`."""
-
-_STAGES = ("base", "mid", "sft", "sft_scienceqa", "rl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def stage_order(entrants: Sequence[Entrant]) -> list[int]:
     """Return the indices of the entrants from the first stage of training to the last, others behind, else as given."""
     return sorted(
         range(len(entrants)),
-        key=lambda index: _STAGES.index(entrants[index].stage) if entrants[index].stage in _STAGES else len(_STAGES),
+        key=lambda index: training_order(entrants[index].stage),
     )
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from nanochat_pl.eval.results import MetricRow, read_rows
 from nanochat_pl.paths import reason
+from nanochat_pl.stages import training_order
 
 __all__ = [
-    "STAGES",
     "Curve",
     "Result",
     "Run",
@@ -32,9 +32,6 @@ __all__ = [
     "start_of",
     "validation_metric",
 ]
-
-STAGES = ("tokenizer", "base", "mid", "sft", "sft_scienceqa", "rl")
-"""The stages in the order in which they are trained; others of a chain come after."""
 
 Curve = tuple[tuple[int, float], ...]
 """Points (step, value) by step; a value may be NaN or infinite where training diverged."""
@@ -296,7 +293,7 @@ def _stage_of(folder: Path) -> str:
 
 
 def _stage_order(stage: str) -> tuple[int, str]:
-    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
+    return (training_order(stage), stage)
 
 
 def _why(error: Exception) -> str:

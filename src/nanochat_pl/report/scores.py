@@ -15,7 +15,8 @@ from nanochat_pl.eval.stats import holm_correction, p_text
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
 from nanochat_pl.report.overview import format_value
 from nanochat_pl.report.plots import bar_figures
-from nanochat_pl.report.runs import STAGES, Result, Run
+from nanochat_pl.report.runs import Result, Run
+from nanochat_pl.stages import STAGES, training_order
 
 __all__ = [
     "Verdict",
@@ -28,7 +29,7 @@ __all__ = [
     "summary_table",
 ]
 
-_SUMMARY_STAGES = ("base", "mid", "sft", "rl")
+_SUMMARY_STAGES = [str(name) for name, stage in STAGES.items() if stage.in_summary]
 _HEADLINES = {
     "core_metric": "",
     "chatcore_metric": "",
@@ -56,7 +57,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
     order = sorted({key for rows in columns.values() for key in rows})
     if all(run.name == runs[0].name for run in runs):
         extra = [label for label in columns if label not in _SUMMARY_STAGES]
-        shown = sorted({*_SUMMARY_STAGES, *extra}, key=lambda name: (_position(name), name))
+        shown = sorted({*_SUMMARY_STAGES, *extra}, key=lambda name: (training_order(name), name))
     else:
         shown = list(columns)
     body = tuple(
@@ -270,10 +271,6 @@ def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
                 name += f" (chance {row.baseline['chance']:.1%})"
             found.setdefault((place, name.casefold(), name), row)
     return found
-
-
-def _position(stage: str) -> int:
-    return STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 
 def _name(row: MetricRow, alone: bool = False) -> str:

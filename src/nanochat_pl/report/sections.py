@@ -25,6 +25,7 @@ from nanochat_pl.report.scores import (
     summary_table,
 )
 from nanochat_pl.report.textlog import TextLog
+from nanochat_pl.stages import StageName
 
 __all__ = ["report_blocks"]
 
@@ -35,13 +36,14 @@ _SETTINGS = (
     "optim.unembedding_lr", "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac",
     "optim.warmdown_frac",
 )  # fmt: skip
-_OWN_SETTINGS = {
-    "base": ("depth", *_SETTINGS),  # later stages have the shape of their start weights
-    "tokenizer": ("data.source", "data.root", "seed", "tokenizer.backend", "tokenizer.vocab_size",
-                  "tokenizer.max_chars", "tokenizer.doc_cap_chars"),
-    "rl": (*_SETTINGS, "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature",
-           "rl.top_k", "rl.kl_coef"),
-}  # fmt: skip
+_TOKENIZER_SETTINGS = (
+    "data.source", "data.root", "seed", "tokenizer.backend", "tokenizer.vocab_size", "tokenizer.max_chars",
+    "tokenizer.doc_cap_chars",
+)  # fmt: skip
+_RL_SETTINGS = (
+    "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
+    "rl.kl_coef",
+)  # fmt: skip
 _SHOWN_QUESTIONS = 4
 _SHOWN_CHARS = 700
 
@@ -164,12 +166,20 @@ def _gpus(gpus: Any) -> str:
     return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items())
 
 
+def _shown_settings(stage: str) -> tuple[str, ...]:
+    if stage == StageName.tokenizer:
+        return _TOKENIZER_SETTINGS
+    if stage == StageName.base:
+        return ("depth", *_SETTINGS)  # later stages have the shape of their start weights
+    return _SETTINGS + (_RL_SETTINGS if stage == StageName.rl else ())
+
+
 def _stage(run: Run, label: str) -> Iterator[Block]:
     yield Heading(2, label if run.name in label else f"{label}: {run.name}")
     if argv := run.record.get("argv"):
         yield Code(shlex.join(["python", "train.py", *map(str, argv[1:])]))
     yield Table(("Result", ""), tuple(_outcome(run)))
-    settings = [(key, value) for key in _OWN_SETTINGS.get(run.stage, _SETTINGS) if (value := _setting(run, key)) != ""]
+    settings = [(key, value) for key in _shown_settings(run.stage) if (value := _setting(run, key)) != ""]
     mixture = run.config.get("mixture")
     if isinstance(mixture, Mapping) and isinstance(mixture.get("tasks"), Mapping) and mixture["tasks"]:
         settings.append(("mixture.tasks", ", ".join(mixture["tasks"])))
