@@ -27,6 +27,7 @@ from nanochat_pl.report.runs import Run, best_point, find_chain, read_run
 from nanochat_pl.report.scores import chance_verdict, summary_table
 from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.report.textlog import parse_text_log
+from nanochat_pl.stages import STAGES
 
 VALIDATION = {0: 3.1, 10: 1.9, 20: 1.4, 30: 1.6}
 SCRIPT = "<script>alert('x')</script> | `tick` <b>"
@@ -421,7 +422,7 @@ def test_what_is_known_of_some_runs_only_is_not_said_of_all(tmp_path: Path):
 
 
 def test_every_setting_that_is_shown_exists():
-    for key in {key for keys in (sections._SETTINGS, *sections._OWN_SETTINGS.values()) for key in keys}:
+    for key in {key for stage in STAGES for key in sections._shown_settings(stage)}:
         holder: Any = TrainConfig
         for part in key.split("."):
             fields = get_type_hints(holder)
