@@ -22,7 +22,13 @@ from nanochat_pl.inputs import prepare_root
 from nanochat_pl.lit.data import make
 from nanochat_pl.lit.preflight import check_answer_length
 from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.tasks.arc import ARC, SUBSETS
+from nanochat_pl.tasks.base import Task
+from nanochat_pl.tasks.gsm8k import GSM8K
+from nanochat_pl.tasks.humaneval import HumanEval
+from nanochat_pl.tasks.mmlu import MMLU
 from nanochat_pl.tasks.scienceqa import format_answer, format_question
+from nanochat_pl.tasks.spelling import SpellingBee
 
 __all__ = ["Measure", "Progress", "Subject", "arc", "chat", "chosen", "plain", "recall", "scienceqa"]
 
@@ -111,16 +117,8 @@ def arc(subject: Subject) -> Measure:
     persona = [message for message in _tutor(subject)[0]["messages"] if message["role"] == "system"]
     fetched = {"fetch": subject.data.fetch, "offline": subject.cfg.offline}
     asked: dict[str, list[Any]] = {}
-    for subset in chosen(cfg, ["ARC-Easy", "ARC-Challenge"]):
-        task = make(
-            {
-                "_target_": "nanochat_pl.tasks.arc.ARC",
-                "path": str(root / "arc"),
-                "subset": subset,
-                "split": cfg.split,
-                **fetched,
-            }
-        )
+    for subset in chosen(cfg, SUBSETS):
+        task = ARC(root / "arc", subset, cfg.split, **fetched)
         asked[subset] = [_as_tutor(question, persona, subset) for question in _first(task, cfg)]
     common = subject.answering(EvalName.arc)
 
@@ -187,16 +185,15 @@ def recall(subject: Subject) -> Measure:
     return Measure(settings, answer)
 
 
-CHAT_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ARC-Easy": ("arc.ARC", {"path": "arc", "subset": "ARC-Easy"}),
-    "ARC-Challenge": ("arc.ARC", {"path": "arc", "subset": "ARC-Challenge"}),
-    "MMLU": ("mmlu.MMLU", {"path": "mmlu"}),
-    "GSM8K": ("gsm8k.GSM8K", {"path": "gsm8k"}),
-    "HumanEval": ("humaneval.HumanEval", {"path": "humaneval"}),
-    "SpellingBee": ("spelling.SpellingBee", {"path": "words_alpha.txt", "size": 256}),
+CHAT_TASKS: dict[str, tuple[type[Task], dict[str, Any]]] = {
+    "ARC-Easy": (ARC, {"path": "arc", "subset": "ARC-Easy"}),
+    "ARC-Challenge": (ARC, {"path": "arc", "subset": "ARC-Challenge"}),
+    "MMLU": (MMLU, {"path": "mmlu"}),
+    "GSM8K": (GSM8K, {"path": "gsm8k"}),
+    "HumanEval": (HumanEval, {"path": "humaneval"}),
+    "SpellingBee": (SpellingBee, {"path": "words_alpha.txt", "size": 256}),
 }
 """The tasks of ChatCORE, in the order asked, where they lie below data.root, and how many words are spelled."""
-_BY_LETTER = ("ARC-Easy", "ARC-Challenge", "MMLU")
 
 
 def chat(subject: Subject) -> Measure:
@@ -204,15 +201,11 @@ def chat(subject: Subject) -> Measure:
     cfg, root = subject.cfg.eval, subject.root
     asked: dict[str, tuple[Any, list[Mapping[str, Any]]]] = {}
     for name in chosen(cfg, list(CHAT_TASKS)):
-        target, arguments = CHAT_TASKS[name]
-        spec = {"_target_": f"nanochat_pl.tasks.{target}", **arguments, "split": "test"}
-        spec["path"] = str(root / arguments["path"])
-        spec["strict"] = cfg.strict.value
-        if name == "HumanEval":
-            spec["sandbox"] = cfg.sandbox
-        if name != "SpellingBee":
-            spec |= {"fetch": subject.data.fetch, "offline": subject.cfg.offline}
-        task = make(spec)
+        kind, arguments = CHAT_TASKS[name]
+        options = {**arguments, "path": root / arguments["path"], "split": "test", "strict": cfg.strict.value}
+        options |= {"sandbox": cfg.sandbox} if kind.runs_programs else {}
+        options |= {"fetch": subject.data.fetch, "offline": subject.cfg.offline} if kind.on_hub else {}
+        task = kind(**options)
         questions = with_ids(_first(task, cfg))
         asked[name] = task, [{**question, "id": f"{name}/{question['id']}"} for question in questions]
     common = {"max_new_tokens": cfg.max_new_tokens, "batch_size": cfg.batch_size}
@@ -223,18 +216,16 @@ def chat(subject: Subject) -> Measure:
         records, rows, scores = [], [], {}
         total = sum(len(questions) for _, questions in asked.values())
         for name, (task, questions) in asked.items():
-            how: dict[str, Any] = {
-                "kind": "categorical"
-            }  # whose answer is one token: all else is room for the question
-            if name not in _BY_LETTER:
-                threads = 4 if name == "HumanEval" else 1  # its grading waits for programs
-                how = {"kind": "generative", "grade": task.grade, "grading_threads": threads, **sampling, **common}
+            how: dict[str, Any] = {}  # the answer to a categorical question is one token: all else is room for it
+            if task.kind == "generative":
+                how = {"grade": task.grade, "grading_threads": task.grading_threads, **sampling, **common}
             one = evaluate_chat(
                 subject.model,
                 subject.tokenizer,
                 engine,
                 questions,
                 task=name,
+                kind=task.kind,
                 **how,
                 seed=subject.cfg.seed,
                 log=log,

@@ -132,5 +132,5 @@ def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) ->
                 room,
             )
     members = {**rows.tasks, **val_rows.tasks}
-    sandbox = {name: task.isolation for name, task in members.items() if hasattr(task, "isolation")}
+    sandbox = {name: task.isolation for name, task in members.items() if task.runs_programs}
     return QuestionData(train, val, sandbox, cfg.rl, cfg.seed)

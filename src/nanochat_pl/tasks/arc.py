@@ -39,6 +39,8 @@ class ARC(Task):
     """
 
     graded = True
+    kind = "categorical"
+    on_hub = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import random
 from abc import abstractmethod
 from collections import abc
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Self, TypedDict, overload
+from typing import Any, Literal, Self, TypedDict, overload
 
 __all__ = ["Conversation", "Mixture", "RowChoice", "Sequence", "Task", "asked", "overlap", "question_only"]
 
@@ -52,6 +52,14 @@ class Task(abc.Sequence[Conversation]):
     """The order of the rows means something (a curriculum): whoever reads them must not shuffle."""
     graded = False
     """An answer can be right or wrong: `grade` works."""
+    kind: Literal["generative", "categorical"] = "generative"
+    """How its answers are asked for in chat: written out, or as the likeliest of the letters."""
+    grading_threads = 1
+    """How many answers are graded at a time; more than one pays where grading waits for programs."""
+    runs_programs = False
+    """Grading runs what the model wrote; the argument `sandbox` says how it is kept in, `isolation` how it is here."""
+    on_hub = False
+    """Missing files can be fetched: it takes `fetch` and `offline`."""
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class Chats(Task):
         ValueError: if a file is damaged, or a row is no conversation of a known form (see `forms`).
     """
 
+    on_hub = True
+
     def __init__(
         self,
         path: str | Path,

@@ -59,6 +59,7 @@ class GSM8K(Task):
     """
 
     graded = True
+    on_hub = True
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class MMLU(Task):
     """
 
     graded = True
+    kind = "categorical"
+    on_hub = True
 
     def __init__(
         self,
