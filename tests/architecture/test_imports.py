@@ -74,7 +74,7 @@ SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
     "__init__", "paths", "downloads", "inputs", "scaling", "stages", "checkpoint", "checkpoint.hub", "checkpoint.meta",
     "checkpoint.source", "serve.names", "serve.settings", "cli.chat", "cli.serve", "model.config", "model.accounting",
-    "optim.config",
+    "optim.config", "eval.metrics",
     "optim.schedules", "data.parquet", "data.microworld", "data.microworld_code", "data.microworld_facts",
     "data.microworld_identity", "data.microworld_questions", "data.microworld_text", "lit.schema", "lit.preflight",
     "lit.claim",

@@ -5,6 +5,8 @@ import ast
 import pytest
 from tests.architecture.test_imports import MODULES, tree
 
+from nanochat_pl.eval.metrics import METRICS
+from nanochat_pl.optim.groups import ROLES
 from nanochat_pl.stages import MODEL_STAGES, STAGES, StageName
 
 STAGE_TABLE = "stages"
@@ -30,6 +32,39 @@ def test_no_list_of_stages_stands_outside_its_table(module: str):
     # Two are a choice, such as "text is read by tokenizer and base"; three are a list that a new stage must enter.
     found = [f"line {node.lineno}" for node in ast.walk(tree(module)) if len(listed_stages(node)) > 2]
     assert not found, f"{module} lists stages in {', '.join(found)}; ask nanochat_pl.stages"
+
+
+METRIC_TABLE = "eval.metrics"
+METRIC_NAMES = {name for name in METRICS if name.replace("/", "").replace("@", "").isidentifier()}
+PICTURES = {
+    "cli.workspace": "charts of a dashboard, each with its curves",
+    "cli.chain": "rows of the closing table, each of one evaluation",
+    "cli.sweep": "columns of the table of a sweep",
+    "report.plots": "charts of a run, each with its curves",
+}
+"""Modules that choose what to draw of what there is: what they do not name is left out, not misjudged."""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in (METRIC_TABLE, *PICTURES)])
+def test_no_list_of_metrics_stands_outside_its_table(module: str):
+    found = []
+    for node in ast.walk(tree(module)):
+        parts = [*(node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", []))]
+        names = {part.value for part in parts if isinstance(part, ast.Constant)} & METRIC_NAMES
+        found += [f"line {node.lineno}"] if len(names) > 2 else []
+    assert not found, f"{module} lists metrics in {', '.join(found)}; ask nanochat_pl.eval.metrics"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "optim.groups"])
+def test_no_list_of_roles_stands_outside_its_table(module: str):
+    # A model says which parameters play a role, and the accounting how many: each as a dict from role to its own fact.
+    found = [
+        f"line {node.lineno}"
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Tuple | ast.List | ast.Set)
+        and len({part.value for part in node.elts if isinstance(part, ast.Constant)} & set(ROLES)) > 1
+    ]
+    assert not found, f"{module} lists roles in {', '.join(found)}; ask optim.groups.ROLES"
 
 
 def test_the_search_for_lists_of_stages_finds_the_table_itself():

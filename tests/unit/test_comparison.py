@@ -4,9 +4,10 @@ import random
 
 import pytest
 
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
 from nanochat_pl.eval.stats import mcnemar_exact
-from nanochat_pl.report.comparison import compare_entrants, direction, settings_that_differ
+from nanochat_pl.report.comparison import compare_entrants, settings_that_differ
 from nanochat_pl.report.entrants import Entrant, Result
 from tests.unit.evaluated import answers, entrant, pattern, recalled, result, sampled
 
@@ -129,7 +130,7 @@ def test_who_lacks_an_evaluation_does_not_keep_the_others_from_being_compared():
     ],
 )  # fmt: skip
 def test_a_figure_has_a_better_side_or_none(metric, sign):
-    assert direction(metric) == sign
+    assert metric_of(metric).direction == sign
 
 
 def test_named_metrics_are_shown_and_unknown_ones_refused_with_what_there_is():

@@ -33,6 +33,7 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     )
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
+    from nanochat_pl.eval.metrics import METRICS
     from nanochat_pl.lit import schema
     from nanochat_pl.lit.claim import check_free
     from nanochat_pl.lit.preflight import forget_run, is_first_process, preflight
@@ -195,7 +196,8 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any],
         )
         return
     else:
-        found = [key for key in ("val/loss", "val/bpb", "pass@1") if result.get(key) is not None]
+        measured = [name for name, known in reversed(METRICS.items()) if known.chooses_best]
+        found = [name for name in measured if result.get(name) is not None]
         figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []
         print(f"done: {folder}, step {result['step']}, {', '.join(figures + [f'{k} {result[k]:.4f}' for k in found])}")
     flags = config_flags(CommandLine.parse(arguments).config_dir)

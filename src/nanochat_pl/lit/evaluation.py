@@ -18,9 +18,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.checkpoint import LoadedModel, load_model
-from nanochat_pl.eval.chatcore import CHATCORE_METRIC
 from nanochat_pl.eval.compare import Comparison, compare
-from nanochat_pl.eval.core import CORE_METRIC, core_csv
+from nanochat_pl.eval.core import core_csv
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import (
     REQUESTS,
     Evaluation,
@@ -45,7 +45,6 @@ from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import check_place, write_atomically, writing
 from nanochat_pl.report import terminal
-from nanochat_pl.report.comparison import direction
 from nanochat_pl.report.entrants import Entrant, Result
 from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
@@ -297,7 +296,7 @@ def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
     rows = [row for row in evaluation.rows if row.group is None and row.value is not None]
     shown = headline_figures(rows)
     return {
-        row.metric if row.metric in (CORE_METRIC, CHATCORE_METRIC) else f"{name}/{row.task}/{row.metric}": row.value
+        row.metric if metric_of(row.metric).is_composite else f"{name}/{row.task}/{row.metric}": row.value
         for row in rows
         if row.value is not None and (row.task, row.metric) in shown
     }
@@ -311,9 +310,8 @@ def headline_figures(rows: Sequence[MetricRow]) -> list[tuple[str, str]]:
     overall = [(row.task, row.metric) for row in rows if row.group is None]
     if len({task for task, _ in overall}) < 2:
         return overall
-    telling = [
-        (task, metric) for task, metric in overall if direction(metric) and not re.fullmatch(r"pass@(?!1$)\d+", metric)
-    ]
+    telling = [(task, metric) for task, metric in overall if metric_of(metric).direction]
+    telling = [key for key in telling if not re.fullmatch(r"pass@(?!1$)\d+", key[1])]
     return telling or overall
 
 

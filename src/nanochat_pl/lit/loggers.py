@@ -18,8 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from nanochat_pl.eval.chatcore import CHATCORE_METRIC
-from nanochat_pl.eval.core import CORE_METRIC
+from nanochat_pl.eval.metrics import METRICS, metric_of
 from nanochat_pl.lit.preflight import is_first_process
 from nanochat_pl.paths import write_atomically, writing
 
@@ -40,13 +39,7 @@ AXES = ("step", "tokens", "total_training_flops", "total_training_time")
 """What a curve may be drawn over: the first by default. Every row that a dashboard gets has all four."""
 
 SUMMARIES = {
-    "train/loss": "min,last",
-    "val/loss": "min,last",
-    "val/bpb": "min,last",
-    CORE_METRIC: "max,last",
-    CHATCORE_METRIC: "max,last",
-    "reward": "max,last",
-    "pass@1": "max,last",
+    name: f"{'max' if known.direction > 0 else 'min'},last" for name, known in METRICS.items() if known.is_tracked
 }
 """Figures whose best value stands beside the last one in W&B's table of runs."""
 
@@ -252,9 +245,9 @@ def evaluation_figures(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = document["name"]
     figures = {
-        row["metric"]
-        if row["metric"] in (CORE_METRIC, CHATCORE_METRIC)
-        else f"{name}/{row['task']}/{row['metric']}": row["value"]
+        row["metric"] if metric_of(row["metric"]).is_composite else f"{name}/{row['task']}/{row['metric']}": row[
+            "value"
+        ]
         for row in document["metrics"]
         if row["group"] is None and row["value"] is not None
     }

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat_pl.eval.compare import compare, scores_behind, verdict
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Interval, holm_correction
 from nanochat_pl.report.entrants import Entrant, evaluate_command, evaluations, question_key
 
-__all__ = ["Judgement", "Line", "compare_entrants", "direction", "settings_that_differ", "verdict_of_intervals"]
+__all__ = ["Judgement", "Line", "compare_entrants", "settings_that_differ", "verdict_of_intervals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +51,6 @@ class Line:
     def reference(self) -> int:
         """Index of the entrant that the others are held against: the first that has the figure."""
         return next((i for i, row in enumerate(self.rows) if row is not None and row.value is not None), 0)
-
-
-def direction(metric: str) -> int:
-    """Return 1 where higher is better, -1 where lower is, 0 where neither can be said.
-
-    Accuracy over *scored* answers is 0: each model leaves out other questions. So is centered accuracy, which says
-    again what accuracy says.
-    """
-    last = metric.rpartition("/")[2]
-    if re.fullmatch(r"bpb|.*loss", last):
-        return -1
-    good = r"(?!.*over_scored).*accuracy.*|exact_match|pass@\d+|.*core_metric|rouge_l|reward|pass_rate|passed"
-    return 1 if re.fullmatch(good, last) else 0
 
 
 def compare_entrants(
@@ -128,7 +116,7 @@ def _lines(entrants: Sequence[Entrant], name: str, metrics: Sequence[str] | None
     ]
     for task, metric in dict.fromkeys(key for own in rows for key in own):
         names = {metric, *metric.split("/")}
-        telling = direction(metric) and not _between(metric, [m for own in rows for t, m in own if t == task])
+        telling = metric_of(metric).direction and not _between(metric, [m for own in rows for t, m in own if t == task])
         if any(asked in (*names, "all") for asked in metrics) if metrics else telling:
             figures = [own.get((task, metric)) for own in rows]
             yield Line(evaluation=name, task=task, metric=metric, rows=figures, judgements=[None] * len(entrants))
@@ -154,7 +142,7 @@ def _judge(line: Line, entrants: Sequence[Entrant], seed: int) -> Line:
             continue
         assert first is not None and first.value is not None
         judgement = Judgement(difference=row.value - first.value)
-        if own and before and direction(line.metric):
+        if own and before and metric_of(line.metric).direction:
             tested = compare(before, own, measure="score", seed=seed)
             judgement = replace(judgement, interval=tested.interval, p_value=tested.p_value)
         judgements.append(judgement)
@@ -199,7 +187,7 @@ def _by_intervals(line: Line, first: str, label: str, row: MetricRow) -> str:
     """Judge figures without paired answers."""
     before = line.rows[line.reference]
     assert before is not None and row.value is not None and before.value is not None
-    sign = direction(line.metric)
+    sign = metric_of(line.metric).direction
     if not sign:
         return "no better or worse"
     if line.metric.endswith("bpb") and row.n != before.n:

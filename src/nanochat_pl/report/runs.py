@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.eval.results import MetricRow, read_rows
 from nanochat_pl.paths import reason
 from nanochat_pl.stages import training_order
@@ -123,10 +124,8 @@ def last_value(curves: Mapping[str, Curve], metric: str) -> float | None:
 
 def validation_metric(curves: Mapping[str, Curve]) -> tuple[str, bool] | None:
     """Return the metric that chooses the best checkpoint, and whether higher is better; None without validation."""
-    for metric, higher in (("pass@1", True), ("val/bpb", False), ("val/loss", False)):
-        if curves.get(metric):
-            return metric, higher
-    return None
+    chosen = next((name for name, known in METRICS.items() if known.chooses_best and curves.get(name)), None)
+    return None if chosen is None else (chosen, METRICS[chosen].direction > 0)
 
 
 def best_point(curve: Curve, higher: bool = False) -> tuple[int, float] | None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import exp, fsum, lgamma, log
 from typing import NamedTuple
 
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import holm_correction, p_text
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
@@ -30,19 +31,6 @@ __all__ = [
 ]
 
 _SUMMARY_STAGES = [str(name) for name, stage in STAGES.items() if stage.in_summary]
-_HEADLINES = {
-    "core_metric": "",
-    "chatcore_metric": "",
-    "accuracy": "",
-    "pass@1": "pass@1",
-    "exact_match": "exact match",
-    "strict/accuracy_over_asked": "as written",
-    "loglikelihood/accuracy": "by likelihood",
-    "pass_rate": "passed",
-    "bpb": "bits per byte",
-}
-"""Metrics of the summary table -> how they are called after the name of the task."""
-_COMPOSITES = ("core_metric", "chatcore_metric")
 _LONG_TABLE_ROWS = 14
 _ALPHA = 0.05
 
@@ -110,7 +98,11 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
     if below:
         text += f"; worse than chance: {', '.join(below)} (an answer that cannot be read counts as wrong)"
     for row in rows:
-        if row.metric in _COMPOSITES and row.interval is not None and row.interval.low <= 0 <= row.interval.high:
+        if (
+            metric_of(row.metric).is_composite
+            and row.interval is not None
+            and row.interval.low <= 0 <= row.interval.high
+        ):
             text += f"; {row.task} itself is not distinguishable from 0, which is guessing"
     names = [_name(row) for row, difference in found if difference > 0]
     return Verdict(text, tuple(names), len(compared))
@@ -247,8 +239,17 @@ def _metric_table(columns: Mapping[str, Result], grouped: bool) -> Table:
     return Table(("Metric" if alone else "Task, metric", *columns, "Without a model", "n"), tuple(rows))
 
 
+def _headlines(result: Result) -> list[MetricRow]:
+    return [row for row in result.rows if row.group is None and metric_of(row.metric).is_headline]
+
+
 def _headline_table(columns: Mapping[str, Result]) -> Table:
-    rows = [row for result in columns.values() for row in result.rows if row.group is None and row.metric in _HEADLINES]
+    rows = [
+        row
+        for result in columns.values()
+        for row in result.rows
+        if row.group is None and metric_of(row.metric).is_headline
+    ]
     chosen = {(row.task, row.metric) for row in rows}
     short = {
         label: replace(result, rows=tuple(row for row in result.rows if (row.task, row.metric) in chosen))
@@ -261,7 +262,7 @@ def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
     """Find the headline figures of a run by their place in the summary table and their names."""
     found: dict[tuple[int, str, str], MetricRow] = {}
     for result in run.results:
-        rows = [row for row in result.rows if row.group is None and row.metric in _HEADLINES]
+        rows = _headlines(result)
         if any(row.metric == "core_metric" for row in rows):  # its 22 tasks are in its own table
             rows = [row for row in rows if row.metric == "core_metric"]
         for row in rows:
@@ -275,7 +276,8 @@ def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
 
 def _name(row: MetricRow, alone: bool = False) -> str:
     """Name a figure by its task and metric; by its metric only where its task stands `alone`."""
-    words = _HEADLINES.get(row.metric, row.metric)
+    words = metric_of(row.metric).words
+    words = row.metric if words is None else words
     if alone and words:
         return words
     return f"{row.task}, {words}" if words else row.task
@@ -284,7 +286,7 @@ def _name(row: MetricRow, alone: bool = False) -> str:
 def _cell(row: MetricRow) -> str:
     if row.value is None:
         return f"- (n = {row.n})"
-    plain = ".4f" if row.metric in _COMPOSITES or row.metric.endswith("bpb") else ".4g"
+    plain = ".4f" if metric_of(row.metric).is_composite or row.metric.endswith("bpb") else ".4g"
     scale, form = (100, ".1f") if row.is_share else (1, ",.0f" if abs(row.value) >= 1000 else plain)
     text = f"{scale * row.value:{form}}{'%' if row.is_share else ''}"
     if row.interval is None:
@@ -294,7 +296,7 @@ def _cell(row: MetricRow) -> str:
 
 def _baseline(row: MetricRow) -> str:
     """Write `chance 33.8%, majority 35.0% (A)`; of a figure that is no share `chance 0`."""
-    if row.metric in _COMPOSITES:  # its baseline may be those of its tasks, which are scaled to 0
+    if metric_of(row.metric).is_composite:  # its baseline may be those of its tasks, which are scaled to 0
         return "chance 0"
     text = ""
     for key, value in (row.baseline or {}).items():

@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.stats import Spread, seed_spread
-from nanochat_pl.report.comparison import Line, direction, verdict_of_intervals
+from nanochat_pl.report.comparison import Line, verdict_of_intervals
 from nanochat_pl.report.entrants import Entrant
 
 __all__ = ["SeedLine", "compare_seeds", "group_by_seed"]
@@ -65,7 +66,7 @@ def compare_seeds(
         names = [entrants[group[0]].label for group in groups]
         verdicts = [""]
         for name, spread in zip(names[1:], spreads[1:]):
-            first, sign = spreads[0], direction(line.metric)
+            first, sign = spreads[0], metric_of(line.metric).direction
             if first is None or spread is None or not sign:
                 verdicts.append("")
             elif first.interval is None or spread.interval is None:
