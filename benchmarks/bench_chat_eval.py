@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.eval.chat import evaluate_chat, with_ids
 from nanochat_pl.eval.letters import letter_tokens
@@ -30,7 +31,6 @@ from nanochat_pl.eval.prompts import render_prompts
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.runtime import pick_device
-from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tasks.arc import ARC
 from nanochat_pl.tasks.base import Task
 from nanochat_pl.tasks.gsm8k import GSM8K

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.runtime import pick_device
-from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tokenizer import Tokenizer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.runtime import pick_device
-from nanochat_pl.scaling import shape_for_depth
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

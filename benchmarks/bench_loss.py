@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.loss import chunked_cross_entropy
 from nanochat_pl.runtime import has_fast_bf16, pick_device
-from nanochat_pl.scaling import shape_for_depth
 
 Side = Callable[[Tensor, Tensor], Tensor]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

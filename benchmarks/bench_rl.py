@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.rl.losses import micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import Group, Questions, Sampling, roll_out
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
-from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tasks.base import Conversation, Mixture, Task
 
 MEAN_ANSWER_TOKENS = 64

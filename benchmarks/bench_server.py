@@ -36,11 +36,11 @@ import httpx
 import torch
 
 from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.runtime import pick_device
-from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tokenizer import Tokenizer
 
 TIE = {torch.float32: 1e-3, torch.bfloat16: 0.15}

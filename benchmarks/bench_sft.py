@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.data.batch import IGNORE, Batch
 from nanochat_pl.data.conversations import ConversationBatches
 from nanochat_pl.data.microworld import write_microworld
@@ -27,7 +28,6 @@ from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, set_schedule
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
-from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tasks.scienceqa import ScienceQA
 from nanochat_pl.tokenizer import Tokenizer
 

@@ -20,6 +20,7 @@ import torch
 from bench_loss import PlainGPT, make_batch
 from torch import Tensor, nn
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.data.batch import Batch
 from nanochat_pl.model.accounting import flops_per_token
 from nanochat_pl.model.config import GPTConfig
@@ -27,7 +28,6 @@ from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, clip_gradients, set_schedule
 from nanochat_pl.runtime import peak_flops, pick_device
-from nanochat_pl.scaling import shape_for_depth
 
 SIDES = ["plain eager fp32", "ours eager fp32", "ours compiled fp32", "ours compiled bf16"]
 
@@ -138,12 +138,14 @@ def bare_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
 
 def trainer_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
     """CPU seconds of the same steps through the LightningModule, with metrics file and log lines as users have them."""
-    from nanochat_pl.lit.build import build_trainer
-    from nanochat_pl.lit.callbacks import Progress, Summary, Validation, loss_measure
-    from nanochat_pl.lit.checkpoints import Checkpoints
-    from nanochat_pl.lit.datamodules import StepBatches
-    from nanochat_pl.lit.module import LanguageModel
-    from nanochat_pl.lit.schema import TrainConfig
+    from nanochat_pl.config.schema import TrainConfig
+    from nanochat_pl.training.callbacks.checkpoints import Checkpoints
+    from nanochat_pl.training.callbacks.progress import Progress
+    from nanochat_pl.training.callbacks.summary import Summary
+    from nanochat_pl.training.callbacks.validation import Validation, loss_measure
+    from nanochat_pl.training.datamodules import StepBatches
+    from nanochat_pl.training.module import LanguageModel
+    from nanochat_pl.training.run import build_trainer
 
     torch.manual_seed(42)
     model = GPT(config, torch.float32)

@@ -12,6 +12,7 @@ import torch
 
 from nanochat_pl import GPT, GPTConfig, Tokenizer
 from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.data.corpus import TextCorpus
 from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.packing import TokenBatches, fixed_batches
@@ -19,7 +20,6 @@ from nanochat_pl.data.parquet import list_shards, read_documents
 from nanochat_pl.eval.bpb import evaluate_bpb
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, clip_gradients, set_schedule
-from nanochat_pl.scaling import shape_for_depth
 from nanochat_pl.tokenizer import training_texts
 
 

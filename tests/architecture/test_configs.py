@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat_pl.cli.chain import plan_chain
-from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir, leaves
-from nanochat_pl.lit.schema import EvaluateConfig, TrainConfig
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, leaves
+from nanochat_pl.config.schema import EvaluateConfig, TrainConfig
 
 CONFIGS = config_dir()
 GROUPS = {

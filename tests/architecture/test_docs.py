@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_pl.cli.compose import (
+from nanochat_pl.cli.explain import asked_for_help
+from nanochat_pl.cli.main import COMMANDS, module_of
+from nanochat_pl.config.compose import (
     OPEN_KEYS,
     ROOTS,
     CommandLine,
@@ -25,8 +27,6 @@ from nanochat_pl.cli.compose import (
     known_names,
     quote_texts,
 )
-from nanochat_pl.cli.explain import asked_for_help
-from nanochat_pl.cli.main import COMMANDS, module_of
 
 REPO = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]

@@ -5,11 +5,11 @@ import ast
 import pytest
 from tests.architecture.test_imports import MODULES, tree
 
+from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName
 from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.optim.groups import ROLES
-from nanochat_pl.stages import MODEL_STAGES, STAGES, StageName
 
-STAGE_TABLE = "stages"
+STAGE_TABLE = "config.stages"
 FOREIGN = {"checkpoint.nanochat": "names of folders that nanochat gives its stages"}
 """Modules that may list stages, since they tell of other programs."""
 
@@ -31,7 +31,7 @@ def listed_stages(node: ast.AST) -> set[str]:
 def test_no_list_of_stages_stands_outside_its_table(module: str):
     # Two are a choice, such as "text is read by tokenizer and base"; three are a list that a new stage must enter.
     found = [f"line {node.lineno}" for node in ast.walk(tree(module)) if len(listed_stages(node)) > 2]
-    assert not found, f"{module} lists stages in {', '.join(found)}; ask nanochat_pl.stages"
+    assert not found, f"{module} lists stages in {', '.join(found)}; ask nanochat_pl.config.stages"
 
 
 METRIC_TABLE = "eval.metrics"

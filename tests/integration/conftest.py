@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir
-from nanochat_pl.lit.schema import TrainConfig
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.paths import run_dir
 
 TINY = [
@@ -41,7 +41,7 @@ Train = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded world and a tokenizer for it, made once."""
-    from nanochat_pl.lit.tokenizers import make_tokenizer
+    from nanochat_pl.training.tokenizers import make_tokenizer
 
     folder = tmp_path_factory.mktemp("world")
     cfg = compose([*BASE, f"data.root={folder / 'data'}"])
@@ -56,7 +56,7 @@ def compose(overrides: list[str]) -> TrainConfig:
 
 def train_below(outputs: Path, world: Path, *overrides: str) -> dict[str, Any]:
     """Train a stage in this process; returns its summary."""
-    from nanochat_pl.lit.build import run
+    from nanochat_pl.training.run import run
 
     arguments = [f"data.root={world / 'data'}", f"outputs={outputs}"]
     if "stage=base" in overrides:

@@ -76,7 +76,7 @@ def test_a_wrong_command_says_what_to_do(arguments: list[str], message: str, cap
 
 
 def test_a_sweep_of_a_config_does_not_mind_a_run_folder_that_is_taken():
-    from nanochat_pl.cli.compose import CommandLine, is_sweep
+    from nanochat_pl.config.compose import CommandLine, is_sweep
 
     assert is_sweep("train", CommandLine.parse(["sweep=matrix_lr"]))
     assert is_sweep("train", CommandLine.parse(["-m", "depth=1,2"]))
@@ -223,7 +223,7 @@ def test_cuda_where_there_is_none_is_refused(train: Train):
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from nanochat_pl.lit.checkpoints import CheckpointWriteError
+    from nanochat_pl.training.callbacks.checkpoints import CheckpointWriteError
 
     train(*BASE, "trainer.stop_after_steps=2")
     last = tmp_path / "base" / "tiny" / "checkpoints" / "last.ckpt"

@@ -18,8 +18,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nanochat_pl.cli.workspace import SECTIONS, Curves, Table, layout, main
-from nanochat_pl.lit.health import update_ratio
-from nanochat_pl.lit.loggers import AXES, SUMMARIES, evaluation_figures, log_evaluation
+from nanochat_pl.training.callbacks.diagnostics import update_ratio
+from nanochat_pl.training.loggers import AXES, SUMMARIES, evaluation_figures, log_evaluation
 from tests.integration.conftest import BASE, SFT, Train, metrics
 from tests.integration.test_processes import command, run
 

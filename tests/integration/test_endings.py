@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat_pl.lit.callbacks import Summary
-from nanochat_pl.lit.checkpoints import Checkpoints
-from nanochat_pl.lit.claim import FolderInUseError, claimed
-from nanochat_pl.lit.datamodules import ConversationCounts
-from nanochat_pl.lit.evaluation import Evaluations
-from nanochat_pl.lit.samples import PromptSamples
-from nanochat_pl.lit.schema import EvaluateConfig
+from nanochat_pl.config.schema import EvaluateConfig
+from nanochat_pl.training.callbacks.checkpoints import Checkpoints
+from nanochat_pl.training.callbacks.evaluation import Evaluations
+from nanochat_pl.training.callbacks.samples import PromptSamples
+from nanochat_pl.training.callbacks.summary import Summary
+from nanochat_pl.training.claim import FolderInUseError, claimed
+from nanochat_pl.training.datamodules import ConversationCounts
 from tests.integration.conftest import BASE, SFT, TINY, Train, train_below
 
 KINDS: dict[str, list[str]] = {
@@ -42,7 +42,7 @@ def test_a_folder_in_use_is_refused_to_every_kind_of_run_and_left_as_it_is(train
 
 
 def test_results_that_another_process_writes_are_refused_before_anything_is_asked(train: Train, tmp_path: Path):
-    from nanochat_pl.lit.evaluation import evaluate
+    from nanochat_pl.eval.runner import evaluate
 
     train(*BASE, "stage.num_steps=1")
     cfg: Any = EvaluateConfig()
@@ -55,7 +55,7 @@ def test_results_that_another_process_writes_are_refused_before_anything_is_aske
 
 
 def test_an_evaluation_that_is_refused_leaves_no_folder(train: Train, tmp_path: Path):
-    from nanochat_pl.lit.evaluation import evaluate
+    from nanochat_pl.eval.runner import evaluate
 
     train(*BASE, "stage.num_steps=1")
     run = tmp_path / "base" / "tiny"

@@ -16,9 +16,9 @@ import torch
 
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.cli import main as command
-from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir
-from nanochat_pl.lit.evaluation import evaluate
-from nanochat_pl.lit.schema import EvalName, EvaluateConfig
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir
+from nanochat_pl.config.schema import EvalName, EvaluateConfig
+from nanochat_pl.eval.runner import evaluate
 from tests.integration.conftest import BASE, Train, metrics, train_below
 
 CORE_YAML = """icl_tasks:

@@ -14,7 +14,7 @@ from nanochat_pl.checkpoint import huggingface, nanochat, package, read_model, s
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
 from nanochat_pl.cli.import_ import import_model
-from nanochat_pl.lit.provenance import run_inputs
+from nanochat_pl.config.provenance import run_inputs
 from tests.integration.conftest import BASE, SFT, compose, metrics, train_below
 from tests.unit.test_checkpoint_hub import Shelf
 from tests.unit.test_downloads import Hub, hub  # noqa: F401  (fixture)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_pl import inputs
+from nanochat_pl.config import inputs
+from nanochat_pl.config.inputs import prepare_text
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.data.microworld import write_microworld
-from nanochat_pl.inputs import prepare_text
-from nanochat_pl.lit.schema import TrainConfig
 from tests.integration.conftest import BASE, compose
 from tests.unit.test_downloads import Hub, hub  # noqa: F401  (fixture)
 

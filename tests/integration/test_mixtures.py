@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.lit.data import build_mixtures, build_tasks
 from nanochat_pl.tasks.base import overlap
+from nanochat_pl.training.data import build_mixtures, build_tasks
 from tests.integration.conftest import SFT, compose
 
 TASK = "{_target_: nanochat_pl.tasks.recall.Recall, path: '${data.root}', split: %s}"

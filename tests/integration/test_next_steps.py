@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from nanochat_pl.checkpoint import check_model
-from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir, quote_texts
 from nanochat_pl.cli.main import COMMANDS
 from nanochat_pl.cli.next_steps import evaluation, next_steps, typed
-from nanochat_pl.lit.preflight import preflight
-from nanochat_pl.lit.schema import EvaluateConfig, TrainConfig
+from nanochat_pl.config.checks import preflight
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, quote_texts
+from nanochat_pl.config.schema import EvaluateConfig, TrainConfig
+from nanochat_pl.config.stages import StageName
 from nanochat_pl.paths import run_dir
-from nanochat_pl.stages import StageName
 
 from .conftest import TINY
 
@@ -69,7 +69,7 @@ def test_what_each_stage_prints_trains_the_next_when_typed_literally(
 ):
     from omegaconf import OmegaConf
 
-    from nanochat_pl.lit.build import run
+    from nanochat_pl.training.run import run
 
     monkeypatch.chdir(tmp_path)
     root = Path('its "own", it\'s')

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import load_model
-from nanochat_pl.lit.rl import PolicyModel
 from nanochat_pl.report.history import run_picture
 from nanochat_pl.tasks.base import Conversation, Task
+from nanochat_pl.training.rl_module import PolicyModel
 from tests.conftest import REPO
 from tests.integration.conftest import BASE, TINY, Train, metrics
 from tests.integration.test_processes import command, last_weights, run

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from nanochat_pl.cli import train as train_command
-from nanochat_pl.lit import signals
-from nanochat_pl.lit.callbacks import Summary, Validation
-from nanochat_pl.lit.signals import SIGNALS, Stopped
+from nanochat_pl.training import signals
+from nanochat_pl.training.callbacks.summary import Summary
+from nanochat_pl.training.callbacks.validation import Validation
+from nanochat_pl.training.signals import SIGNALS, Stopped
 from tests.integration.conftest import BASE, Train, metrics
 from tests.integration.test_processes import LONG, command, wait_for_step
 from tests.integration.test_training import under_slurm

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import load_model
-from nanochat_pl.lit.datamodules import StepBatches
+from nanochat_pl.training.datamodules import StepBatches
 from tests.integration.conftest import BASE, TINY, Train, metrics
 from tests.integration.test_processes import command, last_weights, run
 from tests.integration.test_training import weights

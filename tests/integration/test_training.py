@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import load_model
-from nanochat_pl.lit.module import DivergedError
-from nanochat_pl.lit.preflight import RUN_FILES
+from nanochat_pl.config.checks import RUN_FILES
 from nanochat_pl.report.history import run_picture
+from nanochat_pl.training.module import DivergedError
 from tests.integration.conftest import BASE, SFT, Train, metrics
 
 

@@ -11,7 +11,7 @@ import torch
 from nanochat_pl.checkpoint import load_model, read_model
 from nanochat_pl.checkpoint.huggingface import losses
 from nanochat_pl.engine import Engine, Request
-from nanochat_pl.lit.tokenizers import make_tokenizer
+from nanochat_pl.training.tokenizers import make_tokenizer
 from tests.integration.conftest import BASE, compose, train_below
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_pl.lit.module import LanguageModel
+from nanochat_pl.training.module import LanguageModel
 from tests.integration.conftest import Train, metrics, train, world  # noqa: F401  (fixtures)
 from tests.parity.reference import command_line
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.accounting import flops_per_token, num_parameters, parameters_by_role
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.scaling import shape_for_depth
 
 TABLE = {  # depth: (embedding, blocks, all parameters, FLOPs per token at 2048 tokens)
     4: (16_777_216, 3_145_728, 36_700_160, 144_703_488),

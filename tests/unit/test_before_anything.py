@@ -10,10 +10,10 @@ import pytest
 
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
-from nanochat_pl.lit.preflight import check_slurm, forget_run
-from nanochat_pl.lit.record import write_log
-from nanochat_pl.lit.schema import TrainConfig
-from nanochat_pl.lit.trust import arguments_of, defined_names
+from nanochat_pl.config.checks import check_slurm, forget_run
+from nanochat_pl.config.schema import TrainConfig
+from nanochat_pl.config.targets import arguments_of, defined_names
+from nanochat_pl.training.record import write_log
 
 SFT = ["stage=sft", "data=local", "data.root=data", "init_from=start"]
 
@@ -47,7 +47,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["+callbacks.x=3"], r"callbacks\.x=3: give \{_target_"),
         (["+logger.x={project: y}"], r"logger\.x=.*_target_"),
         (["stage=sft", "+mixture.tasks.x={a: 1}"], r"mixture\.tasks\.x has no _target_"),
-        (["+callbacks.x={_target_: nanochat_pl.lit.health.Helth}"], r"did you mean Health\?"),
+        (["+callbacks.x={_target_: nanochat_pl.training.callbacks.diagnostics.Helth}"], r"did you mean Health\?"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_written(
@@ -83,7 +83,7 @@ def test_what_an_evaluation_lacks_is_said_before_torch_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("nanochat_pl.lit.preflight.is_module", lambda name: False)
+    monkeypatch.setattr("nanochat_pl.config.checks.is_module", lambda name: False)
     monkeypatch.setattr(f"nanochat_pl.cli.{command}.run_hydra", None)  # loads it
     monkeypatch.setattr("nanochat_pl.cli.evaluate.check_model", lambda *_: None)
     before = sorted(Path().rglob("*"))

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from nanochat_pl.lit import claim
-from nanochat_pl.lit.claim import FolderInUseError, check_free, claimed
+from nanochat_pl.training import claim
+from nanochat_pl.training.claim import FolderInUseError, check_free, claimed
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from nanochat_pl.lit.claim import claimed
+from nanochat_pl.training.claim import claimed
 with claimed(Path(sys.argv[1])):
     print("owns", flush=True)
     time.sleep(60)

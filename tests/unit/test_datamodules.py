@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 
 from nanochat_pl.data.batch import IGNORE
 from nanochat_pl.eval.bpb import evaluate_loss
-from nanochat_pl.lit.datamodules import conversation_data, say_streams, text_data, transcript_data
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.training.datamodules import conversation_data, say_streams, text_data, transcript_data
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 B, T = 2, 16

@@ -9,8 +9,9 @@ from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import explain as explain_command
 from nanochat_pl.cli import main as installed_command
 from nanochat_pl.cli import train as train_command
-from nanochat_pl.cli.compose import CommandLine, compose_checked, config_dir
-from nanochat_pl.cli.explain import EXAMPLES, ROOTS, explain, group_options, help_page, settings
+from nanochat_pl.cli.explain import explain, help_page
+from nanochat_pl.config.compose import CommandLine, compose_checked, config_dir
+from nanochat_pl.config.settings import EXAMPLES, ROOTS, group_options, settings
 
 Capture = pytest.CaptureFixture[str]
 

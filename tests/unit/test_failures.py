@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.cli.compose import ROOTS, config_dir, known_names
 from nanochat_pl.cli.failures import main
+from nanochat_pl.config.compose import ROOTS, config_dir, known_names
 from nanochat_pl.eval.failures import KINDS, false_steps, kind_of, sort_failures
 
 LETTERS = {"letters": ["A", "B", "C"], "choices": ["rock salt", "lion", "salt"], "expected": "B"}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from nanochat_pl.data.batch import Batch
-from nanochat_pl.lit.callbacks import over_ranks
-from nanochat_pl.lit.health import Health, is_logged, logit_max_frac, peak_memory_gib, update_ratio
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.training.callbacks import over_ranks
+from nanochat_pl.training.callbacks.diagnostics import Health, is_logged, logit_max_frac, peak_memory_gib, update_ratio
 
 
 @pytest.fixture

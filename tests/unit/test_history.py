@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from nanochat_pl.cli.report import main
-from nanochat_pl.lit import callbacks
-from nanochat_pl.lit.callbacks import Picture
-from nanochat_pl.lit.preflight import RUN_FILES
+from nanochat_pl.config.checks import RUN_FILES
 from nanochat_pl.report.history import Stage, chains, draw_history, history_figure, run_picture, smooth
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.plots import png_bytes, styled
 from nanochat_pl.report.runs import Curve, find_chain, read_run
 from nanochat_pl.report.sections import report_blocks
+from nanochat_pl.training.callbacks import summary as callbacks
+from nanochat_pl.training.callbacks.summary import Picture
 from tests.unit.test_report import write_run
 from tests.unit.test_writing import full_disk
 

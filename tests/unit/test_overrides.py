@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat_pl.cli.chain import in_hydra, plan_chain
-from nanochat_pl.cli.compose import (
+from nanochat_pl.config.compose import (
     PATH_KEYS,
     ROOTS,
     CommandLine,
@@ -22,7 +22,7 @@ from nanochat_pl.cli.compose import (
     quote_texts,
     text_keys,
 )
-from nanochat_pl.lit.schema import TrainConfig
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.paths import MAX_NAME_BYTES, run_dir
 
 NAMES = [
@@ -198,7 +198,7 @@ def test_a_job_of_a_sweep_that_failed_shows_no_figures_of_an_earlier_session(tmp
 
 @pytest.mark.parametrize("name", ["", "a/b", ".."])
 def test_a_sweep_checks_names_as_single_runs_do(name: str):
-    from nanochat_pl.lit.preflight import preflight
+    from nanochat_pl.config.checks import preflight
 
     cfg = check(compose_checked("train", CommandLine([f"run_name='{name}'"], True, config_dir()))[0], TrainConfig)
     with pytest.raises(ValueError, match="must be a plain folder name"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat_pl.lit.callbacks import Progress, _Line
+from nanochat_pl.training.callbacks.progress import Progress, _Line
 
 
 def progress(peak_flops: float | None = None, every_steps: int = 5) -> Progress:
@@ -19,7 +19,7 @@ def session(figures: Progress, durations: list[float], monkeypatch: pytest.Monke
     """Let steps take these seconds; returns the lines that are logged."""
     clock, said = SimpleNamespace(now=100.0), []
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr("nanochat_pl.lit.callbacks.log.info", lambda line, **kwargs: said.append(line))
+    monkeypatch.setattr("nanochat_pl.training.callbacks.progress.log.info", lambda line, **kwargs: said.append(line))
     trainer: Any = SimpleNamespace(
         global_step=first, max_steps=first + len(durations), world_size=1, loggers=[], callbacks=[]
     )

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat_pl.lit import callbacks, record
-from nanochat_pl.lit.callbacks import Summary
-from nanochat_pl.lit.record import describe_machine, describe_run, earlier_seconds
+from nanochat_pl.training import record
+from nanochat_pl.training.callbacks import summary as callbacks
+from nanochat_pl.training.callbacks.summary import Summary
+from nanochat_pl.training.record import describe_machine, describe_run, earlier_seconds
 
 
 def repository(folder: Path) -> Path:

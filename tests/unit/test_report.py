@@ -16,9 +16,10 @@ from typing import Any, get_type_hints
 import pytest
 
 from nanochat_pl.cli.report import main
+from nanochat_pl.config.schema import TrainConfig
+from nanochat_pl.config.stages import STAGES
 from nanochat_pl.eval.results import Evaluation, MetricRow, proportion_row, results_document
 from nanochat_pl.eval.stats import Interval
-from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.report import plots, scores, sections
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.markdown import Code, Table, render_markdown
@@ -27,7 +28,6 @@ from nanochat_pl.report.runs import Run, best_point, find_chain, read_run
 from nanochat_pl.report.scores import chance_verdict, summary_table
 from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.report.textlog import parse_text_log
-from nanochat_pl.stages import STAGES
 
 VALIDATION = {0: 3.1, 10: 1.9, 20: 1.4, 30: 1.6}
 SCRIPT = "<script>alert('x')</script> | `tick` <b>"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_pl.lit.loggers import drop_lines_from
-from nanochat_pl.lit.samples import encode_prompts, one_line
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.training.callbacks.samples import encode_prompts, one_line
+from nanochat_pl.training.loggers import drop_lines_from
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 

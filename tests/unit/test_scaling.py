@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from nanochat_pl.config.sizing import micro_batches, plan_horizon, shape_for_depth
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.scaling import micro_batches, plan_horizon, shape_for_depth
 
 BATCH = 524_288
 
@@ -99,5 +99,5 @@ def test_empty_micro_batches_are_refused():
 
 
 def test_planning_needs_no_torch():
-    program = "import sys, nanochat_pl.scaling; sys.exit('torch' in sys.modules)"
+    program = "import sys, nanochat_pl.config.sizing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

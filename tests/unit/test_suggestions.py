@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat_pl.cli.suggestions import suggestions
+from nanochat_pl.config.suggestions import suggestions
 from nanochat_pl.data.microworld_questions import questions
 from nanochat_pl.tasks.scienceqa import PERSONA
 

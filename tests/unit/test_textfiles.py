@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanochat_pl.config.inputs import prepare_text
+from nanochat_pl.config.schema import DataConfig
 from nanochat_pl.data.parquet import read_documents
-from nanochat_pl.inputs import prepare_text
-from nanochat_pl.lit.schema import DataConfig
 
 TEXTS = [f'Document {i} says: {"word " * (i % 7 + 1)}\n\nand ends, "so".' for i in range(300)]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nanochat_pl.cli.compose import ConfigError, check_targets
-from nanochat_pl.lit.trust import is_module, trusted_data, trusted_tasks
+from nanochat_pl.config.compose import ConfigError, check_targets
+from nanochat_pl.config.targets import is_module, trusted_data, trusted_tasks
 
 FILE = Path("evil.ckpt")
 JSONL = "nanochat_pl.tasks.jsonl.JSONL"
@@ -77,7 +77,7 @@ COMPUTED = "${oc.create:{_target_:os.mkdir,_args_:[canary]}}"
     ],
 )
 def test_what_a_task_would_compute_is_refused(spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from nanochat_pl.lit.data import make
+    from nanochat_pl.config.targets import make
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"mixture\.tasks\.asked of evil\.ckpt is not plain: it holds .*oc\.create"):

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from nanochat_pl.cli.arguments import in_words, refuse
-from nanochat_pl.lit.loggers import MetricsFile
-from nanochat_pl.lit.record import write_log
 from nanochat_pl.paths import WriteError, atomic_file, check_place, worded, write_atomically, writing
+from nanochat_pl.training.loggers import MetricsFile
+from nanochat_pl.training.record import write_log
 
 
 @contextlib.contextmanager

@@ -23,7 +23,16 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from nanochat_pl.cli.compose import (
+from nanochat_pl.cli.next_steps import config_flags, elsewhere, evaluation, listed, model_commands, program
+from nanochat_pl.config.checks import (
+    check_answer_length,
+    check_measure,
+    check_own,
+    check_start,
+    named_eval,
+    unfinished,
+)
+from nanochat_pl.config.compose import (
     OPEN_KEYS,
     CommandLine,
     ConfigError,
@@ -34,23 +43,14 @@ from nanochat_pl.cli.compose import (
     leaves,
     quote_texts,
 )
-from nanochat_pl.cli.next_steps import config_flags, elsewhere, evaluation, listed, model_commands, program
-from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit import signals
-from nanochat_pl.lit.claim import check_free
-from nanochat_pl.lit.preflight import (
-    check_answer_length,
-    check_measure,
-    check_own,
-    check_start,
-    named_eval,
-    unfinished,
-)
-from nanochat_pl.lit.provenance import changes, run_inputs
-from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.config.inputs import start_weights
+from nanochat_pl.config.provenance import changes, run_inputs
+from nanochat_pl.config.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.paths import run_dir
-from nanochat_pl.stages import STAGES, StageName
 from nanochat_pl.tasks.tables import find_split
+from nanochat_pl.training import signals
+from nanochat_pl.training.claim import check_free
 
 EVALUATE = "evaluate"
 SAMPLES = ("hello", "who are you", "product")

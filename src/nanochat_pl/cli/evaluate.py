@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.lit.signals import guarded, loading
+from nanochat_pl.training.signals import guarded, loading
 
 with loading():
     from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,11 @@ with loading():
     from nanochat_pl.checkpoint import check_model
     from nanochat_pl.checkpoint.source import Source
     from nanochat_pl.cli.arguments import share_cores
-    from nanochat_pl.cli.compose import (
+    from nanochat_pl.cli.explain import asked_for_help
+    from nanochat_pl.cli.train import fail, run_hydra
+    from nanochat_pl.config import schema
+    from nanochat_pl.config.checks import WITHOUT_DATA, check_measure, hub_folder, names_no_data, no_data, run_config
+    from nanochat_pl.config.compose import (
         CommandLine,
         ConfigError,
         about_hydra,
@@ -27,11 +31,7 @@ with loading():
         is_sweep,
         quote_texts,
     )
-    from nanochat_pl.cli.explain import asked_for_help
-    from nanochat_pl.cli.train import fail, run_hydra
-    from nanochat_pl.inputs import prepare_root
-    from nanochat_pl.lit import schema
-    from nanochat_pl.lit.preflight import WITHOUT_DATA, check_measure, hub_folder, names_no_data, no_data, run_config
+    from nanochat_pl.config.inputs import prepare_root
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def job(cfg: DictConfig) -> int:
     mixture = None
     if hydra_config.runtime.choices.get("mixture") is not None:
         mixture = {"tasks": config.mixture.tasks}
-    from nanochat_pl.lit.evaluation import evaluate
+    from nanochat_pl.eval.runner import evaluate
 
     return evaluate(config, checkpoint_list(config.ckpt), data, mixture)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.cli.export import check_destination, new_folder
-from nanochat_pl.stages import MODEL_STAGES
+from nanochat_pl.config.stages import MODEL_STAGES
 
 if TYPE_CHECKING:
     from nanochat_pl.checkpoint.stored import Stored

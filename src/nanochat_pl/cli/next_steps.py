@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.cli.compose import CommandLine, check, compose_checked, config_dir, in_hydra, quote, quote_texts
-from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.preflight import preflight
-from nanochat_pl.lit.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
-from nanochat_pl.lit.trust import may_write
+from nanochat_pl.config.checks import preflight
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, in_hydra, quote, quote_texts
+from nanochat_pl.config.inputs import start_weights
+from nanochat_pl.config.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.config.stages import STAGES, StageName
+from nanochat_pl.config.targets import may_write
 from nanochat_pl.paths import run_dir
-from nanochat_pl.stages import STAGES, StageName
 
 SECTIONS = ("data", "model", "trainer", "plugins")
 """Sections that a later stage takes over."""

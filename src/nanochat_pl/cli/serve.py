@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
-from nanochat_pl.cli.suggestions import suggestions
+from nanochat_pl.config.suggestions import suggestions
 
 __all__ = ["main"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.lit.signals import Stopped, guarded, loading, say
+from nanochat_pl.training.signals import Stopped, guarded, loading, say
 
 with loading():  # what takes its time, and Ctrl-C may come meanwhile
     import hydra
@@ -21,7 +21,11 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     from omegaconf import DictConfig, OmegaConf, flag_override
 
     from nanochat_pl.cli.arguments import in_words, share_cores
-    from nanochat_pl.cli.compose import (
+    from nanochat_pl.cli.explain import asked_for_help
+    from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
+    from nanochat_pl.config import schema
+    from nanochat_pl.config.checks import forget_run, is_first_process, preflight
+    from nanochat_pl.config.compose import (
         CommandLine,
         ConfigError,
         about_hydra,
@@ -31,13 +35,9 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
         is_sweep,
         quote_texts,
     )
-    from nanochat_pl.cli.explain import asked_for_help
-    from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
     from nanochat_pl.eval.metrics import METRICS
-    from nanochat_pl.lit import schema
-    from nanochat_pl.lit.claim import check_free
-    from nanochat_pl.lit.preflight import forget_run, is_first_process, preflight
     from nanochat_pl.paths import WriteError, run_dir, worded
+    from nanochat_pl.training.claim import check_free
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,7 +141,7 @@ def job(cfg: DictConfig) -> int:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         isolate_job(folder)
     try:
-        from nanochat_pl.lit.build import run
+        from nanochat_pl.training.run import run
 
         result = run(config, {str(k): v for k, v in plain.items()}, folder, arguments)
     except BaseException:

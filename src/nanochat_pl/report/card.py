@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
+from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.report.markdown import Block, Heading, Table, Text, render_markdown
 from nanochat_pl.report.plots import Figure
 from nanochat_pl.report.runs import Result, Run, last_value
 from nanochat_pl.report.scores import evaluation_blocks
-from nanochat_pl.stages import STAGES, StageName
 
 __all__ = ["evaluation_document", "model_card", "results_of"]
 

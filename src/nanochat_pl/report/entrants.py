@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.config.stages import training_order
 from nanochat_pl.eval.results import SCHEMA, MetricRow, read_rows
 from nanochat_pl.paths import checkpoint_file, reason
-from nanochat_pl.stages import training_order
 
 __all__ = [
     "Entrant",

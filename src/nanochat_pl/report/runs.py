@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.config.stages import training_order
 from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.eval.results import MetricRow, read_rows
 from nanochat_pl.paths import reason
-from nanochat_pl.stages import training_order
 
 __all__ = [
     "Curve",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import exp, fsum, lgamma, log
 from typing import NamedTuple
 
+from nanochat_pl.config.stages import STAGES, training_order
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import holm_correction, p_text
@@ -17,7 +18,6 @@ from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
 from nanochat_pl.report.overview import format_value
 from nanochat_pl.report.plots import bar_figures
 from nanochat_pl.report.runs import Result, Run
-from nanochat_pl.stages import STAGES, training_order
 
 __all__ = [
     "Verdict",

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nanochat_pl.config.stages import StageName
 from nanochat_pl.report.history import chains, history_figure
 from nanochat_pl.report.markdown import Block, Code, Folded, Heading, Table, Text
 from nanochat_pl.report.plots import curve_figures
@@ -25,7 +26,6 @@ from nanochat_pl.report.scores import (
     summary_table,
 )
 from nanochat_pl.report.textlog import TextLog
-from nanochat_pl.stages import StageName
 
 __all__ = ["report_blocks"]
 

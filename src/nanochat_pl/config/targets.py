@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.stages import StageName
+from nanochat_pl.config.stages import StageName
 from nanochat_pl.tasks.base import Task
 
 __all__ = ["arguments_of", "defined_names", "is_module", "trusted_data", "trusted_tasks"]
@@ -112,6 +112,19 @@ def _unpacked(tree: ast.Module, annotation: ast.expr | None) -> set[str] | None:
     if found is None or any(not isinstance(base, ast.Name) or base.id != "TypedDict" for base in found.bases):
         return None
     return {n.target.id for n in found.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+
+
+def make(spec: Any, **arguments: Any) -> Any:
+    """Make what a `_target_` names; errors of its own come through unwrapped."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(spec, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise ValueError(str(error)) from error
 
 
 def trusted_data(

@@ -18,17 +18,17 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from nanochat_pl.config.schema import RLConfig
 from nanochat_pl.engine import Engine
-from nanochat_pl.lit.loggers import drop_lines_from, log_table
-from nanochat_pl.lit.module import LanguageModel
-from nanochat_pl.lit.questions import QuestionBatch
-from nanochat_pl.lit.schema import RLConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import writing
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, roll_out, sums
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.answers import pass_at_k
+from nanochat_pl.training.loggers import drop_lines_from, log_table
+from nanochat_pl.training.module import LanguageModel
+from nanochat_pl.training.questions import QuestionBatch
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import torch
 
 from nanochat_pl.checkpoint import read_model
 from nanochat_pl.checkpoint.lightning import read_checkpoint
+from nanochat_pl.config.checks import hub_folder, model_config, start_arguments, weights_only
+from nanochat_pl.config.inputs import start_weights
+from nanochat_pl.config.provenance import run_inputs
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.data.parquet import Shards
-from nanochat_pl.inputs import start_weights
-from nanochat_pl.lit.preflight import hub_folder, model_config, start_arguments, weights_only
-from nanochat_pl.lit.provenance import run_inputs
-from nanochat_pl.lit.schema import TrainConfig
-from nanochat_pl.lit.tokenizers import find_tokenizer
 from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.training.tokenizers import find_tokenizer
 
 log = logging.getLogger(__name__)
 

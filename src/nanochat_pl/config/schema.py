@@ -13,10 +13,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from nanochat_pl.lit.shorthand import task_specs
+from nanochat_pl.config.shorthand import task_specs
+from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import OptimConfig
-from nanochat_pl.stages import STAGES, StageName
 
 
 class DataSource(StrEnum):

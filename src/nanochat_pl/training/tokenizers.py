@@ -10,11 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from nanochat_pl.config.checks import check_vocabulary, no_tokenizer
+from nanochat_pl.config.inputs import prepare_text
+from nanochat_pl.config.provenance import run_inputs
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.data.parquet import Shards, read_documents
-from nanochat_pl.inputs import prepare_text
-from nanochat_pl.lit.preflight import check_vocabulary, no_tokenizer
-from nanochat_pl.lit.provenance import run_inputs
-from nanochat_pl.lit.schema import TrainConfig
 from nanochat_pl.paths import run_dir, write_atomically, writing
 from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.config.checks import check_answer_length
+from nanochat_pl.config.inputs import prepare_root
+from nanochat_pl.config.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.config.targets import make
 from nanochat_pl.engine import Engine
 from nanochat_pl.eval.chat import evaluate_chat, with_ids
 from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import Evaluation, ExampleLog, config_hash
 from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
-from nanochat_pl.inputs import prepare_root
-from nanochat_pl.lit.data import make
-from nanochat_pl.lit.preflight import check_answer_length
-from nanochat_pl.lit.schema import DataConfig, DataSource, EvalConfig, EvalName, EvaluateConfig, TrainConfig
 from nanochat_pl.tasks.arc import ARC, SUBSETS
 from nanochat_pl.tasks.base import Task
 from nanochat_pl.tasks.gsm8k import GSM8K

@@ -1,7 +1,4 @@
-"""Evaluate checkpoints: open them, choose what to measure, ask the same questions, write one schema of results.
-
-Also the callback that does so with a model in training.
-"""
+"""Evaluate checkpoints: open them, choose what to measure, ask the same questions, write one schema of results."""
 
 import contextlib
 import dataclasses
@@ -14,12 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
-
 from nanochat_pl.checkpoint import LoadedModel, load_model
+from nanochat_pl.config.checks import WITHOUT_DATA, check_penalties, hub_folder, no_data
+from nanochat_pl.config.schema import DataConfig, EvalName, EvaluateConfig
+from nanochat_pl.config.shorthand import task_specs
+from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName, training_order
+from nanochat_pl.config.targets import trusted_data, trusted_tasks
+from nanochat_pl.eval.asking import Subject
 from nanochat_pl.eval.compare import Comparison, compare
 from nanochat_pl.eval.core import core_csv
+from nanochat_pl.eval.measures import MEASURES
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import (
     REQUESTS,
@@ -32,23 +33,15 @@ from nanochat_pl.eval.results import (
     keep_other_results,
     results_document,
 )
-from nanochat_pl.lit.asking import Measure, Subject
-from nanochat_pl.lit.callbacks import Validation, is_due, log_metrics
-from nanochat_pl.lit.claim import claimed
-from nanochat_pl.lit.loggers import log_evaluation
-from nanochat_pl.lit.measures import MEASURES
-from nanochat_pl.lit.preflight import WITHOUT_DATA, check_penalties, hub_folder, named_eval, no_data
-from nanochat_pl.lit.record import write_log
-from nanochat_pl.lit.schema import DataConfig, EvalName, EvaluateConfig, TrainConfig
-from nanochat_pl.lit.shorthand import task_specs
-from nanochat_pl.lit.trust import trusted_data, trusted_tasks
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import check_place, write_atomically, writing
 from nanochat_pl.report import terminal
 from nanochat_pl.report.entrants import Entrant, Result
 from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
-from nanochat_pl.stages import MODEL_STAGES, STAGES, StageName, training_order
+from nanochat_pl.training.claim import claimed
+from nanochat_pl.training.loggers import log_evaluation
+from nanochat_pl.training.record import write_log
 
 log = logging.getLogger(__name__)
 
@@ -235,71 +228,6 @@ def questions(
         return settled, trusted_tasks(specs, allow, last.path, outputs)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the config in {last.path} is damaged: {error}; give data= and mixture=") from error
-
-
-class Evaluations(Callback):
-    """Evaluate the model in training on a timetable and at the end, saved beforehand: `evaluate.py`'s own measures.
-
-    Logged are `core_metric`, `chatcore_metric` and, of each task, `<evaluation>/<task>/<metric>`. Ranks share CORE; of
-    other evaluations each does all, since an answer costs what waiting for it would.
-
-    Args:
-        cfg: config of the training run; `cfg.eval` says what to measure.
-        tokenizer: of the model.
-        every_steps: the rhythm.
-        validation: runs before; what is spent here counts as its time, not as training's.
-    """
-
-    def __init__(self, cfg: TrainConfig, tokenizer: Any, every_steps: int, validation: Validation) -> None:
-        self.cfg, self.tokenizer = cfg, tokenizer
-        self.every_steps, self.validation = every_steps, validation
-        self.name = named_eval(cfg.eval, cfg.stage.name)
-        self._measure: Measure | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        subject = Subject(
-            model=pl_module.model,
-            tokenizer=self.tokenizer,
-            data=self.cfg.data,
-            tasks=self.cfg.mixture.tasks,
-            cfg=self.cfg,
-        )
-        self._measure = MEASURES[self.name](subject)  # what is missing is missed before anything is computed
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
-            self._evaluate(trainer, pl_module)  # its row was dropped, if the evaluation was not interrupted anyway
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if is_due(trainer, self.every_steps) and not trainer.should_stop:
-            self._evaluate(trainer, pl_module)
-
-    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        step = trainer.global_step
-        begin = time.perf_counter()
-        self.validation.checkpoints.save(trainer)
-        assert self._measure is not None
-        pl_module.eval()
-        evaluation = self._measure.answer(ExampleLog(), None)
-        pl_module.train()
-        found = headlines(str(self.name), evaluation)
-        log_metrics(trainer, found, step)
-        self.validation.seconds += time.perf_counter() - begin
-        text = " | ".join(f"{key} {value:.4f}" for key, value in found.items())
-        log.info("step %05d/%05d | %s (%.0f s)", step, trainer.max_steps, text, evaluation.seconds)
-
-
-def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
-    """Give the figures of an evaluation that a curve is drawn of, by the name they are logged under."""
-    rows = [row for row in evaluation.rows if row.group is None and row.value is not None]
-    shown = headline_figures(rows)
-    return {
-        row.metric if metric_of(row.metric).is_composite else f"{name}/{row.task}/{row.metric}": row.value
-        for row in rows
-        if row.value is not None and (row.task, row.metric) in shown
-    }
 
 
 def headline_figures(rows: Sequence[MetricRow]) -> list[tuple[str, str]]:

@@ -23,10 +23,10 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from nanochat_pl.lit import signals
-from nanochat_pl.lit.signals import Stopped
 from nanochat_pl.paths import WriteError, atomic_file
 from nanochat_pl.runtime import world_size
+from nanochat_pl.training import signals
+from nanochat_pl.training.signals import Stopped
 
 log = logging.getLogger(__name__)
 

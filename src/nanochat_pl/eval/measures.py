@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from nanochat_pl.config.inputs import prepare_text
+from nanochat_pl.config.provenance import together
+from nanochat_pl.config.schema import EvalName
 from nanochat_pl.data.corpus import TextCorpus
 from nanochat_pl.data.packing import Batch, TokenBatches
 from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.data.textfiles import TEXT_ENDINGS, TextSource, convert_whole, find_text_files, is_text_file
+from nanochat_pl.eval.asking import Measure, Progress, Subject, arc, chat, chosen, plain, recall, scienceqa
 from nanochat_pl.eval.bpb import evaluate_bpb
 from nanochat_pl.eval.checks import load_checks, run_checks
 from nanochat_pl.eval.compression import evaluate_compression, sample_texts
@@ -25,10 +29,6 @@ from nanochat_pl.eval.core import evaluate_core
 from nanochat_pl.eval.core_tasks import load_bundle
 from nanochat_pl.eval.harness import run_harness
 from nanochat_pl.eval.results import REQUESTS, Evaluation, ExampleLog, MetricRow
-from nanochat_pl.inputs import prepare_text
-from nanochat_pl.lit.asking import Measure, Progress, Subject, arc, chat, chosen, plain, recall, scienceqa
-from nanochat_pl.lit.provenance import together
-from nanochat_pl.lit.schema import EvalName
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.rows import unreadable
 from nanochat_pl.runtime import rank, world_size

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import locate_model
+from nanochat_pl.config.checks import hub_folder
+from nanochat_pl.config.inputs import prepare_root, prepare_text, start_weights
+from nanochat_pl.config.schema import DataSource, TrainConfig
+from nanochat_pl.config.stages import StageName
 from nanochat_pl.data.parquet import Shards
-from nanochat_pl.inputs import prepare_root, prepare_text, start_weights
-from nanochat_pl.lit.preflight import hub_folder
-from nanochat_pl.lit.schema import DataSource, TrainConfig
 from nanochat_pl.paths import run_dir
-from nanochat_pl.stages import StageName
 
 READ_WHOLE_BYTES = 16 * 2**20
 """Parquet files up to this size are read whole, as all others are."""

@@ -4,7 +4,7 @@ A loss says that a model got better, a sample says at what. Every `stage.sample_
 first process lets the model continue `stage.sample_prompts`, greedily, so that two samples differ only because the
 weights do. Nothing is drawn at random, and the other ranks do not wait before the next gradients are exchanged:
 training is the same bit for bit with and without. (Reinforcement learning shows the answers of its rollouts instead,
-see `nanochat_pl.lit.rl.Samples`.)
+see `nanochat_pl.training.rl_module.Samples`.)
 """
 
 import json
@@ -17,13 +17,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from nanochat_pl.config.schema import StageConfig
+from nanochat_pl.config.stages import StageName
 from nanochat_pl.engine import Engine, Request
-from nanochat_pl.lit.callbacks import Validation, is_due
-from nanochat_pl.lit.loggers import drop_lines_from, log_table
-from nanochat_pl.lit.schema import StageConfig
 from nanochat_pl.paths import writing
-from nanochat_pl.stages import StageName
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.training.callbacks import is_due
+from nanochat_pl.training.callbacks.validation import Validation
+from nanochat_pl.training.loggers import drop_lines_from, log_table
 
 __all__ = ["PromptSamples", "encode_prompts", "one_line"]
 

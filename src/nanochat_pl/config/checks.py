@@ -17,9 +17,8 @@ from typing import Any
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.source import Source
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
-from nanochat_pl.eval.core_tasks import check_bundle
-from nanochat_pl.inputs import other_text, prepare_root, prepare_text, start_weights
-from nanochat_pl.lit.schema import (
+from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
+from nanochat_pl.config.schema import (
     DataSource,
     EvalConfig,
     EvalName,
@@ -27,11 +26,12 @@ from nanochat_pl.lit.schema import (
     RunConfig,
     TrainConfig,
 )
-from nanochat_pl.lit.trust import is_module
+from nanochat_pl.config.sizing import micro_batches, shape_for_depth
+from nanochat_pl.config.stages import STAGES, StageName
+from nanochat_pl.config.targets import is_module
+from nanochat_pl.eval.core_tasks import check_bundle
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import check_place, checkpoint_file, run_dir
-from nanochat_pl.scaling import micro_batches, shape_for_depth
-from nanochat_pl.stages import STAGES, StageName
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ WITHOUT_ANSWERS = (EvalName.bpb, EvalName.core, EvalName.tokenizer)
 
 def named_eval(cfg: EvalConfig, stage: StageName) -> EvalName:
     """Give the evaluation that `eval=` names; auto is the stage's own."""
-    return EvalName(STAGES[stage].default_eval) if cfg.name == EvalName.auto else cfg.name
+    return EvalName(str(STAGES[stage].default_eval)) if cfg.name == EvalName.auto else cfg.name
 
 
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:

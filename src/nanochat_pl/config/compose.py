@@ -25,8 +25,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nanochat_pl.cli.explain import ROOTS, config_dir, group_options, settings
-from nanochat_pl.cli.refusals import (
+from nanochat_pl.config import schema
+from nanochat_pl.config.refusals import (
     did_you_mean,
     missing_folder,
     refuse_altered_text,
@@ -35,8 +35,8 @@ from nanochat_pl.cli.refusals import (
     refuse_unreadable,
     told,
 )
-from nanochat_pl.lit import schema
-from nanochat_pl.lit.trust import arguments_of, defined_names, is_module
+from nanochat_pl.config.settings import ROOTS, config_dir, group_options, settings
+from nanochat_pl.config.targets import arguments_of, defined_names, is_module
 
 PATH_KEYS = (
     *("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output"),
@@ -376,8 +376,7 @@ def check(cfg: DictConfig, root: type) -> Any:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} is not set; give {missing[0]}=… (for data=local: data.root=<folder>)")
-    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     known = set(dotted_keys(root))
     for key in leaves(plain):
         if key not in known and not key.startswith(OPEN_KEYS):

@@ -2,7 +2,8 @@
 
 `SIGNALS` are those that people, terminals and schedulers send to end something. Inside `guarded` each of them raises
 `Stopped` wherever the process is; training puts a handler of its own in their place that saves first
-(`nanochat_pl.lit.checkpoints`). No torch here, so that a command is guarded before anything slow is imported.
+(`nanochat_pl.training.callbacks.checkpoints`). No torch here, so that a command is guarded before anything slow is
+imported.
 """
 
 import contextlib

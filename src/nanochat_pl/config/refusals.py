@@ -1,7 +1,8 @@
 """Why a command line cannot be run, in this project's words: what was typed, what was expected, what to type instead.
 
 Hydra and OmegaConf know where a value does not fit, but they speak of nodes and structs, and of a group's option that
-does not exist they say that a file could not be found. Here their errors become what `lit/schema.py` knows of the key.
+does not exist they say that a file could not be found. Here their errors become what `config/schema.py` knows of the
+key.
 """
 
 import re
@@ -18,7 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseE
 from omegaconf.errors import OmegaConfBaseException as ConfigException
 from yaml import MappingNode, MarkedYAMLError, ScalarNode, YAMLError
 
-from nanochat_pl.cli.explain import Setting, expected, near
+from nanochat_pl.config.settings import Setting, expected, near
 
 __all__ = [
     "did_you_mean",

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.data.batch import Cursor
-from nanochat_pl.lit.datamodules import StepBatches
-from nanochat_pl.lit.schema import RLConfig, TrainConfig
 from nanochat_pl.rl.rollouts import Questions
+from nanochat_pl.training.datamodules import StepBatches
 
 log = logging.getLogger(__name__)
 

@@ -24,37 +24,40 @@ from nanochat_pl.checkpoint.lightning import (
     identity,
 )
 from nanochat_pl.checkpoint.whole import stored_step
-from nanochat_pl.inputs import prepare_root, prepare_text
-from nanochat_pl.lit.callbacks import Bar, Picture, Progress, Summary, Validation, loss_measure
-from nanochat_pl.lit.checkpoints import AtomicCheckpointIO, Checkpoints
-from nanochat_pl.lit.claim import check_free, claimed
-from nanochat_pl.lit.data import build_data, make
-from nanochat_pl.lit.datamodules import (
-    ConversationCounts,
-)
-from nanochat_pl.lit.evaluation import Evaluations
-from nanochat_pl.lit.loggers import MetricsFile
-from nanochat_pl.lit.module import LanguageModel
-from nanochat_pl.lit.preflight import (
+from nanochat_pl.config.checks import (
     clear_run,
     is_first_process,
     preflight,
     resume_file,
     say_what_is_resumed,
 )
-from nanochat_pl.lit.questions import QuestionData
-from nanochat_pl.lit.record import describe_run, finish_loggers, is_terminal, write_log
-from nanochat_pl.lit.rl import PolicyModel, Samples, pass_at_k_measure
-from nanochat_pl.lit.samples import PromptSamples
-from nanochat_pl.lit.schema import RLConfig, TrainConfig
-from nanochat_pl.lit.signals import Stopped
-from nanochat_pl.lit.start import find_start, inputs_of
-from nanochat_pl.lit.tokenizers import train_tokenizer
+from nanochat_pl.config.inputs import prepare_root, prepare_text
+from nanochat_pl.config.schema import RLConfig, TrainConfig
+from nanochat_pl.config.stages import StageName
+from nanochat_pl.config.targets import make
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import writing
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
-from nanochat_pl.stages import StageName
+from nanochat_pl.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from nanochat_pl.training.callbacks.evaluation import Evaluations
+from nanochat_pl.training.callbacks.progress import Bar, Progress
+from nanochat_pl.training.callbacks.samples import PromptSamples
+from nanochat_pl.training.callbacks.summary import Picture, Summary
+from nanochat_pl.training.callbacks.validation import Validation, loss_measure
+from nanochat_pl.training.claim import check_free, claimed
+from nanochat_pl.training.data import build_data
+from nanochat_pl.training.datamodules import (
+    ConversationCounts,
+)
+from nanochat_pl.training.loggers import MetricsFile
+from nanochat_pl.training.module import LanguageModel
+from nanochat_pl.training.questions import QuestionData
+from nanochat_pl.training.record import describe_run, finish_loggers, is_terminal, write_log
+from nanochat_pl.training.rl_module import PolicyModel, Samples, pass_at_k_measure
+from nanochat_pl.training.signals import Stopped
+from nanochat_pl.training.start import find_start, inputs_of
+from nanochat_pl.training.tokenizers import train_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -4,22 +4,20 @@ import logging
 from collections import Counter
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
+from nanochat_pl.config.checks import batch_micro_batches, check_stage
+from nanochat_pl.config.schema import LongConversations, TrainConfig
+from nanochat_pl.config.sizing import plan_horizon
+from nanochat_pl.config.stages import StageName
+from nanochat_pl.config.targets import make
 from nanochat_pl.data.conversations import num_steps as conversation_steps
 from nanochat_pl.data.lengths import Lengths, measure_lengths
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.data.transcripts import num_steps as transcript_steps
-from nanochat_pl.lit.datamodules import StepBatches, conversation_data, text_data, transcript_data
-from nanochat_pl.lit.preflight import batch_micro_batches, check_stage
-from nanochat_pl.lit.questions import question_data
-from nanochat_pl.lit.schema import LongConversations, TrainConfig
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.scaling import plan_horizon
-from nanochat_pl.stages import StageName
 from nanochat_pl.tasks.base import Mixture, overlap
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.training.datamodules import StepBatches, conversation_data, text_data, transcript_data
+from nanochat_pl.training.questions import question_data
 
 log = logging.getLogger(__name__)
 
@@ -167,16 +165,6 @@ def check_validation(rows: Any, num_rows: int | None, tokenizer: Tokenizer, sequ
         else "they have no words of an assistant; give mixture.val_tasks conversations with answers"
     )
     raise ValueError(f"none of the {len(measured)} validation conversations has a token to measure: {why}")
-
-
-def make(spec: Any, **arguments: Any) -> Any:
-    """Make what a `_target_` names; errors of its own come through unwrapped."""
-    try:
-        return instantiate(spec, **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise error.__cause__ from None
-        raise ValueError(str(error)) from error
 
 
 def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:

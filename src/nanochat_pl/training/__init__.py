@@ -1,0 +1,1 @@
+"""Training with Lightning: modules, data modules, callbacks, loggers, the record of a run."""

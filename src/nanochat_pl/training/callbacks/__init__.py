@@ -1,0 +1,58 @@
+"""What happens beside the training step, one callback a file; here what they share. Pure functions do the maths.
+
+A step number counts the updates made so far, as the original's loop does: validation at step s sees the weights after
+s updates, and `train/loss` at step s is the loss of the update that follows. A resumed run therefore repeats the
+validation of the step it resumes from and its log continues without a seam.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from nanochat_pl.training.loggers import MetricsFile
+
+
+def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
+    """Send one row to every logger; to a dashboard with all that a curve may be drawn over, in every row.
+
+    metrics.csv has tokens, FLOPs and time in its own rows of the log; whoever reads it joins rows by step.
+    """
+    axes = next((c.axes() for c in trainer.callbacks if hasattr(c, "axes")), {})  # type: ignore[attr-defined]
+    for logger in trainer.loggers:
+        row = metrics if isinstance(logger, MetricsFile) else axes | metrics
+        logger.log_metrics({"step": step, **row}, step)  # W&B draws over a column, not over its own argument
+
+
+def is_due(trainer: L.Trainer, every_steps: int | None) -> bool:
+    """Say whether what happens every so many steps, and at the end, happens now; None = at the end only."""
+    step = trainer.global_step
+    return step >= trainer.max_steps or (every_steps is not None and step % every_steps == 0)
+
+
+def over_ranks(
+    trainer: L.Trainer, device: torch.device, means: dict[str, Any], maxima: dict[str, Any]
+) -> dict[str, float]:
+    """Read figures off the device, over all ranks, and wait for it once.
+
+    Args:
+        trainer: reduces.
+        device: where the ranks' figures meet.
+        means: figures (numbers or 0-dim tensors) whose mean over ranks is wanted.
+        maxima: those whose maximum is; the same names on every rank, as in `means`.
+    """
+    figures = means | maxima
+    waiting = {name: value.float() for name, value in figures.items() if isinstance(value, torch.Tensor)}
+    if trainer.world_size == 1:  # what is a number already has no way to go
+        return figures | dict(zip(waiting, torch.stack(list(waiting.values())).tolist(), strict=True))
+    numbers = torch.tensor([float(value) for name, value in figures.items() if name not in waiting])
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    moved = dict(zip((name for name in figures if name not in waiting), numbers.to(device, non_blocking=True)))
+    packed = waiting | moved
+    reduced = []
+    for part, how in ((means, "mean"), (maxima, "max")):
+        if part:
+            own = torch.stack([packed[name].to(device) for name in part])
+            reduced.append(trainer.strategy.reduce(own, reduce_op=how))
+    return dict(zip(figures, torch.cat(reduced).tolist(), strict=True))

@@ -1,0 +1,88 @@
+"""Evaluations of the model in training, with the measures of `evaluate.py`."""
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_pl.config.checks import named_eval
+from nanochat_pl.config.schema import TrainConfig
+from nanochat_pl.eval.asking import Measure, Subject
+from nanochat_pl.eval.measures import MEASURES
+from nanochat_pl.eval.metrics import metric_of
+from nanochat_pl.eval.results import (
+    Evaluation,
+    ExampleLog,
+)
+from nanochat_pl.eval.runner import headline_figures
+from nanochat_pl.training.callbacks import is_due, log_metrics
+from nanochat_pl.training.callbacks.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+class Evaluations(Callback):
+    """Evaluate the model in training on a timetable and at the end, saved beforehand: `evaluate.py`'s own measures.
+
+    Logged are `core_metric`, `chatcore_metric` and, of each task, `<evaluation>/<task>/<metric>`. Ranks share CORE; of
+    other evaluations each does all, since an answer costs what waiting for it would.
+
+    Args:
+        cfg: config of the training run; `cfg.eval` says what to measure.
+        tokenizer: of the model.
+        every_steps: the rhythm.
+        validation: runs before; what is spent here counts as its time, not as training's.
+    """
+
+    def __init__(self, cfg: TrainConfig, tokenizer: Any, every_steps: int, validation: Validation) -> None:
+        self.cfg, self.tokenizer = cfg, tokenizer
+        self.every_steps, self.validation = every_steps, validation
+        self.name = named_eval(cfg.eval, cfg.stage.name)
+        self._measure: Measure | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        subject = Subject(
+            model=pl_module.model,
+            tokenizer=self.tokenizer,
+            data=self.cfg.data,
+            tasks=self.cfg.mixture.tasks,
+            cfg=self.cfg,
+        )
+        self._measure = MEASURES[self.name](subject)  # what is missing is missed before anything is computed
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
+            self._evaluate(trainer, pl_module)  # its row was dropped, if the evaluation was not interrupted anyway
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_due(trainer, self.every_steps) and not trainer.should_stop:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        begin = time.perf_counter()
+        self.validation.checkpoints.save(trainer)
+        assert self._measure is not None
+        pl_module.eval()
+        evaluation = self._measure.answer(ExampleLog(), None)
+        pl_module.train()
+        found = headlines(str(self.name), evaluation)
+        log_metrics(trainer, found, step)
+        self.validation.seconds += time.perf_counter() - begin
+        text = " | ".join(f"{key} {value:.4f}" for key, value in found.items())
+        log.info("step %05d/%05d | %s (%.0f s)", step, trainer.max_steps, text, evaluation.seconds)
+
+
+def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
+    """Give the figures of an evaluation that a curve is drawn of, by the name they are logged under."""
+    rows = [row for row in evaluation.rows if row.group is None and row.value is not None]
+    shown = headline_figures(rows)
+    return {
+        row.metric if metric_of(row.metric).is_composite else f"{name}/{row.task}/{row.metric}": row.value
+        for row in rows
+        if row.value is not None and (row.task, row.metric) in shown
+    }

@@ -1,0 +1,279 @@
+"""Metrics on disk and on a dashboard.
+
+`metrics.csv` is written in every run: append-only, one row a step that logged, columns as they come. Lightning's
+own CSV logger wipes its file when a run folder is used again; this one drops only the rows past the step that a
+run resumes from. Weights & Biases is opt-in and falls back to offline where there is no account; an evaluation joins
+the dashboard of the run that trained its checkpoint.
+"""
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from nanochat_pl.config.checks import is_first_process
+from nanochat_pl.eval.metrics import METRICS, metric_of
+from nanochat_pl.paths import write_atomically, writing
+
+__all__ = [
+    "AXES",
+    "SUMMARIES",
+    "MetricsFile",
+    "drop_lines_from",
+    "evaluation_figures",
+    "log_evaluation",
+    "log_table",
+    "weights_and_biases",
+]
+
+log = logging.getLogger(__name__)
+
+AXES = ("step", "tokens", "total_training_flops", "total_training_time")
+"""What a curve may be drawn over: the first by default. Every row that a dashboard gets has all four."""
+
+SUMMARIES = {
+    name: f"{'max' if known.direction > 0 else 'min'},last" for name, known in METRICS.items() if known.is_tracked
+}
+"""Figures whose best value stands beside the last one in W&B's table of runs."""
+
+RUN_ID = "wandb_run_id.txt"
+"""File of a run folder with the id of its W&B run."""
+
+MAX_EXAMPLES = 1000
+"""Rows of a table of answers on a dashboard; examples.jsonl has all."""
+
+EXAMPLE_COLUMNS = ("id", "task", "prompt", "expected", "output", "correct", "prompt_tokens", "output_tokens")
+"""Fields of an evaluation's records that make its table, those of them that it has."""
+
+
+class MetricsFile(Logger):
+    """Append metrics to a CSV file; the first column is `step`.
+
+    Args:
+        path: the file; rows already in it stay.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.columns: list[str] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.columns = next(csv.reader(file), [])
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the resolved config stands in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self.columns += new
+            self._rewrite(self.rows())
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Read back all rows, values as text."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop rows of `step` and later: a run that continues there writes them again."""
+        rows = self.rows()
+        kept = [row for row in rows if int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._rewrite(kept)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        lines = [",".join(self.columns)]
+        lines += [",".join(row.get(name) or "" for name in self.columns) for row in rows]
+        write_atomically(self.path, "\n".join(lines) + "\n")
+
+
+def weights_and_biases(project: str, name: str, offline: bool, folder: str = ".", run_id: str | None = None) -> Logger:
+    """Make the W&B logger: offline when asked to or where there is no key, same run id after a resume.
+
+    Args:
+        project: W&B project.
+        name: display name of the run.
+        offline: write to disk only.
+        folder: the run folder; W&B's files and the run id live there.
+        run_id: continue this W&B run; null = the one noted in the folder, else a new one.
+    """
+    from lightning.pytorch.loggers import WandbLogger
+
+    # Lightning would let every figure be drawn over a count of its own. W&B does not say which of two patterns that
+    # fit a name holds, so ours must be the only one: the run is started here.
+    run = None
+    if is_first_process():
+        run = _start_run(project, name, offline, Path(folder), run_id)
+        _define_metrics(run)
+    return WandbLogger(project=project, name=name, save_dir=folder, id=run_id, experiment=run)
+
+
+def _start_run(project: str, name: str | None, offline: bool, folder: Path, run_id: str | None) -> Any:
+    """Start or continue the W&B run of a run folder, and note its id there."""
+    import wandb
+
+    if not offline and not os.environ.get("WANDB_API_KEY") and not _netrc_knows_wandb():
+        log.warning(
+            "logger=wandb: no WANDB_API_KEY and no login found; writing offline, see the sync command at the end"
+        )
+        offline = True
+    note = folder / RUN_ID
+    if run_id is None and note.is_file():
+        run_id = note.read_text().strip()
+    run = wandb.init(
+        project=project,
+        name=name,
+        dir=folder,
+        id=run_id,
+        resume="allow" if run_id and not offline else None,  # offline the id alone says which run goes on
+        mode="offline" if offline else None,
+        config=_config(folder),
+        reinit="finish_previous",
+    )
+    write_atomically(note, run.id + "\n")
+    return run
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Read the resolved config of a run folder; empty where there is none."""
+    file = folder / "config.yaml"
+    config = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def _define_metrics(run: Any) -> None:
+    """Draw everything over the step; tokens, FLOPs and time can be chosen in its place, panel by panel."""
+    for axis in AXES:
+        run.define_metric(axis, hidden=True)
+    run.define_metric("*", step_metric=AXES[0])
+    for name, summary in SUMMARIES.items():
+        run.define_metric(name, step_metric=AXES[0], summary=summary)
+
+
+def _netrc_knows_wandb() -> bool:
+    netrc = Path.home() / ".netrc"
+    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+
+
+def drop_lines_from(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later of a JSON Lines file, and a half-written last one; a missing file stays so."""
+    if not path.is_file():
+        return
+    # not splitlines: texts may hold other characters that end a line
+    *lines, half = path.read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    if half or len(kept) < len(lines):
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def log_table(
+    loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Send a table to those loggers that can show one, at its step; call on the first process only."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            table: Any = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            logger.log_metrics({"step": step, name: table})
+
+
+def log_evaluation(results: Path, run_folder: Path) -> bool:
+    """Add an evaluation to the W&B run that trained its checkpoint: the figures at its step, and a table of answers.
+
+    Args:
+        results: the evaluation's `results.json`; `examples.jsonl` lies beside it if questions were asked.
+        run_folder: of the training run.
+
+    Returns:
+        False where that run was not logged to W&B: then nothing is done.
+    """
+    specs = (_config(run_folder).get("logger") or {}).values()
+    spec = next((s for s in specs if s and str(s.get("_target_", "")).endswith(".weights_and_biases")), None)
+    if spec is None or not (run_folder / RUN_ID).is_file():
+        return False
+    import wandb
+
+    document = json.loads(results.read_text(encoding="utf-8"))
+    run = _start_run(spec["project"], spec.get("name"), bool(spec.get("offline")), run_folder, spec.get("run_id"))
+    _define_metrics(run)
+    step = document["checkpoint"].get("step")
+    row = evaluation_figures(document) | _axes_at(run_folder, step)
+    columns, table = _examples(results.with_name("examples.jsonl"))
+    if table:
+        row[f"{document['name']}/examples"] = wandb.Table(columns=columns, data=table, allow_mixed_types=True)
+    run.log(row)
+    folder, offline = Path(run.dir).parent, run.settings.mode == "offline"
+    run.finish()
+    if offline:
+        log.info("W&B wrote offline; to upload: wandb sync %s", folder)
+    return True
+
+
+def evaluation_figures(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the figures of a `results.json` as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
+
+    Figures of parts of the questions and those that could not be measured are left out.
+    """
+    name = document["name"]
+    figures = {
+        row["metric"] if metric_of(row["metric"]).is_composite else f"{name}/{row['task']}/{row['metric']}": row[
+            "value"
+        ]
+        for row in document["metrics"]
+        if row["group"] is None and row["value"] is not None
+    }
+    if document.get("examples_per_s"):
+        figures[f"{name}/examples_per_s"] = document["examples_per_s"]
+    return figures
+
+
+def _axes_at(run_folder: Path, step: int | None) -> dict[str, float]:
+    """Give what a curve may be drawn over after `step` updates: of the row of the last of them, if it was logged."""
+    if step is None:
+        return {}
+    rows = MetricsFile(run_folder / "metrics.csv").rows()
+    found = next((row for row in reversed(rows) if int(row["step"]) == step - 1 and row.get(AXES[1])), {})
+    return {"step": step} | {axis: float(found[axis]) for axis in AXES[1:] if found.get(axis)}
+
+
+def _examples(file: Path) -> tuple[list[str | int], list[list[Any]]]:
+    """Read the columns and rows of the table of answers."""
+    if not file.is_file():
+        return [], []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end is half written
+    records = [json.loads(line) for line in lines[:MAX_EXAMPLES]]
+    columns: list[str | int] = [key for key in EXAMPLE_COLUMNS if any(key in record for record in records)]
+    return columns, [[_cell(record.get(key)) for key in columns] for record in records]
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
