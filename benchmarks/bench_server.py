@@ -35,7 +35,7 @@ from typing import Any
 import httpx
 import torch
 
-from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
@@ -105,7 +105,9 @@ def random_checkpoint(folder: Path, depth: int, vocab_size: int, sequence_len: i
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     file = folder / "random" / "checkpoints" / "last.ckpt"
     file.parent.mkdir(parents=True)
-    torch.save({"state_dict": state, "global_step": 0, "nanochat_pl": identity("sft", config, {}, tokenizer)}, file)
+    torch.save(
+        {"state_dict": state, "global_step": 0, "nanochat_pl": checkpoint_metadata("sft", config, {}, tokenizer)}, file
+    )
     return file
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nanochat_pl import GPT, GPTConfig, Tokenizer
-from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.data.corpus import TextCorpus
 from nanochat_pl.data.microworld import write_microworld
@@ -69,7 +69,7 @@ def pretrain(folder: Path, depth: int = 1, num_steps: int = 60, rows: int = 8, l
     bits_per_byte = evaluate_bpb(model, val, tokenizer.token_bytes())
     print(f"validation: {bits_per_byte:.4f} bits per byte")
     state = {f"model.{name}": weight for name, weight in model.state_dict().items()}
-    described = identity("base", config, {}, tokenizer)
+    described = checkpoint_metadata("base", config, {}, tokenizer)
     torch.save({"state_dict": state, "global_step": num_steps, "nanochat_pl": described}, folder / "base.ckpt")
     return bits_per_byte
 

@@ -72,8 +72,8 @@ FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
 OUTER = ("config", "training", "eval.runner", "lit", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
-    "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub", "checkpoint.meta",
-    "checkpoint.source", "serve.names", "serve.settings", "cli.chat", "cli.serve", "model.config",
+    "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub",
+    "checkpoint.formats", "serve.names", "serve.settings", "cli.chat", "cli.serve", "model.config",
     "model.accounting", "optim.config", "eval.metrics", "optim.schedules", "data.parquet", "data.microworld",
     "data.microworld_code", "data.microworld_facts", "data.microworld_identity", "data.microworld_questions",
     "data.microworld_text", "training.claim", "training.signals", "cli.arguments",

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from nanochat_pl.checkpoint import load_model
-from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.cli.chat import main
 from nanochat_pl.decoding import Session
 from nanochat_pl.model.config import GPTConfig
@@ -48,7 +48,7 @@ def save_model(folder: Path, stage: str, seed: int, sequence_len: int) -> Path:
     file = folder / stage / "d1" / "checkpoints" / "last.ckpt"
     file.parent.mkdir(parents=True)
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    ours = identity(stage, config, {}, TOKENIZER)
+    ours = checkpoint_metadata(stage, config, {}, TOKENIZER)
     torch.save({"state_dict": state, "global_step": 7, "nanochat_pl": ours}, file)
     return file.parent.parent
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nanochat_pl import downloads
+from nanochat_pl.checkpoint import archive, huggingface, nanochat, read_model, sciassist
 from nanochat_pl.checkpoint import hub as hub_module
-from nanochat_pl.checkpoint import huggingface, nanochat, package, read_model, sciassist
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
 from nanochat_pl.cli.import_ import import_model
@@ -32,7 +32,7 @@ def models(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = read_model(folder / "base" / "tiny")
     for name, module in FORMATS.items():
         module.write(stored, folder / name)
-    package.write(stored, folder / "model.zip", "# a card")
+    archive.write(stored, folder / "model.zip", "# a card")
     return folder
 
 

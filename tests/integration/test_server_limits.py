@@ -22,7 +22,7 @@ import torch
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from nanochat_pl.checkpoint.lightning import identity
+from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.serve.limits import Limits
 from nanochat_pl.serve.models import Served
 from nanochat_pl.tokenizer import Tokenizer
@@ -564,7 +564,7 @@ def checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -
     file = tmp_path_factory.mktemp("outputs") / "sft" / "tiny" / "checkpoints" / "last.ckpt"
     file.parent.mkdir(parents=True)
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    whose = identity("sft", model.config, {}, tokenizer)
+    whose = checkpoint_metadata("sft", model.config, {}, tokenizer)
     torch.save(
         {"state_dict": state, "nanochat_pl": whose, "global_step": 3, "pytorch-lightning_version": "2.6.4"}, file
     )

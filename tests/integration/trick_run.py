@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nanochat_pl.checkpoint import load_model, read_model
-from nanochat_pl.checkpoint.huggingface import losses
+from nanochat_pl.checkpoint.huggingface import unsupported
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.training.tokenizers import make_tokenizer
 from tests.integration.conftest import BASE, compose, train_below
@@ -45,7 +45,7 @@ def main(work: Path, trick: str) -> None:
         (completion,) = Engine(loaded.model, (), dtype=dtype).run([Request(prompt, max_new_tokens=8, temperature=0.0)])
         assert dtype != "float32" or completion.tokens == row[len(prompt) :], "the engine differs from a full forward"
         assert len(completion.tokens) == 8
-    lost = losses(read_model(run))
+    lost = unsupported(read_model(run))
     assert (lost == []) == (trick == "off"), lost
     assert all(any(name in said for said in lost) for name in places), "an export would drop weights unsaid"
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import check_model, load_model, nanochat, read_model, sciassist
-from nanochat_pl.checkpoint.lightning import identity
-from nanochat_pl.checkpoint.source import Choice, choose, find_source
-from nanochat_pl.checkpoint.stored import Stored, weight_shapes
+from nanochat_pl.checkpoint.formats import Candidate, choose, find_model_files
+from nanochat_pl.checkpoint.lightning import checkpoint_metadata
+from nanochat_pl.checkpoint.state import ModelState, weight_shapes
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -24,11 +24,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer([bytes([byte]) for byte in range(256)])
 
 
-def stored_model(tokenizer: Tokenizer, config: GPTConfig = CONFIG, **changes) -> Stored:
+def stored_model(tokenizer: Tokenizer, config: GPTConfig = CONFIG, **changes) -> ModelState:
     model = GPT(config)
     model.init_weights(torch.Generator().manual_seed(3))
     torch.nn.init.normal_(model.lm_head.weight, generator=torch.Generator().manual_seed(4))
-    return Stored(
+    return ModelState(
         **{
             "config": config,
             "state": model.state_dict(),
@@ -44,15 +44,15 @@ def stored_model(tokenizer: Tokenizer, config: GPTConfig = CONFIG, **changes) ->
 
 
 @pytest.fixture
-def stored(tokenizer: Tokenizer) -> Stored:
+def stored(tokenizer: Tokenizer) -> ModelState:
     return stored_model(tokenizer)
 
 
-def write_lightning(stored: Stored, file: Path) -> Path:
+def write_lightning(stored: ModelState, file: Path) -> Path:
     """Write the parts of this project's checkpoint that opening it needs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {f"model.{name}": tensor for name, tensor in stored.state.items()}
-    ours = identity(stored.stage, stored.config, {"depth": 1}, stored.tokenizer)
+    ours = checkpoint_metadata(stored.stage, stored.config, {"depth": 1}, stored.tokenizer)
     torch.save({"state_dict": state, "global_step": stored.step, "nanochat_pl": ours}, file)
     return file
 
@@ -69,7 +69,7 @@ def spoil(folder: Path, change) -> Path:
 
 
 @pytest.mark.parametrize("module", [nanochat, sciassist])
-def test_what_was_written_is_read_again_to_the_bit(stored: Stored, tmp_path: Path, module):
+def test_what_was_written_is_read_again_to_the_bit(stored: ModelState, tmp_path: Path, module):
     files = module.write(stored, tmp_path / "out", {"val_loss": 1.5})
     again = read_model(tmp_path / "out")
     assert all(torch.equal(again.state[name], tensor) for name, tensor in stored.state.items())
@@ -84,7 +84,7 @@ def test_what_was_written_is_read_again_to_the_bit(stored: Stored, tmp_path: Pat
     assert [a.read_bytes() for a in files] == [b.read_bytes() for b in second]
 
 
-def test_every_format_computes_the_same_logits(stored: Stored, tmp_path: Path):
+def test_every_format_computes_the_same_logits(stored: ModelState, tmp_path: Path):
     write_lightning(stored, tmp_path / "run" / "checkpoints" / "last.ckpt")
     nanochat.write(stored, tmp_path / "nanochat")
     sciassist.write(stored, tmp_path / "sciassist")
@@ -98,7 +98,7 @@ def test_every_format_computes_the_same_logits(stored: Stored, tmp_path: Path):
     assert not loaded[0].model.training
 
 
-def test_a_run_folder_has_its_checkpoints_by_name(stored: Stored, tmp_path: Path):
+def test_a_run_folder_has_its_checkpoints_by_name(stored: ModelState, tmp_path: Path):
     run = tmp_path / "sft" / "d4"
     for step, name in enumerate(("last", "best", "step_000300")):
         write_lightning(replace(stored, step=step), run / "checkpoints" / f"{name}.ckpt")
@@ -115,7 +115,7 @@ def test_a_run_folder_has_its_checkpoints_by_name(stored: Stored, tmp_path: Path
         read_model(run / "checkpoints" / "first")
 
 
-def test_names_of_compiled_models_and_half_precision_are_mended(stored: Stored, tmp_path: Path):
+def test_names_of_compiled_models_and_half_precision_are_mended(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     spoil(tmp_path, lambda state: {f"_orig_mod.{name}": tensor.bfloat16() for name, tensor in state.items()})
     again = read_model(tmp_path)
@@ -128,7 +128,7 @@ def test_names_of_compiled_models_and_half_precision_are_mended(stored: Stored, 
         read_model(tmp_path)
 
 
-def test_an_embedding_that_was_bfloat16_is_written_so_and_no_other_is(stored: Stored, tmp_path: Path):
+def test_an_embedding_that_was_bfloat16_is_written_so_and_no_other_is(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path / "full")
     stored.state["transformer.wte.weight"] = stored.state["transformer.wte.weight"].bfloat16().float()
     nanochat.write(stored, tmp_path / "half")
@@ -137,7 +137,7 @@ def test_an_embedding_that_was_bfloat16_is_written_so_and_no_other_is(stored: St
     assert {tensor.dtype for name, tensor in kinds[1].items() if "wte" not in name} == {torch.float32}
 
 
-def test_a_padded_vocabulary_is_recognised_and_predicts_the_same(stored: Stored, tmp_path: Path):
+def test_a_padded_vocabulary_is_recognised_and_predicts_the_same(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     ids = torch.randint(265, (1, 8))
     before = load_model(tmp_path, compute_dtype=torch.float32).model(ids)
@@ -153,7 +153,7 @@ def test_a_padded_vocabulary_is_recognised_and_predicts_the_same(stored: Stored,
 
 
 @pytest.mark.parametrize("place", ["tokenizer.pkl", "tokenizer/tokenizer.pkl", "../../tokenizer/tokenizer.pkl"])
-def test_the_tokenizer_is_found_where_nanochat_keeps_it(stored: Stored, tmp_path: Path, place: str):
+def test_the_tokenizer_is_found_where_nanochat_keeps_it(stored: ModelState, tmp_path: Path, place: str):
     folder = tmp_path / "mid_checkpoints" / "d4"
     nanochat.write(replace(stored, stage="unknown"), folder)
     file = folder / place
@@ -167,14 +167,14 @@ def test_the_tokenizer_is_found_where_nanochat_keeps_it(stored: Stored, tmp_path
         read_model(folder)
 
 
-def test_a_stray_tokenizer_two_folders_up_is_not_taken(stored: Stored, tmp_path: Path):
+def test_a_stray_tokenizer_two_folders_up_is_not_taken(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path / "a" / "b")
     shutil.move(tmp_path / "a" / "b" / "tokenizer", tmp_path / "tokenizer")
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         read_model(tmp_path / "a" / "b")
 
 
-def test_metadata_without_a_step_or_a_stage_leave_them_open(stored: Stored, tmp_path: Path):
+def test_metadata_without_a_step_or_a_stage_leave_them_open(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)  # as nanochat's reinforcement learning saves them: the model config alone
     meta = tmp_path / "meta_000012.json"
     meta.write_text(json.dumps({"model_config": json.loads(meta.read_text())["model_config"]}))
@@ -185,7 +185,7 @@ def test_metadata_without_a_step_or_a_stage_leave_them_open(stored: Stored, tmp_
 # ---------------------------------------------------------------------------------------------------- ambiguity
 
 
-def test_several_models_are_listed_and_none_is_taken(stored: Stored, tmp_path: Path):
+def test_several_models_are_listed_and_none_is_taken(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     (tmp_path / "model_000013.pt").touch()
     with pytest.raises(ValueError, match=r"holds 2 models: model_000012.pt, model_000013.pt; name one"):
@@ -204,19 +204,19 @@ def test_several_models_are_listed_and_none_is_taken(stored: Stored, tmp_path: P
     [
         ([], None),
         (["README.md", "optim_000001.pt", "model.pt", "model_x.pt"], None),
-        (["model_000650.pt", "meta_000650.json"], Choice("nanochat", "model_000650.pt")),
-        (["d20/model_000650.pt"], Choice("nanochat", "d20/model_000650.pt")),
-        (["model_000001.pt", "old/model_000002.pt"], Choice("nanochat", "model_000001.pt")),
-        (["config.json", "model.safetensors"], Choice("huggingface", "model.safetensors")),
+        (["model_000650.pt", "meta_000650.json"], Candidate("nanochat", "model_000650.pt")),
+        (["d20/model_000650.pt"], Candidate("nanochat", "d20/model_000650.pt")),
+        (["model_000001.pt", "old/model_000002.pt"], Candidate("nanochat", "model_000001.pt")),
+        (["config.json", "model.safetensors"], Candidate("huggingface", "model.safetensors")),
         (
             ["config.json", "model-1-of-1.safetensors", "model.safetensors.index.json"],
-            Choice("huggingface", "model.safetensors.index.json"),
+            Candidate("huggingface", "model.safetensors.index.json"),
         ),
         (["config.json", "pytorch_model.bin"], None),
-        (["a/model_finetuned.pt"], Choice("sciassist", "a/model_finetuned.pt")),
+        (["a/model_finetuned.pt"], Candidate("sciassist", "a/model_finetuned.pt")),
     ],
 )
-def test_one_rule_chooses_among_names(names: list[str], expected: Choice | None):
+def test_one_rule_chooses_among_names(names: list[str], expected: Candidate | None):
     assert choose(names, "here") == expected
 
 
@@ -267,7 +267,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("when", LATER)
-def test_later_nanochats_are_refused_by_the_names_that_tell_them(stored: Stored, tmp_path: Path, when: str):
+def test_later_nanochats_are_refused_by_the_names_that_tell_them(stored: ModelState, tmp_path: Path, when: str):
     nanochat.write(stored, tmp_path)
     spoil(tmp_path, lambda state: state | {name: torch.zeros(shape) for name, shape in LATER[when].items()})
     with pytest.raises(ValueError, match=rf"nanochat of {when}, .*gave it away.*only the classic") as error:
@@ -341,7 +341,7 @@ def test_weights_that_are_not_of_this_model_are_refused_with_what_is_wrong(store
         ({"vocab_size": 300}, "do not fit its config"),
     ],
 )
-def test_metadata_that_describe_another_model_are_refused(stored: Stored, tmp_path: Path, change, words):
+def test_metadata_that_describe_another_model_are_refused(stored: ModelState, tmp_path: Path, change, words):
     nanochat.write(stored, tmp_path)
     meta = tmp_path / "meta_000012.json"
     content = json.loads(meta.read_text())
@@ -351,7 +351,7 @@ def test_metadata_that_describe_another_model_are_refused(stored: Stored, tmp_pa
         load_model(tmp_path)
 
 
-def test_metadata_that_are_none_are_refused(stored: Stored, tmp_path: Path):
+def test_metadata_that_are_none_are_refused(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     meta = tmp_path / "meta_000012.json"
     content = json.loads(meta.read_text())
@@ -370,7 +370,7 @@ def test_metadata_that_are_none_are_refused(stored: Stored, tmp_path: Path):
         load_model(tmp_path)
 
 
-def test_full_windows_in_the_metadata_are_the_classic_model(stored: Stored, tmp_path: Path):
+def test_full_windows_in_the_metadata_are_the_classic_model(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     meta = tmp_path / "meta_000012.json"
     content = json.loads(meta.read_text())
@@ -379,7 +379,7 @@ def test_full_windows_in_the_metadata_are_the_classic_model(stored: Stored, tmp_
     assert read_model(tmp_path).config == CONFIG
 
 
-def test_a_tokenizer_of_another_size_is_refused(stored: Stored, tmp_path: Path):
+def test_a_tokenizer_of_another_size_is_refused(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     other = Tokenizer([*(bytes([byte]) for byte in range(256)), b"ab"])
     (tmp_path / "tokenizer" / "tokenizer.pkl").write_bytes(nanochat.tokenizer_pickle(other))
@@ -388,7 +388,7 @@ def test_a_tokenizer_of_another_size_is_refused(stored: Stored, tmp_path: Path):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -100])
-def test_truncated_weights_are_refused_at_once(stored: Stored, tmp_path: Path, cut: int):
+def test_truncated_weights_are_refused_at_once(stored: ModelState, tmp_path: Path, cut: int):
     file = nanochat.write(stored, tmp_path)[-1]
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(ValueError, match=r"truncated|damaged") as refused:
@@ -396,7 +396,7 @@ def test_truncated_weights_are_refused_at_once(stored: Stored, tmp_path: Path, c
     assert len(str(refused.value).replace(str(tmp_path), "")) < 300, "torch's advice has no place in one line"
 
 
-def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: Stored, tmp_path: Path):
+def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: ModelState, tmp_path: Path):
     file = write_lightning(stored, tmp_path / "last.ckpt")
     content = torch.load(file, weights_only=True)
     for change, words in (
@@ -434,14 +434,14 @@ def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: Stored, tm
 def test_what_the_format_cannot_hold_is_listed_and_nothing_is_written(tokenizer: Tokenizer, tmp_path: Path, module):
     config = replace(CONFIG, softcap=20.0, rope_base=1e5, rope_table_dtype="float32", pad_vocab_to=64)
     stored = stored_model(tokenizer, config)
-    assert len(module.losses(stored)) == 4
+    assert len(module.unsupported(stored)) == 4
     with pytest.raises(ValueError, match=r"rope_base=100000.0 \(classic: 10000.0\); .*softcap=20.0 .*pad_vocab_to=64"):
         module.write(stored, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert module.losses(stored_model(tokenizer, replace(CONFIG, pad_vocab_to=5))) == []  # 265 rows as it is
+    assert module.unsupported(stored_model(tokenizer, replace(CONFIG, pad_vocab_to=5))) == []  # 265 rows as it is
 
 
-def test_no_file_is_overwritten(stored: Stored, tmp_path: Path):
+def test_no_file_is_overwritten(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(FileExistsError, match=r"tokenizer.pkl.*already"):
@@ -449,7 +449,7 @@ def test_no_file_is_overwritten(stored: Stored, tmp_path: Path):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_a_tutors_metadata_say_what_it_was_trained_on(stored: Stored, tmp_path: Path):
+def test_a_tutors_metadata_say_what_it_was_trained_on(stored: ModelState, tmp_path: Path):
     run = {
         "data": {"train_rows": 12_000, "val_rows": None},
         "stage": {"total_batch_rows": 64, "num_epochs": 4, "val_rows": 200},
@@ -480,7 +480,7 @@ def test_the_byte_lengths_are_those_nanochat_wrote(tokenizer: Tokenizer):
     assert lengths.tolist() == [1] * 128 + [3] * 128 + [0] * len(SPECIAL_TOKENS)
 
 
-def test_finding_a_source_loads_no_torch(stored: Stored, tmp_path: Path):
+def test_finding_a_source_loads_no_torch(stored: ModelState, tmp_path: Path):
     import subprocess
     import sys
 
@@ -489,4 +489,7 @@ def test_finding_a_source_loads_no_torch(stored: Stored, tmp_path: Path):
     code += "print(check(sys.argv[1]).format, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.split() == ["nanochat", "False"], done.stderr
-    assert find_source(tmp_path).others == (tmp_path / "meta_000012.json", tmp_path / "tokenizer" / "tokenizer.pkl")
+    assert find_model_files(tmp_path).others == (
+        tmp_path / "meta_000012.json",
+        tmp_path / "tokenizer" / "tokenizer.pkl",
+    )

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat_pl.checkpoint import check_model, huggingface, nanochat, package, read_model, sciassist
-from nanochat_pl.checkpoint.meta import MAX_JSON_VALUES, parse_json
-from nanochat_pl.checkpoint.plain import check_size, read_torch
-from nanochat_pl.checkpoint.stored import Stored
+from nanochat_pl.checkpoint import archive, check_model, huggingface, nanochat, read_model, sciassist
+from nanochat_pl.checkpoint.formats import MAX_JSON_VALUES, parse_json
+from nanochat_pl.checkpoint.safe_load import check_size, read_torch
+from nanochat_pl.checkpoint.state import ModelState
 from nanochat_pl.model.config import LIMITS, GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
 from tests.unit.test_checkpoint import stored_model, write_lightning
@@ -28,9 +28,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nanochat.write(stored, folder / "nanochat")
     sciassist.write(stored, folder / "sciassist")
     huggingface.write(stored, folder / "huggingface")
-    package.write(stored, folder / "package" / "model.zip", "card")
-    with zipfile.ZipFile(folder / "package" / "model.zip") as archive:
-        archive.extractall(folder / "unpacked")
+    archive.write(stored, folder / "package" / "model.zip", "card")
+    with zipfile.ZipFile(folder / "package" / "model.zip") as opened:
+        opened.extractall(folder / "unpacked")
     (folder / "unpacked" / "SHA256SUMS").unlink()  # whoever makes a file to mislead writes its sums as well
     return folder
 
@@ -208,10 +208,10 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(good: Path, tm
 def test_entries_that_share_their_bytes_are_refused(good: Path, tmp_path: Path):
     file = tmp_path / "last.ckpt"
     shutil.copy(good / "lightning" / "last.ckpt", file)
-    with zipfile.ZipFile(file, "a") as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        archive.filelist.extend([largest] * 50)
-        archive._didModify = True
+    with zipfile.ZipFile(file, "a") as opened:
+        largest = max(opened.infolist(), key=lambda entry: entry.file_size)
+        opened.filelist.extend([largest] * 50)
+        opened._didModify = True
     with pytest.raises(ValueError, match="its entries share their bytes"):
         read_model(file)
 
@@ -221,9 +221,9 @@ def test_entries_that_share_their_bytes_are_refused(good: Path, tmp_path: Path):
 def test_an_archive_with_two_entries_of_one_name_is_refused(good: Path, tmp_path: Path, kind: str):
     name = {"lightning": "last.ckpt", "nanochat": "model_000012.pt", "package": "model.zip"}[kind]
     folder = shutil.copytree(good / kind, tmp_path / kind)
-    with zipfile.ZipFile(folder / name, "a") as archive:
-        entry = archive.namelist()[-1]
-        archive.writestr(entry, archive.read(entry))
+    with zipfile.ZipFile(folder / name, "a") as opened:
+        entry = opened.namelist()[-1]
+        opened.writestr(entry, opened.read(entry))
     with pytest.raises(ValueError, match=r"holds 2 entries named '\S+', as no model is saved") as error:
         read_model(folder / name)
     assert "\n" not in str(error.value)
@@ -298,7 +298,7 @@ def test_a_step_in_a_file_is_one_that_a_run_can_reach(step: int):
         "format": "lightning",
     }
     with pytest.raises(ValueError, match="of a step below 0 or above"):
-        Stored(**good, stage="sft", step=step, file=Path("x.ckpt"))
+        ModelState(**good, stage="sft", step=step, file=Path("x.ckpt"))
 
 
 def test_an_export_stays_in_its_folder_whatever_the_file_says(

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import check_model, huggingface, lightning, load_model, nanochat, read_model, sciassist
-from nanochat_pl.checkpoint.plain import read_torch
+from nanochat_pl.checkpoint.safe_load import read_torch
 from nanochat_pl.tokenizer import Tokenizer
 from tests.unit.test_checkpoint import stored_model, write_lightning
 

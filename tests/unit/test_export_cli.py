@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from nanochat_pl import load_model
-from nanochat_pl.checkpoint.stored import Stored
+from nanochat_pl.checkpoint.state import ModelState
 from nanochat_pl.cli import export, import_
 from nanochat_pl.eval.results import Evaluation, proportion_row, results_document
 from nanochat_pl.model.config import GPTConfig
@@ -32,12 +32,12 @@ CONFIG = {
 }
 
 
-def make_stored(**settings: Any) -> Stored:
+def make_stored(**settings: Any) -> ModelState:
     tokenizer = Tokenizer.train(["Gold is a metal, and iron is a metal too."], 270)
     shape = {"sequence_len": 64, "vocab_size": 270, "n_layer": 1, "n_head": 2, "n_kv_head": 2, "n_embd": 32}
     model = GPT(GPTConfig(**(shape | settings)))
     model.init_weights(torch.Generator().manual_seed(0))
-    return Stored(
+    return ModelState(
         config=model.config,
         state=model.state_dict(),
         tokenizer=tokenizer,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from nanochat_pl.checkpoint import huggingface, read_model
 from nanochat_pl.checkpoint.huggingface_tokenizer import from_tokenizer_json, learned_tokens, to_tokenizer_json
-from nanochat_pl.checkpoint.stored import Stored
+from nanochat_pl.checkpoint.state import ModelState
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, 330)
 
 
-def make_stored(tokenizer: Tokenizer, **settings: Any) -> Stored:
+def make_stored(tokenizer: Tokenizer, **settings: Any) -> ModelState:
     """Give a small model with logits that differ from token to token, as after training."""
     shape = {"sequence_len": 1024, "n_layer": 2, "n_head": 4, "n_kv_head": 4, "n_embd": 32}
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **(shape | settings))
@@ -41,7 +41,7 @@ def make_stored(tokenizer: Tokenizer, **settings: Any) -> Stored:
             if "c_proj" in name:
                 weight.normal_(std=0.2, generator=generator)
         model.lm_head.weight[: config.vocab_size].normal_(generator=generator)
-    return Stored(
+    return ModelState(
         config=config,
         state=model.state_dict(),
         tokenizer=tokenizer,
@@ -53,7 +53,7 @@ def make_stored(tokenizer: Tokenizer, **settings: Any) -> Stored:
     )
 
 
-def our_model(stored: Stored, **changes: Any) -> GPT:
+def our_model(stored: ModelState, **changes: Any) -> GPT:
     model = GPT(dataclasses.replace(stored.config, **changes))
     model.load_state_dict(stored.state)
     return model.eval()
@@ -176,7 +176,7 @@ def test_what_the_format_cannot_hold_is_refused_with_the_list(tokenizer: Tokeniz
     stored = make_stored(tokenizer)
     gates = {"transformer.h.0.gate": torch.ones(1), "transformer.h.1.gate": torch.ones(1)}
     strange = dataclasses.replace(stored, state=stored.state | gates)
-    assert huggingface.losses(strange) == ["the weight transformer.h.0.gate", "the weight transformer.h.1.gate"]
+    assert huggingface.unsupported(strange) == ["the weight transformer.h.0.gate", "the weight transformer.h.1.gate"]
     with pytest.raises(ValueError, match=r"transformer\.h\.0\.gate.*transformer\.h\.1\.gate.*--format zip"):
         huggingface.write(strange, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -189,14 +189,14 @@ def test_every_architecture_field_is_held_or_refused(tokenizer: Tokenizer):
     assert changed.keys() == {field.name for field in dataclasses.fields(Architecture)}, "a new field needs a decision"
     for name, value in changed.items():
         stored = make_stored(tokenizer, **{name: value})
-        assert huggingface.losses(stored) == []
+        assert huggingface.unsupported(stored) == []
 
 
 def test_a_split_pattern_that_means_something_else_to_the_other_library_is_refused(tokenizer: Tokenizer):
     words = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size - 9)]
     # `^` is the beginning of the text to one library, of every line to the other.
     odd = Tokenizer(words, pattern=r"^[^\n]+|[^\n]|\n")
-    lost = huggingface.losses(dataclasses.replace(make_stored(tokenizer), tokenizer=odd))
+    lost = huggingface.unsupported(dataclasses.replace(make_stored(tokenizer), tokenizer=odd))
     assert len(lost) == 1 and "split pattern" in lost[0]
 
 

@@ -8,33 +8,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat_pl.checkpoint import nanochat, package, read_model
-from nanochat_pl.checkpoint.stored import Stored
+from nanochat_pl.checkpoint import archive, nanochat, read_model
+from nanochat_pl.checkpoint.state import ModelState
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
 from nanochat_pl.tokenizer import Tokenizer
 from tests.unit.test_checkpoint import stored_model, write_lightning
 
 
 @pytest.fixture(scope="module")
-def stored() -> Stored:
+def stored() -> ModelState:
     return stored_model(Tokenizer([bytes([byte]) for byte in range(256)]))
 
 
-def write(stored: Stored, kind: str, folder: Path) -> Path:
+def write(stored: ModelState, kind: str, folder: Path) -> Path:
     """Write a model in one format; return the file to damage."""
     if kind == "lightning":
         return write_lightning(stored, folder / "last.ckpt")
     if kind == "nanochat":
         return nanochat.write(stored, folder)[-1]
-    package.write(stored, folder / "model.zip", "# A model")
+    archive.write(stored, folder / "model.zip", "# A model")
     if kind == "folder":
-        with zipfile.ZipFile(folder / "model.zip") as archive:
-            archive.extractall(folder / "model")
+        with zipfile.ZipFile(folder / "model.zip") as opened:
+            opened.extractall(folder / "model")
         return folder / "model" / "model.safetensors"
     return folder / "model.zip"
 
 
-def assert_refused_or_equal(file: Path, stored: Stored, what: str) -> bool:
+def assert_refused_or_equal(file: Path, stored: ModelState, what: str) -> bool:
     """Open a damaged model; return whether it was refused, with a single line of moderate length."""
     try:
         again = read_model(file.parent if file.name == "model.safetensors" else file)
@@ -52,7 +52,7 @@ def assert_refused_or_equal(file: Path, stored: Stored, what: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["lightning", "package", "folder"])
-def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(stored: Stored, tmp_path: Path, kind: str):
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(stored: ModelState, tmp_path: Path, kind: str):
     file = write(stored, kind, tmp_path)
     whole, rng = file.read_bytes(), random.Random(11)
     places = [*rng.sample(range(len(whole)), 120), *range(64), *range(len(whole) - 160, len(whole))]
@@ -68,7 +68,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(stored: Stored, tm
 
 
 @pytest.mark.parametrize("kind", ["lightning", "nanochat", "package", "folder"])
-def test_a_flipped_bit_in_a_weight_is_named_as_damage(stored: Stored, tmp_path: Path, kind: str):
+def test_a_flipped_bit_in_a_weight_is_named_as_damage(stored: ModelState, tmp_path: Path, kind: str):
     file = write(stored, kind, tmp_path)
     data = file.read_bytes()
     place = data.index(stored.state["lm_head.weight"].numpy().tobytes()) + 101
@@ -78,7 +78,7 @@ def test_a_flipped_bit_in_a_weight_is_named_as_damage(stored: Stored, tmp_path: 
     assert str(file) in str(refused.value)
 
 
-def test_files_without_checksums_open_as_before(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_without_checksums_open_as_before(stored: ModelState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write(stored, "folder", tmp_path / "old").parent
     (folder / "SHA256SUMS").unlink()  # as earlier versions exported
     assert not assert_refused_or_equal(folder / "model.safetensors", stored, "folder")
@@ -90,7 +90,7 @@ def test_files_without_checksums_open_as_before(stored: Stored, tmp_path: Path, 
     assert not assert_refused_or_equal(file, stored, "no CRC")
 
 
-def test_a_file_changed_in_the_same_moment_is_checked_anew(stored: Stored, tmp_path: Path):
+def test_a_file_changed_in_the_same_moment_is_checked_anew(stored: ModelState, tmp_path: Path):
     file = write(stored, "lightning", tmp_path)
     status, whole = file.stat(), file.read_bytes()
     assert fault(file) is None
@@ -99,7 +99,7 @@ def test_a_file_changed_in_the_same_moment_is_checked_anew(stored: Stored, tmp_p
     assert fault(file) is not None
 
 
-def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(stored: Stored, tmp_path: Path):
+def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(stored: ModelState, tmp_path: Path):
     for step, name in ((100, "step_000100"), (250, "best"), (200, "step_000200"), (300, "last")):
         write_lightning(stored_model(stored.tokenizer, step=step), tmp_path / f"{name}.ckpt")
         assert stored_step(tmp_path / f"{name}.ckpt") == step
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(stored: Store
         read_model(tmp_path / "best.ckpt")
 
 
-def test_a_link_that_leads_nowhere_is_a_missing_checkpoint_not_the_end(stored: Stored, tmp_path: Path):
+def test_a_link_that_leads_nowhere_is_a_missing_checkpoint_not_the_end(stored: ModelState, tmp_path: Path):
     folder = write(stored, "lightning", tmp_path).parent
     whole = next(folder.glob("*.ckpt")).rename(folder / "best.ckpt")
     (folder / "last.ckpt").symlink_to("nowhere")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.checkpoint.formats import ModelFiles, find_model_files
 from nanochat_pl.checkpoint.hub import HUB_FOLDER, HubModel, is_hub_address
-from nanochat_pl.checkpoint.source import Source, find_source
 
 if TYPE_CHECKING:
     import torch
 
-    from nanochat_pl.checkpoint.stored import Stored
+    from nanochat_pl.checkpoint.state import ModelState
     from nanochat_pl.model.gpt import GPT
     from nanochat_pl.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ def load_model(
     )
 
 
-def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> "Stored":
+def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> "ModelState":
     """Read a model without building it; `path` and errors as `load_model`.
 
     Args:
@@ -93,7 +93,7 @@ def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: b
     elif source.format == "sciassist":
         from nanochat_pl.checkpoint.sciassist import read
     elif source.format == "package":
-        from nanochat_pl.checkpoint.package import read
+        from nanochat_pl.checkpoint.archive import read
     else:
         from nanochat_pl.checkpoint.huggingface import read
     is_folder = source.file.name.startswith("model.safetensors")  # its reader wants what lies beside it as well
@@ -103,12 +103,12 @@ def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: b
     return stored
 
 
-def locate_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> Source:
+def locate_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> ModelFiles:
     """Say which files a path stands for, fetching those of the hub; loads no torch. As `read_model`."""
-    return HubModel.parse(path, hub_folder).fetch(offline) if is_hub_address(path) else find_source(path)
+    return HubModel.parse(path, hub_folder).fetch(offline) if is_hub_address(path) else find_model_files(path)
 
 
-def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> Source | None:
+def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> ModelFiles | None:
     """Make sure that a path stands for one model, without fetching anything large or loading torch.
 
     Returns:
@@ -118,7 +118,7 @@ def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: 
         FileNotFoundError, ValueError: as `load_model`, as far as names and metadata tell.
     """
     if not is_hub_address(path):
-        return find_source(path)
+        return find_model_files(path)
     model = HubModel.parse(path, hub_folder)
     model.look(offline)
     return model.here()

@@ -9,14 +9,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
-from nanochat_pl.checkpoint.source import (
+from nanochat_pl.checkpoint.formats import (
     FORMATS,
-    Source,
+    ModelFiles,
     check_model_type,
     choose,
-    find_source,
-    tokenizer_places,
+    find_model_files,
+    metadata_path,
+    model_config,
+    read_json,
+    tokenizer_paths,
 )
 from nanochat_pl.downloads import fetch_hub_files, list_hub_files
 from nanochat_pl.paths import write_atomically
@@ -62,7 +64,7 @@ class HubModel:
         inside = "/".join(parts[2:])
         return cls(f"hf://{'/'.join(parts)}", f"{owner}/{name}", revision or "main", inside, Path(root) / owner / kept)
 
-    def here(self) -> Source | None:
+    def here(self) -> ModelFiles | None:
         """Give the model as it lies on this machine; None = not (wholly) fetched.
 
         Raises:
@@ -75,7 +77,7 @@ class HubModel:
                 place = self.folder / self._chosen(names)[1]
                 if not place.is_file():
                     return None
-            return find_source(place)
+            return find_model_files(place)
         except FileNotFoundError:
             return None
 
@@ -88,7 +90,7 @@ class HubModel:
         if self.here() is None:
             self._files(self._names(offline))
 
-    def fetch(self, offline: bool = False) -> Source:
+    def fetch(self, offline: bool = False) -> ModelFiles:
         """Bring the model to this machine unless it is here.
 
         Args:
@@ -109,7 +111,7 @@ class HubModel:
 
         # A page first: gigabytes of another kind of model are not worth waiting for.
         is_hugging_face = kind == "huggingface"
-        page = str(PurePosixPath(weights).with_name("config.json")) if is_hugging_face else meta_place(weights)
+        page = str(PurePosixPath(weights).with_name("config.json")) if is_hugging_face else metadata_path(weights)
         bring([page])
         if is_hugging_face:
             check_model_type(self.folder / page)
@@ -117,7 +119,7 @@ class HubModel:
             model_config(read_json(self.folder / page), self.folder / page)
         bring(others)
         bring([weights])
-        return find_source(self.folder / weights)
+        return find_model_files(self.folder / weights)
 
     def _names(self, offline: bool) -> list[str]:
         """Ask the hub which files the repository has."""
@@ -162,7 +164,7 @@ class HubModel:
                 raise FileNotFoundError(f"{self.address} has {weights} without tokenizer.json; nothing was fetched")
             endings = (".json", "tokenizer.pkl", *([".safetensors"] if weights.endswith(".json") else []))
             return [name for name in beside if name.endswith(endings)]
-        wanted = {"its metadata": [meta_place(weights)], "its tokenizer": tokenizer_places(weights)}
+        wanted = {"its metadata": [metadata_path(weights)], "its tokenizer": tokenizer_paths(weights)}
         found = {what: next((name for name in places if name in names), None) for what, places in wanted.items()}
         if missing := [f"{what} ({' or '.join(wanted[what])})" for what, name in found.items() if name is None]:
             raise FileNotFoundError(

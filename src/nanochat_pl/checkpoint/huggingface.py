@@ -2,7 +2,7 @@
 
 The two libraries compute the same function but for one thing: nanochat trains with rotary tables rounded to bfloat16,
 transformers computes its own in float32. `notes` says so in words, and the tests in numbers. What transformers' class
-has no place for is refused with a list (`losses`), never left out.
+has no place for is refused with a list (`unsupported`), never left out.
 
 Stage, step, run config and table rounding have no place in Hugging Face's files; they lie beside them in
 `nanochat_pl.json`, which other programs ignore.
@@ -20,16 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanochat_pl.checkpoint.formats import read_json
 from nanochat_pl.checkpoint.huggingface_tokenizer import (
     CHAT_TEMPLATE,
     check_agreement,
     from_tokenizer_json,
     to_tokenizer_json,
 )
-from nanochat_pl.checkpoint.meta import read_json
-from nanochat_pl.checkpoint.stored import (
+from nanochat_pl.checkpoint.state import (
     UNKNOWN_STAGE,
-    Stored,
+    ModelState,
     check_shape,
     check_tokenizer,
     check_weights,
@@ -39,7 +39,7 @@ from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.paths import reason
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["losses", "notes", "read", "write"]
+__all__ = ["notes", "read", "unsupported", "write"]
 
 NORM_EPS = 1.1920929e-07
 """Of float32: what our norms add, and what transformers must be told, whose own default is 1e-6."""
@@ -70,35 +70,35 @@ _FIXED = {
 """Keys of config.json with the only value that our model computes, which transformers takes where they are absent."""
 
 
-def losses(stored: Stored) -> list[str]:
+def unsupported(model: ModelState) -> list[str]:
     """List what a folder cannot hold of this model; empty = `write` will not refuse."""
-    unknown = sorted(stored.state.keys() - _names(stored.config.n_layer).keys())
+    unknown = sorted(model.state.keys() - _names(model.config.n_layer).keys())
     lost = [f"the weight {name}" for name in unknown]
     classic = Architecture()
     for field in dataclasses.fields(Architecture):
-        value = getattr(stored.config, field.name)
+        value = getattr(model.config, field.name)
         if field.name not in _HELD and value != getattr(classic, field.name):
             lost.append(f"model.{field.name}={value}")
     try:
-        check_agreement(stored.tokenizer, to_tokenizer_json(stored.tokenizer))
+        check_agreement(model.tokenizer, to_tokenizer_json(model.tokenizer))
     except ValueError as error:
         lost.append(f"the tokenizer: {error}")
     return lost
 
 
-def notes(stored: Stored) -> tuple[str, ...]:
+def notes(model: ModelState) -> tuple[str, ...]:
     """Say in which respects the exported model differs from the one it is made of."""
     said = []
-    if stored.config.rope_table_dtype == "bfloat16":
+    if model.config.rope_table_dtype == "bfloat16":
         said.append(
             "The model was trained with rotary tables rounded to bfloat16; transformers computes them in float32. Its "
             "logits therefore differ, by about 0.004 over 1,024 positions; with equal tables they agree to 1e-5."
         )
-    unused = stored.config.padded_vocab_size - stored.config.vocab_size
+    unused = model.config.padded_vocab_size - model.config.vocab_size
     if unused:
         said.append(
             f"The embedding tables end with the last id of the tokenizer: {unused} rows of padding that no id uses "
-            f"(pad_vocab_to={stored.config.pad_vocab_to}) were left out."
+            f"(pad_vocab_to={model.config.pad_vocab_to}) were left out."
         )
     said.append(
         "The tokenizer gives text and conversations the same ids. In conversations, control tokens that somebody "
@@ -108,29 +108,29 @@ def notes(stored: Stored) -> tuple[str, ...]:
     return tuple(said)
 
 
-def write(stored: Stored, folder: Path, card: str | None = None) -> tuple[str, ...]:
+def write(model: ModelState, folder: Path, card: str | None = None) -> tuple[str, ...]:
     """Write the files of a Hugging Face folder and return what to tell people (`notes`).
 
     Args:
-        stored: the model.
+        model: the model.
         folder: made if needed; files of the same names are replaced.
         card: README.md; None = a short one with the notes.
 
     Raises:
         ValueError: the format cannot hold the model; lists all that would be lost.
     """
-    if lost := losses(stored):
+    if lost := unsupported(model):
         raise ValueError(
             f"a Hugging Face NanoChat folder cannot hold this model; it would lose: {'; '.join(lost)}. Export it as "
             "--format zip, which holds everything"
         )
-    check_weights(stored.state, stored.config, stored.file)
-    check_tokenizer(stored.tokenizer, stored.config, stored.file)
+    check_weights(model.state, model.config, model.file)
+    check_tokenizer(model.tokenizer, model.config, model.file)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = stored.config.vocab_size
+    rows = model.config.vocab_size
     weights = {
-        theirs: (stored.state[ours][:rows] if ours in _END_NAMES else stored.state[ours]).float().contiguous()
-        for ours, theirs in _names(stored.config.n_layer).items()
+        theirs: (model.state[ours][:rows] if ours in _END_NAMES else model.state[ours]).float().contiguous()
+        for ours, theirs in _names(model.config.n_layer).items()
     }
     file = folder / "model.safetensors"
     file.touch()
@@ -139,17 +139,17 @@ def write(stored: Stored, folder: Path, card: str | None = None) -> tuple[str, .
     file.chmod(mode)
     ours = {
         "format": _FORMAT,
-        "stage": stored.stage,
-        "step": stored.step,
-        "rope_table_dtype": stored.config.rope_table_dtype,
-        "run_config": stored.run_config,
+        "stage": model.stage,
+        "step": model.step,
+        "rope_table_dtype": model.config.rope_table_dtype,
+        "run_config": model.run_config,
     }
-    said = notes(stored)
+    said = notes(model)
     documents: dict[str, Any] = {
-        "config.json": _config_json(stored),
-        "generation_config.json": _generation_json(stored),
-        "tokenizer.json": to_tokenizer_json(stored.tokenizer),
-        "tokenizer_config.json": _tokenizer_config_json(stored),
+        "config.json": _config_json(model),
+        "generation_config.json": _generation_json(model),
+        "tokenizer.json": to_tokenizer_json(model.tokenizer),
+        "tokenizer_config.json": _tokenizer_config_json(model),
         _OURS: ours,
     }
     for name, content in documents.items():
@@ -161,7 +161,7 @@ def write(stored: Stored, folder: Path, card: str | None = None) -> tuple[str, .
     return said
 
 
-def read(path: str | Path) -> Stored:
+def read(path: str | Path) -> ModelState:
     """Read a Hugging Face folder, ours or another's; any file in it stands for the folder.
 
     Raises:
@@ -193,7 +193,7 @@ def read(path: str | Path) -> Stored:
     check_weights(state, config, folder)
     tokenizer, file = _read_tokenizer(folder)
     check_tokenizer(tokenizer, config, file)
-    return Stored(
+    return ModelState(
         config=config,
         state={name: state[name] for name in weight_shapes(config)},
         tokenizer=tokenizer,
@@ -216,8 +216,8 @@ def _names(num_layers: int) -> dict[str, str]:
     return _END_NAMES | layers
 
 
-def _config_json(stored: Stored) -> dict[str, Any]:
-    config = stored.config
+def _config_json(model: ModelState) -> dict[str, Any]:
+    config = model.config
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
@@ -237,28 +237,28 @@ def _config_json(stored: Stored) -> dict[str, Any]:
         "final_logit_softcapping": config.softcap,
         "tie_word_embeddings": False,
         "use_cache": True,
-        "bos_token_id": stored.tokenizer.bos_id,
-        "eos_token_id": stored.tokenizer.special_id("<|assistant_end|>"),
+        "bos_token_id": model.tokenizer.bos_id,
+        "eos_token_id": model.tokenizer.special_id("<|assistant_end|>"),
         "pad_token_id": None,  # a number here would freeze that row of the embedding in fine-tuning
     }
 
 
-def _generation_json(stored: Stored) -> dict[str, Any]:
-    end, bos = stored.tokenizer.special_id("<|assistant_end|>"), stored.tokenizer.bos_id
+def _generation_json(model: ModelState) -> dict[str, Any]:
+    end, bos = model.tokenizer.special_id("<|assistant_end|>"), model.tokenizer.bos_id
     return {
         "bos_token_id": bos,
         "eos_token_id": [end, bos],  # a base model ends a document by beginning the next one
         "pad_token_id": end,
         "do_sample": False,
-        "max_new_tokens": max(1, stored.config.sequence_len // 4),
+        "max_new_tokens": max(1, model.config.sequence_len // 4),
     }
 
 
-def _tokenizer_config_json(stored: Stored) -> dict[str, Any]:
+def _tokenizer_config_json(model: ModelState) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,
-        "model_max_length": stored.config.sequence_len,
+        "model_max_length": model.config.sequence_len,
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
         "pad_token": "<|assistant_end|>",

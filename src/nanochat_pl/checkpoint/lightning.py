@@ -13,19 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanochat_pl.checkpoint.plain import check_tensors, read_torch
-from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
+from nanochat_pl.checkpoint.safe_load import check_tensors, read_torch
+from nanochat_pl.checkpoint.state import ModelState, check_tokenizer, check_weights
 from nanochat_pl.checkpoint.whole import other_checkpoints
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import reason
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["identity", "model_weights", "read", "read_checkpoint", "stored_model_config", "stored_tokenizer"]
+__all__ = ["checkpoint_metadata", "model_weights", "read", "read_checkpoint", "stored_model_config", "stored_tokenizer"]
 
 FORMAT = 1
 
 
-def identity(stage: str, model_config: GPTConfig, config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def checkpoint_metadata(
+    stage: str, model_config: GPTConfig, config: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Describe a run in plain data, for the inside of its checkpoints.
 
     Args:
@@ -45,7 +47,7 @@ def identity(stage: str, model_config: GPTConfig, config: dict[str, Any], tokeni
     }
 
 
-def read(path: Path) -> Stored:
+def read(path: Path) -> ModelState:
     """Read one checkpoint file.
 
     Raises:
@@ -56,7 +58,7 @@ def read(path: Path) -> Stored:
     check_tensors(checkpoint.get("state_dict"), path)
     try:
         ours = checkpoint["nanochat_pl"]
-        stored = Stored(
+        model = ModelState(
             config=stored_model_config(checkpoint),
             state=model_weights(checkpoint),
             tokenizer=stored_tokenizer(checkpoint),
@@ -68,9 +70,9 @@ def read(path: Path) -> Stored:
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: of its nanochat_pl entry, {reason(error)}") from error
-    check_weights(stored.state, stored.config, path)
-    check_tokenizer(stored.tokenizer, stored.config, path)
-    return stored
+    check_weights(model.state, model.config, path)
+    check_tokenizer(model.tokenizer, model.config, path)
+    return model
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

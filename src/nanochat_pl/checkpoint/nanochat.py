@@ -17,10 +17,9 @@ from typing import Any
 import tiktoken
 import torch
 
-from nanochat_pl.checkpoint.meta import SHAPE, meta_place, model_config, read_json
-from nanochat_pl.checkpoint.plain import read_tensors
-from nanochat_pl.checkpoint.source import tokenizer_file
-from nanochat_pl.checkpoint.stored import UNKNOWN_STAGE, Stored, check_tokenizer, check_weights
+from nanochat_pl.checkpoint.formats import SHAPE, metadata_path, model_config, read_json, tokenizer_file
+from nanochat_pl.checkpoint.safe_load import read_tensors
+from nanochat_pl.checkpoint.state import UNKNOWN_STAGE, ModelState, check_tokenizer, check_weights
 from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.paths import atomic_file, write_atomically
 from nanochat_pl.tokenizer import Tokenizer
@@ -28,11 +27,11 @@ from nanochat_pl.tokenizer import Tokenizer
 __all__ = [
     "classic_config",
     "classic_weights",
-    "losses",
     "read",
     "read_tokenizer",
     "token_bytes",
     "tokenizer_pickle",
+    "unsupported",
     "write",
     "write_files",
 ]
@@ -49,14 +48,14 @@ STAGES = {
 """nanochat's folders -> our stages."""
 
 
-def read(path: Path) -> Stored:
+def read(path: Path) -> ModelState:
     """Read `model_NNNNNN.pt` with the metadata and the tokenizer that belong to it.
 
     Raises:
         FileNotFoundError: one of the three is missing.
         ValueError: damaged, carrying code, not a classic model, or not fitting together; says which and why.
     """
-    meta_file = Path(meta_place(path.as_posix()))
+    meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
     config, state, notes = classic_weights(path, model_config(meta, meta_file))
     step = int(found[1]) if (found := re.fullmatch(r"model_(\d+)", path.stem)) else 0
@@ -64,7 +63,7 @@ def read(path: Path) -> Stored:
         raise ValueError(
             f"{path} is of step {step}, {meta_file.name} of step {meta['step']!r}; they do not belong together"
         )
-    return Stored(
+    return ModelState(
         config=config,
         state=state,
         tokenizer=read_tokenizer(path, config),
@@ -85,8 +84,8 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
         config: what its metadata say.
 
     Returns:
-        The config, with `pad_vocab_to` where the file has padded rows; the weights as `Stored.state` has them; what was
-        converted, for people.
+        The config, with `pad_vocab_to` where the file has padded rows; the weights as `ModelState.state` has them; what
+        was converted, in words.
 
     Raises:
         ValueError: damaged, carrying code, of a later nanochat, or not fitting the config.
@@ -141,13 +140,13 @@ def read_tokenizer(weights: Path, config: GPTConfig) -> Tokenizer:
     return tokenizer
 
 
-def losses(stored: Stored) -> list[str]:
+def unsupported(model: ModelState) -> list[str]:
     """Name what nanochat's classic files cannot hold of a model: in them it would compute something else.
 
     Returns:
         A line for each setting; empty = the model can be written.
     """
-    config, classic = stored.config, Architecture()
+    config, classic = model.config, Architecture()
     settings = {field.name: getattr(config, field.name) for field in fields(Architecture)}
     if config.padded_vocab_size == config.vocab_size:  # padding that adds no row is none
         settings["pad_vocab_to"] = classic.pad_vocab_to
@@ -158,14 +157,14 @@ def losses(stored: Stored) -> list[str]:
     ]
 
 
-def write(stored: Stored, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
+def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
     """Write a model so that nanochat opens it: put the files where its base folder has checkpoints and tokenizer.
 
     Written are `model_NNNNNN.pt`, `meta_NNNNNN.json`, `tokenizer/tokenizer.pkl` and `tokenizer/token_bytes.pt`. The
     embedding is written in bfloat16, as nanochat does after training on a GPU, where that loses nothing.
 
     Args:
-        stored: what to write.
+        model: what to write.
         folder: made if need be.
         meta: further entries of the metadata, such as `val_bpb` or `user_config`.
 
@@ -176,28 +175,28 @@ def write(stored: Stored, folder: Path, meta: Mapping[str, Any] | None = None) -
         ValueError: the format cannot hold the model; lists what would be lost.
         FileExistsError: there is such a file already; nothing was written.
     """
-    stage = {} if stored.stage == UNKNOWN_STAGE else {"stage": stored.stage}  # ours: nanochat tells it by the folder
-    details = {"step": stored.step} | stage | dict(meta or {}) | {"model_config": classic_config(stored.config)}
-    return write_files(stored, folder, f"{stored.step:06d}", details)
+    stage = {} if model.stage == UNKNOWN_STAGE else {"stage": model.stage}  # ours: nanochat tells it by the folder
+    details = {"step": model.step} | stage | dict(meta or {}) | {"model_config": classic_config(model.config)}
+    return write_files(model, folder, f"{model.step:06d}", details)
 
 
-def write_files(stored: Stored, folder: Path, suffix: str, meta: Mapping[str, Any]) -> list[Path]:
+def write_files(model: ModelState, folder: Path, suffix: str, meta: Mapping[str, Any]) -> list[Path]:
     """Write `model_<suffix>.pt`, `meta_<suffix>.json` and `tokenizer/` with nanochat's two files; see `write`."""
-    if lost := losses(stored):
-        raise ValueError(f"nanochat's files cannot hold {stored.file}; lost would be: {'; '.join(lost)}")
-    model, details = folder / f"model_{suffix}.pt", folder / f"meta_{suffix}.json"
+    if lost := unsupported(model):
+        raise ValueError(f"nanochat's files cannot hold {model.file}; lost would be: {'; '.join(lost)}")
+    weights, details = folder / f"model_{suffix}.pt", folder / f"meta_{suffix}.json"
     vocabulary, lengths = folder / "tokenizer" / "tokenizer.pkl", folder / "tokenizer" / "token_bytes.pt"
-    files = [vocabulary, lengths, details, model]
+    files = [vocabulary, lengths, details, weights]
     if there := [str(file) for file in files if file.exists()]:
         raise FileExistsError(f"there is {', '.join(there)} already; give an empty folder, or remove it")
-    write_atomically(vocabulary, tokenizer_pickle(stored.tokenizer))
-    _save(token_bytes(stored.tokenizer), lengths)
+    write_atomically(vocabulary, tokenizer_pickle(model.tokenizer))
+    _save(token_bytes(model.tokenizer), lengths)
     write_atomically(details, json.dumps(dict(meta), indent=2))
-    state = dict(stored.state)
+    state = dict(model.state)
     embedding = state["transformer.wte.weight"]
     if torch.equal(embedding, embedding.to(torch.bfloat16).to(embedding.dtype)):
         state["transformer.wte.weight"] = embedding.to(torch.bfloat16)
-    _save(state, model)  # last: where it is, the others are
+    _save(state, weights)  # last: where it is, the others are
     return files
 
 

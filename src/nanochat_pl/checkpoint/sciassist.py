@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import nanochat
-from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
-from nanochat_pl.checkpoint.nanochat import classic_config, classic_weights, losses, read_tokenizer
-from nanochat_pl.checkpoint.stored import Stored
+from nanochat_pl.checkpoint.formats import metadata_path, model_config, read_json
+from nanochat_pl.checkpoint.nanochat import classic_config, classic_weights, read_tokenizer, unsupported
+from nanochat_pl.checkpoint.state import ModelState
 
-__all__ = ["losses", "read", "write"]
+__all__ = ["read", "unsupported", "write"]
 
 STAGE = "sft_scienceqa"
 
 
-def read(path: Path) -> Stored:
+def read(path: Path) -> ModelState:
     """Read `model_finetuned.pt` with the metadata and the tokenizer that belong to it.
 
     Raises:
         FileNotFoundError: one of the three is missing.
         ValueError: damaged, carrying code, not a classic model, or not fitting together; says which and why.
     """
-    meta_file = Path(meta_place(path.as_posix()))
+    meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
     config, state, notes = classic_weights(path, model_config(meta, meta_file))
     step = next((meta[key] for key in ("best_step", "step") if type(meta.get(key)) is int), None)
     if step is None:
         notes += (f"{meta_file.name} names no step; 0 is assumed",)
-    return Stored(
+    return ModelState(
         config=config,
         state=state,
         tokenizer=read_tokenizer(path, config),
@@ -43,11 +43,11 @@ def read(path: Path) -> Stored:
     )
 
 
-def write(stored: Stored, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
+def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
     """Write the three, with the best step, the model's config and the resolved config of its run in the metadata.
 
     Args:
-        stored: what to write.
+        model: what to write.
         folder: made if need be.
         meta: further entries, such as `best_val_loss`.
 
@@ -58,9 +58,9 @@ def write(stored: Stored, folder: Path, meta: Mapping[str, Any] | None = None) -
         ValueError: the format cannot hold the model; lists what would be lost.
         FileExistsError: there is such a file already; nothing was written.
     """
-    run = {"config": stored.run_config} | _training(stored.run_config) if stored.run_config else {}
-    details = {"best_step": stored.step} | run | dict(meta or {}) | {"model_config": classic_config(stored.config)}
-    return nanochat.write_files(stored, folder, "finetuned", details)
+    run = {"config": model.run_config} | _training(model.run_config) if model.run_config else {}
+    details = {"best_step": model.step} | run | dict(meta or {}) | {"model_config": classic_config(model.config)}
+    return nanochat.write_files(model, folder, "finetuned", details)
 
 
 def _training(run: Mapping[str, Any]) -> dict[str, Any]:

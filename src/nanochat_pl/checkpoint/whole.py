@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["fault", "is_archive", "newest_checkpoint", "other_checkpoints", "packing_fault", "stored_step"]
+__all__ = ["fault", "is_zip", "newest_checkpoint", "other_checkpoints", "packing_fault", "stored_step"]
 
 
-def is_archive(path: Path) -> bool:
+def is_zip(path: Path) -> bool:
     """Say whether a file is a zip archive, whole or damaged."""
     try:
         return zipfile.is_zipfile(path)

@@ -16,7 +16,7 @@ with loading():
     from omegaconf import DictConfig, OmegaConf
 
     from nanochat_pl.checkpoint import check_model
-    from nanochat_pl.checkpoint.source import Source
+    from nanochat_pl.checkpoint.formats import ModelFiles
     from nanochat_pl.cli.arguments import share_cores
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.train import fail, run_hydra
@@ -67,7 +67,7 @@ def measure(argv: list[str]) -> int:
     return run_hydra(job, "evaluate")
 
 
-def data_root(cfg: schema.EvaluateConfig, sources: list[Source | None], arguments: list[str]) -> str | None:
+def data_root(cfg: schema.EvaluateConfig, sources: list[ModelFiles | None], arguments: list[str]) -> str | None:
     """Give the folder with the data sets: the command line's, else that of the last run; None = not known yet."""
     if any(argument.startswith(("data=", "data.source=", "data.root=")) for argument in arguments):
         return cfg.data.root

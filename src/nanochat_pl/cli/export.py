@@ -14,12 +14,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_pl.checkpoint.source import is_package
+from nanochat_pl.checkpoint.formats import is_model_archive
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.paths import writing
 
 if TYPE_CHECKING:
-    from nanochat_pl.checkpoint.stored import Stored
+    from nanochat_pl.checkpoint.state import ModelState
     from nanochat_pl.report.runs import Run
 
 __all__ = ["FORMATS", "export_model", "main", "new_folder"]
@@ -88,37 +88,37 @@ def export_model(
         check_destination(out, FORMATS[form], force)  # before a large model is read
     from nanochat_pl.checkpoint import read_model
 
-    stored = read_model(source)
-    print(f"exporting: {stored.file}, step {stored.step:,}", flush=True)
-    run = _run_of(stored)
-    name = _name(stored, source)
+    model = read_model(source)
+    print(f"exporting: {model.file}, step {model.step:,}", flush=True)
+    run = _run_of(model)
+    name = _name(model, source)
     if out is None:
         out = _DEFAULT_ROOT / (f"{name}.zip" if form == "zip" else f"{name}-{form}")
         check_destination(out, FORMATS[form], force)
     if form == "zip":
-        return out, _write_zip(stored, run, name, out)
+        return out, _write_zip(model, run, name, out)
     said: tuple[str, ...] = ()
     with new_folder(out, FORMATS[form], force) as folder:
         if form == "huggingface":
             from nanochat_pl.checkpoint import huggingface
 
-            said = huggingface.notes(stored)
+            said = huggingface.notes(model)
             opening = _HUGGING_FACE
             header = {
                 "library_name": "transformers",
                 "pipeline_tag": "text-generation",
-                "tags": ["nanochat", f"stage-{stored.stage}"],
+                "tags": ["nanochat", f"stage-{model.stage}"],
             }
-            huggingface.write(stored, folder, _card(stored, run, name, said, opening, header))
+            huggingface.write(model, folder, _card(model, run, name, said, opening, header))
         elif form == "nanochat":
             from nanochat_pl.checkpoint import nanochat
 
-            nanochat.write(stored, folder, _figures(stored, run, {"val/bpb": "val_bpb", "val/loss": "val_loss"}))
+            nanochat.write(model, folder, _figures(model, run, {"val/bpb": "val_bpb", "val/loss": "val_loss"}))
         else:
             from nanochat_pl.checkpoint import sciassist
 
-            sciassist.write(stored, folder, _figures(stored, run, {"val/loss": "best_val_loss"}))
-    return out, (*stored.notes, *said)
+            sciassist.write(model, folder, _figures(model, run, {"val/loss": "best_val_loss"}))
+    return out, (*model.notes, *said)
 
 
 def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:
@@ -139,7 +139,7 @@ def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:
         return
     if not force:
         raise FileExistsError(f"{out} exists already; give another name, or --force to replace it")
-    if not names and not is_package(out):
+    if not names and not is_model_archive(out):
         raise FileExistsError(f"{out} is no earlier export, so --force does not replace it; give another name")
     foreign = [name for name in held if names and not any(fnmatch(name, pattern) for pattern in names)]
     if foreign:
@@ -177,55 +177,55 @@ def new_folder(out: Path, names: tuple[str, ...], force: bool) -> Iterator[Path]
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_of(stored: "Stored") -> "Run | None":
+def _run_of(model: "ModelState") -> "Run | None":
     """Read the run folder of one of our checkpoints, with the results of these weights only."""
     from nanochat_pl.report.card import results_of
     from nanochat_pl.report.runs import read_run
 
-    if stored.format != "lightning" or stored.file.parent.name != "checkpoints":
+    if model.format != "lightning" or model.file.parent.name != "checkpoints":
         return None
     try:
-        run = read_run(stored.file.parent.parent)
+        run = read_run(model.file.parent.parent)
     except FileNotFoundError:  # a checkpoints folder by itself
         return None
-    return replace(run, results=results_of(run, stored.file.stem, stored.step))
+    return replace(run, results=results_of(run, model.file.stem, model.step))
 
 
-def _name(stored: "Stored", source: str | Path) -> str:
+def _name(model: "ModelState", source: str | Path) -> str:
     """Name a model by stage and run where it has them, else by its folder."""
-    from nanochat_pl.checkpoint.stored import UNKNOWN_STAGE
+    from nanochat_pl.checkpoint.state import UNKNOWN_STAGE
 
-    folder = stored.file.resolve().parent
-    if stored.format == "lightning" and folder.name == "checkpoints":
+    folder = model.file.resolve().parent
+    if model.format == "lightning" and folder.name == "checkpoints":
         run = folder.parent.name
-        return run if run.startswith(stored.stage) or stored.stage == UNKNOWN_STAGE else f"{stored.stage}-{run}"
+        return run if run.startswith(model.stage) or model.stage == UNKNOWN_STAGE else f"{model.stage}-{run}"
     path = Path(str(source))  # of the hub: its repository
     named = path.resolve().parent if path.suffix in (".pt", ".json", ".safetensors") else path.resolve()
     return named.name.removesuffix(".zip").removesuffix(".ckpt") or "model"
 
 
-def _figures(stored: "Stored", run: "Run | None", names: Mapping[str, str]) -> dict[str, float]:
+def _figures(model: "ModelState", run: "Run | None", names: Mapping[str, str]) -> dict[str, float]:
     """Give the validation figure that chose these weights, by the name it has in another program's metadata."""
     from nanochat_pl.report.runs import validation_metric
 
     chosen = validation_metric(run.curves) if run is not None else None
-    if run is None or chosen is None or chosen[0] not in names or run.summary.get("best_step") != stored.step:
+    if run is None or chosen is None or chosen[0] not in names or run.summary.get("best_step") != model.step:
         return {}
     metric, best = chosen[0], run.summary.get("best")
     return {names[metric]: float(best)} if isinstance(best, int | float) else {}
 
 
-def _write_zip(stored: "Stored", run: "Run | None", name: str, out: Path) -> tuple[str, ...]:
-    from nanochat_pl.checkpoint import package
+def _write_zip(model: "ModelState", run: "Run | None", name: str, out: Path) -> tuple[str, ...]:
+    from nanochat_pl.checkpoint import archive
     from nanochat_pl.report.card import evaluation_document
 
-    card = _card(stored, run, name, (), _ARCHIVE.format(name=name), None)
-    package.write(stored, out, card, evaluation_document(run.results if run is not None else ()))
-    return stored.notes
+    card = _card(model, run, name, (), _ARCHIVE.format(name=name), None)
+    archive.write(model, out, card, evaluation_document(run.results if run is not None else ()))
+    return model.notes
 
 
 def _card(
-    stored: "Stored",
+    model: "ModelState",
     run: "Run | None",
     name: str,
     notes: tuple[str, ...],
@@ -237,15 +237,15 @@ def _card(
 
     return model_card(
         name=name,
-        stage=stored.stage,
-        step=stored.step,
-        model=asdict(stored.config),
-        num_parameters=num_parameters(stored.config),
-        run_config=stored.run_config,
+        stage=model.stage,
+        step=model.step,
+        model=asdict(model.config),
+        num_parameters=num_parameters(model.config),
+        run_config=model.run_config,
         run=run,
-        notes=(*stored.notes, *notes),
+        notes=(*model.notes, *notes),
         opening=opening,
-        made_from=stored.format,
+        made_from=model.format,
         header=header,
     )
 

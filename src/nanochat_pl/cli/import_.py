@@ -16,7 +16,7 @@ from nanochat_pl.cli.export import check_destination, new_folder
 from nanochat_pl.config.stages import MODEL_STAGES
 
 if TYPE_CHECKING:
-    from nanochat_pl.checkpoint.stored import Stored
+    from nanochat_pl.checkpoint.state import ModelState
 
 __all__ = ["import_model", "main", "write_run"]
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="replace an earlier import")
     try:
         options = parser.parse_args(arguments)
-        stored = import_model(
+        model = import_model(
             options.source,
             options.destination,
             stage=options.stage,
@@ -52,13 +52,13 @@ def main(arguments: list[str]) -> int:
         return int(leave.code or 0)
     except (ValueError, OSError) as error:
         return refuse(error)
-    for note in stored.notes:
+    for note in model.notes:
         print(f"note: {note}")
-    if stored.stage not in MODEL_STAGES:
+    if model.stage not in MODEL_STAGES:
         print("note: its files do not say which stage trained it; --stage says so, for reports and evaluations")
-    shape = stored.config
+    shape = model.config
     print(
-        f"imported: {options.destination} ({stored.format}, stage {stored.stage}, step {stored.step:,}; "
+        f"imported: {options.destination} ({model.format}, stage {model.stage}, step {model.step:,}; "
         f"{shape.n_layer} layers of {shape.n_embd} channels, vocabulary {shape.vocab_size:,})"
     )
     return 0
@@ -71,7 +71,7 @@ def import_model(
     stage: str | None = None,
     rope_tables: str | None = None,
     force: bool = False,
-) -> "Stored":
+) -> "ModelState":
     """Make a run folder of a model, and return what went into it.
 
     Args:
@@ -88,56 +88,56 @@ def import_model(
     from nanochat_pl.checkpoint import read_model
 
     check_destination(destination, _NAMES, force)  # before a large model is fetched
-    stored = read_model(source)
+    model = read_model(source)
     if stage is not None:
-        stored = replace(stored, stage=stage)
+        model = replace(model, stage=stage)
     if rope_tables is not None:
-        answered = tuple(note for note in stored.notes if "--rope-tables" not in note)
-        stored = replace(stored, config=replace(stored.config, rope_table_dtype=rope_tables), notes=answered)
+        answered = tuple(note for note in model.notes if "--rope-tables" not in note)
+        model = replace(model, config=replace(model.config, rope_table_dtype=rope_tables), notes=answered)
     with new_folder(destination, _NAMES, force) as folder:
-        write_run(stored, folder, destination.resolve().name, str(source))
-    return stored
+        write_run(model, folder, destination.resolve().name, str(source))
+    return model
 
 
-def write_run(stored: "Stored", folder: Path, run_name: str, source: str) -> None:
+def write_run(model: "ModelState", folder: Path, run_name: str, source: str) -> None:
     """Write what a run of these weights would have left behind, but for optimizer state, curves and log."""
     import torch
     import yaml
 
-    from nanochat_pl.checkpoint.lightning import identity
+    from nanochat_pl.checkpoint.lightning import checkpoint_metadata
     from nanochat_pl.model.accounting import num_parameters
     from nanochat_pl.paths import atomic_file
 
     checkpoint = {
         "epoch": 0,
-        "global_step": stored.step,
-        "state_dict": {f"model.{name}": tensor for name, tensor in stored.state.items()},
-        "nanochat_pl": identity(stored.stage, stored.config, stored.run_config, stored.tokenizer),
+        "global_step": model.step,
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state.items()},
+        "nanochat_pl": checkpoint_metadata(model.stage, model.config, model.run_config, model.tokenizer),
     }
     with atomic_file(folder / "checkpoints" / "last.ckpt") as temporary:
         torch.save(checkpoint, temporary)
-    config = stored.run_config or _least_config(stored, run_name)
+    config = model.run_config or _least_config(model, run_name)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     summary = {
-        "stage": stored.stage,
+        "stage": model.stage,
         "run_name": run_name,
         "status": "imported",
-        "step": stored.step,
-        "num_parameters": num_parameters(stored.config),
-        "vocab_size": stored.config.vocab_size,
+        "step": model.step,
+        "num_parameters": num_parameters(model.config),
+        "vocab_size": model.config.vocab_size,
     }
-    record = {"imported_from": source, "format": stored.format, "notes": list(stored.notes)}
+    record = {"imported_from": source, "format": model.format, "notes": list(model.notes)}
     for name, content in (("summary.json", summary), ("run.json", record)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _least_config(stored: "Stored", run_name: str) -> dict[str, Any]:
+def _least_config(model: "ModelState", run_name: str) -> dict[str, Any]:
     """Say in a run config's words what the weights themselves tell."""
     return {
         "run_name": run_name,
-        "depth": stored.config.n_layer,
-        "stage": {"name": stored.stage, "sequence_len": stored.config.sequence_len},
-        "model": asdict(stored.config),
+        "depth": model.config.n_layer,
+        "stage": {"name": model.stage, "sequence_len": model.config.sequence_len},
+        "model": asdict(model.config),
     }
 
 

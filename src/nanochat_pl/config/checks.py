@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import check_model
-from nanochat_pl.checkpoint.source import Source
+from nanochat_pl.checkpoint.formats import ModelFiles
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
 from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
 from nanochat_pl.config.schema import (
@@ -449,7 +449,7 @@ def weights_only(file: Path) -> ValueError:
     )
 
 
-def names_no_data(source: Source) -> bool:
+def names_no_data(source: ModelFiles) -> bool:
     """Say whether it is known, without opening it, that a model brings no config of its data along."""
     if source.format != "lightning":
         return source.format in ("nanochat", "sciassist")

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy
 
 from nanochat_pl.checkpoint.lightning import (
-    identity,
+    checkpoint_metadata,
 )
 from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.config.checks import (
@@ -222,7 +222,7 @@ def fit(
         start.origin if resume is None else f"resumed from {resume}",
     )
     trainer = build_trainer(cfg, folder, device, num_steps, callbacks, terminal)
-    record = identity(str(cfg.stage.name), start.config, plain, start.tokenizer)
+    record = checkpoint_metadata(str(cfg.stage.name), start.config, plain, start.tokenizer)
     made_of = (model, cfg.optim, num_steps, cfg.trainer.log_every_steps, record)
     if isinstance(data, QuestionData):
         module: LanguageModel = PolicyModel(

@@ -1,30 +1,38 @@
-"""What a path stands for: which of the formats that open lies there, and in which files.
+"""Which model a path stands for: the format that lies there, the files it consists of, and what its metadata say.
 
 The same rule reads a folder and the listing of a repository. Nothing is guessed: where several models lie, they are
-listed and one has to be named. No torch here, so that a wrong path is answered within a second.
+listed and one has to be named. This module imports no torch, so that a wrong path is answered within a second.
 """
 
+import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from nanochat_pl.checkpoint.meta import meta_place, model_config, read_json
-from nanochat_pl.paths import checkpoint_file, listing
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.paths import checkpoint_file, listing, reason
 
 __all__ = [
+    "ARCHIVE_FILES",
     "FORMATS",
-    "PACKAGE_FILES",
-    "Choice",
-    "Source",
+    "MAX_JSON_BYTES",
+    "SHAPE",
+    "Candidate",
+    "ModelFiles",
     "check_model_type",
     "choose",
-    "find_source",
-    "is_package",
+    "find_model_files",
+    "is_model_archive",
+    "metadata_path",
+    "model_config",
+    "parse_json",
+    "read_json",
     "tokenizer_file",
-    "tokenizer_places",
+    "tokenizer_paths",
 ]
 
 FORMATS = {
@@ -36,8 +44,16 @@ FORMATS = {
 }
 """What opens, and how people know it."""
 
-PACKAGE_FILES = ("meta.json", "tokenizer.json", "model.safetensors")
-"""What an archive cannot be without; see `nanochat_pl.checkpoint.package`."""
+ARCHIVE_FILES = ("meta.json", "tokenizer.json", "model.safetensors")
+"""What an archive cannot be without; see `nanochat_pl.checkpoint.archive`."""
+
+SHAPE = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+"""The fields of nanochat's model config."""
+
+MAX_JSON_BYTES = 64 * 2**20
+"""Metadata are a page and a vocabulary some megabytes; a larger file is neither."""
+MAX_JSON_VALUES = 8_000_000
+"""A vocabulary of Hugging Face's form has about four for each token."""
 
 _NANOCHAT = re.compile(r"model_(\d{1,12})\.pt")
 _SCIASSIST = "model_finetuned.pt"
@@ -54,7 +70,7 @@ _PATTERNS = ("model_*.pt", "*/model_*.pt", "*_checkpoints/*/model_*.pt", "config
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """One model among names of files, relative to the folder they were listed in."""
 
     format: str
@@ -62,7 +78,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """One model on this machine."""
 
     format: str
@@ -73,7 +89,7 @@ class Source:
     """Files it cannot be opened without."""
 
 
-def find_source(path: str | Path) -> Source:
+def find_model_files(path: str | Path) -> ModelFiles:
     """Find the model that a file or folder on this machine stands for.
 
     Args:
@@ -86,8 +102,8 @@ def find_source(path: str | Path) -> Source:
         ValueError: several models, or none that opens; lists them.
     """
     path = Path(path)
-    if is_package(path):
-        return Source("package", path / "model.safetensors" if path.is_dir() else path)
+    if is_model_archive(path):
+        return ModelFiles("package", path / "model.safetensors" if path.is_dir() else path)
     if path.is_file():
         choice, folder = _of_file(path), path.parent
     elif path.is_dir():
@@ -95,25 +111,25 @@ def find_source(path: str | Path) -> Source:
     else:
         choice, folder = None, path
     if choice is None:
-        return Source("lightning", checkpoint_file(path))
+        return ModelFiles("lightning", checkpoint_file(path))
     weights = folder / choice.weights
-    return Source(choice.format, weights, _needed(choice.format, weights))
+    return ModelFiles(choice.format, weights, _needed(choice.format, weights))
 
 
-def is_package(path: Path) -> bool:
+def is_model_archive(path: Path) -> bool:
     """Say whether a file or folder is an archive of `nanochat-pl export`, or one unpacked, by the names in it alone."""
     if path.is_dir():
-        return all((path / name).is_file() for name in PACKAGE_FILES)
+        return all((path / name).is_file() for name in ARCHIVE_FILES)
     if not (path.suffix == ".zip" and path.is_file()):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return set(PACKAGE_FILES) <= set(archive.namelist())
+            return set(ARCHIVE_FILES) <= set(archive.namelist())
     except (zipfile.BadZipFile, NotImplementedError):  # the latter of archives made in ways Python cannot read
         return False
 
 
-def _of_folder(folder: Path) -> Choice | None:
+def _of_folder(folder: Path) -> Candidate | None:
     """Give the model of another format in a folder; None = a run folder of this project."""
     run = any((folder / name).exists() for name in ("checkpoints", "best.ckpt", "last.ckpt"))
     patterns = [pattern for pattern in _PATTERNS if not (run and "/" in pattern)]  # what a run folder holds is its own
@@ -125,7 +141,7 @@ def _of_folder(folder: Path) -> Choice | None:
     return choice
 
 
-def choose(names: Collection[str], where: str, more: Iterable[str] = ()) -> Choice | None:
+def choose(names: Collection[str], where: str, more: Iterable[str] = ()) -> Candidate | None:
     """Choose the one model among the names of a folder's files (`/` between folders); None if there is none.
 
     Args:
@@ -144,7 +160,7 @@ def choose(names: Collection[str], where: str, more: Iterable[str] = ()) -> Choi
     return found[0] if found else None
 
 
-def tokenizer_places(weights: str) -> list[str]:
+def tokenizer_paths(weights: str) -> list[str]:
     """List where the tokenizer of a nanochat or SciAssist file may lie, the first that exists counts.
 
     Args:
@@ -162,12 +178,12 @@ def tokenizer_places(weights: str) -> list[str]:
 
 
 def tokenizer_file(weights: Path) -> Path:
-    """Find the tokenizer that belongs to a nanochat or SciAssist file; see `tokenizer_places`.
+    """Find the tokenizer that belongs to a nanochat or SciAssist file; see `tokenizer_paths`.
 
     Raises:
         FileNotFoundError: there is none; says where it was looked for.
     """
-    places = [Path(place) for place in tokenizer_places(os.path.realpath(weights).replace(os.sep, "/"))]
+    places = [Path(place) for place in tokenizer_paths(os.path.realpath(weights).replace(os.sep, "/"))]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         looked = ", ".join(str(place) for place in places)
@@ -177,25 +193,25 @@ def tokenizer_file(weights: Path) -> Path:
     return file
 
 
-def _candidates(names: Iterable[str]) -> list[Choice]:
+def _candidates(names: Iterable[str]) -> list[Candidate]:
     """List the models among names; those of folders below count only where the folder itself holds none."""
     names = sorted(names)
     found = [(name.count("/"), choice) for name in names if (choice := _by_name(name)) is not None]
     if "config.json" in names:
         weights = next((name for name in _HF_WEIGHTS if name in names), None)
-        found += [(0, Choice("huggingface", weights))] if weights else []
+        found += [(0, Candidate("huggingface", weights))] if weights else []
     depth = min((depth for depth, _ in found), default=0)
     return [choice for at, choice in found if at == depth]
 
 
-def _by_name(name: str) -> Choice | None:
+def _by_name(name: str) -> Candidate | None:
     last = PurePosixPath(name).name
     if last == _SCIASSIST:
-        return Choice("sciassist", name)
-    return Choice("nanochat", name) if _NANOCHAT.fullmatch(last) else None
+        return Candidate("sciassist", name)
+    return Candidate("nanochat", name) if _NANOCHAT.fullmatch(last) else None
 
 
-def _of_file(path: Path) -> Choice | None:
+def _of_file(path: Path) -> Candidate | None:
     """Give what a file is by its name; None = this project's own, whatever it is called.
 
     Raises:
@@ -221,7 +237,7 @@ def _needed(kind: str, weights: Path) -> tuple[Path, ...]:
     """
     if kind == "huggingface":
         return _hugging_face_files(weights)
-    meta = Path(meta_place(weights.as_posix()))
+    meta = Path(metadata_path(weights.as_posix()))
     if not meta.is_file():
         raise FileNotFoundError(f"{weights} needs its metadata beside it: there is no {meta.name} in {meta.parent}")
     model_config(read_json(meta), meta)
@@ -249,3 +265,73 @@ def _hugging_face_files(weights: Path) -> tuple[Path, ...]:
             f"{weights} needs its tokenizer beside it: there is no {others[1].name} in {weights.parent}"
         )
     return (config, *shards, *(file for file in others if file.is_file()))
+
+
+def metadata_path(weights: str) -> str:
+    """Give where the metadata of a file of weights lie: beside it, `meta_` for `model_`, `.json` for `.pt`.
+
+    Args:
+        weights: path, `/` between folders.
+    """
+    path = PurePosixPath(weights)
+    return path.with_name(path.name.replace("model_", "meta_", 1)).with_suffix(".json").as_posix()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none; says what was found.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, too many for metadata")
+    try:
+        content = parse_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({reason(error)}); it is damaged or of another kind") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON, after a look at how many values it holds: each takes some twenty times its place in the text.
+
+    Raises:
+        ValueError: it is none, or has more than MAX_JSON_VALUES values.
+        RecursionError: it is nested too deeply.
+    """
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
+    return json.loads(data)
+
+
+def model_config(meta: Mapping[str, Any], where: Path) -> GPTConfig:
+    """Give the config that metadata describe, in the classic architecture.
+
+    Raises:
+        ValueError: fields are missing, unknown or impossible; names them.
+    """
+    stored = meta.get("model_config")
+    if not isinstance(stored, Mapping):
+        raise ValueError(
+            f"{where} has no model_config, so that the shape of the model is unknown; it is no nanochat file"
+        )
+    shape = dict(stored)
+    windows = shape.pop("window_pattern", "L")  # later nanochats write it; L is attention to everything
+    if not isinstance(windows, str) or set(windows.upper()) != {"L"}:
+        raise ValueError(
+            f"{where} has window_pattern={windows!r}: sliding windows, which the classic model does not have"
+        )
+    wrong = [f"no {name}" for name in SHAPE if name not in shape]
+    wrong += [f"the unknown {name}={shape[name]!r}" for name in shape if name not in SHAPE]
+    wrong += [f"{name}={shape[name]!r}, no whole number" for name in SHAPE if type(shape.get(name, 0)) is not int]
+    if wrong:
+        raise ValueError(f"model_config in {where} is not that of a classic nanochat: it has {', '.join(wrong)}")
+    try:
+        return GPTConfig(**shape)
+    except ValueError as error:
+        raise ValueError(f"model_config in {where} is impossible: {error}") from None

@@ -1,8 +1,7 @@
 """A trained model as it lies on disk, whatever the format: what every reader gives and every writer takes.
 
-Readers (`lightning`, `nanochat`, `sciassist`, `huggingface`, `package`) turn a file or folder into a `Stored`; writers
-turn one back. What comes out of a reader has been checked against the shape it claims, so that a wrong file fails where
-it is named.
+Each format has a reader, which makes a `ModelState` of a file or folder, and most a writer, which takes one. Readers
+check the weights against the shape that the files claim, so that a wrong file fails where it is named.
 """
 
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_pl.checkpoint.meta import SHAPE
+from nanochat_pl.checkpoint.formats import SHAPE
 from nanochat_pl.model.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["Stored", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
+__all__ = ["ModelState", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
 
 MAX_CONFIG_DEPTH = 100
 """Levels of a run's config, which has about six: what writes it out goes down level by level."""
@@ -29,7 +28,7 @@ UNKNOWN_STAGE = "unknown"
 
 
 @dataclass(frozen=True)
-class Stored:
+class ModelState:
     """One trained model with what belongs to it."""
 
     config: GPTConfig

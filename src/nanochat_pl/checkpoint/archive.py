@@ -20,10 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
-from nanochat_pl.checkpoint.meta import MAX_JSON_BYTES, parse_json, read_json
-from nanochat_pl.checkpoint.plain import check_packing
-from nanochat_pl.checkpoint.source import PACKAGE_FILES
-from nanochat_pl.checkpoint.stored import Stored, check_tokenizer, check_weights
+from nanochat_pl.checkpoint.formats import ARCHIVE_FILES, MAX_JSON_BYTES, parse_json, read_json
+from nanochat_pl.checkpoint.safe_load import check_packing
+from nanochat_pl.checkpoint.state import ModelState, check_tokenizer, check_weights
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import atomic_file, reason
 from nanochat_pl.tokenizer import Tokenizer
@@ -41,11 +40,11 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o644 << 16
 
 
-def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] | None = None) -> None:
+def write(model: ModelState, file: Path, card: str, evaluation: Mapping[str, Any] | None = None) -> None:
     """Write the archive, whole or not at all.
 
     Args:
-        stored: the model.
+        model: the model.
         file: the archive's path; a file there is replaced.
         card: README.md.
         evaluation: evaluation.json, plain data; None = nothing was measured.
@@ -53,19 +52,19 @@ def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] |
     Raises:
         ValueError: weights, config and tokenizer do not fit together.
     """
-    check_weights(stored.state, stored.config, stored.file)
-    check_tokenizer(stored.tokenizer, stored.config, stored.file)
+    check_weights(model.state, model.config, model.file)
+    check_tokenizer(model.tokenizer, model.config, model.file)
     meta = {
         "format": _FORMAT,
-        "stage": stored.stage,
-        "step": stored.step,
-        "model_config": asdict(stored.config),
-        "run_config": stored.run_config,
+        "stage": model.stage,
+        "step": model.step,
+        "model_config": asdict(model.config),
+        "run_config": model.run_config,
     }
     texts = {
         "README.md": card,
         "meta.json": _document(meta),
-        "tokenizer.json": _document(stored.tokenizer.state()),
+        "tokenizer.json": _document(model.tokenizer.state()),
         "evaluation.json": _document(dict(evaluation or {"evaluations": []})),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +74,7 @@ def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] |
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
     ):
         weights = Path(folder) / "model.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in stored.state.items()}, weights, {"format": "pt"})
+        save_file({name: tensor.contiguous() for name, tensor in model.state.items()}, weights, {"format": "pt"})
         sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         sums[weights.name] = _sha256(weights)
         texts[_SUMS] = "".join(f"{sums[name]}  {name}\n" for name in FILES if name in sums)
@@ -90,7 +89,7 @@ def write(stored: Stored, file: Path, card: str, evaluation: Mapping[str, Any] |
                     entry.write(texts[name].encode())
 
 
-def read(path: str | Path) -> Stored:
+def read(path: str | Path) -> ModelState:
     """Read an archive, or the folder it was unpacked to; nothing in it can run.
 
     Raises:
@@ -120,7 +119,7 @@ def read(path: str | Path) -> Stored:
     state = _weights(path)
     check_weights(state, config, path)
     check_tokenizer(tokenizer, config, path)
-    return Stored(
+    return ModelState(
         config=config,
         state=state,
         tokenizer=tokenizer,
@@ -149,7 +148,7 @@ def _check_sums(path: Path) -> None:
         with _reading(path), opened(_SUMS) as file:
             lines = file.read(MAX_JSON_BYTES).decode(errors="replace").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        for name in PACKAGE_FILES:
+        for name in ARCHIVE_FILES:
             with _reading(path), opened(name) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             if sums.get(name) != digest:

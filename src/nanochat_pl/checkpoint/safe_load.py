@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nanochat_pl.checkpoint.whole import fault, is_archive, packing_fault
+from nanochat_pl.checkpoint.whole import fault, is_zip, packing_fault
 from nanochat_pl.paths import reason
 
 __all__ = ["check_packing", "check_size", "check_tensors", "read_tensors", "read_torch"]
@@ -42,13 +42,13 @@ def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy o
     def advice() -> str:
         return remedy if isinstance(remedy, str) else remedy()
 
-    is_zip = is_archive(path)
-    if is_zip and (found := fault(path)) is not None:
+    zipped = is_zip(path)
+    if zipped and (found := fault(path)) is not None:
         raise ValueError(f"{path} {found}; {advice()}")
     try:
         with warnings.catch_warnings():  # torch warns of pickle protocols that it then refuses
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         asked = re.search(r"unsupported (?:global|class):? +([\w.]+)", str(error), re.IGNORECASE)
         why = (
