@@ -3,8 +3,9 @@
 import ast
 
 import pytest
-from tests.architecture.test_imports import MODULES, tree
+from tests.architecture.test_imports import MODULES, REPO, tree
 
+from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName
 from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.optim.groups import ROLES
@@ -77,3 +78,20 @@ def test_every_stage_has_its_row_and_starts_from_stages_before_it():
     for name, stage in STAGES.items():
         assert all(order.index(start) < order.index(name) for start in stage.starts_from)
         assert (stage.default_eval is None) == (name not in MODEL_STAGES)
+
+
+def test_every_evaluation_has_its_row_its_function_and_its_choice():
+    from nanochat_pl.eval.evaluations import EVAL_TASKS
+
+    assert set(EVALUATIONS) == set(EvalName) == {path.stem for path in (REPO / "configs" / "eval").glob("*.yaml")}
+    assert set(EVAL_TASKS) == set(EvalName) - {EvalName.auto}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("config.evaluations", "eval.evaluations")])
+def test_no_list_of_evaluations_stands_outside_its_tables(module: str):
+    found = []
+    for node in ast.walk(tree(module)):
+        parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        names = {ast.unparse(part) for part in parts if part is not None}
+        found += [f"line {node.lineno}"] if len(names & {f"EvalName.{name}" for name in EvalName}) > 2 else []
+    assert not found, f"{module} lists evaluations in {', '.join(found)}; ask nanochat_pl.config.evaluations"

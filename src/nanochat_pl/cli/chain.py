@@ -43,9 +43,10 @@ from nanochat_pl.config.compose import (
     leaves,
     quote_texts,
 )
+from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.provenance import changes, run_inputs
-from nanochat_pl.config.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.paths import run_dir
 from nanochat_pl.tasks.tables import find_split

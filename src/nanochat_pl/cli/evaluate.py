@@ -21,7 +21,7 @@ with loading():
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.config import schema
-    from nanochat_pl.config.checks import WITHOUT_DATA, check_measure, hub_folder, names_no_data, no_data, run_config
+    from nanochat_pl.config.checks import check_measure, hub_folder, names_no_data, no_data, run_config
     from nanochat_pl.config.compose import (
         CommandLine,
         ConfigError,
@@ -31,6 +31,7 @@ with loading():
         is_sweep,
         quote_texts,
     )
+    from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
 
 
@@ -57,7 +58,7 @@ def measure(argv: list[str]) -> int:
                 sources = [check_model(p, hub_folder(config), config.offline) for p in checkpoint_list(config.ckpt)]
                 given = any(argument.startswith(("data=", "data.source=")) for argument in arguments)
                 bare = [s for s in sources if s is not None and names_no_data(s)]
-                if len(bare) == len(sources) and not given and config.eval.name not in WITHOUT_DATA:
+                if len(bare) == len(sources) and not given and EVALUATIONS[config.eval.name].reads_data:
                     raise no_data(bare[-1].file, bare[-1].format, config.eval.name)
                 check_measure(config.eval.name, config.eval, data_root(config, sources, arguments))
                 if config.data.source == schema.DataSource.local:

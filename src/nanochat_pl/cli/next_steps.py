@@ -17,8 +17,9 @@ from typing import Any
 
 from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, in_hydra, quote, quote_texts
+from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
-from nanochat_pl.config.schema import DataSource, EvalName, EvaluateConfig, TrainConfig
+from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.config.targets import may_write
 from nanochat_pl.paths import run_dir

@@ -17,11 +17,11 @@ from typing import Any
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.formats import ModelFiles
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
+from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
 from nanochat_pl.config.schema import (
     DataSource,
     EvalConfig,
-    EvalName,
     LongConversations,
     RunConfig,
     TrainConfig,
@@ -34,14 +34,6 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import check_place, checkpoint_file, run_dir
 
 log = logging.getLogger(__name__)
-
-WITHOUT_DATA = (EvalName.checks, EvalName.lm_eval)
-"""Evaluations that read nothing below data.root."""
-ANSWERED_IN_FULL = (EvalName.scienceqa, EvalName.arc, EvalName.recall)
-"""Evaluations that keep room for an answer of eval.max_new_tokens; others cut it to the context or do without."""
-
-WITHOUT_ANSWERS = (EvalName.bpb, EvalName.core, EvalName.tokenizer)
-"""Evaluations in which a model writes nothing."""
 
 
 def named_eval(cfg: EvalConfig, stage: StageName) -> EvalName:
@@ -202,7 +194,7 @@ def check_answer_length(name: EvalName, max_new_tokens: int, context: int) -> No
     Raises:
         ValueError: it leaves none.
     """
-    if name in ANSWERED_IN_FULL and max_new_tokens >= context:
+    if EVALUATIONS[name].reserves_answer and max_new_tokens >= context:
         raise ValueError(
             f"eval.max_new_tokens={max_new_tokens} leaves no room for a question in the model's {context} tokens; "
             "lower it"
@@ -215,7 +207,7 @@ def check_penalties(name: EvalName, cfg: EvalConfig) -> None:
     Raises:
         ValueError: one is.
     """
-    if name in WITHOUT_ANSWERS and (penalties := cfg.penalties()):
+    if not EVALUATIONS[name].writes_answers and (penalties := cfg.penalties()):
         raise ValueError(
             f"eval.{next(iter(penalties))} has no effect on eval={name}, which writes no answers; leave it out"
         )

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.shorthand import task_specs
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.model.config import Architecture
@@ -87,21 +88,6 @@ class Algorithm(StrEnum):
     grpo = "grpo"
     dapo = "dapo"
     rloo = "rloo"
-
-
-class EvalName(StrEnum):
-    """What `evaluate.py` measures; `auto` chooses by the checkpoint's stage."""
-
-    auto = "auto"
-    bpb = "bpb"
-    core = "core"
-    chat = "chat"
-    scienceqa = "scienceqa"
-    arc = "arc"
-    recall = "recall"
-    tokenizer = "tokenizer"
-    checks = "checks"
-    lm_eval = "lm_eval"
 
 
 HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import LoadedModel, load_model
-from nanochat_pl.config.checks import WITHOUT_DATA, check_penalties, hub_folder, no_data
-from nanochat_pl.config.schema import DataConfig, EvalName, EvaluateConfig
+from nanochat_pl.config.checks import check_penalties, hub_folder, no_data
+from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
+from nanochat_pl.config.schema import DataConfig, EvaluateConfig
 from nanochat_pl.config.shorthand import task_specs
 from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName, training_order
 from nanochat_pl.config.targets import trusted_data, trusted_tasks
-from nanochat_pl.eval.asking import Subject
 from nanochat_pl.eval.compare import Comparison, compare
 from nanochat_pl.eval.core import core_csv
-from nanochat_pl.eval.measures import MEASURES
+from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import (
     REQUESTS,
@@ -107,7 +107,7 @@ def _evaluate(
         name, last_stage = default_eval(models)
         print(f"eval: {name} (eval=auto, for stage {last_stage})")
     check_penalties(name, cfg.eval)
-    data, tasks = questions(models, name, data_overrides, mixture, cfg.plugins.allow, cfg.outputs)
+    data, tasks = data_and_tasks(models, name, data_overrides, mixture, cfg.plugins.allow, cfg.outputs)
     names = checkpoint_names(models)
     evaluations: dict[str, Evaluation] = {}
     folders: dict[str, Path] = {}
@@ -120,11 +120,11 @@ def _evaluate(
         owned.enter_context(claimed(folder))  # all before anything is asked
         made += new
     for shown, loaded, folder in zip(names, models, places):
-        subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
-        measure = MEASURES[name](subject)
+        context = EvalContext(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
+        task = EVAL_TASKS[name](context)
         settings = {
             "eval": str(name),
-            **measure.settings,
+            **task.settings,
             **cfg.eval.penalties(),
             "compute_dtype": str(dtype),
             "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
@@ -139,7 +139,7 @@ def _evaluate(
             examples.clear()
             ExampleLog(folder / REQUESTS, examples.config).clear()
         with writing(folder / "examples.jsonl"):
-            evaluation = measure.answer(examples, show_progress(shown))
+            evaluation = task.run(examples, show_progress(shown))
         document = results_document(
             evaluation,
             name=str(name),
@@ -191,7 +191,7 @@ def default_eval(models: Sequence[LoadedModel]) -> tuple[EvalName, StageName]:
     return EvalName(STAGES[last].default_eval), last
 
 
-def questions(
+def data_and_tasks(
     models: Sequence[LoadedModel],
     name: EvalName,
     data: Mapping[str, Any],
@@ -217,7 +217,7 @@ def questions(
     """
     last = next((loaded for loaded in reversed(models) if loaded.config), None)
     if last is None:
-        if "source" not in data and name not in WITHOUT_DATA:
+        if "source" not in data and EVALUATIONS[name].reads_data:
             raise no_data(models[-1].path, models[-1].format, name)
         return DataConfig(**data), (mixture or {}).get("tasks") or {}
     try:

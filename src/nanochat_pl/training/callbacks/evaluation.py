@@ -1,4 +1,4 @@
-"""Evaluations of the model in training, with the measures of `evaluate.py`."""
+"""Evaluations of the model in training, the same as those of `evaluate.py`."""
 
 import logging
 import time
@@ -9,8 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.config.checks import named_eval
 from nanochat_pl.config.schema import TrainConfig
-from nanochat_pl.eval.asking import Measure, Subject
-from nanochat_pl.eval.measures import MEASURES
+from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext, EvalTask
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import (
     Evaluation,
@@ -40,17 +39,17 @@ class Evaluations(Callback):
         self.cfg, self.tokenizer = cfg, tokenizer
         self.every_steps, self.validation = every_steps, validation
         self.name = named_eval(cfg.eval, cfg.stage.name)
-        self._measure: Measure | None = None
+        self._task: EvalTask | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        subject = Subject(
+        context = EvalContext(
             model=pl_module.model,
             tokenizer=self.tokenizer,
             data=self.cfg.data,
             tasks=self.cfg.mixture.tasks,
             cfg=self.cfg,
         )
-        self._measure = MEASURES[self.name](subject)  # what is missing is missed before anything is computed
+        self._task = EVAL_TASKS[self.name](context)  # what is missing is missed before anything is computed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
@@ -66,9 +65,9 @@ class Evaluations(Callback):
         step = trainer.global_step
         begin = time.perf_counter()
         self.validation.checkpoints.save(trainer)
-        assert self._measure is not None
+        assert self._task is not None
         pl_module.eval()
-        evaluation = self._measure.answer(ExampleLog(), None)
+        evaluation = self._task.run(ExampleLog(), None)
         pl_module.train()
         found = headlines(str(self.name), evaluation)
         log_metrics(trainer, found, step)
