@@ -22,7 +22,6 @@ import torch
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.data.batch import IGNORE, Batch
 from nanochat_pl.data.conversations import ConversationBatches
-from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
@@ -30,6 +29,7 @@ from nanochat_pl.optim.groups import build_optimizers, set_schedule
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.tasks.scienceqa import ScienceQA
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.world.write import write_microworld
 
 SIDES = ["packed", "padded", "padded, trimmed"]
 

@@ -14,13 +14,13 @@ from nanochat_pl import GPT, GPTConfig, Tokenizer
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.data.corpus import TextCorpus
-from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.packing import TokenBatches, fixed_batches
 from nanochat_pl.data.parquet import list_shards, read_documents
 from nanochat_pl.eval.bpb import evaluate_bpb
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, clip_gradients, set_schedule
 from nanochat_pl.tokenizer import training_texts
+from nanochat_pl.world.write import write_microworld
 
 
 def pretrain(folder: Path, depth: int = 1, num_steps: int = 60, rows: int = 8, length: int = 256) -> float:

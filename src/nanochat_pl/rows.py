@@ -25,6 +25,7 @@ __all__ = [
     "parse_json",
     "read_csv",
     "read_json_values",
+    "read_yaml",
     "unreadable",
     "utf8_fault",
 ]
@@ -287,6 +288,14 @@ def _value(number: int, line: bytes) -> JsonValue:
         return JsonValue(number, parse_json(line))
     except ValueError as error:
         return JsonValue(number, None, str(error))
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of this package as dicts, lists and texts: no scalar is taken for a number or a truth value."""
+    import yaml
+
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the one in C is there wherever PyYAML has libyaml
+    return yaml.load(path.read_text(encoding="utf-8"), loader)
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:

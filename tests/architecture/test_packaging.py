@@ -30,9 +30,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_module_and_config_and_nothing_private(wheel: Path):
+def test_the_wheel_holds_every_module_table_and_config_and_nothing_private(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(REPO / "src")) for path in (REPO / "src").rglob("*.py")}
+    modules |= {str(path.relative_to(REPO / "src")) for path in (REPO / "src").rglob("*.yaml")}
     configs = {f"nanochat_pl/{path.relative_to(REPO)}" for path in (REPO / "configs").rglob("*.yaml")}
     private = {name for name in configs if name.startswith("nanochat_pl/configs/local/")}
     assert modules <= names

@@ -9,7 +9,7 @@ import pytest
 from nanochat_pl.config import inputs
 from nanochat_pl.config.inputs import prepare_text
 from nanochat_pl.config.schema import TrainConfig
-from nanochat_pl.data.microworld import write_microworld
+from nanochat_pl.world.write import write_microworld
 from tests.integration.conftest import BASE, compose
 from tests.unit.test_downloads import Hub, hub  # noqa: F401  (fixture)
 

@@ -11,23 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_pl.calculator import calculate
-from nanochat_pl.data import microworld
-from nanochat_pl.data.microworld import write_microworld
-from nanochat_pl.data.microworld_code import programming_problems
-from nanochat_pl.data.microworld_facts import RELATIONS
-from nanochat_pl.data.microworld_identity import CONVERSATIONS, identity_conversations
-from nanochat_pl.data.microworld_questions import (
-    ARC_ROWS,
-    MMLU_ROWS,
-    SPLITS,
-    arc_rows,
-    mmlu_rows,
-    questions,
-    reading_rows,
-    recall_rows,
-    scienceqa_rows,
-)
-from nanochat_pl.data.microworld_text import documents, fact_matching, matching, vocabulary, words_to_spell
 from nanochat_pl.eval.checks import load_checks
 from nanochat_pl.tasks.arc import ARC
 from nanochat_pl.tasks.base import Task, overlap
@@ -38,6 +21,23 @@ from nanochat_pl.tasks.mmlu import MMLU
 from nanochat_pl.tasks.recall import Recall
 from nanochat_pl.tasks.scienceqa import ScienceQA
 from nanochat_pl.tasks.spelling import SimpleSpelling, SpellingBee
+from nanochat_pl.world import write
+from nanochat_pl.world.chats import IDENTITY_CONVERSATIONS, fact_matching, identity_conversations, matching
+from nanochat_pl.world.documents import documents
+from nanochat_pl.world.facts import relations, vocabulary
+from nanochat_pl.world.problems import programming_problems, words_to_spell
+from nanochat_pl.world.questions import (
+    ARC_ROWS,
+    MMLU_ROWS,
+    SPLITS,
+    arc_rows,
+    mmlu_rows,
+    questions,
+    reading_rows,
+    recall_rows,
+    scienceqa_rows,
+)
+from nanochat_pl.world.write import write_microworld
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +46,11 @@ def world(tmp_path_factory):
 
 
 def test_there_are_enough_facts_and_templates():
-    assert sum(len(relation.facts) for relation in RELATIONS) >= 400
-    assert sum(len(relation.forms) for relation in RELATIONS) >= 20
+    assert sum(len(relation.facts) for relation in relations()) >= 400
+    assert sum(len(relation.forms) for relation in relations()) >= 20
 
 
-@pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.name)
+@pytest.mark.parametrize("relation", relations(), ids=lambda r: r.name)
 def test_every_relation_is_well_formed(relation):
     assert set(relation.also_true) <= set(relation.facts)
     for template in (*relation.statements, *relation.forms, relation.phrase):
@@ -256,9 +256,9 @@ def test_mmlu_has_the_real_columns_and_is_answered_by_its_own_text(world):
 def test_the_assistant_knows_who_it_is(world):
     lines = (world / "identity_conversations.jsonl").read_text(encoding="utf-8").splitlines()
     conversations = [json.loads(line) for line in lines]
-    assert conversations == identity_conversations(0) and len(conversations) == CONVERSATIONS
-    assert len({chat[0]["content"] for chat in conversations}) == CONVERSATIONS
-    assert len(JSONL(world / "identity_conversations.jsonl", val_fraction=0)) == CONVERSATIONS
+    assert conversations == identity_conversations(0) and len(conversations) == IDENTITY_CONVERSATIONS
+    assert len({chat[0]["content"] for chat in conversations}) == IDENTITY_CONVERSATIONS
+    assert len(JSONL(world / "identity_conversations.jsonl", val_fraction=0)) == IDENTITY_CONVERSATIONS
     for chat in conversations:
         if re.search(r"Who are you\?|What is your name\?", chat[0]["content"]):
             assert "Minnow" in chat[1]["content"]
@@ -299,10 +299,8 @@ def test_same_seed_same_bytes_other_seed_other_content(world, tmp_path):
 @pytest.mark.slow
 def test_writers_that_start_together_leave_one_complete_world(tmp_path, monkeypatch):
     written = []
-    write_files = microworld._write_files
-    monkeypatch.setattr(
-        microworld, "_write_files", lambda folder, seed: (written.append(seed), write_files(folder, seed))
-    )
+    write_files = write._write_files
+    monkeypatch.setattr(write, "_write_files", lambda folder, seed: (written.append(seed), write_files(folder, seed)))
     with ThreadPool(3) as pool:
         pool.map(write_microworld, [tmp_path / "world"] * 3)
     assert written == [0]

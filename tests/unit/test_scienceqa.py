@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.tasks import tables
 from nanochat_pl.tasks.scienceqa import ScienceQA, format_answer, format_question
+from nanochat_pl.world.write import write_microworld
 
 
 def row(number=0, **changes):

@@ -10,7 +10,7 @@ import pytest
 
 from nanochat_pl.calculator import calculate
 from nanochat_pl.tasks.base import overlap
-from nanochat_pl.tasks.spelling import QUESTIONS, SimpleSpelling, SpellingBee, counting_parts, read_words
+from nanochat_pl.tasks.spelling import SimpleSpelling, SpellingBee, counting_parts, questions, read_words
 
 WORDS = ["".join(letters) + "ing" for letters in product("bcdfgklmst", "aeiou", "lmnrst", "aeo")]
 
@@ -103,8 +103,8 @@ def test_counting_is_graded_by_the_number_behind_the_marks(words, text, right):
 
 
 def test_questions_name_word_and_letter_in_many_ways_and_differ_each_epoch(words):
-    assert len(set(QUESTIONS)) == len(QUESTIONS) >= 50
-    assert all(wording.count("{word}") == wording.count("{letter}") == 1 for wording in QUESTIONS)
+    assert len(set(questions())) == len(questions()) >= 50
+    assert all(wording.count("{word}") == wording.count("{letter}") == 1 for wording in questions())
     task = SpellingBee(words, epochs=4)
     asked = [c["messages"][0]["content"] for c in task]
     for conversation, text in zip(task, asked, strict=True):

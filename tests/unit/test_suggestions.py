@@ -3,8 +3,8 @@
 import pytest
 
 from nanochat_pl.config.suggestions import suggestions
-from nanochat_pl.data.microworld_questions import questions
 from nanochat_pl.tasks.scienceqa import PERSONA
+from nanochat_pl.world.questions import questions
 
 WORLD = {"source": "microworld", "seed": 3}
 

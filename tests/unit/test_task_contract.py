@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import nanochat_pl.tasks
-from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.tasks.base import Mixture, Sequence, Task, overlap, question_only
 from nanochat_pl.tokenizer import Tokenizer
+from nanochat_pl.world.write import write_microworld
 
 CONTAINERS = (Mixture, Sequence)
 """Tasks made of tasks; their laws are in test_tasks.py."""

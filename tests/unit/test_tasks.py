@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.tasks.base import Mixture, Sequence, Task, asked, overlap, question_only
 from nanochat_pl.tasks.chats import Chats
 from nanochat_pl.tasks.recall import Recall
+from nanochat_pl.world.write import write_microworld
 
 
 class Numbers(Task):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.config.stages import STAGES, StageName
-from nanochat_pl.data.microworld import write_microworld
 from nanochat_pl.data.parquet import Shards, list_shards
 from nanochat_pl.data.textfiles import VALIDATION_FILE, TextSource, convert_text, find_text_files
 from nanochat_pl.downloads import fetch_hub_files
 from nanochat_pl.paths import checkpoint_file, run_dir, writing
+from nanochat_pl.world.write import write_microworld
 
 log = logging.getLogger(__name__)
 

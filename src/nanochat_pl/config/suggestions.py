@@ -22,8 +22,8 @@ def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
         stage: that trained the model.
         config: of the run that trained it; empty where that is unknown.
     """
-    from nanochat_pl.data.microworld_questions import questions
     from nanochat_pl.tasks.scienceqa import PERSONA, format_question
+    from nanochat_pl.world.questions import questions
 
     data = _mapping(config, "data")
     seed = data.get("seed", 0)

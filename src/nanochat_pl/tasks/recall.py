@@ -1,7 +1,7 @@
 """Free recall: questions about the microworld's facts, asked without choices.
 
 Where multiple choice tests whether a model binds a letter to a text, this tests only whether the fact was learned: one
-short answer, compared exactly. The files are those of `data/microworld.py`, or any with these two columns.
+short answer, compared exactly. The files are those of the microworld (`world/`), or any with these two columns.
 """
 
 from collections.abc import Mapping

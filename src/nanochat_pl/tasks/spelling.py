@@ -14,13 +14,15 @@ import random
 import string
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Unpack
 
+from nanochat_pl.rows import read_yaml
 from nanochat_pl.tasks.answers import check_strict, right_number
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 
-__all__ = ["QUESTIONS", "WORDS_URL", "SimpleSpelling", "SpellingBee", "counting_parts", "read_words", "spelled"]
+__all__ = ["WORDS_URL", "SimpleSpelling", "SpellingBee", "counting_parts", "questions", "read_words", "spelled"]
 
 WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/master/words_alpha.txt"
 """Some 370,000 English words (dwyl/english-words, public domain)."""
@@ -33,67 +35,6 @@ _LETTER_OF_WORD = 0.9
 """Share of the questions whose letter is one of the word's."""
 _LOWER_CASE = 0.3
 _QUESTION_MARK = 0.5
-
-QUESTIONS = (
-    "Spell {word} and tell me how often {letter} comes up",
-    "How often does {letter} come up in {word}",
-    "How often is {letter} used to write {word}",
-    "How often do I type {letter} when I write {word}",
-    "How often would I have to write {letter} to spell {word}",
-    "Which number of {letter} does one need to spell {word}",
-    "Please count for me: {letter} in the word {word}",
-    "Please go through {word} and count each {letter}",
-    "Please tell me how many of the letters of {word} are {letter}",
-    "Of all the letters in {word}, how many are {letter}",
-    "Looking at {word}, how many {letter} do you see",
-    "Looking for {letter} in {word}, how many would I find",
-    "The word is {word} and the letter is {letter}. What is the count",
-    "Letter: {letter}. Word: {word}. Count",
-    "Here is a word: {word}. How often do you find {letter} in it",
-    "Take the word {word}. How many of its letters are {letter}",
-    "Do you know how many {letter} it takes to write {word}",
-    "Do you know how often {letter} stands in {word}",
-    "Could you work out how many {letter} the word {word} has",
-    "Could you check how often {letter} is in {word}",
-    "I wonder how many {letter} there are in {word}",
-    "I am writing {word}. How many {letter} will that be",
-    "I need to know how often {letter} shows up in {word}",
-    "If you spell {word}, how many times do you say {letter}",
-    "If I cross out every {letter} in {word}, how many letters do I cross out",
-    "Does {word} have any {letter}, and how many",
-    "Is there a {letter} in {word}, and if so, how many",
-    "Among the letters of {word}, how many times is {letter} found",
-    "With how many {letter} is {word} spelled",
-    "A puzzle: how many {letter} hide in {word}",
-    # Spanish
-    "Cuenta cada {letter} que veas en {word}",
-    "Dime con cuántas {letter} se escribe {word}",
-    "Al escribir {word}, ¿cuántas veces pongo {letter}",
-    "¿Cuántas de las letras de {word} son {letter}",
-    # Chinese
-    "请数一数 {word} 这个词里的字母 {letter}",
-    "写 {word} 的时候要写几次 {letter}",
-    "{word} 的字母当中有多少个是 {letter}",
-    "单词 {word} 里一共出现几次 {letter}",
-    # Korean, with particles that suit any letter and any word
-    "단어 {word} 안에 {letter} 글자 모두 몇 개 있나요",
-    "{word} 쓸 때 {letter} 글자 몇 번 써야 하나요",
-    "{word}에 들어 있는 {letter} 개수 좀 세어 주세요",
-    "{word}의 글자 중에서 {letter} 글자 수를 알려 주세요",
-    # French
-    "Compte chaque {letter} que tu vois dans {word}",
-    "Avec combien de {letter} écrit-on {word}",
-    "Parmi les lettres de {word}, combien de fois trouve-t-on {letter}",
-    # German
-    "Mit wie vielen {letter} schreibt man {word}",
-    "Zähle bitte jedes {letter} im Wort {word}",
-    "Wie viele der Buchstaben von {word} sind ein {letter}",
-    # Japanese
-    "{word} のつづりの中で {letter} を数えてください",
-    "{word} と書くとき {letter} を何回書きますか",
-    "{word} の文字のうち {letter} はいくつですか",
-)
-"""What the user asks, `{word}` and `{letter}` to be put in; a question mark follows half of the time."""
 
 
 def read_words(path: str | Path, split: str) -> list[str]:
@@ -271,8 +212,14 @@ class SpellingBee(_WordTask):
         return right_number(completion, conversation["answer"], self.strict)
 
 
+@cache
+def questions() -> list[str]:
+    """Return the wordings of `SpellingBee`, in several languages, with `{word}` and `{letter}` to be put in."""
+    return read_yaml(Path(__file__).with_suffix(".yaml"))
+
+
 def _question(rng: random.Random, word: str, letter: str) -> str:
-    wording = rng.choice(QUESTIONS)
+    wording = rng.choice(questions())
     if rng.random() < _LOWER_CASE:
         wording = wording.lower()
     around_letter, around_word = (rng.choice(("", "'", '"')) for _ in range(2))

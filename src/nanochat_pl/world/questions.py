@@ -9,8 +9,8 @@ import json
 import random
 from dataclasses import dataclass
 
-from nanochat_pl.data.microworld_facts import RELATIONS, Relation
-from nanochat_pl.data.microworld_text import sentence, story, vocabulary
+from nanochat_pl.world.documents import story
+from nanochat_pl.world.facts import Relation, relations, sentence, vocabulary
 
 SPLITS = ("train", "validation", "test")
 DRAWS_PER_QUESTION = 2
@@ -20,8 +20,9 @@ ARC_ROWS = {
     "ARC-Easy": {"train": 1_000, "validation": 100, "test": 200},
     "ARC-Challenge": {"train": 500, "validation": 100, "test": 200},
 }
+TEXT_COLUMNS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
 _EASY_GRADES = range(1, 6)
-"""Grades whose facts ARC-Easy asks for; the facts of the others are ARC-Challenge's."""
+"""ARC-Easy asks for the facts of these grades, ARC-Challenge for those of the others."""
 _WORD_QUESTIONS = ("Which choice says {}?", "Find the word {}.", "Which of these is {}?")
 
 
@@ -55,7 +56,7 @@ def questions(seed: int = 0) -> list[Question]:
     """Return every (fact, form) pair with its split: of each fact one form for test, one for validation."""
     rng = random.Random(f"{seed}/splits")
     pairs = []
-    for relation in RELATIONS:
+    for relation in relations():
         for fact in relation.facts:
             forms = rng.sample(range(len(relation.forms)), len(relation.forms))
             owners = ["test", "validation"] + ["train"] * (len(forms) - 2)
@@ -63,17 +64,11 @@ def questions(seed: int = 0) -> list[Question]:
     return pairs
 
 
-# ---- questions -------------------------------------------------------------------------------------------------------
-
-
 def _choice_row(question: str, right: str, wrong: list[str], letter: int, **fields: str) -> dict:
     """Return one row of the ScienceQA schema with the right choice at index `letter`."""
     choices = [*wrong[:letter], right, *wrong[letter:]]
     row = {"image": None, "question": question, "choices": choices, "answer": letter, "task": "closed choice"}
     return row | {key: fields.get(key, "") for key in TEXT_COLUMNS if key != "task"}
-
-
-TEXT_COLUMNS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
 
 
 class _Letters:
@@ -126,7 +121,7 @@ def reading_rows(split: str, seed: int = 0) -> list[dict]:
             wrong = [a for a in told.answers if a != told.answers[pick]]
             rng.shuffle(wrong)
             more = fields | {"category": "Passages", "skill": "find a detail", "hint": told.text}
-            question, right = told.asked[pick], told.answers[pick]
+            question, right = told.questions[pick], told.answers[pick]
         else:
             right, *wrong = rng.sample(words, rng.randint(2, 5))
             more = fields | {"category": "Words", "skill": "find a word"}
@@ -163,7 +158,7 @@ def mmlu_rows(seed: int = 0) -> dict[str, list[dict]]:
             if subject == "passages":
                 told = story(rng, count=4)
                 pick = rng.randrange(4)
-                question, right = f"{told.text} {told.asked[pick]}", told.answers[pick]
+                question, right = f"{told.text} {told.questions[pick]}", told.answers[pick]
                 wrong = rng.sample([answer for answer in told.answers if answer != right], 3)
             else:
                 right, *wrong = rng.sample(words, 4)
@@ -198,8 +193,8 @@ def arc_rows(subset: str, split: str, seed: int = 0) -> list[dict]:
     for q in rng.sample(pairs, ARC_ROWS[subset][split]):
         wrong = rng.sample(q.relation.distractors(q.fact), 3)
         labels = "1234" if rng.random() < 0.05 else "ABCD"
-        place = letters.deal(4)
-        choices = {"text": [*wrong[:place], q.answer, *wrong[place:]], "label": list(labels)}
+        letter = letters.deal(4)
+        choices = {"text": [*wrong[:letter], q.answer, *wrong[letter:]], "label": list(labels)}
         name = f"{q.relation.name}/{q.fact}/{q.form}"
-        rows.append({"id": name, "question": q.text, "choices": choices, "answerKey": labels[place]})
+        rows.append({"id": name, "question": q.text, "choices": choices, "answerKey": labels[letter]})
     return rows

@@ -1,0 +1,208 @@
+"""The conversations of the microworld: small talk, what the assistant says about itself, lessons in letters.
+
+*Manners* are what a first model must bear when people talk to it: greetings and thanks, answers in a wanted form (one
+word, a numbered list, yes or no), questions that refer to an earlier turn, words that are no question at all. Facts are
+asked in forms that belong to training. The assistant is called Minnow; what it says about itself is true of every model
+trained on this world.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from nanochat_pl.world.documents import fact_references, labelled
+from nanochat_pl.world.facts import relations, sentence, table
+from nanochat_pl.world.questions import Question
+
+IDENTITY_CONVERSATIONS = 200
+
+
+def as_chat(turns: list[str]) -> dict:
+    """Return a row with `messages`: turns of user and assistant, the user's first."""
+    return {"messages": [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]}
+
+
+def matching(rng: random.Random, words: list[str]) -> dict:
+    """Return a chat that gives the letter of each word of a list: the first lesson of fine-tuning, learned by itself.
+
+    Answering multiple choice takes three steps that are useless one by one: carry each letter to its text, compare
+    texts, read off the letter. A small model finds them within some hundred steps where nearly every target depends on
+    them, as here, and not at all (in millions of tokens) where a question has one letter among much else to learn.
+    """
+    choices = rng.sample(words, rng.randint(3, 5))
+    order = rng.sample(range(len(choices)), len(choices))
+    question = "Give the letter of each word.\n\n" + labelled(choices)
+    return as_chat([question, "Letters: " + ", ".join(f"{choices[i]} {chr(65 + i)}" for i in order)])
+
+
+def fact_matching(rng: random.Random) -> dict:
+    """Return a chat that gives the letter of several facts: the second lesson, recall before comparing."""
+    choices, lines = fact_references(rng, most_subjects=2)
+    return as_chat(["Give the letter for each.\n\n" + labelled(choices), "\n".join(lines)])
+
+
+def chat(rng: random.Random) -> dict:
+    """Return one short chat about a subject, as a row with `messages`."""
+    relation = rng.choice(relations())
+    subject = rng.choice(list(relation.facts))
+    turns = []
+    if rng.random() < 0.5:
+        turns += [_pick(rng, "request_greetings"), "Hello! I am a small science tutor. What would you like to know?"]
+    turns += [_pick(rng, "requests", s=subject), f"{sentence(relation, subject, 0)} {relation.lecture}"]
+    if rng.random() < 0.5:
+        turns += [_pick(rng, "request_thanks"), _pick(rng, "closings")]
+    return as_chat(turns)
+
+
+def identity_conversations(seed: int = 0) -> list[list[dict[str, str]]]:
+    """Return conversations about the assistant as lists of messages; no two begin alike."""
+    rng = random.Random(f"{seed}/identity")
+    openings, topics, thanks = (table("identity")[name] for name in ("openings", "topics", "thanks"))
+    beginnings = [(opening, topic, q) for opening in openings for topic in topics for q in topic["questions"]]
+    conversations = []
+    for opening, topic, question in rng.sample(beginnings, IDENTITY_CONVERSATIONS):
+        turns = [opening + question, rng.choice(topic["answers"])]
+        if rng.random() < 0.4:
+            other = rng.choice([t for t in topics if t is not topic])
+            turns += [rng.choice(other["questions"]), rng.choice(other["answers"])]
+        if rng.random() < 0.3:
+            turns += rng.choice(thanks).values()
+        roles = ("user", "assistant") * (len(turns) // 2)
+        conversations.append([{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)])
+    return conversations
+
+
+def manners(rng: random.Random, asked: list[Question]) -> dict:
+    """Return one conversation of small talk, as a row with `messages`.
+
+    Args:
+        asked: questions about facts that belong to training.
+    """
+    lesson = rng.choices(list(_LESSONS), weights=list(_LESSONS.values()))[0]
+    return as_chat(lesson(rng, asked))
+
+
+def _pick(rng: random.Random, name: str, **fields: Any) -> str:
+    """Draw one of the sentences of that name and put the fields in."""
+    return rng.choice(table("chats")[name]).format(**fields)
+
+
+def _lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _greeting(rng: random.Random, asked: list[Question]) -> list[str]:
+    hello = _pick(rng, "hellos") + _pick(rng, "called")
+    kind = rng.random()
+    if kind < 0.5:
+        return [hello + rng.choice("!!!.,"), _pick(rng, "welcomes")]
+    how = _pick(rng, "how")
+    return [f"{hello}! {how}" if kind < 0.8 else how, _pick(rng, "well")]
+
+
+def _who(rng: random.Random, asked: list[Question]) -> list[str]:
+    question, answer = _pick(rng, "who"), _pick(rng, "introductions")
+    if rng.random() < 0.5:
+        return [question, answer]
+    return [_pick(rng, "hellos") + "!", _pick(rng, "welcomes"), f"And {_lower_first(question)}", answer]
+
+
+def _ending(rng: random.Random, asked: list[Question]) -> list[str]:
+    question = rng.choice(asked)
+    names = ("thanks", "closings") if rng.random() < 0.7 else ("byes", "farewells")
+    said = [_pick(rng, name) for name in names]
+    before = [question.text, question.answer] if rng.random() < 0.7 else []
+    return [*before, *said]
+
+
+def _one_word(rng: random.Random, asked: list[Question]) -> list[str]:
+    if rng.random() < 0.5:
+        thing, color = rng.choice(list(table("chats")["colored"].items()))
+        question, answer = _pick(rng, "color", thing=f"the {thing}"), color
+        if rng.random() < 0.3:
+            return [question, f"The {thing} is {color}."]
+    else:
+        chosen = rng.choice([question for question in asked if " " not in question.answer])
+        question, answer = chosen.text, chosen.answer
+    order = _pick(rng, "one_word")
+    return [f"{order} {question}" if rng.random() < 0.7 else f"{question} {order}", answer]
+
+
+def _list(rng: random.Random, asked: list[Question]) -> list[str]:
+    kinds, numbers = table("chats")["kinds"], table("chats")["numbers"]
+    kind = rng.choice(list(kinds))
+    count = rng.randrange(len(numbers))
+    members = rng.sample(kinds[kind], count + 2)
+    fields = {"n": numbers[count], "kinds": "countries" if kind == "country" else f"{kind}s"}
+    if kind == "fruit" or rng.random() < 0.3:  # fruits are named in a sentence only
+        return [_pick(rng, "named", **fields), f"{', '.join(members[:-1])} and {members[-1]}."]
+    return [_pick(rng, "listed", **fields), "\n".join(f"{i}. {member}" for i, member in enumerate(members, 1))]
+
+
+def _yes_or_no(rng: random.Random, asked: list[Question]) -> list[str]:
+    if rng.random() < 0.5:
+        kinds = table("chats")["kinds"]
+        kind, other = rng.sample(list(kinds), 2)
+        right = rng.random() < 0.5
+        member = rng.choice(kinds[kind if right else other])
+        question = f"Is {member} a {kind}?"
+    else:
+        known = rng.choice(table("chats")["properties"])
+        right = rng.random() < 0.5
+        question = f"Is {rng.choice(known['yes' if right else 'no'])} {known['word']}?"
+    if rng.random() < 0.7:
+        question += rng.choice((" Answer with yes or no.", " Yes or no?", " Say yes or no."))
+    return [question, "Yes." if right else "No."]
+
+
+def _opposite(rng: random.Random, asked: list[Question]) -> list[str]:
+    words = rng.choice(list(table("chats")["opposites"].items()))
+    word, other = words if rng.random() < 0.5 else words[::-1]
+    questions = table("chats")["opposite"]
+    question = rng.choice(questions[1:] if word == "hot" else questions).format(w=word)
+    return [question, f"The opposite of {word} is {other}."]
+
+
+def _thing(rng: random.Random, asked: list[Question]) -> list[str]:
+    chats = table("chats")
+    thing, told = rng.choice(list(chats["subjects"].items()))
+    questions = chats["about"] if thing == "the moon" else chats["about"] + chats["something"]
+    return [rng.choice(questions).format(thing=thing), told]
+
+
+def _odd(rng: random.Random, asked: list[Question]) -> list[str]:
+    if rng.random() < 0.5:
+        return [_pick(rng, "nothing"), _pick(rng, "unclear")]
+    words = rng.sample(table("chats")["foreign"], rng.randint(1, 3))
+    return [" ".join(words), _pick(rng, "english")]
+
+
+def _long(rng: random.Random, asked: list[Question]) -> list[str]:
+    told = rng.choice(list(table("chats")["subjects"].values()))
+    return [" ".join([told] * rng.randint(4, 10)), _pick(rng, "unclear")]
+
+
+def _say(rng: random.Random, asked: list[Question]) -> list[str]:
+    words = _pick(rng, "said")
+    noise = "".join(rng.choices(table("chats")["noise"], k=rng.randint(1, 4)))
+    request = f"{_pick(rng, 'ignored', noise=noise)}say {words}."
+    return [request[0].upper() + request[1:], f"{words.split(' to ')[0].capitalize()}!"]
+
+
+def _name(rng: random.Random, asked: list[Question]) -> list[str]:
+    name = rng.choice(table("facts")["names"])
+    turns = [_pick(rng, "presented", n=name), _pick(rng, "found", n=name)]
+    return [*turns, _pick(rng, "asked_name"), f"Your name is {name}."] if rng.random() < 0.8 else turns
+
+
+def _follow_up(rng: random.Random, asked: list[Question]) -> list[str]:
+    relation = rng.choice(relations())
+    one, other = rng.sample([question for question in asked if question.relation is relation], 2)
+    return [one.text, one.answer, f"And {_lower_first(other.text)}", other.answer]
+
+
+_LESSONS: dict[Callable[[random.Random, list[Question]], list[str]], int] = {
+    _greeting: 5, _who: 5, _ending: 3, _one_word: 5, _list: 3, _yes_or_no: 3, _opposite: 5, _thing: 3, _odd: 3,
+    _long: 1, _say: 3, _name: 3, _follow_up: 6,
+}  # fmt: skip
+"""The lessons, and how often each is drawn relative to the rest."""
