@@ -1,4 +1,4 @@
-"""What is generated together: rows, and the session that takes them all a token further.
+"""Continuous batching: the rows that are generated together, and the session that takes them all one token further.
 
 A prompt is read once, its keys and values are then copied to each of its samples. Rows of all lengths share one
 key/value cache; a row that is done leaves and a waiting request takes its place, so a long answer never holds up a
@@ -25,23 +25,23 @@ from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.requests import Completion, Event, Request, TokenLogprobs, check_request
 from nanochat_pl.sampling import penalize, sample
 
-__all__ = ["Calculator", "Session"]
+__all__ = ["Calculator", "DecodingSession"]
 
 PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Most tokens (padding among them) of prompts read in one forward; a longer prompt is read alone. A CPU is as fast with
-few, and prompts of like length waste little on padding."""
+"""Most tokens, padding included, of the prompts that one forward reads; a longer prompt is read alone. A CPU is as fast
+with few, and prompts of similar length waste little on padding."""
 LOGPROBS_BLOCK = 128
-"""Places of a prompt whose logits exist at once."""
+"""How many places of a prompt have their logits in memory at once."""
 NOT_FINITE = (
     "the model computes values that are not finite: its weights are broken or its training diverged; open an earlier "
     "checkpoint of the run"
 )
 CAPACITY_STEP = 64
-"""The cache grows by whole multiples of so many tokens a row."""
+"""The cache grows by whole multiples of this many tokens a row."""
 
 
 class _Row:
-    """One request on its way."""
+    """A request with what it has so far."""
 
     def __init__(self, number: int, request: Request, prompt: tuple[int, ...], room: int, stop_ids: Collection[int]):
         self.number, self.request, self.prompt, self.room = number, request, prompt, room
@@ -50,10 +50,10 @@ class _Row:
         greedy = request.temperature == 0
         self.restrictions = None if greedy else (request.top_k, request.top_p, request.min_p)
         self.completion = Completion()
-        self.untold: Sequence[TokenLogprobs | None] | None = None
-        """How likely the prompt was, until the first event tells it."""
+        self.unreported: Sequence[TokenLogprobs | None] | None = None
+        """How likely the prompt was, until the first event reports it."""
         self.sampled: Counter[int] | None = None
-        """How often each token was sampled; None = no penalty wants to know."""
+        """How often each token was sampled; None = the row has no penalty."""
         self.penalties = request.repetition_penalty, request.frequency_penalty, request.presence_penalty
         if self.penalties != (1, 0, 0):
             self.sampled = Counter()
@@ -62,7 +62,7 @@ class _Row:
         self.done = False
 
     def take(self, sampled: int, tool: "Calculator | None", logprobs: TokenLogprobs | None) -> Event:
-        """Go on by one token: the next forced one, or else the one sampled, of which `logprobs` tells."""
+        """Go on by one token: the next forced one if a tool left any, else the sampled one with its `logprobs`."""
         completion, forced = self.completion, bool(self.forced)
         token: int | None = self.forced.popleft() if forced else sampled
         assert token is not None
@@ -83,12 +83,12 @@ class _Row:
         return self.event(token, not forced, logprobs)
 
     def event(self, token: int | None, sampled: bool, logprobs: TokenLogprobs | None = None) -> Event:
-        """Tell of a token, or with none that the row has ended; the first time also of the prompt."""
-        told, self.untold = self.untold, None
-        return Event(self.number, token, sampled, self.completion if self.done else None, logprobs, told)
+        """Report a token, or without one that the row has ended; the first event also reports the prompt."""
+        of_prompt, self.unreported = self.unreported, None
+        return Event(self.number, token, sampled, self.completion if self.done else None, logprobs, of_prompt)
 
     def penalized(self, exempt: Collection[int]) -> dict[int, float]:
-        """Say which tokens a penalty touches in the next place, and what is taken off the logit of each."""
+        """Return the tokens that a penalty touches in the next place, each with what is taken off its logit."""
         repetition, frequency, presence = self.penalties
         sampled = Counter[int]() if self.sampled is None else self.sampled
         tokens = {*self.prompt, *self.completion.tokens} if repetition != 1 else sampled
@@ -100,7 +100,7 @@ class _Row:
 
 
 class Calculator:
-    """The tool: follows what a row writes and queues results as forced tokens."""
+    """The tool: it follows what a row writes and queues results as forced tokens."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -109,6 +109,7 @@ class Calculator:
         )
 
     def watch(self, row: _Row, token: int) -> None:
+        """Take note of a sampled token; at the end of an expression, work it out."""
         if token == self.start:
             row.expression = []
         elif token == self.end:
@@ -130,29 +131,41 @@ class _Prefill:
 
     cache: KVCache
     logits: Tensor
-    """(n, V), of what follows each prompt."""
+    """(n, V), what follows each prompt."""
     scores: dict[tuple[int, ...], tuple[int, list[TokenLogprobs | None]]]
-    """Prompt -> how many of the likeliest were asked for, and what was likely, of those that were asked for."""
+    """Prompt -> how many of the likeliest tokens are reported, and the report; only prompts that are to be scored."""
 
 
 @dataclass
 class _Draw:
-    """Rows that are drawn alike; made before the model reads, so that nothing has to be sent to a busy device."""
+    """Rows that are drawn alike."""
 
     restrictions: tuple[Any, ...] | None
     """top_k, top_p, min_p; None = greedy."""
     places: list[int]
-    """Which rows of the batch."""
+    """Their places in the batch."""
     index: Tensor | None
     """The same on the device; None = all rows."""
     numbers: Tensor | None
     """(2, n) float64: a uniform number and the temperature of each row; None for greedy."""
 
 
-class Session:
-    """Generation that may be added to while it runs (continuous batching); made by `Engine.session`.
+@dataclass
+class _Plan:
+    """What choosing the next tokens needs beside the logits.
 
-    For one thread at a time.
+    It is made before the model reads, because what is sent to a device that is busy waits until it is done.
+    """
+
+    draws: list[_Draw]
+    penalties: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    """Rows, tokens, repetition penalties and what is taken off, as `penalize` takes them; None = no row has any."""
+
+
+class DecodingSession:
+    """Generation to which requests may be added while it runs; made by `Engine.session`.
+
+    Only one thread at a time may use it.
     """
 
     def __init__(
@@ -169,13 +182,13 @@ class Session:
         self._context_tokens = context_tokens or model.config.sequence_len
         self._waiting: deque[_Row] = deque()
         self._waiting_for: Counter[tuple[int, ...]] = Counter()
-        self._read: dict[tuple[int, ...], tuple[_Prefill, int]] = {}  # prompts some samples of which still wait
-        self._active: list[_Row] = []  # one a row of the cache
+        self._read: dict[tuple[int, ...], tuple[_Prefill, int]] = {}  # prompts of which some samples still wait
+        self._active: list[_Row] = []  # in the order of the cache's rows
         self._cache: KVCache | None = None
         self._capacity = 0
         self._num_submitted = 0
         self.num_unfinished = 0
-        """Requests that wait or run."""
+        """How many requests wait or run."""
 
     def submit(self, request: Request) -> int:
         """Queue a request and return the number its events will bear: 0, 1, 2, …
@@ -206,25 +219,32 @@ class Session:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let each active row go on by one token and waiting requests enter; report every row's new token.
+        """Take every active row one token further, let waiting requests enter, and report every row's new token.
 
         A request's first token comes in the step in which it enters.
         """
         events: list[Event] = []
+        # 1) Rows that ended in the last step leave the cache. It closes the gaps by moving its last rows into them, and
+        #    says which row now lies where.
         gone = [slot for slot, row in enumerate(self._active) if row.done]
         if gone and self._cache is not None:
             self._active = [self._active[slot] for slot in self._cache.drop_rows(gone)]
+        # 2) All rows that are left read their last token together, in one forward, and each draws its next one with its
+        #    own settings and random stream. The plan comes first: sending it would wait for a device that computes.
         running = self._active
         if running:
-            self._choose(running, self._draws(running), self._read_tokens(running), events)
+            plan = self._plan(running)
+            self._choose(running, plan, self._read_tokens(running), events)
+        # 3) Waiting requests take the free rows. Each prompt is read once, several in one forward, and what follows it
+        #    gives the first token of all its samples; the next step takes them further.
         for rows, prefill, index in self._enter(events):
             self._active = self._active + rows
-            self._choose(rows, self._draws(rows), prefill.logits[index], events)
+            self._choose(rows, self._plan(rows), prefill.logits[index], events)
         self.num_unfinished -= sum(event.completion is not None for event in events)
         return events
 
     def _enter(self, events: list[Event]) -> Iterator[tuple[list[_Row], _Prefill, list[int]]]:
-        """Give waiting rows the free places in the cache; yield those whose prompts were read together."""
+        """Give waiting rows the free places of the cache; yield those together whose prompts were read together."""
         entering: list[_Row] = []
         while self._waiting and len(self._active) + len(entering) < self._batch_size:
             row = self._waiting.popleft()
@@ -255,8 +275,8 @@ class Session:
         self._waiting_for = +self._waiting_for
 
     def _read_entering(self, rows: Sequence[_Row]) -> None:
-        """Read those prompts of rows that were not read yet, and tell the rows that want it how likely theirs are."""
-        asked: dict[tuple[int, ...], int] = {}  # how many of the likeliest tokens are reported in each place
+        """Read the prompts that were not read yet, and report to the rows that ask how likely theirs is."""
+        asked: dict[tuple[int, ...], int] = {}  # prompt -> how many of the likeliest tokens are reported in each place
         for row in rows:
             if (count := row.request.prompt_logprobs) is not None:
                 asked[row.prompt] = max(count, asked.get(row.prompt, 0))
@@ -272,8 +292,8 @@ class Session:
         for row in rows:
             if (count := row.request.prompt_logprobs) is not None:
                 _, scores = self._read[row.prompt][0].scores[row.prompt]
-                told = [each and replace(each, top=each.top[:count]) for each in scores]
-                row.untold = row.completion.prompt_logprobs = told
+                report = [each and replace(each, top=each.top[:count]) for each in scores]
+                row.unreported = row.completion.prompt_logprobs = report
 
     def _reserve(self, rows: int) -> KVCache:
         """Return the cache, with room for `rows` rows of any length submitted so far."""
@@ -288,11 +308,11 @@ class Session:
 
     def _make_cache(self, rows: int, capacity: int) -> KVCache:
         device, dtype = self._model.device, self._model.compute_dtype
-        # CPUs attend several times faster in fp32, also where they multiply by weights faster in bf16
+        # CPUs compute attention several times faster in fp32, even where they multiply by weights faster in bf16
         return KVCache(self._model.config, rows, capacity, device, torch.float32 if device.type == "cpu" else dtype)
 
     def _read_prompts(self, prompts: Sequence[tuple[int, ...]], asked: Mapping[tuple[int, ...], int]) -> _Prefill:
-        """Read prompts, the longest first, in one forward; report how likely those were that are asked for."""
+        """Read prompts, the longest first, in one forward; score those that are in `asked`."""
         device, lengths = self._model.device, [len(prompt) for prompt in prompts]
         padded = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
         for row, prompt in zip(padded, prompts, strict=True):
@@ -309,8 +329,8 @@ class Session:
         return _Prefill(cache, self._model.logits(hidden[torch.arange(len(prompts), device=device), last]), scores)
 
     def _prompt_logprobs(self, prompt: Sequence[int], hidden: Tensor, count: int) -> list[TokenLogprobs | None]:
-        """Say how likely each token of a prompt was by the states (T, C) before it; nothing comes before the first."""
-        told: list[TokenLogprobs | None] = [None]
+        """Score each token of a prompt by the states (T, C) before it; the first has none before it."""
+        scores: list[TokenLogprobs | None] = [None]
         for start in range(0, len(prompt) - 1, LOGPROBS_BLOCK):
             tokens = prompt[start + 1 : start + 1 + LOGPROBS_BLOCK]
             logs = self._model.logits(hidden[start : start + len(tokens)]).float().log_softmax(dim=-1)
@@ -319,8 +339,8 @@ class Session:
             if not all(map(math.isfinite, own)):
                 raise ValueError(NOT_FINITE)
             rivals = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            told += [TokenLogprobs(log, tuple(zip(ids, values))) for log, (ids, values) in zip(own, rivals)]
-        return told
+            scores += [TokenLogprobs(log, tuple(zip(ids, values))) for log, (ids, values) in zip(own, rivals)]
+        return scores
 
     def _read_tokens(self, rows: Sequence[_Row]) -> Tensor:
         """Read the last token of each row; return the logits (B, V) of what follows."""
@@ -330,13 +350,13 @@ class Session:
         self._cache.advance(1)
         return self._model.logits(hidden[:, 0])
 
-    def _draws(self, rows: Sequence[_Row]) -> list[_Draw]:
-        """Sort rows by how they are drawn, and draw their random numbers."""
+    def _plan(self, rows: Sequence[_Row]) -> _Plan:
+        """Sort rows by how they are drawn, draw random numbers, and send these and the penalties to the device."""
         device = _sampling_device(self._model.device)
         groups: dict[Any, list[int]] = {}
         for place, row in enumerate(rows):
             groups.setdefault(row.restrictions, []).append(place)
-        draws = []
+        draws: list[_Draw] = []
         for restrictions, places in groups.items():
             index = None if len(groups) == 1 else torch.tensor(places, device=device)
             numbers = None
@@ -346,9 +366,9 @@ class Session:
                 temperatures = [rows[place].request.temperature for place in places]
                 numbers = torch.tensor([uniform, temperatures], dtype=torch.float64, device=device)
             draws.append(_Draw(restrictions, places, index, numbers))
-        return draws
+        return _Plan(draws, self._penalties_of(rows))
 
-    def _choose(self, rows: Sequence[_Row], draws: Sequence[_Draw], logits: Tensor, events: list[Event]) -> None:
+    def _choose(self, rows: Sequence[_Row], plan: _Plan, logits: Tensor, events: list[Event]) -> None:
         """Draw each row's next token from logits (B, V) and let the row take it.
 
         Raises:
@@ -356,8 +376,8 @@ class Session:
         """
         drawn, logits = [], logits.to(_sampling_device(logits.device))
         finite = logits.amax(dim=-1).isfinite().all()  # a NaN is the largest of any row
-        wanted = self._penalized(rows, logits)
-        for draw in draws:
+        wanted = logits if plan.penalties is None else penalize(logits.float(), *plan.penalties)
+        for draw in plan.draws:
             part = wanted if draw.index is None else wanted.index_select(0, draw.index)
             if draw.restrictions is None or draw.numbers is None:
                 drawn.append(part.argmax(dim=-1))
@@ -367,13 +387,13 @@ class Session:
         *tokens, is_finite = torch.cat([*drawn, finite[None]]).tolist()  # the one place where the device is waited for
         if not is_finite:
             raise ValueError(NOT_FINITE)
-        places = [place for draw in draws for place in draw.places]
-        told = _logprobs(rows, logits, dict(zip(places, tokens, strict=True)))
-        events.extend(rows[p].take(token, self._tool, told.get(p)) for p, token in zip(places, tokens, strict=True))
+        places = [place for draw in plan.draws for place in draw.places]
+        scores = _logprobs(rows, logits, dict(zip(places, tokens, strict=True)))
+        events.extend(rows[p].take(token, self._tool, scores.get(p)) for p, token in zip(places, tokens, strict=True))
 
-    def _penalized(self, rows: Sequence[_Row], logits: Tensor) -> Tensor:
-        """Return the logits (B, V) with the penalties of those rows that have any: the same tensor where none has."""
-        tool = self._tool
+    def _penalties_of(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Send the penalties of those rows to the device that have any; see `_Plan.penalties`."""
+        tool, device = self._tool, _sampling_device(self._model.device)
         exempt = () if tool is None else (tool.start, tool.end, tool.output_start, tool.output_end)
         places: list[int] = []
         tokens: list[int] = []
@@ -385,14 +405,14 @@ class Session:
                 tokens += touched
                 numbers += [(row.penalties[0], taken_off) for taken_off in touched.values()]
         if not places:
-            return logits
-        index = torch.tensor([places, tokens], device=logits.device)
-        repetition, subtracted = torch.tensor(numbers, dtype=torch.float32, device=logits.device).unbind(1)
-        return penalize(logits.float(), index[0], index[1], repetition, subtracted)
+            return None
+        of_row, of_token = torch.tensor([places, tokens], device=device)
+        repetition, subtracted = torch.tensor(numbers, dtype=torch.float32, device=device).unbind(1)
+        return of_row, of_token, repetition, subtracted
 
 
 def _logprobs(rows: Sequence[_Row], logits: Tensor, tokens: dict[int, int]) -> dict[int, TokenLogprobs]:
-    """Say how likely the tokens of those rows were that ask for it, by the logits (B, V)."""
+    """Score the tokens of the rows that ask for it, by the logits (B, V)."""
     counts = {place: row.request.logprobs for place, row in enumerate(rows) if row.request.logprobs is not None}
     if not counts:
         return {}
@@ -406,12 +426,12 @@ def _logprobs(rows: Sequence[_Row], logits: Tensor, tokens: dict[int, int]) -> d
 
 
 def _sampling_device(device: torch.device) -> torch.device:
-    """Say where tokens are drawn: where the model is, but for MPS, which knows no double precision."""
+    """Return where tokens are drawn: where the model is, except on MPS, which has no double precision."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def _portions(prompts: Sequence[tuple[int, ...]], device_type: str) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Cut prompts, the longest first, into parts of at most `PREFILL_TOKENS` with padding."""
+    """Cut prompts, the longest first, into parts of at most `PREFILL_TOKENS`, padding included."""
     limit = PREFILL_TOKENS["cuda" if device_type == "cuda" else "cpu"]
     while prompts:
         count = max(1, limit // len(prompts[0]))

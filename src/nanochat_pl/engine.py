@@ -1,7 +1,7 @@
-"""Generation: many different requests at once, each token read once; for RL, evaluation, terminal and server alike.
+"""Generation of many different requests at once; RL, evaluation, terminal and server all use this engine.
 
-What a request yields depends on the model, its own prompt, settings and random stream, not on who shares the batch (up
-to the rounding of matrix products of another shape).
+What a request yields depends on the model and on its own prompt, settings and random stream, but not on who shares the
+batch (up to the rounding of matrix products of another shape).
 Differs from nanochat (2025-11): there one random stream serves all rows, the first token is drawn once for all samples
 of a prompt, and rows that ended go on being computed until the last one ends.
 """
@@ -9,12 +9,12 @@ of a prompt, and rows that ended go on being computed until the last one ends.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from nanochat_pl.decoding import Calculator, Session
+from nanochat_pl.decoding import Calculator, DecodingSession
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import InferenceCopy, pick_inference_dtype
 from nanochat_pl.requests import Completion, Event, Request, TokenLogprobs, check_request
 
-__all__ = ["Completion", "Engine", "Event", "Request", "Session", "TokenLogprobs"]
+__all__ = ["Completion", "DecodingSession", "Engine", "Event", "Request", "TokenLogprobs"]
 
 
 class Engine:
@@ -63,14 +63,16 @@ class Engine:
         """
         self._copy.refresh()
 
-    def session(self, batch_size: int = 32) -> Session:
+    def session(self, batch_size: int = 32) -> DecodingSession:
         """Begin generation that can be added to while it runs, `batch_size` rows at once.
 
         The weights are those of now: do not change them before the session ends.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        return Session(self._copy.follow(), self.stop_ids, self._tool, batch_size, self._penalties, self.context_tokens)
+        return DecodingSession(
+            self._copy.follow(), self.stop_ids, self._tool, batch_size, self._penalties, self.context_tokens
+        )
 
     def run(
         self,

@@ -1,4 +1,7 @@
-"""What is asked of the engine and what it gives back; every setting belongs to one request, none to the batch."""
+"""What the engine is asked for and what it gives back, and the range of every setting.
+
+Each setting belongs to one request, none to the batch. No torch here: command lines check their numbers with `RANGES`.
+"""
 
 import math
 from collections.abc import Collection, Sequence
@@ -6,12 +9,54 @@ from dataclasses import dataclass, field
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["Completion", "Event", "Request", "TokenLogprobs", "check_request"]
+__all__ = ["RANGES", "Completion", "Event", "Range", "Request", "TokenLogprobs", "check_request"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have: `low` to `high`, both allowed, and finite."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    """Whether `low` itself is not allowed."""
+    words: str = ""
+    """What an error says instead of the bounds."""
+
+    def __contains__(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        """Complete the sentence "the value must …"."""
+        if self.above:
+            return f"lie above {self.low} and not above {self.high}"
+        return f"be {self.low} or more" if self.high == math.inf else f"lie between {self.low} and {self.high}"
+
+
+RANGES = {
+    "max_new_tokens": Range(0),
+    "temperature": Range(0, words="be a number from 0 (greedy) up"),
+    "top_k": Range(1, words="be at least 1, or None to sample among all tokens"),
+    "top_p": Range(0, 1, above=True),
+    "min_p": Range(0, 1),
+    "repetition_penalty": Range(0.1, 10),
+    "frequency_penalty": Range(-2, 2),
+    "presence_penalty": Range(-2, 2),
+}
+"""Setting of a `Request` -> the values it may have; the server and the terminal take their bounds from here."""
+_OFF = {
+    "top_p": "None samples among all tokens",
+    "min_p": "None samples among all tokens",
+    "repetition_penalty": "1 = none",
+    "frequency_penalty": "0 = none",
+    "presence_penalty": "0 = none",
+}
+"""Setting -> how it is switched off, for errors."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One row to generate; every setting is its own.
+    """One row to generate, with settings of its own.
 
     The restrictions of sampling hold after the temperature; top-p applies to what top-k leaves.
     """
@@ -33,9 +78,9 @@ class Request:
     stop_ids: Collection[int] | None = None
     """Tokens that end the row; None = the engine's."""
     logprobs: int | None = None
-    """Report how likely each sampled token was, and so many of the likeliest in its place; None = do not."""
+    """Report how likely each sampled token was, and this many of the likeliest in its place; None = do not."""
     prompt_logprobs: int | None = None
-    """The same of each token of the prompt, given what stands before it; `max_new_tokens` 0 then reads it alone."""
+    """The same for each token of the prompt, given what stands before it; `max_new_tokens` may then be 0."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and of what follows it are less likely to come again; below 1, more. 1 = off."""
     frequency_penalty: float = 0.0
@@ -62,19 +107,19 @@ class Completion:
     """What a request yielded."""
 
     tokens: list[int] = field(default_factory=list)
-    """New tokens without the stop token, those of tools among them."""
+    """New tokens, those of tools among them; the stop token is left out."""
     mask: list[int] = field(default_factory=list)
     """1 = sampled by the model, 0 = put there by a tool."""
     stop_token: int | None = None
-    """The token that ended it; None = it was cut by length, or by whoever listened."""
+    """The token that ended it; None = it was cut by its length, or by whoever listened."""
     tool_calls: int = 0
     """Expressions the model handed to the calculator."""
     tool_errors: int = 0
-    """Those of them that had no result."""
+    """How many of these expressions had no result."""
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    """One a token, None for those of a tool; empty where the request asked for none."""
+    """One for each token, None for those of a tool; empty where the request asked for none."""
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    """One a token of the prompt, None for the first, which nothing comes before; empty where none were asked for."""
+    """One for each token of the prompt, None for the first; empty where none were asked for."""
 
 
 @dataclass(frozen=True)
@@ -86,32 +131,22 @@ class Event:
     """The new token; None where the row ended without one (by a stop token, or no room)."""
     sampled: bool
     completion: Completion | None
-    """The whole yield, with the row's last event."""
+    """Everything the request yielded, with its last event."""
     logprobs: TokenLogprobs | None = None
-    """Of the token, where it was sampled and the request asked; of a stop token too, which is no part of the result."""
+    """How likely the token was, if it was sampled and the request asked; a stop token has this too."""
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
-    """Of the prompt, with the row's first event, where the request asked."""
+    """How likely the prompt was, with the row's first event, if the request asked."""
 
 
 def check_request(
     request: Request, prompt: Sequence[int], name: str, config: GPTConfig, context_tokens: int | None = None
 ) -> None:
     """Raise ValueError, with the remedy, for what cannot be generated."""
-    if request.max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={request.max_new_tokens} must be 0 or more")
-    if not 0 <= request.temperature < math.inf:
-        raise ValueError(f"temperature={request.temperature} must be a number from 0 (greedy) up")
-    if request.top_k is not None and request.top_k < 1:
-        raise ValueError(f"top_k={request.top_k} must be at least 1, or None to sample among all tokens")
-    if request.top_p is not None and not 0 < request.top_p <= 1:
-        raise ValueError(f"top_p={request.top_p} must lie above 0 and not above 1; None samples among all tokens")
-    if request.min_p is not None and not 0 <= request.min_p <= 1:
-        raise ValueError(f"min_p={request.min_p} must lie between 0 and 1; None samples among all tokens")
-    if not 0.1 <= request.repetition_penalty <= 10:
-        raise ValueError(f"repetition_penalty={request.repetition_penalty} must lie between 0.1 and 10; 1 = none")
-    for penalty in ("frequency_penalty", "presence_penalty"):
-        if not -2 <= (value := getattr(request, penalty)) <= 2:
-            raise ValueError(f"{penalty}={value} must lie between -2 and 2; 0 = none")
+    for setting, allowed in RANGES.items():
+        value = getattr(request, setting)
+        if value is not None and value not in allowed:
+            off = f"; {_OFF[setting]}" if setting in _OFF else ""
+            raise ValueError(f"{setting}={value} must {allowed.words or allowed}{off}")
     for report in ("logprobs", "prompt_logprobs"):
         count = getattr(request, report)
         if count is not None and not 0 <= count <= config.vocab_size:

@@ -14,7 +14,7 @@ import torch
 import uvicorn
 
 from nanochat_pl.checkpoint import LoadedModel
-from nanochat_pl.engine import Engine, Request, Session
+from nanochat_pl.engine import DecodingSession, Engine, Request
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.app import create_app
@@ -52,12 +52,12 @@ def tiny_model(tokenizer: Tokenizer, seed: int = 1, sequence_len: int = 256) -> 
     return model.eval()
 
 
-class TestSession(Session):
+class TestSession(DecodingSession):
     """A session of an engine that is slow, breaks when told to, or says what it is told to."""
 
     __test__ = False
 
-    def __init__(self, session: Session, engine: "TestEngine"):
+    def __init__(self, session: DecodingSession, engine: "TestEngine"):
         vars(self).update(vars(session))
         self._engine = engine
 
@@ -93,7 +93,7 @@ class TestEngine(Engine):
     refuses = False
     script: Sequence[int] = ()
 
-    def session(self, batch_size: int = 32) -> Session:
+    def session(self, batch_size: int = 32) -> DecodingSession:
         return TestSession(super().session(batch_size), self)
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.cli.chat import main
-from nanochat_pl.decoding import Session
+from nanochat_pl.decoding import DecodingSession
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.screen import Screen
@@ -213,14 +213,14 @@ def test_a_base_model_continues_text_when_asked_to(base: str, chat: Chatted):
 def test_a_base_model_that_ends_at_once_says_so(
     base: str, chat: Chatted, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ):
-    ordinary = Session._choose
+    ordinary = DecodingSession._choose
 
     def ends(self: Any, rows: Any, draws: Any, logits: torch.Tensor, events: Any) -> None:
         logits = torch.full_like(logits, -10.0)
         logits[:, TOKENIZER.bos_id] = 10.0
         ordinary(self, rows, draws, logits, events)
 
-    monkeypatch.setattr(Session, "_choose", ends)
+    monkeypatch.setattr(DecodingSession, "_choose", ends)
     code, out, err = chat(base, "-t", "0", "-p", "the cat", *arguments)
     assert code == 0
     assert not out.strip()

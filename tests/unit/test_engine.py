@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat_pl import decoding
-from nanochat_pl.decoding import Session
+from nanochat_pl.decoding import DecodingSession
 from nanochat_pl.engine import Completion, Engine, Request
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
@@ -40,10 +40,10 @@ def script(text: str) -> list[int]:
     return [{"[": START, "]": END, "$": STOP}.get(c) or Characters().encode(c)[0] for c in text]
 
 
-class ScriptedSession(Session):
+class ScriptedSession(DecodingSession):
     """Requests that have a script want its token at each place, whatever the model says; the others are as ever."""
 
-    def __init__(self, session: Session, scripts: Mapping[int, Sequence[int]]):
+    def __init__(self, session: DecodingSession, scripts: Mapping[int, Sequence[int]]):
         vars(self).update(vars(session))
         self.scripts = scripts
 
@@ -61,7 +61,7 @@ class ScriptedEngine(Engine):
 
     scripts: Mapping[int, Sequence[int]] = {}
 
-    def session(self, batch_size: int = 32) -> Session:
+    def session(self, batch_size: int = 32) -> DecodingSession:
         return ScriptedSession(super().session(batch_size), self.scripts)
 
 
@@ -139,14 +139,14 @@ def test_the_logits_of_every_step_equal_reading_the_row_anew_whatever_the_order_
     model, chance = random_model(5, 0.2, n_kv_head=n_kv_head), random.Random(batch_size)
     prompts = [[chance.randrange(61) for _ in range(chance.randint(1, 15))] for _ in range(20)]
     seen: dict[tuple[int, ...], Tensor] = {}
-    choose = Session._choose
+    choose = DecodingSession._choose
 
     def record(session, rows, draws, logits, events):
         for row, of_row in zip(rows, logits, strict=True):
             seen[(*row.prompt, *row.completion.tokens)] = of_row
         choose(session, rows, draws, logits, events)
 
-    monkeypatch.setattr(Session, "_choose", record)
+    monkeypatch.setattr(DecodingSession, "_choose", record)
     requests = [Request(p, chance.randint(1, 12), temperature=1.0, seed=i) for i, p in enumerate(prompts)]
     completions = engine_of(model).run(requests, batch_size)
     assert len(seen) >= sum(len(completion.tokens) for completion in completions) * 0.9
@@ -196,9 +196,9 @@ def test_samples_of_one_prompt_equal_separate_prompts(model):
 @pytest.mark.parametrize("batch_size", [3, 5, 64])
 def test_a_prompt_is_read_once_whatever_the_number_of_its_samples(model, monkeypatch, batch_size):
     read: list[tuple[int, ...]] = []
-    original = Session._read_prompts
+    original = DecodingSession._read_prompts
     monkeypatch.setattr(
-        Session, "_read_prompts", lambda self, prompts, *a: read.extend(prompts) or original(self, prompts, *a)
+        DecodingSession, "_read_prompts", lambda self, prompts, *a: read.extend(prompts) or original(self, prompts, *a)
     )
     engine_of(model).generate(PROMPTS, 4, temperature=1.0, num_samples=8, batch_size=batch_size)
     assert sorted(read) == sorted({tuple(prompt) for prompt in PROMPTS})
@@ -503,9 +503,9 @@ def test_penalties_leave_ends_and_tools_alone_and_what_a_tool_wrote_was_not_samp
     seen = []
 
     class Watching(ScriptedSession):
-        def _penalized(self, rows, logits):
+        def _penalties_of(self, rows):
             seen.append(rows[0].penalized((START, END, OUTPUT_START, OUTPUT_END)))
-            return super()._penalized(rows, logits)
+            return super()._penalties_of(rows)
 
     session = Watching(Engine.session(engine), engine.scripts)
     session.submit(Request([1, 2, STOP], 21, frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=1.1))
@@ -517,6 +517,18 @@ def test_penalties_leave_ends_and_tools_alone_and_what_a_tool_wrote_was_not_samp
     # Each 5 stands twice in the row, once of the model's own doing.
     assert seen[-1][five] == 0.5 * 2 + 0.25 and done[0].tokens.count(five) == 4
     assert seen[-1][1] == seen[-1][2] == 0
+
+
+def test_penalties_are_sent_to_the_device_before_it_reads(model, monkeypatch):
+    order = []
+    for name in ("_penalties_of", "_read_tokens"):
+        original = getattr(DecodingSession, name)
+        monkeypatch.setattr(
+            DecodingSession, name, lambda self, rows, o=original, n=name: order.append(n) or o(self, rows)
+        )
+    monkeypatch.setattr(decoding, "penalize", lambda logits, *_: order.append("penalize") or logits)
+    engine_of(model).run([Request([1, 2], 3, presence_penalty=0.5)])
+    assert order[-3:] == ["_penalties_of", "_read_tokens", "penalize"]
 
 
 def test_an_engine_may_have_penalties_for_all(model):

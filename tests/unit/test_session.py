@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import LoadedModel
-from nanochat_pl.decoding import Session
+from nanochat_pl.decoding import DecodingSession
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.context import ContextFull
@@ -44,7 +44,7 @@ def says(monkeypatch: pytest.MonkeyPatch):
     """Let models say these tokens, whatever they want to say."""
 
     def script(tokens: Sequence[int]) -> None:
-        ordinary = Session._choose
+        ordinary = DecodingSession._choose
 
         def choose(self, rows, draws, logits, events):
             logits = torch.full_like(logits, -10.0)
@@ -52,7 +52,7 @@ def says(monkeypatch: pytest.MonkeyPatch):
                 logits[place, tokens[len(row.completion.tokens)]] = 10.0
             ordinary(self, rows, draws, logits, events)
 
-        monkeypatch.setattr(Session, "_choose", choose)
+        monkeypatch.setattr(DecodingSession, "_choose", choose)
 
     return script
 

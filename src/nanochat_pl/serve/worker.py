@@ -1,8 +1,8 @@
 """One thread for each model: requests of many clients share its rows and never each other's fate.
 
-The thread takes a `Session` further, step by step; between two steps it lets requests in and out. Who waits longest for
-its share comes first: a free row goes to the client that holds the fewest, so that fifty requests of one client do not
-hold up the one of another. What a request yields lies in its own `Ticket` until it is read, at most its
+The thread takes a `DecodingSession` further, step by step; between two steps it lets requests in and out. Who waits
+longest for its share comes first: a free row goes to the client that holds the fewest, so that fifty requests of one
+client do not hold up the one of another. What a request yields lies in its own `Ticket` until it is read, at most its
 `max_new_tokens` long, so a slow reader delays nobody.
 """
 
@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanochat_pl.engine import Engine, Request, Session
+from nanochat_pl.engine import DecodingSession, Engine, Request
 from nanochat_pl.serve.tickets import Closed, End, Full, Ticket, Update, announce
 
 __all__ = ["Worker", "WorkerState"]
@@ -73,7 +73,7 @@ class Worker:
         self.most_together = batch_size + min(queue_limit, self.client_limit)
         """Requests that can be submitted at once, where nothing else is being done."""
         self._engine = engine
-        self._session: Session | None = None
+        self._session: DecodingSession | None = None
         self._changed = threading.Condition()  # guards all that follows
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # whoever got a row last stands last
         self._num_waiting = 0
@@ -248,7 +248,7 @@ class Worker:
                     end = End.length if event.completion.stop_token is None else End.stop
                     self._finish(ticket, Update(event, end), news)
 
-    def _submit(self, session: Session, ticket: Ticket, news: list[tuple[Ticket, Update]]) -> None:
+    def _submit(self, session: DecodingSession, ticket: Ticket, news: list[tuple[Ticket, Update]]) -> None:
         try:
             number = session.submit(ticket.request)
         except ValueError as error:
