@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from nanochat_pl.paths import move_into_place
+from nanochat_pl.paths import first_line, move_into_place
 
 __all__ = ["fetch_hub_file", "fetch_hub_files", "list_hub_files"]
 
@@ -149,7 +149,7 @@ def _patiently(action: Callable[[], _Result], failure: str, again: str) -> _Resu
         hint = _remedy(error, again)
         if hint is None:
             raise
-        raise FileNotFoundError(f"{failure} ({_first_line(error)}): {hint}") from error
+        raise FileNotFoundError(f"{failure} ({first_line(error)}): {hint}") from error
 
 
 def _list(url: str) -> list[str]:
@@ -167,7 +167,7 @@ def _list(url: str) -> list[str]:
         try:
             names += [str(entry["path"]) for entry in response.json() if entry["type"] == "file"]
         except (ValueError, KeyError, TypeError) as error:
-            raise _BrokenDownloadError(f"the answer is no listing: {_first_line(error)}") from error
+            raise _BrokenDownloadError(f"the answer is no listing: {first_line(error)}") from error
         page = response.links.get("next", {}).get("url")
     return names
 
@@ -241,7 +241,7 @@ def _may_pass(error: BaseException) -> bool:
 def _say_retry(state: RetryCallState) -> None:
     error: Any = state.outcome.exception() if state.outcome else None
     wait_s = state.next_action.sleep if state.next_action else 0.0
-    log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, _first_line(error), wait_s)
+    log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, first_line(error), wait_s)
 
 
 def _remedy(error: Exception, again: str) -> str | None:
@@ -254,8 +254,3 @@ def _remedy(error: Exception, again: str) -> str | None:
     if _may_pass(error):
         return f"gave up after {_ATTEMPTS} attempts; {again}"
     return None
-
-
-def _first_line(error: BaseException | None) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -23,10 +23,13 @@ __all__ = [
     "atomic_file",
     "check_place",
     "checkpoint_file",
+    "first_line",
+    "link_or_copy",
     "listing",
     "move_into_place",
     "reason",
     "run_dir",
+    "run_folder",
     "worded",
     "write_atomically",
     "writing",
@@ -61,6 +64,12 @@ def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
                 f"{key}={name[:40]}… has {length} bytes, and {MAX_NAME_BYTES} is the most; set a shorter {key}"
             )
     return Path(root) / stage / run_name
+
+
+def run_folder(file: str | Path) -> Path:
+    """Return the run folder that a checkpoint file belongs to; for a file outside of a run, the folder it lies in."""
+    folder = Path(file).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -108,6 +117,11 @@ def writing(path: str | Path) -> Iterator[None]:
         if said is None:
             raise
         raise WriteError(said) from error
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of an exception's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason(error: BaseException) -> str:
@@ -224,6 +238,15 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Write ``data`` (text as UTF-8, line ends as they are) to ``path`` whole or not at all; see `atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give the bytes of ``source`` a second name, atomically: a hard link, or a copy where the disk has no links."""
+    with atomic_file(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def move_into_place(temporary: Path, path: Path) -> None:

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import tiktoken
 
+from nanochat_pl.paths import write_atomically
 from nanochat_pl.vocabulary import LONGEST_WORD, SPLIT_PATTERN, TRAINERS, WORDS, cut_runs, explain_panics, read_pickle
 
 __all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
@@ -149,18 +149,8 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` whole or not at all, and return its path."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "tokenizer.json"
-        temporary = folder / f".tokenizer.json.{os.getpid()}.tmp"
-        try:
-            with temporary.open("w", encoding="ascii") as out:
-                json.dump(self.state(), out, indent=1)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        file = Path(folder) / "tokenizer.json"
+        write_atomically(file, json.dumps(self.state(), indent=1))
         return file
 
     def state(self) -> dict[str, Any]:
@@ -229,6 +219,11 @@ class Tokenizer:
     def bos_id(self) -> int:
         """Id of ``<|bos|>``, which begins every document and conversation."""
         return self._special["<|bos|>"]
+
+    @property
+    def stop_ids(self) -> tuple[int, int]:
+        """Ids that end an answer: ``<|assistant_end|>``, and ``<|bos|>``, with which a base model begins a document."""
+        return self._special["<|assistant_end|>"], self.bos_id
 
     def special_id(self, name: str) -> int:
         """Return the id of a special token, e.g. ``<|assistant_end|>``; ValueError for any other name."""

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "paths": (),
     "downloads": ("paths",),
     "vocabulary": (),
-    "tokenizer": ("vocabulary",),
+    "tokenizer": ("vocabulary", "paths"),
     "model": ("runtime",),
     "optim": ("runtime",),
     "data": ("runtime", "paths", "rows", "world"),

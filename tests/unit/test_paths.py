@@ -9,7 +9,15 @@ import pytest
 
 from nanochat_pl.checkpoint import check_model
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.paths import atomic_file, checkpoint_file, reason, run_dir, write_atomically
+from nanochat_pl.paths import (
+    atomic_file,
+    checkpoint_file,
+    link_or_copy,
+    reason,
+    run_dir,
+    run_folder,
+    write_atomically,
+)
 
 # ---------------------------------------------------------------------------------------------------- names
 
@@ -51,6 +59,27 @@ def test_a_missing_checkpoint_lists_what_the_nearest_folder_holds(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- whole files
+
+
+def test_the_run_of_a_checkpoint_is_the_folder_above_checkpoints():
+    assert run_folder("outputs/sft/d4/checkpoints/best.ckpt") == Path("outputs/sft/d4")
+    assert run_folder(Path("elsewhere/model_000012.pt")) == Path("elsewhere")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_replaces_what_had_it_and_shares_the_bytes_where_it_can(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    last.write_bytes(b"new")
+    best.write_bytes(b"old")
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):  # the second time both are names of one file already
+        link_or_copy(last, best)
+        assert best.read_bytes() == b"new" and best.samefile(last) == has_links
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_write_atomically_writes_bytes_and_text_and_replaces(tmp_path):

@@ -15,7 +15,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat_pl import vocabulary
+from nanochat_pl import paths, vocabulary
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, compression, training_texts
 from nanochat_pl.vocabulary import LONGEST_RUN, cut_runs
 
@@ -257,6 +257,10 @@ def test_completion_needs_an_answer_to_leave_out(tokenizer):
 # ---------------------------------------------------------------------------------------------------- files
 
 
+def test_an_answer_ends_at_its_own_token_or_where_a_document_begins(tokenizer):
+    assert tokenizer.stop_ids == (tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id)
+
+
 def test_save_and_load_keep_every_id_and_leave_one_file(tokenizer, tmp_path):
     file = tokenizer.save(tmp_path / "tok")
     assert [entry.name for entry in file.parent.iterdir()] == ["tokenizer.json"]
@@ -267,8 +271,12 @@ def test_save_and_load_keep_every_id_and_leave_one_file(tokenizer, tmp_path):
 
 def test_a_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
     file = tokenizer.save(tmp_path)
-    monkeypatch.setattr(json, "dump", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(paths, "move_into_place", full)
+    with pytest.raises(OSError, match=r"cannot write .*tokenizer\.json \(no space left"):
         Tokenizer.train(TEXTS, 300).save(tmp_path)
     assert os.listdir(tmp_path) == ["tokenizer.json"]
     assert Tokenizer.load(file).fingerprint() == tokenizer.fingerprint()

@@ -244,7 +244,7 @@ def _config_json(model: ModelState) -> dict[str, Any]:
 
 
 def _generation_json(model: ModelState) -> dict[str, Any]:
-    end, bos = model.tokenizer.special_id("<|assistant_end|>"), model.tokenizer.bos_id
+    end, bos = model.tokenizer.stop_ids
     return {
         "bos_token_id": bos,
         "eos_token_id": [end, bos],  # a base model ends a document by beginning the next one

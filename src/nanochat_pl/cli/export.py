@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.checkpoint.formats import is_model_archive
 from nanochat_pl.cli.arguments import Arguments, refuse
-from nanochat_pl.paths import writing
+from nanochat_pl.paths import run_folder, writing
 
 if TYPE_CHECKING:
     from nanochat_pl.checkpoint.state import ModelState
@@ -182,10 +182,11 @@ def _run_of(model: "ModelState") -> "Run | None":
     from nanochat_pl.report.card import results_of
     from nanochat_pl.report.runs import read_run
 
-    if model.format != "lightning" or model.file.parent.name != "checkpoints":
+    folder = run_folder(model.file)
+    if model.format != "lightning" or folder == model.file.parent:
         return None
     try:
-        run = read_run(model.file.parent.parent)
+        run = read_run(folder)
     except FileNotFoundError:  # a checkpoints folder by itself
         return None
     return replace(run, results=results_of(run, model.file.stem, model.step))
@@ -195,9 +196,9 @@ def _name(model: "ModelState", source: str | Path) -> str:
     """Name a model by stage and run where it has them, else by its folder."""
     from nanochat_pl.checkpoint.state import UNKNOWN_STAGE
 
-    folder = model.file.resolve().parent
-    if model.format == "lightning" and folder.name == "checkpoints":
-        run = folder.parent.name
+    file = model.file.resolve()
+    if model.format == "lightning" and run_folder(file) != file.parent:
+        run = run_folder(file).name
         return run if run.startswith(model.stage) or model.stage == UNKNOWN_STAGE else f"{model.stage}-{run}"
     path = Path(str(source))  # of the hub: its repository
     named = path.resolve().parent if path.suffix in (".pt", ".json", ".safetensors") else path.resolve()

@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from nanochat_pl.paths import atomic_file
 from nanochat_pl.report.terminal import print_table
 
 FIGURES = ("status", "step", "train/loss", "val/loss", "val/bpb", "best", "best_step", "median_tok_per_sec", "wall_s")
@@ -27,12 +28,13 @@ class ResultsTable(Callback):
         if not rows:
             return
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        temporary = folder / ".results.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_file(folder / "results.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, keys, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(folder / "results.csv")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         table = Path(config.hydra.sweep.dir) / "results.csv"

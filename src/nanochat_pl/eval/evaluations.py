@@ -78,7 +78,7 @@ class EvalContext:
         """Make an engine that stops where an answer ends; `context_tokens` is that of `Engine`."""
         return Engine(
             self.model,
-            {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id},
+            self.tokenizer.stop_ids,
             tokenizer=self.tokenizer,
             dtype=str(self.cfg.engine.dtype),
             penalties=self.cfg.eval.penalties(),

@@ -34,7 +34,7 @@ from nanochat_pl.eval.results import (
     results_document,
 )
 from nanochat_pl.model.inference import pick_inference_dtype
-from nanochat_pl.paths import check_place, write_atomically, writing
+from nanochat_pl.paths import check_place, run_folder, write_atomically, writing
 from nanochat_pl.report import terminal
 from nanochat_pl.report.entrants import Entrant, Result
 from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
@@ -257,11 +257,6 @@ def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
     if len(set(names)) < len(names):
         names = [str(loaded.path) for loaded in models]
     return names
-
-
-def run_folder(file: Path) -> Path:
-    """Give the run folder of a checkpoint file, or the folder it lies in."""
-    return file.parent.parent if file.parent.name == "checkpoints" else file.parent
 
 
 def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:

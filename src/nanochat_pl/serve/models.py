@@ -56,8 +56,7 @@ def serve_model(
         suggestions: what the page offers to ask, as `answers.Suggestion`.
     """
     tokenizer = loaded.tokenizer
-    stop_ids = (tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id)
-    engine = Engine(loaded.model, stop_ids, tokenizer, dtype)
+    engine = Engine(loaded.model, tokenizer.stop_ids, tokenizer, dtype)
     id = id or model_id(loaded.stage, loaded.path)
     worker = Worker(engine, batch_size, queue_limit, client_limit, id)
     shown = tuple(Suggestion(**suggestion) for suggestion in suggestions)

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanochat_pl.paths import run_folder
+
 __all__ = ["host_name", "model_id", "run_name"]
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{0,5})?")
@@ -12,9 +14,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{0,5})?")
 
 def run_name(file: Path) -> str:
     """Name a file of weights by its run, with its own name where it is neither a run's best nor its last."""
-    folder = file.parent
-    run = folder.parent.name if folder.name == "checkpoints" else folder.name
-    return run + ("" if file.stem in ("best", "last") else f"/{file.stem}")
+    return run_folder(file).name + ("" if file.stem in ("best", "last") else f"/{file.stem}")
 
 
 def model_id(stage: str, file: Path, taken: Sequence[str] = ()) -> str:

@@ -79,8 +79,7 @@ class Chat:
         self.system = system
         self.stats: Stats | None = None
         """Of the last answer."""
-        stop_ids = [loaded.tokenizer.special_id(name) for name in ("<|assistant_end|>", "<|bos|>")]
-        self.engine = Engine(loaded.model, stop_ids, loaded.tokenizer, dtype)
+        self.engine = Engine(loaded.model, self.tokenizer.stop_ids, loaded.tokenizer, dtype)
         self.sequence_len = loaded.model.config.sequence_len
         self._random_seed = random.randrange(2**32)
         self._attempt = 0

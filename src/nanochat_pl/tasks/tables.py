@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from nanochat_pl.downloads import fetch_hub_file
+from nanochat_pl.paths import first_line
 from nanochat_pl.rows import COMPRESSED, form, read_csv, read_json_values, unreadable
 from nanochat_pl.tasks.columns import Columns
 from nanochat_pl.tasks.forms import are_conversations
@@ -488,7 +489,7 @@ def _hub_names(repo: str, folder: str, split: str, path: Path) -> list[str]:
     try:
         names = huggingface_hub.list_repo_files(repo, repo_type="dataset")
     except Exception as error:  # the transport's exceptions are another class in each version of the library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise FileNotFoundError(
             f"could not ask the hub which files {repo} has ({reason}); try again, or put {split}.parquet into {path}"
         ) from error

@@ -95,8 +95,8 @@ class PolicyModel(LanguageModel):
     def fresh_engine(self) -> Engine:
         """Give the engine, with the weights of this moment."""
         if self._engine is None:
-            stops = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
-            self._engine = Engine(self.model, stops, tokenizer=self.tokenizer, dtype=self.engine_dtype)
+            stop_ids = self.tokenizer.stop_ids
+            self._engine = Engine(self.model, stop_ids, tokenizer=self.tokenizer, dtype=self.engine_dtype)
         else:
             self._engine.refresh()
         return self._engine

@@ -8,9 +8,7 @@ where the state is consistent. If there is nothing to save, or at a second signa
 
 import logging
 import math
-import os
 import random
-import shutil
 import signal
 from pathlib import Path
 from types import FrameType
@@ -23,7 +21,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from nanochat_pl.paths import WriteError, atomic_file
+from nanochat_pl.paths import WriteError, atomic_file, first_line, link_or_copy
 from nanochat_pl.runtime import world_size
 from nanochat_pl.training import signals
 from nanochat_pl.training.signals import Stopped
@@ -45,23 +43,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
             said = str(error) if isinstance(error, WriteError) else f"cannot write {path} ({first_line(error)})"
             raise CheckpointWriteError(f"{said}; earlier checkpoints are untouched: resume=auto goes on") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an exception's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def place(source: Path, target: Path) -> None:
-    """Let `target` name the bytes of `source`, atomically: a hard link where the disk knows them, else a copy."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # a rename between two names of the same bytes does nothing
 
 
 def random_state() -> dict[str, Any]:
@@ -195,7 +176,7 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(last)
         self.saved_step = step
         if trainer.is_global_zero and self.every_steps and step % self.every_steps == 0:
-            place(last, self.folder / f"step_{step:06d}.ckpt")
+            link_or_copy(last, self.folder / f"step_{step:06d}.ckpt")
             # By age, not by name: a run set back to an earlier step keeps what it writes from there on.
             files = sorted(self.folder.glob("step_*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
             for old in files[: -self.keep]:
@@ -209,7 +190,7 @@ class Checkpoints(Callback):
             return False
         self.best, self.best_step = figure, trainer.global_step
         if trainer.is_global_zero and self.saved_step == trainer.global_step:
-            place(self.folder / "last.ckpt", self.folder / "best.ckpt")
+            link_or_copy(self.folder / "last.ckpt", self.folder / "best.ckpt")
         return True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -140,8 +140,7 @@ class PromptSamples(Callback):
             model: the network, as it is now. The engine's copy of it is gone afterwards: training wants the memory.
             step: updates made so far.
         """
-        stop_ids = {self.tokenizer.special_id("<|assistant_end|>"), self.tokenizer.bos_id}
-        engine = Engine(model, stop_ids, self.tokenizer, self.engine_dtype)
+        engine = Engine(model, self.tokenizer.stop_ids, self.tokenizer, self.engine_dtype)
         completions = engine.run([Request(ids, self.max_new_tokens) for ids in self.prompts.values()])
         return [
             {
