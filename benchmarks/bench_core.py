@@ -26,7 +26,6 @@ from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.runtime import pick_device
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -106,7 +105,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             chosen,
             max_per_task=args.items,
             max_batch_tokens=args.max_batch_tokens,
-            cache_type=KVCache,
         ).records
 
     for turn in range(args.turns + 1):  # a first turn warms up

@@ -23,7 +23,6 @@ from nanochat_pl.eval.results import ExampleLog, results_document
 from nanochat_pl.eval.stats import wilson_interval
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.tokenizer import Tokenizer
 
 CONTEXT = 48
@@ -74,7 +73,7 @@ def engine(model, tokenizer):
 @pytest.fixture
 def asks(model, tokenizer, engine):
     """Make a `HarnessModel` with settings."""
-    return lambda **settings: HarnessModel(model, tokenizer, engine, cache_type=KVCache, **settings)
+    return lambda **settings: HarnessModel(model, tokenizer, engine, **settings)
 
 
 def by_forward(model, ids, start):
@@ -117,7 +116,7 @@ def test_mean_losses_are_those_of_core(asks, model, tokenizer):
     for question in QUESTIONS:
         texts = [f"Question: {question['question']}\nAnswer: {choice}" for choice in question["choices"]]
         rows = make_rows("multiple_choice", tokenizer.encode(texts, prepend=tokenizer.bos_id))
-        core = score_items(model, [rows], cache_type=KVCache)[0]
+        core = score_items(model, [rows])[0]
         prompt = tokenizer.decode(rows[0].ids[1 : rows[0].start])
         answers = asks().loglikelihood([Asked((prompt, text.removeprefix(prompt))) for text in texts])
         for row, score, (total, _) in zip(rows, core, answers, strict=True):
@@ -400,7 +399,7 @@ def rows_of(evaluation):
 @pytest.mark.slow
 class TestWithTheHarness:
     def run(self, model, tokenizer, engine, folder, tasks=tuple(TASKS), **settings):
-        settings = {"include_path": folder, "cache_type": KVCache, "offline": True} | settings
+        settings = {"include_path": folder, "offline": True} | settings
         return run_harness(model, tokenizer, engine, list(tasks), **settings)
 
     def test_figures_are_our_own_numbers_on_the_same_items(self, model, tokenizer, engine, task_folder):

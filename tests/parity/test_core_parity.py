@@ -7,7 +7,6 @@ import pytest
 from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_scoring import LineEncoder, score_items
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
-from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.tokenizer import Tokenizer
 from tests.parity.reference import load, main_weights
 
@@ -69,13 +68,13 @@ def test_mean_losses_are_those_recorded(recorded, tokenizer, model):
         make_rows(task.type, LineEncoder(tokenizer).encode(make_prompts(task, recorded["data"], index).texts))
         for index in range(len(recorded["items"]))
     ]
-    for scores, item in zip(score_items(model, items, cache_type=KVCache), recorded["items"], strict=True):
+    for scores, item in zip(score_items(model, items), recorded["items"], strict=True):
         assert [score.mean_loss for score in scores] == pytest.approx(item["mean_losses"], abs=1e-4)
 
 
 def test_answers_and_accuracy_are_those_recorded(recorded, tokenizer, model, monkeypatch):
     monkeypatch.setattr(CoreTask, "sample", lambda task, _: list(task.examples))  # recorded after the shuffle
-    evaluation = evaluate_core(model, tokenizer, [as_task(recorded)], cache_type=KVCache)
+    evaluation = evaluate_core(model, tokenizer, [as_task(recorded)])
     assert [record["correct"] for record in evaluation.records] == [item["correct"] for item in recorded["items"]]
     assert evaluation.rows[0].value == pytest.approx(recorded["accuracy"], abs=1e-6)
 

@@ -5,7 +5,6 @@ import json
 import random
 from dataclasses import fields, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
 from nanochat_pl.eval.results import ExampleLog
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.tokenizer import SPLIT_PATTERN, Tokenizer
 
 TEXT = "the cat sat on a mat and ate 12 red figs, then it (slowly) slept until noon; nobody minded at all"
@@ -61,7 +59,6 @@ def make_tasks(num_examples: int = 9, num_fewshot: int = 3) -> list[CoreTask]:
 
 
 TASKS = make_tasks()
-evaluate = partial(evaluate_core, cache_type=KVCache)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def evaluation(model, tokenizer):
-    return evaluate(model, tokenizer, TASKS)
+    return evaluate_core(model, tokenizer, TASKS)
 
 
 def items_of(tasks, tokenizer) -> list[list[Row]]:
@@ -160,7 +157,7 @@ def test_the_order_is_fixed_and_a_limit_keeps_its_beginning():
 
 
 def test_a_pool_that_is_too_small_is_used_up_and_recorded(model, tokenizer):
-    few = evaluate(model, tokenizer, TASKS, max_per_task=2)
+    few = evaluate_core(model, tokenizer, TASKS, max_per_task=2)
     assert [record["num_fewshot"] for record in few.records] == [1] * 6
     assert [row.value for row in few.rows if row.metric == "num_fewshot"] == [1.0] * 3
     alone = make_prompts(TASKS[0], TASKS[0].sample(1), 0)
@@ -221,14 +218,14 @@ def test_a_line_is_encoded_once_until_forgotten_and_another_pattern_never_in_par
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache_type", [KVCache, None])
+@pytest.mark.parametrize("share_beginnings", [True, False])
 @pytest.mark.parametrize("max_batch_tokens", [1, 200, 4000, None])
 def test_scores_in_batches_with_shared_beginnings_are_those_of_whole_rows(
-    model, tokenizer, cache_type, max_batch_tokens
+    model, tokenizer, share_beginnings, max_batch_tokens
 ):
     items = items_of(TASKS, tokenizer)
     assert len({len(row.ids) for item in items for row in item}) > 20
-    for item, scores in zip(items, score_items(model, items, max_batch_tokens, cache_type), strict=True):
+    for item, scores in zip(items, score_items(model, items, max_batch_tokens, share_beginnings), strict=True):
         for row, score in zip(item, scores, strict=True):
             losses, predictions = read_whole(model, row)
             assert score.losses == pytest.approx(losses, abs=1e-4)
@@ -237,9 +234,9 @@ def test_scores_in_batches_with_shared_beginnings_are_those_of_whole_rows(
 
 def test_scores_do_not_depend_on_how_many_logits_are_held_at_once(model, tokenizer, monkeypatch):
     items = items_of(TASKS, tokenizer)
-    whole = score_items(model, items, cache_type=KVCache)
+    whole = score_items(model, items)
     monkeypatch.setattr(core_scoring, "_LOGITS_AT_ONCE", 3 * tokenizer.vocab_size)
-    for item, scores in zip(whole, score_items(model, items, cache_type=KVCache), strict=True):
+    for item, scores in zip(whole, score_items(model, items), strict=True):
         for one, other in zip(item, scores, strict=True):
             assert one.losses == pytest.approx(other.losses, abs=1e-5)
 
@@ -253,7 +250,7 @@ def test_no_forward_exceeds_its_tokens_but_for_a_longer_row(model, tokenizer, mo
 
     monkeypatch.setattr(model, "hidden", counted)
     items = items_of(TASKS, tokenizer)
-    score_items(model, items, 300, KVCache)
+    score_items(model, items, 300)
     assert all(rows == 1 or rows * width <= 300 for (rows, width), _ in seen)
     assert all(cache is None or cache.rows == 1 or cache.rows * cache.capacity <= 300 for _, cache in seen)
     read = sum(rows * width for (rows, width), _ in seen)
@@ -268,14 +265,14 @@ def test_rows_as_long_as_the_model_knows_are_scored_together(tokenizer):
         [Row(begin[:20] + [1] * 30, 20), Row([*begin[:20], 2], 20)],
         [Row(begin[:40] + [3] * 20, 40), Row(begin[:40] + [4] * 19, 40)],
     ]
-    for item, scores in zip(items, score_items(model, items, cache_type=KVCache), strict=True):
+    for item, scores in zip(items, score_items(model, items), strict=True):
         for row, score in zip(item, scores, strict=True):
             assert score.losses == pytest.approx(read_whole(model, row)[0], abs=1e-4)
 
 
 def test_a_choice_that_another_one_begins_with_has_no_loss_and_cannot_win(model, tokenizer):
     rows = make_rows("multiple_choice", [[9, *range(20)], [9, *range(20), 21], [9, *range(20), 22]])
-    (scores,) = score_items(model, [rows], cache_type=KVCache)
+    (scores,) = score_items(model, [rows])
     assert scores[0].mean_loss is None
     assert [len(score.losses) for score in scores] == [0, 1, 1]
     task = CoreTask(
@@ -285,7 +282,7 @@ def test_a_choice_that_another_one_begins_with_has_no_loss_and_cannot_win(model,
         baseline=0.5,
         examples=[{"query": "the cat ate 12 red figs and slept", "choices": ["on a", "on a mat"], "gold": 0}],
     )
-    (record,) = evaluate(model, tokenizer, [task]).records
+    (record,) = evaluate_core(model, tokenizer, [task]).records
     assert record["losses"][0] is None and record["losses"][1] is not None
     assert (record["picked"], record["correct"]) == (1, False)
 
@@ -293,7 +290,7 @@ def test_a_choice_that_another_one_begins_with_has_no_loss_and_cannot_win(model,
 def test_of_equal_losses_the_first_choice_wins(tokenizer):
     untrained = make_model(tokenizer.vocab_size)
     torch.nn.init.zeros_(untrained.lm_head.weight)  # each token is as likely as another
-    for record in evaluate(untrained, tokenizer, TASKS[:2]).records:
+    for record in evaluate_core(untrained, tokenizer, TASKS[:2]).records:
         assert len(set(record["losses"])) == 1
         assert record["picked"] == 0
 
@@ -301,7 +298,7 @@ def test_of_equal_losses_the_first_choice_wins(tokenizer):
 def test_choices_of_the_same_words_tie_exactly(model, tokenizer):
     row = Row(tokenizer.encode("the cat sat on a mat and ate 12 red figs until noon"), 8)
     other = Row([*row.ids[:8], *row.ids[9:]], 8)
-    first, _, again = score_items(model, [[row, other, row]], cache_type=KVCache)[0]
+    first, _, again = score_items(model, [[row, other, row]])[0]
     assert first.losses == again.losses
 
 
@@ -309,7 +306,7 @@ def test_a_beginning_and_an_ending_that_choices_share_may_overlap(model):
     ids = list(range(20, 32))
     rows = make_rows("schema", [[9, *ids, *ids], [9, *ids]])
     assert [row.start for row in rows] == [13, 1]
-    (scores,) = score_items(model, [rows], cache_type=KVCache)
+    (scores,) = score_items(model, [rows])
     for row, score in zip(rows, scores, strict=True):
         assert score.losses == pytest.approx(read_whole(model, row)[0], abs=1e-4)
 
@@ -319,7 +316,7 @@ def test_broken_weights_are_named(tokenizer):
     with torch.no_grad():
         broken.lm_head.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
-        evaluate(broken, tokenizer, TASKS)
+        evaluate_core(broken, tokenizer, TASKS)
     with pytest.raises(ValueError, match="max_batch_tokens=0"):
         score_items(broken, [], 0)
 
@@ -381,7 +378,7 @@ def test_a_prompt_beyond_what_the_model_knows_loses_its_beginning_and_is_counted
     short = make_model(tokenizer.vocab_size, sequence_len=6)
     limit = short.config.rotary_rows
     whole = items_of(TASKS, tokenizer)
-    evaluation = evaluate(short, tokenizer, TASKS)
+    evaluation = evaluate_core(short, tokenizer, TASKS)
     assert 0 < sum(record["cropped"] > 0 for record in evaluation.records) < len(whole)
     for record, item in zip(evaluation.records, whole, strict=True):
         longest = max(len(row.ids) for row in item)
@@ -405,22 +402,22 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(model, tokenizer, ev
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, tokenizer, TASKS, log=ExampleLog(path, "c"), progress=interrupt)
+        evaluate_core(model, tokenizer, TASKS, log=ExampleLog(path, "c"), progress=interrupt)
     assert seen == [(5, 27), (10, 27)]
     assert len(path.read_text().splitlines()) == 10
-    resumed = evaluate(model, tokenizer, TASKS, log=ExampleLog(path, "c"))
+    resumed = evaluate_core(model, tokenizer, TASKS, log=ExampleLog(path, "c"))
     assert resumed.num_answered == 17
     for one, other in zip(resumed.records, evaluation.records, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], abs=1e-5)
         assert (one["id"], one["output"], one["correct"]) == (other["id"], other["output"], other["correct"])
-    again = evaluate(model, tokenizer, TASKS, log=ExampleLog(path, "c"))
+    again = evaluate_core(model, tokenizer, TASKS, log=ExampleLog(path, "c"))
     assert (again.num_answered, again.rows) == (0, resumed.rows)
 
 
 def test_the_model_in_training_is_left_as_it_was(model, tokenizer):
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, tokenizer, TASKS, max_per_task=2)
+    evaluate_core(model, tokenizer, TASKS, max_per_task=2)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -437,7 +434,7 @@ def test_the_model_in_training_is_left_as_it_was(model, tokenizer):
 )
 def test_what_cannot_be_evaluated_is_refused(model, tokenizer, changes, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(model, tokenizer, changes.pop("tasks", TASKS), **changes)
+        evaluate_core(model, tokenizer, changes.pop("tasks", TASKS), **changes)
 
 
 def test_a_task_without_records_is_no_zero(evaluation):
@@ -449,7 +446,7 @@ def _answer_share(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/group", timedelta(seconds=120), world_size=2, rank=rank)
     tokenizer = Tokenizer.load(folder)
-    share = evaluate(make_model(tokenizer.vocab_size), tokenizer, TASKS, rank=rank, world_size=2)
+    share = evaluate_core(make_model(tokenizer.vocab_size), tokenizer, TASKS, rank=rank, world_size=2)
     Path(folder, f"{rank}.json").write_text(json.dumps([share.num_answered, share.records, share.rows[-1].value]))
     dist.destroy_process_group()
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypedDict
 
 from nanochat_pl.engine import Completion, Request
-from nanochat_pl.eval.letters import letter_tokens, score_letters
+from nanochat_pl.eval.multiple_choice import letter_tokens, score_letters
 from nanochat_pl.eval.prompts import Prompt, by_room, render_prompts, say_lengths
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 from nanochat_pl.tasks.answers import pass_at_k

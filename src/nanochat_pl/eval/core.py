@@ -18,6 +18,8 @@ from nanochat_pl.eval.core_scoring import LineEncoder, Row, RowScore, common_pre
 from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
 from nanochat_pl.eval.stats import Interval, weighted_sum_interval
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["CORE_METRIC", "CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
 
@@ -57,13 +59,12 @@ class CoreRecord(TypedDict):
 
 
 def evaluate_core(
-    model: Any,
-    tokenizer: Any,
+    model: GPT,
+    tokenizer: Tokenizer,
     tasks: Sequence[CoreTask],
     *,
     max_per_task: int | None = None,
     max_batch_tokens: int | None = None,
-    cache_type: Callable[..., Any] | None = None,
     rank: int = 0,
     world_size: int = 1,
     log: ExampleLog | None = None,
@@ -75,12 +76,11 @@ def evaluate_core(
     longer one loses its beginning, which is counted.
 
     Args:
-        model: A GPT; its weights are only read, so it may be the one in training.
-        tokenizer: The tokenizer of the model.
+        model: Its weights are only read, so it may be the one in training.
         tasks: From `core_tasks.load_bundle`; some of them make a mean over those.
         max_per_task: Ask so many of each task, chosen by a fixed shuffle. They are also the pool of few-shot examples,
             so that scores of different `max_per_task` are not comparable. None = all.
-        max_batch_tokens, cache_type: As in `core_scoring.score_items`; give it the model's `KVCache`.
+        max_batch_tokens: As in `core_scoring.score_items`.
         rank: Which share of each task this process answers.
         world_size: Number of processes; beyond 1 all must call, in a process group, and all get all records.
         log: Answers already given, and where to put new ones: this process's own. Its configuration must hold
@@ -121,7 +121,7 @@ def evaluate_core(
             rows = make_rows(task.type, encoder.encode(prompts.texts))
             asked.append(_Question(question["id"], task, sample[question["index"]], prompts, rows))
         whole = [[_cropped(row, limit) for row in each.rows] for each in asked]
-        scores = score_items(model, whole, max_batch_tokens, cache_type)
+        scores = score_items(model, whole, max_batch_tokens)
         log.append([_judge(each, score, limit, tokenizer) for each, score in zip(asked, scores, strict=True)])
         if progress is not None:
             progress(len(log.records), len(questions))
@@ -247,7 +247,7 @@ class _Question:
     rows: list[Row]
 
 
-def _judge(question: _Question, scores: Sequence[RowScore], limit: int, tokenizer: Any) -> CoreRecord:
+def _judge(question: _Question, scores: Sequence[RowScore], limit: int, tokenizer: Tokenizer) -> CoreRecord:
     task, example, rows = question.task, question.example, question.rows
     losses = [score.mean_loss for score in scores]
     choices: list[str] = []

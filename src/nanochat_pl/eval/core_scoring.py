@@ -14,11 +14,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.model.kv_cache import KVCache
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["LineEncoder", "Row", "RowScore", "batch_tokens_for", "common_prefix", "score_items"]
 
@@ -36,6 +40,8 @@ class Row:
     ids: Sequence[int]
     start: int
     """At least 1: the first token is predicted by nothing."""
+    alternatives: tuple[int, ...] = ()
+    """Token ids that are scored in the last token's place as well, at the cost of no further row."""
 
 
 @dataclass
@@ -46,6 +52,8 @@ class RowScore:
     """-log p(token | all before it) in nats."""
     predictions: list[int] = field(default_factory=list)
     """The most likely token in its place."""
+    alternatives: list[float] = field(default_factory=list)
+    """The loss of each of the row's alternatives."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -66,20 +74,19 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 @torch.no_grad()
 def score_items(
-    model: Any,
+    model: GPT,
     items: Sequence[Sequence[Row]],
     max_batch_tokens: int | None = None,
-    cache_type: Callable[..., Any] | None = None,
+    share_beginnings: bool = True,
 ) -> list[list[RowScore]]:
     """Return the score of each row of each item.
 
     Args:
-        model: A GPT (`hidden`, `logits`, `config`, `compute_dtype`, `device`).
         items: Rows that are likely to begin alike; each of at most `config.rotary_rows` tokens.
-        max_batch_tokens: Most tokens of one forward, padding and what its rows have read before included; a longer row
-            is read alone. Beside it, keys and values of as many tokens are kept. None = `batch_tokens_for` the device.
-        cache_type: The model's `KVCache`, with which common beginnings are read once; None = every row is read whole,
-            which gives the same scores several times slower.
+        max_batch_tokens: Most tokens of one forward, including padding and what its rows have read before; a longer
+            row is read alone. Keys and values of as many tokens are kept besides. None = `batch_tokens_for` the device.
+        share_beginnings: Read what the rows of an item have in common once. Otherwise every row is read whole, which
+            gives the same scores several times slower.
 
     Raises:
         ValueError: `max_batch_tokens` is below 1, or a loss is not finite: the weights are broken.
@@ -91,13 +98,13 @@ def score_items(
     heads: list[_Head] = []
     for rows in items:
         # Equal rows are one: two choices of the same words tie exactly.
-        distinct = {(tuple(row.ids), row.start): RowScore() for row in rows}
-        scores.append([distinct[tuple(row.ids), row.start] for row in rows])
-        heads += _heads([(Row(*key), score) for key, score in distinct.items()], share=cache_type is not None)
+        distinct = {(tuple(row.ids), row.start, row.alternatives): RowScore() for row in rows}
+        scores.append([distinct[tuple(row.ids), row.start, row.alternatives] for row in rows])
+        heads += _heads([(Row(*key), score) for key, score in distinct.items()], share_beginnings)
     # Longest first: if memory does not suffice, it shows at once.
     heads.sort(key=lambda head: -len(head.ids))
     for batch in _batches(heads, lambda batch, _: (len(batch) + 1) * len(batch[0].ids) <= limit):
-        _read(model, batch, limit, cache_type)
+        _read(model, batch, limit)
     return scores
 
 
@@ -109,11 +116,9 @@ class LineEncoder:
     punctuation with the line breaks behind it, or a run of white space up to its last line break; both are taken as
     long as they go, so they end there, and no rule looks back. For another pattern texts are encoded whole.
 
-    Args:
-        tokenizer: Has `encode`, on texts and on lists of them, `bos_id` and, where it is to be quick, `pattern`.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] | None = {} if getattr(tokenizer, "pattern", None) in _CUT_AT_LINES else None
 
@@ -165,12 +170,13 @@ class _Head:
     tails: list[_Tail]
 
 
-_Wanted = tuple[int, int, Sequence[int], RowScore]
-"""Row of a batch, place in it of the first hidden state wanted, tokens predicted from there on, where to note it."""
+_Wanted = tuple[int, int, Sequence[int], tuple[int, ...], RowScore]
+"""Row of a batch, position of the first hidden state wanted, tokens predicted from there on, alternatives to the last
+of them, and the score to add to."""
 
 
-def _heads(rows: Sequence[tuple[Row, RowScore]], *, share: bool) -> list[_Head]:
-    """Say what of an item is read once. A row's last token is never read: nothing is predicted from it."""
+def _heads(rows: Sequence[tuple[Row, RowScore]], share: bool) -> list[_Head]:
+    """Find what of an item is read once. A row's last token is never read: nothing is predicted from it."""
     if share and len(rows) > 1:
         shared = common_prefix([row.ids for row, _ in rows])
         if shared:  # rows that were cropped may begin with different tokens
@@ -194,19 +200,20 @@ def _batches(entries: Iterable[T], fits: Callable[[list[T], T], bool]) -> Iterat
         yield batch
 
 
-def _read(model: Any, heads: Sequence[_Head], limit: int, cache_type: Callable[..., Any] | None) -> None:
+def _read(model: GPT, heads: Sequence[_Head], limit: int) -> None:
     """Read heads, the longest first, in one forward, then their tails."""
     lengths = [len(head.ids) for head in heads]
     following = [(place, tail) for place, head in enumerate(heads) for tail in head.tails if tail.ids]
-    cache = _cache(cache_type, model, len(heads), lengths[0]) if cache_type is not None and following else None
+    cache = _cache(model, len(heads), lengths[0]) if following else None
     hidden = model.hidden(_padded([head.ids for head in heads], model.device), kv_cache=cache)
     wanted = []
     for place, head in enumerate(heads):
         for tail in head.tails:
             row = tail.row
-            wanted.append((place, row.start - 1, row.ids[row.start : len(head.ids) + 1], tail.score))
+            others = () if tail.ids else row.alternatives
+            wanted.append((place, row.start - 1, row.ids[row.start : len(head.ids) + 1], others, tail.score))
     _note(model, hidden, wanted)
-    if cache_type is None or cache is None:
+    if cache is None:
         return
     cache.advance(lengths)
     del hidden
@@ -221,21 +228,21 @@ def _read(model: Any, heads: Sequence[_Head], limit: int, cache_type: Callable[.
 
     for batch in _batches(following, fits):
         places = [place for place, _ in batch]
-        own = _cache(cache_type, model, len(batch), max(lengths[place] for place in places) + len(batch[0][1].ids))
+        own = _cache(model, len(batch), max(lengths[place] for place in places) + len(batch[0][1].ids))
         own.lengths = []
         own.add_rows(cache, places)
         hidden = model.hidden(_padded([tail.ids for _, tail in batch], model.device), kv_cache=own)
         behind = []
         for number, (place, tail) in enumerate(batch):
             begin = max(tail.row.start, lengths[place] + 1)
-            behind.append((number, begin - 1 - lengths[place], tail.row.ids[begin:], tail.score))
+            behind.append((number, begin - 1 - lengths[place], tail.row.ids[begin:], tail.row.alternatives, tail.score))
         _note(model, hidden, behind)
 
 
-def _cache(cache_type: Callable[..., Any], model: Any, rows: int, capacity: int) -> Any:
+def _cache(model: GPT, rows: int, capacity: int) -> KVCache:
     # CPUs attend several times faster in fp32
     dtype = torch.float32 if model.device.type == "cpu" else model.compute_dtype
-    return cache_type(model.config, rows, capacity, model.device, dtype)
+    return KVCache(model.config, rows, capacity, model.device, dtype)
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -246,24 +253,35 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return ids.to(device)
 
 
-def _note(model: Any, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
+def _note(model: GPT, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
     """Append to each score what hidden (B, T, C) says about its tokens."""
     width, device = hidden.size(1), hidden.device
-    index = [row * width + first + i for row, first, tokens, _ in wanted for i in range(len(tokens))]
+    index: list[int] = []
+    last: list[tuple[int, int, RowScore]] = []
+    for row, first, tokens, alternatives, score in wanted:
+        index += range(row * width + first, row * width + first + len(tokens))
+        last += [(len(index) - 1, token, score) for token in alternatives]
     if not index:
         return
+    # Only the hidden states that predict a scored token meet the unembedding, so many at once that logits stay small.
     flat = hidden.flatten(0, 1).index_select(0, torch.tensor(index, device=device))
-    targets = torch.tensor([token for _, _, tokens, _ in wanted for token in tokens], device=device)
-    losses, predictions = [], []
+    targets = torch.tensor([token for _, _, tokens, _, _ in wanted for token in tokens], device=device)
+    losses, predictions, others = [], [], []
     step = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-    for part, target in zip(flat.split(step), targets.split(step), strict=True):
-        logits = model.logits(part)
-        losses.append(F.cross_entropy(logits, target, reduction="none"))
+    for begin in range(0, len(index), step):
+        logits = model.logits(flat[begin : begin + step])
+        losses.append(F.cross_entropy(logits, targets[begin : begin + step], reduction="none"))
         predictions.append(logits.argmax(dim=-1))
+        if here := [(place - begin, token) for place, token, _ in last if begin <= place < begin + step]:
+            places, tokens = torch.tensor(here, device=device).T
+            others.append(-logits.log_softmax(dim=-1)[places, tokens])
     noted, predicted, done = torch.cat(losses).tolist(), torch.cat(predictions).tolist(), 0
-    if not all(map(math.isfinite, noted)):
+    besides = torch.cat(others).tolist() if others else []
+    if not all(map(math.isfinite, (*noted, *besides))):
         raise ValueError("the model's losses are not finite: its weights are broken; evaluate an earlier checkpoint")
-    for _, _, tokens, score in wanted:
+    for _, _, tokens, _, score in wanted:
         score.losses += noted[done : done + len(tokens)]
         score.predictions += predicted[done : done + len(tokens)]
         done += len(tokens)
+    for (_, _, score), loss in zip(last, besides, strict=True):
+        score.alternatives.append(loss)

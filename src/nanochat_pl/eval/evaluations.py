@@ -41,7 +41,6 @@ from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import REQUESTS, Evaluation, ExampleLog, MetricRow, config_hash
 from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.rows import unreadable
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.arc import ARC, SUBSETS
@@ -339,7 +338,6 @@ def core(context: EvalContext) -> EvalTask:
             context.tokenizer,
             tasks,
             max_per_task=cfg.max_questions,
-            cache_type=KVCache,
             rank=rank(),
             world_size=world_size(),
             log=log,
@@ -373,7 +371,6 @@ def lm_eval(context: EvalContext) -> EvalTask:
             cfg.tasks or (),
             **asked,
             batch_size=cfg.batch_size,
-            cache_type=KVCache,
             seed=context.cfg.seed,
             offline=context.cfg.offline,
             answers=requests,

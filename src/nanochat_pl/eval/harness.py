@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from nanochat_pl.engine import Engine
 from nanochat_pl.eval.harness_model import HarnessModel, request_digest
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
 from nanochat_pl.eval.stats import Interval
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["run_harness"]
 
@@ -34,9 +37,9 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 
 def run_harness(
-    model: Any,
-    tokenizer: Any,
-    engine: Any,
+    model: GPT,
+    tokenizer: Tokenizer,
+    engine: Engine,
     tasks: Sequence[str],
     *,
     include_path: str | Path | Sequence[str | Path] | None = None,
@@ -46,7 +49,6 @@ def run_harness(
     system_prompt: str | None = None,
     batch_size: int = 32,
     max_batch_tokens: int | None = None,
-    cache_type: Callable[..., Any] | None = None,
     max_new_tokens: int = 256,
     seed: int = 0,
     offline: bool = False,
@@ -74,7 +76,7 @@ def run_harness(
         limit: Ask the first so many samples of each task, or this share of them if below 1.
         chat: Ask in conversations, solved examples as earlier turns.
         system_prompt: Set before each prompt.
-        batch_size, max_batch_tokens, cache_type, max_new_tokens, answers, progress: As in `HarnessModel`.
+        batch_size, max_batch_tokens, max_new_tokens, answers, progress: As in `HarnessModel`.
         seed: Of few-shot examples, of tasks that shuffle, and of sampled answers.
         offline: Open no socket for data; what is not there is an error.
         confirm_run_unsafe_code: Let tasks run the programs the model writes, outside any sandbox.
@@ -100,7 +102,6 @@ def run_harness(
         chat=chat,
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
-        cache_type=cache_type,
         max_new_tokens=max_new_tokens,
         seed=seed,
         answers=answers,

@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nanochat_pl.engine import Request
+from nanochat_pl.engine import Engine, Request
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, common_prefix, score_items
 from nanochat_pl.eval.results import ExampleLog
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["HarnessModel", "generation_settings", "request_digest", "windows"]
 
@@ -41,12 +43,11 @@ class HarnessModel:
     harness yourself, derive a class from this one and `lm_eval.api.model.LM`, in this order.
 
     Args:
-        model: A GPT; its weights are only read.
-        tokenizer: The tokenizer of the model.
-        engine: An `Engine` over the model; its stop ids end answers as well as stop strings do.
+        model: Its weights are only read.
+        engine: An engine over the model; its stop ids end answers as well as stop strings do.
         chat: Contexts are conversations (`apply_chat_template`), not plain text.
         batch_size: Most answers written at once.
-        max_batch_tokens, cache_type: As in `core_scoring.score_items`; give it the model's `KVCache`.
+        max_batch_tokens: As in `core_scoring.score_items`.
         max_new_tokens: Most tokens of an answer where the task does not say.
         seed: Names the random streams of sampled answers.
         answers: Requests already answered, and where to put new answers (`id`, `response`, `cut`): a log of its own,
@@ -57,14 +58,13 @@ class HarnessModel:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
-        engine: Any,
+        model: GPT,
+        tokenizer: Tokenizer,
+        engine: Engine,
         *,
         chat: bool = False,
         batch_size: int = 32,
         max_batch_tokens: int | None = None,
-        cache_type: Callable[..., Any] | None = None,
         max_new_tokens: int = 256,
         seed: int = 0,
         answers: ExampleLog | None = None,
@@ -72,7 +72,7 @@ class HarnessModel:
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.engine, self.chat = model, tokenizer, engine, chat
-        self.batch_size, self.max_batch_tokens, self.cache_type = batch_size, max_batch_tokens, cache_type
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         self.max_new_tokens, self.seed, self.progress = max_new_tokens, seed, progress
         self.answers = answers or ExampleLog()
         self.answered: set[str] = set()
@@ -222,7 +222,7 @@ class HarnessModel:
                 document = request.task_name, request.doc_id
         totals, greedy = [0.0] * len(rows), [True] * len(rows)
         for item, numbers, scores in zip(
-            items, owners, score_items(self.model, items, self.max_batch_tokens, self.cache_type), strict=True
+            items, owners, score_items(self.model, items, self.max_batch_tokens), strict=True
         ):
             for row, number, score in zip(item, numbers, scores, strict=True):
                 totals[number] -= sum(score.losses)
@@ -241,15 +241,15 @@ class HarnessModel:
             room = self._context_tokens - min(settings["max_new_tokens"], self._context_tokens // 2)
             cut.append(len(ids) > room)
             requests.append(Request(ids[-room:], seed=f"{self.seed}/{question['id']}", **settings))
-            answers.append(_Answer(self.tokenizer, until))
+            answers.append(_StoppedText(self.tokenizer, until))
         self.engine.run(requests, self.batch_size, on_token=lambda i, token, _: answers[i].take(token))
         return [(answer.text, shortened) for answer, shortened in zip(answers, cut, strict=True)]
 
 
-class _Answer:
+class _StoppedText:
     """Text as it is written, up to the first of its stop strings."""
 
-    def __init__(self, tokenizer: Any, until: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, until: Sequence[str]) -> None:
         self._tokenizer, self._stops, self._bytes = tokenizer, [text.encode() for text in until], bytearray()
 
     def take(self, token: int) -> bool | None:

@@ -21,7 +21,7 @@ from nanochat_pl.eval.answers import (
     rouge_l,
     strict_letter,
 )
-from nanochat_pl.eval.letters import letter_tokens, score_letters
+from nanochat_pl.eval.multiple_choice import letter_tokens, score_letters
 from nanochat_pl.eval.prompts import Prompt, generate_greedily, render_prompts, say_lengths
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 

@@ -7,11 +7,13 @@ correct answer is " that is mostly " B" with its space, which is not the "B" of 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
 
-import torch
+from nanochat_pl.eval.core_scoring import Row, score_items
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["ANSWER_STEM", "LetterTokens", "letter_tokens", "score_letters"]
 
@@ -36,14 +38,13 @@ class LetterTokens:
         return max((len(ids) for ids in self.longer.values()), default=1)
 
 
-def letter_tokens(tokenizer: Any, letters: Iterable[str], stem: str = ANSWER_STEM) -> LetterTokens:
+def letter_tokens(tokenizer: Tokenizer, letters: Iterable[str], stem: str = ANSWER_STEM) -> LetterTokens:
     """Find the tokens of each letter in the sentence `<stem><letter>.` as the tokenizer splits it.
 
     In most vocabularies a letter is one token there. In others, which is logged, the likelihood of a letter is that of
     all its tokens, with the full stop where that is part of them.
 
     Args:
-        tokenizer: Has `encode(text) -> list[int]`.
         letters: Two or more letters.
         stem: What precedes the letter, with its space; empty where the answer is the bare letter.
 
@@ -77,9 +78,8 @@ def letter_tokens(tokenizer: Any, letters: Iterable[str], stem: str = ANSWER_STE
     return LetterTokens(first, {}, longer=cut if told else whole)
 
 
-@torch.no_grad()
 def score_letters(
-    model: Any,
+    model: GPT,
     prompts: Sequence[Sequence[int]],
     letters: Sequence[Sequence[str]],
     tokens: LetterTokens,
@@ -87,73 +87,31 @@ def score_letters(
 ) -> list[dict[str, float]]:
     """Return log p(letter | prompt, stem) in nats for each question's own letters, over the whole vocabulary.
 
-    Of a letter of several tokens it is the sum over them.
-
-    Prompts of similar length share a batch, padded on the right, where causal attention cannot see; only the hidden
-    state of the last token is turned into logits. So memory is bounded by `max_batch_tokens` x (C + 4C) activations
-    whatever the number of questions, and the scores are those of one question at a time, up to the rounding of the
-    compute dtype.
+    Letters of one token are alternatives in the last place of one row; the log-probability of a letter of several
+    tokens is the sum over them, read in a row of its own.
 
     Args:
-        model: A GPT (`hidden`, `logits`, `device`).
         prompts: Token ids up to and including `<|assistant_start|>`.
         letters: The letters of each question.
-        tokens: Result of `letter_tokens`.
-        max_batch_tokens: Most rows x longest row of a batch; a longer prompt is a batch of its own. None = 2,048 on a
+        max_batch_tokens: Most tokens of a forward, padding included; a longer prompt is read alone. None = 2,048 on a
             CPU, which gains nothing from more and then pads less, 16,384 elsewhere.
 
     Raises:
-        ValueError: A score that is not finite: the weights are broken.
+        ValueError: A score is not finite: the weights are broken.
     """
     if max_batch_tokens is None:
         max_batch_tokens = 2_048 if model.device.type == "cpu" else 16_384
-    begun = [[*prompt, *tokens.stem] for prompt in prompts]
-    scores: list[dict[str, float]] = [{} for _ in begun]
+    begun = [(*prompt, *tokens.stem) for prompt in prompts]
     if not tokens.longer:
-        for number, row in _log_probs(model, begun, [1] * len(begun), max_batch_tokens):
-            scores[number] = {letter: float(row[0, tokens.ids[letter]]) for letter in letters[number]}
-        return scores
-    asked = [(number, letter) for number, own in enumerate(letters) for letter in own]
-    rows = [begun[number] + list(tokens.longer[letter][:-1]) for number, letter in asked]
-    counts = [len(tokens.longer[letter]) for _, letter in asked]
-    for place, row in _log_probs(model, rows, counts, max_batch_tokens):
-        number, letter = asked[place]
-        scores[number][letter] = sum(float(row[i, token]) for i, token in enumerate(tokens.longer[letter]))
-    return [{letter: found[letter] for letter in own} for own, found in zip(letters, scores, strict=True)]
-
-
-def _log_probs(
-    model: Any, rows: Sequence[Sequence[int]], counts: Sequence[int], max_batch_tokens: int
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the number of each row and the log-probabilities after its last `counts` tokens, (count, V) on the CPU."""
-    for indices in _batches_by_length([len(row) for row in rows], max_batch_tokens):
-        lengths = [len(rows[index]) for index in indices]
-        ids = torch.zeros(len(indices), max(lengths), dtype=torch.int64)
-        for row, index in enumerate(indices):
-            ids[row, : len(rows[index])] = torch.tensor(rows[index])
-        hidden = model.hidden(ids.to(model.device))
-        places = [
-            (row, place)
-            for row, index in enumerate(indices)
-            for place in range(lengths[row] - counts[index], lengths[row])
+        ids = [tuple(tokens.ids[letter] for letter in own) for own in letters]
+        items = [[Row((*row, own[0]), len(row), own)] for row, own in zip(begun, ids, strict=True)]
+        losses = [score.alternatives for (score,) in score_items(model, items, max_batch_tokens)]
+    else:
+        items = [
+            [Row((*row, *tokens.longer[letter]), len(row))]
+            for row, own in zip(begun, letters, strict=True)
+            for letter in own
         ]
-        of, at = (torch.tensor(numbers, device=hidden.device) for numbers in zip(*places))
-        log_probs = model.logits(hidden[of, at]).float().log_softmax(dim=-1).cpu()
-        if not log_probs.isfinite().all():
-            raise ValueError(
-                "the model's scores are not finite: its weights are broken; evaluate an earlier checkpoint"
-            )
-        yield from zip(indices, log_probs.split([counts[index] for index in indices]), strict=True)
-
-
-def _batches_by_length(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices from the longest row to the shortest, as many as fit beneath `max_batch_tokens` at once."""
-    batch: list[int] = []
-    # Longest first: if memory does not suffice, it shows at once and not after an hour.
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+        sums = iter([sum(score.losses) for (score,) in score_items(model, items, max_batch_tokens)])
+        losses = [list(islice(sums, len(own))) for own in letters]
+    return [{letter: -loss for letter, loss in zip(own, found)} for own, found in zip(letters, losses, strict=True)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat_pl.eval.letters import LetterTokens, _batches_by_length, letter_tokens, score_letters
+from nanochat_pl.eval.multiple_choice import LetterTokens, letter_tokens, score_letters
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
@@ -120,11 +120,19 @@ def test_a_score_is_the_log_probability_of_the_whole_vocabulary(model, tokenizer
     assert score_letters(model, [[5, 6, 7]], [list("ABC")], tokens)[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_batches_hold_each_row_once_within_the_limit():
+def test_each_prompt_is_read_once_in_batches_within_the_limit(model, tokenizer, monkeypatch):
+    seen, hidden = [], model.hidden
+
+    def counted(ids, positions=None, kv_cache=None):
+        seen.append(tuple(ids.shape))
+        return hidden(ids, positions, kv_cache)
+
+    monkeypatch.setattr(model, "hidden", counted)
     lengths = [3, 90, 7, 7, 200, 25, 12, 1]
-    batches = list(_batches_by_length(lengths, 100))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100 for batch in batches)
+    tokens = letter_tokens(tokenizer, "AB", stem="")
+    score_letters(model, [[5] * length for length in lengths], [["A", "B"]] * len(lengths), tokens, 100)
+    assert sum(rows for rows, _ in seen) == len(lengths)
+    assert all(rows == 1 or rows * width <= 100 for rows, width in seen)
 
 
 def test_broken_weights_are_an_error(tokenizer):
