@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nanochat_pl.data.bestfit import BUFFER_DOCUMENTS, WAIT_FRAC, FittedRows, split
+from nanochat_pl.data.bestfit import BUFFER_DOCUMENTS, WAIT_FRAC, FittedRows, split_document
 from nanochat_pl.data.parquet import Address, DocumentStream, list_shards
 
 BOS = -1
@@ -32,7 +32,7 @@ def check_laws(lengths, sequence_len):
     """Check that every document comes in bounded time, that nothing is thrown away, and that the mix stays."""
     capacity = sequence_len + 1
     laid = list(lay(lengths, sequence_len))
-    pieces = np.array([len(split(Address(0, 0, 0, 0), np.zeros(n), capacity)) for n in lengths]).mean()
+    pieces = np.array([len(split_document(Address(0, 0, 0, 0), np.zeros(n), capacity)) for n in lengths]).mean()
     seen, delay, shares = set(), 0, []
     for part in np.array_split(np.arange(len(laid)), 4):
         long = total = 0
@@ -96,7 +96,7 @@ def test_every_token_of_a_document_is_in_one_of_its_pieces_with_a_bos_before_it(
     for length, capacity in itertools.product(range(1, 30), (2, 3, 7, 40)):
         tokens = np.arange(length)
         tokens[0] = BOS
-        pieces = split(Address(0, 0, 0, 0), tokens, capacity)
+        pieces = split_document(Address(0, 0, 0, 0), tokens, capacity)
         assert all(piece.tokens[0] == BOS and len(piece.tokens) <= capacity for piece in pieces)
         assert [id for piece in pieces for id in piece.tokens[1:]] == tokens[1:].tolist()
         assert all(len(piece.tokens) == capacity for piece in pieces[:-1])
@@ -127,12 +127,12 @@ def test_a_buffer_set_down_anywhere_goes_on_as_if_never_stopped(is_split):
         first = FittedRows(documents(lengths), 24, **options)
         for _ in range(stop):
             first.next_row()
-        place = first.place()
+        state = first.state()
         read = first.last.epoch * len(lengths) + first.last.doc + 1
         second = FittedRows(itertools.islice(documents(lengths), read, None), 24, **options)
-        held = [whole[a.epoch * len(lengths) + a.doc] for a in FittedRows.addresses(place)]
-        second.restore(place, held)
-        assert second.place() == place
+        held = [whole[a.epoch * len(lengths) + a.doc] for a in FittedRows.addresses(state)]
+        second.restore(state, held)
+        assert second.state() == state
         for row in expected[stop:]:
             assert second.next_row().tolist() == row.tolist()
 
@@ -140,6 +140,6 @@ def test_a_buffer_set_down_anywhere_goes_on_as_if_never_stopped(is_split):
 def test_a_buffer_of_another_tokenizer_is_refused():
     rows = FittedRows(documents([100]), 24, split=True, buffer_documents=9)
     rows.next_row()
-    held = [np.zeros(10, np.int32) for _ in FittedRows.addresses(rows.place())]
+    held = [np.zeros(10, np.int32) for _ in FittedRows.addresses(rows.state())]
     with pytest.raises(ValueError, match=r"of a document that has 10 tokens .* written with another tokenizer"):
-        FittedRows(documents([100]), 24, split=True).restore(rows.place(), held)
+        FittedRows(documents([100]), 24, split=True).restore(rows.state(), held)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from nanochat_pl.data.batch import IGNORE, merge_cursors
-from nanochat_pl.data.conversations import ConversationBatches, conversation_batches, num_steps
-from nanochat_pl.data.lengths import measure_lengths
+from nanochat_pl.data.conversations import ConversationBatches, conversation_batches, measure_lengths, num_row_steps
 from nanochat_pl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -122,7 +121,7 @@ def unpadded(inputs, targets):
 
 def test_an_epoch_is_a_permutation_without_its_remainder():
     rows = make_rows(30)
-    steps = num_steps(len(rows), 8, 3)
+    steps = num_row_steps(len(rows), 8, 3)
     batches = take(make(rows), steps)
     orders = []
     for epoch in range(3):
@@ -138,10 +137,10 @@ def question(inputs):
 
 
 def test_num_steps_drops_the_remainder_of_each_epoch():
-    assert num_steps(12_000, 64, 4) == 748
-    assert num_steps(64, 64, 1) == 1
+    assert num_row_steps(12_000, 64, 4) == 748
+    assert num_row_steps(64, 64, 1) == 1
     with pytest.raises(ValueError, match=r"stage\.total_batch_rows=64 is more than the 63 .* 63 // 64 = 0 steps"):
-        num_steps(63, 64, 4)
+        num_row_steps(63, 64, 4)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -266,12 +265,12 @@ def test_too_few_conversations_that_fit_are_refused_and_do_not_loop_forever(show
         take(make(rows, drop_long=True), 1)
     lengths = measure_lengths(rows, TOKENIZER, seed=0)
     with pytest.raises(ValueError, match=rf"{shown} of 20 conversations fit"):
-        num_steps(20, 8, 1, lengths, 40)
+        num_row_steps(20, 8, 1, lengths, 40)
 
 
 def test_the_steps_of_an_epoch_count_the_conversations_that_fit():
     rows = mixed_rows()
-    steps = num_steps(len(rows), 8, 2, measure_lengths(rows, TOKENIZER, seed=0, num_workers=0), 40)
+    steps = num_row_steps(len(rows), 8, 2, measure_lengths(rows, TOKENIZER, seed=0, num_workers=0), 40)
     assert steps == 27 // 8 * 2
     batches = take(make(rows, drop_long=True), steps + 1)
     assert batches[steps - 1].epoch <= 2 < batches[steps].epoch

@@ -21,26 +21,26 @@ import numpy as np
 from nanochat_pl.data.corpus import Tokens
 from nanochat_pl.data.parquet import Address
 
-__all__ = ["BUFFER_DOCUMENTS", "FittedRows", "Piece", "split"]
+__all__ = ["BUFFER_DOCUMENTS", "FittedRows", "Piece", "split_document"]
 
 BUFFER_DOCUMENTS = 1000
 """Documents, or pieces of them, to choose from."""
 WAIT_FRAC = 1.5
-"""After so many arrivals, in sizes of the buffer, a piece goes before all others."""
+"""A piece goes before all others after this many arrivals, in sizes of the buffer."""
 
 
 class Piece(NamedTuple):
     """A document or, where documents are split, a part of one."""
 
     address: Address
-    """Of the document."""
+    """The document's address."""
     first: int
-    """Token of the document at which it begins; a BOS of its own stands before it where that is not 0."""
+    """The token of the document at which it begins; where that is not 0, another BOS is set before it."""
     tokens: Tokens
 
 
-def split(address: Address, tokens: Tokens, capacity: int) -> list[Piece]:
-    """Cut a document into pieces of at most `capacity` tokens, the BOS included that each begins with."""
+def split_document(address: Address, tokens: Tokens, capacity: int) -> list[Piece]:
+    """Cut a document into pieces of at most `capacity` tokens, including the BOS that each begins with."""
     firsts = [0, *range(capacity, len(tokens), capacity - 1)]
     return [_piece(address, tokens, first, capacity) for first in firsts]
 
@@ -54,13 +54,13 @@ def _piece(address: Address, tokens: Tokens, first: int, capacity: int) -> Piece
 
 
 class FittedRows:
-    """Rows that begin with a document each and hold no padding.
+    """Rows that each begin with a document and hold no padding.
 
     Args:
-        documents: each with its address, BOS first.
+        documents: documents with their addresses, BOS first.
         capacity: tokens of a row.
         split: False is `bestfit`, True `bestfit_split`.
-        buffer_documents: documents (pieces) to choose from; read whenever there are fewer.
+        buffer_documents: documents (or pieces) to choose from; more are read whenever there are fewer.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class FittedRows:
         self._capacity = capacity
         self._split = split
         self._buffer_documents = buffer_documents
-        self._held: dict[int, Piece] = {}  # by number of arrival, so the first is the oldest
+        self._held: dict[int, Piece] = {}  # by number of arrival, so that the first is the oldest
         # sorted by (length, -arrival): the right-most of those that fit is the largest and, among equals, the oldest
         self._by_length: list[tuple[int, int]] = []
         self._arrivals = 0
         self._begun = False
         self.last: Address | None = None
-        """Of the document read last."""
+        """Address of the document read last."""
         self.cropped = 0
-        """Tokens cut off and dropped so far; none are where documents are split."""
+        """Tokens cut off and dropped so far; 0 where documents are split."""
 
     def next_row(self) -> Tokens:
         """Return a row of `capacity` tokens; a shorter one, or none, only where the documents have come to an end."""
@@ -123,19 +123,19 @@ class FittedRows:
         return -self._by_length[fits][1]
 
     def _take(self, arrival: int) -> Piece:
-        """Give a piece and forget its length; its place in the order of arrival stays."""
+        """Return a piece and forget its length; its entry in the order of arrival stays."""
         piece = self._held[arrival]
         del self._by_length[bisect.bisect_left(self._by_length, (len(piece.tokens), -arrival))]
         return piece
 
     def _fill(self) -> bool:
-        """Read documents until the buffer is full; say whether anything is in it."""
+        """Read documents until the buffer is full; tell whether anything is in it."""
         while len(self._held) < self._buffer_documents:
             address, tokens = next(self._documents, (None, None))
             if address is None or tokens is None:
                 break
             self.last = address
-            pieces = split(address, tokens, self._capacity) if self._split else [Piece(address, 0, tokens)]
+            pieces = split_document(address, tokens, self._capacity) if self._split else [Piece(address, 0, tokens)]
             for piece in pieces:
                 self._put(piece, self._arrivals)
                 self._arrivals += 1
@@ -145,7 +145,7 @@ class FittedRows:
         return bool(self._held)
 
     def _spread_ages(self) -> None:
-        """Make the first buffer one of a run under way, where pieces of every age up to the longest wait are held.
+        """Give the pieces of the first buffer every age up to the longest wait, as in the middle of a run.
 
         Otherwise a run would begin with the largest pieces alone.
         """
@@ -162,47 +162,47 @@ class FittedRows:
 
     @property
     def held_documents(self) -> int:
-        """Documents of which a piece is in the buffer."""
+        """Number of documents of which a piece is in the buffer."""
         return len({piece.address for piece in self._held.values()})
 
-    def place(self) -> list[list]:
-        """Describe the buffer in plain data: epoch, file and row group, then the documents held of it.
+    def state(self) -> list[list]:
+        """Describe the buffer in plain data: epoch, file and row group, then the documents held of that row group.
 
-        Where documents are split, the token follows at which each piece begins, and how many arrivals ago it came.
+        Where documents are split, two more lists follow: the token at which each piece begins, and its age in arrivals.
         """
-        places = []
+        state = []
         for group, same in itertools.groupby(self._held.items(), key=lambda item: item[1].address[:3]):
             held = list(same)
-            place: list = [*group, [piece.address.doc for _, piece in held]]
+            entry: list = [*group, [piece.address.doc for _, piece in held]]
             if self._split:
-                place += [[piece.first for _, piece in held], [self._arrivals - arrival for arrival, _ in held]]
-            places.append(place)
-        return places
+                entry += [[piece.first for _, piece in held], [self._arrivals - arrival for arrival, _ in held]]
+            state.append(entry)
+        return state
 
     @staticmethod
-    def addresses(place: Sequence[Sequence]) -> list[Address]:
-        """Give the address of each document or piece that `place` describes, in the order of arrival."""
-        return [Address(entry[0], entry[1], entry[2], doc) for entry in place for doc in entry[3]]
+    def addresses(state: Sequence[Sequence]) -> list[Address]:
+        """Return the address of each document or piece that a state describes, in the order of arrival."""
+        return [Address(entry[0], entry[1], entry[2], doc) for entry in state for doc in entry[3]]
 
-    def restore(self, place: Sequence[Sequence], documents: Iterable[Tokens]) -> None:
+    def restore(self, state: Sequence[Sequence], documents: Iterable[Tokens]) -> None:
         """Fill the empty buffer as it was.
 
         Args:
-            place: what `place` gave.
-            documents: the whole document at each of `addresses(place)`.
+            state: what `state()` returned.
+            documents: the whole document at each of `addresses(state)`.
 
         Raises:
             ValueError: a document has no such piece.
         """
         self._begun = True
-        addresses = self.addresses(place)
+        addresses = self.addresses(state)
         if not self._split:
             for address, tokens in zip(addresses, documents, strict=True):
                 self._put(Piece(address, 0, tokens), self._arrivals)
                 self._arrivals += 1
             return
-        firsts = [first for entry in place for first in entry[4]]
-        ages = [age for entry in place for age in entry[5]]
+        firsts = [first for entry in state for first in entry[4]]
+        ages = [age for entry in state for age in entry[5]]
         for address, tokens, first, age in zip(addresses, documents, firsts, ages, strict=True):
             if first >= len(tokens):
                 raise ValueError(

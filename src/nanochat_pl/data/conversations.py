@@ -1,28 +1,88 @@
 """Conversations -> batches of supervised tokens: one batch is exactly `total_batch_rows` conversations.
 
-Packed (the default), the conversations of a step are laid into as few rows as fit, `positions` beginning again
-with each, so that attention stays inside a conversation and no answer is ever cut to make a row full. Padded,
-one conversation takes one row, as in nanochat's fine-tuning (2025-11). Both hold the same pairs of input and
-target, hence the same loss once it is divided by the supervised tokens of the step. A conversation longer than a row is
-cut at its end, as in the original, or dropped: then the next one takes its place, so that a step is always full.
+Packed (the default), the conversations of a step are put into as few rows as fit, with `positions` that begin again
+at each, so that attention stays inside a conversation and no answer is ever cut to make a row full. Padded, one
+conversation takes one row, as in nanochat's fine-tuning (2025-11). Both hold the same pairs of input and target, hence
+the same loss once it is divided by the supervised tokens of the step. A conversation longer than a row is cut at its
+end, as in the original, or dropped: then the next one takes its place, so that a step is always full.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from nanochat_pl.data.background import compute_ahead
-from nanochat_pl.data.batch import IGNORE, Batch, Cursor
-from nanochat_pl.data.lengths import Lengths, Renderer, render
-from nanochat_pl.data.transcripts import check_rows
+from nanochat_pl.data.batch import BATCHES_AHEAD, IGNORE, Batch, Cursor, compute_ahead
 
-__all__ = ["ConversationBatches", "conversation_batches", "num_steps"]
+__all__ = [
+    "COUNTED_ROWS",
+    "SAMPLED_ROWS",
+    "ConversationBatches",
+    "Lengths",
+    "Renderer",
+    "check_rows",
+    "conversation_batches",
+    "epoch_order",
+    "measure_lengths",
+    "num_row_steps",
+    "render",
+]
 
-BATCHES_AHEAD = 2
-"""Batches that lie ready beside the one in training."""
+COUNTED_ROWS = 20_000
+"""Up to this number of conversations, every one is rendered and counted, which takes about ten seconds."""
+SAMPLED_ROWS = 4_096
+"""Where there are more, this number of them is drawn: the mean length is then known to about one percent."""
+
+
+class Renderer(Protocol):
+    """What conversations ask of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    def special_id(self, name: str) -> int: ...
+
+    def render_conversation(
+        self, conversation: Mapping[str, Any], max_tokens: int = 2048
+    ) -> tuple[list[int], list[int]]: ...
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rendered lengths of a set of conversations, or of a sample of it.
+
+    The number of steps of an epoch follows from them wherever rows do not count as one each: in a stream of tokens, and
+    where conversations that are too long are left out.
+    """
+
+    values: np.ndarray
+    """(n,) int64: tokens of each measured conversation."""
+    num_rows: int
+    """Number of conversations in the set."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every conversation was measured."""
+        return len(self.values) == self.num_rows
+
+    @property
+    def total(self) -> int:
+        """Tokens of all conversations, estimated where this is a sample."""
+        return round(float(self.values.sum()) * self.num_rows / len(self.values))
+
+    def num_within(self, most: int) -> int:
+        """Count the conversations of at most `most` tokens, estimated where this is a sample."""
+        return int((self.values <= most).sum()) * self.num_rows // len(self.values)
+
+    @property
+    def method(self) -> str:
+        """Human-readable description of how they were measured."""
+        if self.exact:
+            return f"all {self.num_rows:,} conversations counted"
+        return f"estimated from {len(self.values):,} of {self.num_rows:,} conversations"
 
 
 class Example(NamedTuple):
@@ -33,32 +93,8 @@ class Example(NamedTuple):
     cut: bool
 
 
-def num_steps(
-    rows: int,
-    total_batch_rows: int,
-    num_epochs: int,
-    lengths: Lengths | None = None,
-    sequence_len: int = 0,
-) -> int:
-    """Return floor(rows / total_batch_rows) x num_epochs: the remainder of each epoch is left out.
-
-    Args:
-        rows: conversations there are.
-        lengths: given, those longer than a row of `sequence_len` are dropped, so an epoch has fewer.
-
-    Raises:
-        ValueError: if there are fewer rows than one step takes.
-    """
-    _check_enough(rows, total_batch_rows)
-    if lengths is not None:
-        kept = lengths.num_within(sequence_len + 1)
-        _check_kept(kept, rows, total_batch_rows, sequence_len)
-        rows = kept
-    return rows // total_batch_rows * num_epochs
-
-
 class ConversationBatches:
-    """Batches of shuffled conversations, epoch after epoch, forever; every `iter()` begins at the cursor given here.
+    """Endless batches of shuffled conversations, epoch after epoch; every `iter()` begins at the cursor given here.
 
     Each epoch is a fresh permutation drawn from (seed, epoch); rank r takes every W-th conversation of a step from
     the r-th on, so the conversations of a step do not depend on the number of ranks. A conversation of more than
@@ -71,13 +107,13 @@ class ConversationBatches:
         tokenizer: any object with `render_conversation` and `special_id`.
         total_batch_rows: conversations of one optimizer step over all ranks.
         batch_rows: B, rows of a micro-batch.
-        sequence_len: T, tokens of a row (padded: the most; rows are as long as the longest of the rank's step).
-        packed: lay several conversations into a row.
+        sequence_len: T, tokens of a row; padded rows are as long as the longest conversation of the rank's step.
+        packed: put several conversations into a row.
         drop_long: leave out conversations longer than a row instead of cutting them; every rank then renders those of
-            all ranks once, to know which.
-        seed: of the order.
+            all ranks once, to know which they are.
+        seed: seed of the order.
         shuffle: False keeps the order of the rows in every epoch (a curriculum).
-        cursor: of a batch trained on; None = the beginning.
+        cursor: that of a batch trained on; None = the beginning.
         num_workers: 0 = render in the consumer's thread, else in one background thread.
 
     Raises:
@@ -132,9 +168,7 @@ class ConversationBatches:
         total = self._total_batch_rows
         dropped = 0
         while True:
-            order = np.arange(len(self._rows))
-            if self._shuffle:
-                order = np.random.default_rng([self._identity["seed"], epoch]).permutation(order)
+            order = epoch_order(len(self._rows), self._identity["seed"], epoch, self._shuffle)
             chosen: list[int] = []
             for row, index in enumerate(order[start:].tolist(), start + 1):
                 if self._drop_long and self._is_too_long(index):
@@ -162,8 +196,8 @@ class ConversationBatches:
         counts["dropped"] += dropped if self._rank == 0 else 0  # every rank drops the same
         cursor["counts"] = dict(counts)
         pad_id = self._tokenizer.special_id("<|assistant_end|>")
-        lay = _pack if self._packed else _pad
-        batch = lay(examples, self._batch_rows, self._sequence_len, pad_id, cursor)
+        make_batch = _pack if self._packed else _pad
+        batch = make_batch(examples, self._batch_rows, self._sequence_len, pad_id, cursor)
         return replace(batch, epoch=cursor["epoch"] + cursor["row"] / cursor["num_rows"])
 
 
@@ -180,8 +214,8 @@ def conversation_batches(
 ) -> Iterator[Batch]:
     """Yield the first `num_rows` conversations in order, packed, once: a validation set that never changes.
 
-    Every rank gets the same number of batches; where the last one holds fewer conversations than there are ranks,
-    some ranks' part of it has no supervised token.
+    Every rank gets the same number of batches. Where the last one holds fewer conversations than there are ranks, some
+    ranks' part of it has no supervised token.
 
     Args:
         num_rows: None = all.
@@ -200,6 +234,84 @@ def conversation_batches(
         yield _pack(examples, batch_rows, sequence_len, pad_id, {"epoch": 0, "row": end})
 
 
+def num_row_steps(
+    rows: int,
+    total_batch_rows: int,
+    num_epochs: int,
+    lengths: Lengths | None = None,
+    sequence_len: int = 0,
+) -> int:
+    """Return floor(rows / total_batch_rows) x num_epochs: the remainder of each epoch is left out.
+
+    Args:
+        rows: number of conversations.
+        lengths: where given, conversations longer than a row of `sequence_len` are dropped, so that an epoch has fewer.
+
+    Raises:
+        ValueError: if there are fewer rows than one step takes.
+    """
+    _check_enough(rows, total_batch_rows)
+    if lengths is not None:
+        kept = lengths.num_within(sequence_len + 1)
+        _check_kept(kept, rows, total_batch_rows, sequence_len)
+        rows = kept
+    return rows // total_batch_rows * num_epochs
+
+
+def measure_lengths(rows: Sequence[Mapping[str, Any]], tokenizer: Renderer, seed: int, num_workers: int = 1) -> Lengths:
+    """Render conversations and count their tokens; equal arguments give equal lengths.
+
+    Args:
+        rows: conversations.
+        tokenizer: renders them.
+        seed: seed of the sample.
+        num_workers: number of threads; 0 = the caller's thread.
+    """
+    indices = np.arange(len(rows))
+    if len(rows) > COUNTED_ROWS:
+        indices = np.sort(np.random.default_rng(seed).choice(len(rows), SAMPLED_ROWS, replace=False))
+
+    def count(part: np.ndarray) -> list[int]:
+        return [len(render(rows, index, tokenizer)[0]) for index in part.tolist()]
+
+    parts = np.array_split(indices, max(1, len(indices) // 256))
+    if num_workers:
+        with ThreadPoolExecutor(num_workers, thread_name_prefix="count") as pool:
+            counted = list(pool.map(count, parts))
+    else:
+        counted = [count(part) for part in parts]
+    return Lengths(np.array([length for part in counted for length in part], dtype=np.int64), len(rows))
+
+
+def render(
+    rows: Sequence[Mapping[str, Any]], index: int, tokenizer: Renderer, max_tokens: int = 2**31
+) -> tuple[list[int], list[int]]:
+    """Render one conversation of many to ids and mask (see `Tokenizer.render_conversation`).
+
+    Raises:
+        ValueError: if it is not well formed; the message names its index.
+    """
+    try:
+        return tokenizer.render_conversation(rows[index], max_tokens=max_tokens)
+    except ValueError as error:
+        raise ValueError(f"conversation {index} cannot be rendered: {error}") from error
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
+    """Return the order of the rows in an epoch, drawn from (seed, epoch): (num_rows,) int64."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows) if shuffle else np.arange(num_rows)
+
+
+def check_rows(cursor: Cursor, identity: Cursor) -> None:
+    """Raise ValueError unless a cursor was written for as many conversations and the same seed."""
+    for key, value in identity.items():
+        if cursor.get(key) != value:
+            raise ValueError(
+                f"the run to resume was made with {key}={cursor.get(key)} of the conversations, now it is {value}; "
+                "give it the same conversations and seed, or start a new run with resume=null"
+            )
+
+
 def _render(rows: Sequence[Mapping[str, Any]], index: int, tokenizer: Renderer, sequence_len: int) -> Example:
     # one token more than a row can use tells whether anything was cut
     ids, mask = render(rows, index, tokenizer, sequence_len + 2)
@@ -209,10 +321,10 @@ def _render(rows: Sequence[Mapping[str, Any]], index: int, tokenizer: Renderer, 
 
 
 def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_id: int, cursor: Cursor) -> Batch:
-    """Lay conversations into rows of T, longest first, each into the first row that has room for it.
+    """Put conversations into rows of T, longest first, each into the first row that has room for it.
 
-    What is left of a row is padding with positions of its own, so that it attends to no conversation either; rows
-    of nothing else fill up the last micro-batch.
+    What is left of a row is padding whose positions begin anew, so that it attends to no conversation; rows of
+    padding alone fill up the last micro-batch.
     """
     packed: list[list[Example]] = []
     room: list[int] = []
@@ -242,7 +354,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
 
 
 def _pad(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_id: int, cursor: Cursor) -> Batch:
-    """Lay one conversation into each row, filled up to the longest of the step with `pad_id`."""
+    """Put one conversation into each row and fill it up with `pad_id` to the longest of the step."""
     longest = max(max(len(example.inputs) for example in examples), 1)
     inputs = np.full((len(examples), longest), pad_id)
     targets = np.full_like(inputs, IGNORE)

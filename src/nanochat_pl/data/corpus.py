@@ -1,7 +1,7 @@
 """What packing reads: documents in a fixed order, dealt to logical shards, each to be turned into tokens.
 
-Text files are one kind of corpus, conversations laid out as text (`nanochat_pl.data.transcripts`) another. Packing asks
-no more of them than is written here, so both packings, exact cursors and any number of ranks hold for both.
+Text files are one kind of corpus, conversations rendered as text (`nanochat_pl.data.conversation_corpus`) another.
+Packing asks no more of them than is written here, so exact cursors and any number of ranks work for both.
 """
 
 import itertools
@@ -14,10 +14,10 @@ import numpy as np
 from nanochat_pl.data.batch import Cursor
 from nanochat_pl.data.parquet import Address, DocumentStream, read_footer
 
-__all__ = ["Corpus", "Encoder", "Stream", "TextCorpus", "Tokens"]
+__all__ = ["Corpus", "CorpusStream", "Encoder", "TextCorpus", "Tokens"]
 
 Tokens = np.ndarray
-"""(n,) int32, one document, BOS first."""
+"""(n,) int32: one document, BOS first."""
 
 
 class Encoder(Protocol):
@@ -29,7 +29,7 @@ class Encoder(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-class Stream(Protocol):
+class CorpusStream(Protocol):
     """The documents of one logical shard, epoch after epoch, as `DocumentStream` gives them."""
 
     start: Address
@@ -64,11 +64,11 @@ class Corpus(Protocol):
     def check(self, cursor: Cursor) -> None:
         """Raise ValueError unless `cursor` was written for these documents."""
 
-    def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> Stream:
-        """Give the documents of one logical shard, from a place in it on."""
+    def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> CorpusStream:
+        """Give the documents of one logical shard from a position in it on; None = from its first document."""
 
     def encode(self, documents: list[Any]) -> list[Tokens]:
-        """Turn documents into tokens; called from several threads."""
+        """Turn documents into tokens; several threads call this at once."""
 
 
 class TextCorpus:
@@ -77,7 +77,7 @@ class TextCorpus:
     Args:
         files: in order.
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
-        cursor: of the run to resume; one from before documents were shared out evenly goes on as it began.
+        cursor: that of the run to resume; a run from before documents were dealt evenly goes on as it began.
     """
 
     def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, cursor: Cursor | None = None) -> None:
@@ -102,12 +102,12 @@ class TextCorpus:
             f"({len(then)} files then, {len(now)} now); put the same files back, or start a new run with resume=null"
         )
 
-    def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> DocumentStream:
+    def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> DocumentStream:
         """Give the documents of one logical shard (see `nanochat_pl.data.parquet.deal`)."""
-        return DocumentStream(self._files, logical_shards, shard, place, even=self._even)
+        return DocumentStream(self._files, logical_shards, shard, position, even=self._even)
 
     def encode(self, documents: list[str]) -> list[Tokens]:
-        """Encode texts one by one: a list would be encoded by threads of the tokenizer's own."""
+        """Encode texts one by one, because a list would be encoded by further threads of the tokenizer."""
         encoded = []
         for text in documents:
             ids = self._tokenizer.encode(text)

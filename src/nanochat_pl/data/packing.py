@@ -7,7 +7,6 @@ L alone. Ranks and threads only decide who does the work, so W and `num_workers`
 (see `nanochat_pl.data.bestfit`).
 """
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,145 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanochat_pl.data.background import compute_ahead
-from nanochat_pl.data.batch import IGNORE, Batch, Cursor, merge_cursors
+from nanochat_pl.data.batch import BATCHES_AHEAD, IGNORE, Batch, Cursor, compute_ahead, merge_cursors
 from nanochat_pl.data.bestfit import BUFFER_DOCUMENTS, FittedRows
-from nanochat_pl.data.corpus import Corpus, Encoder, Stream, TextCorpus, Tokens
+from nanochat_pl.data.corpus import Corpus, CorpusStream, Encoder, TextCorpus, Tokens
 from nanochat_pl.data.parquet import Address
 
 __all__ = ["PACKINGS", "Batch", "Cursor", "PackedBatches", "TokenBatches", "fixed_batches", "merge_cursors"]
 
 PACKINGS = ("stream", "bestfit", "bestfit_split")
-BATCHES_AHEAD = 2
-"""Batches that lie ready beside the one in training."""
-
 
 Encode = Callable[[list[Any]], list[Tokens]]
-Place = dict[str, Any]
+ShardState = dict[str, Any]
 """A logical shard's entry in the cursor."""
 
 
-class _Documents:
-    """Encoded documents of one logical shard, a few blocks ahead in the pool's threads."""
-
-    def __init__(self, stream: Stream, encode: Encode, pool: Executor | None, blocks_ahead: int) -> None:
-        self.stream = stream
-        self.encode = encode
-        self._encoded = self._encode_ahead(pool, blocks_ahead) if pool else self._encode_inline()
-
-    def __iter__(self) -> Iterator[tuple[Address, Tokens]]:
-        for (epoch, file, row_group, first), documents in self._encoded:
-            for doc, tokens in enumerate(documents, first):
-                yield Address(epoch, file, row_group, doc), tokens
-
-    def _encode_inline(self) -> Iterator[tuple[Address, list[Tokens]]]:
-        return ((address, self.encode(documents)) for address, documents in self.stream.blocks())
-
-    def _encode_ahead(self, pool: Executor, blocks_ahead: int) -> Iterator[tuple[Address, list[Tokens]]]:
-        pending: deque[tuple[Address, Future[list[Tokens]]]] = deque()
-        for address, block in self.stream.blocks():
-            pending.append((address, pool.submit(self.encode, block)))
-            if len(pending) > blocks_ahead:
-                address, documents = pending.popleft()
-                yield address, documents.result()
-
-
-class _Stream:
-    """One endless token stream; its place is the first token that no micro-batch has taken."""
-
-    def __init__(self, documents: _Documents, place: Place | None) -> None:
-        self._documents = documents
-        self._iterator = iter(documents)
-        self._address = documents.stream.start
-        self._tokens: Tokens = np.empty(0, np.int32)
-        self._used = 0
-        self.cropped: int | None = None
-        if place is not None and place["token"]:
-            self._address, self._tokens = next(self._iterator)
-            self._used = place["token"]
-            if self._used >= len(self._tokens):
-                raise ValueError(
-                    f"the cursor points at token {self._used} of a document that has {len(self._tokens)} tokens "
-                    f"({self._address}); it was written with another tokenizer: resume with that one"
-                )
-
-    def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
-        """Write the next B·T tokens and their successors; the one token more is used up too, as in the original."""
-        needed = inputs.size + 1
-        pieces = []
-        while needed:
-            if self._used == len(self._tokens):
-                self._address, self._tokens = next(self._iterator)
-                self._used = 0
-            piece = self._tokens[self._used : self._used + needed]
-            pieces.append(piece)
-            self._used += len(piece)
-            needed -= len(piece)
-        tokens = np.concatenate(pieces)
-        inputs[:] = tokens[:-1].reshape(inputs.shape)
-        targets[:] = tokens[1:].reshape(inputs.shape)
-
-    def place(self) -> Place:
-        at_end = self._used == len(self._tokens) and len(self._tokens) > 0
-        address = self._documents.stream.following(self._address) if at_end else self._address
-        return {**address._asdict(), "token": 0 if at_end else self._used}
-
-    def consumed(self) -> int:
-        """Count the documents used up so far, earlier epochs included."""
-        stream = self._documents.stream
-        at_end = self._used == len(self._tokens) and len(self._tokens) > 0
-        return stream.rows_before(self._address) + at_end
-
-
-class _BestFit:
-    """Rows of documents chosen from a buffer; its place is the next unread document and the buffer's.
-
-    Args:
-        documents: of the logical shard.
-        place: where to go on; None = at the first document.
-        capacity: tokens of a row, T+1.
-        split: see `nanochat_pl.data.bestfit`.
-        buffer_documents: documents to choose from.
-    """
-
-    def __init__(
-        self, documents: _Documents, place: Place | None, capacity: int, split: bool, buffer_documents: int
-    ) -> None:
-        self._documents = documents
-        self._split = split
-        self._rows = FittedRows(documents, capacity, split=split, buffer_documents=buffer_documents)
-        if place is not None:
-            addresses = FittedRows.addresses(place["buffer"])
-            once = list(dict.fromkeys(addresses))
-            held = dict(zip(once, documents.encode(documents.stream.read(once))))
-            self._rows.restore(place["buffer"], (held[address] for address in addresses))
-
-    def fill(self, inputs: np.ndarray, targets: np.ndarray) -> None:
-        """Write B rows; each is T+1 tokens long, begins with BOS and holds no padding."""
-        for inputs_row, targets_row in zip(inputs, targets):
-            row = self._rows.next_row()
-            inputs_row[:], targets_row[:] = row[:-1], row[1:]
-
-    def place(self) -> Place:
-        return {**self._next()._asdict(), "buffer": self._rows.place()}
-
-    def consumed(self) -> int:
-        """Count the documents used up so far, earlier epochs included; what the buffer holds is not."""
-        return self._documents.stream.rows_before(self._next()) - self._rows.held_documents
-
-    def _next(self) -> Address:
-        """Give the address of the first document that was not read."""
-        stream, last = self._documents.stream, self._rows.last
-        return stream.start if last is None else stream.following(last)
-
-    @property
-    def cropped(self) -> int | None:
-        """Tokens dropped so far since this pass over the data began; None = none ever are."""
-        return None if self._split else self._rows.cropped
-
-
 class PackedBatches:
-    """Batches of a corpus's tokens, forever; every `iter()` begins again at the cursor given here.
+    """Endless batches of a corpus's tokens; every `iter()` begins again at the cursor given here.
 
     Args:
         corpus: the documents.
@@ -163,8 +39,8 @@ class PackedBatches:
         sequence_len: T, tokens of a row.
         micro_batches: G, micro-batches of one optimizer step over all ranks.
         logical_shards: L, fixed for the whole run.
-        num_workers: threads that encode, beside one that packs; 0 = everything in the consumer's thread.
-        cursor: of a batch trained on, or several ranks' merged; None = the beginning.
+        num_workers: threads that encode, while one more packs; 0 = everything happens in the consumer's thread.
+        cursor: that of a batch trained on, or several ranks' merged; None = the beginning.
         packing: one of `PACKINGS`.
         buffer_documents: documents per logical shard that best fit chooses from.
 
@@ -204,20 +80,61 @@ class PackedBatches:
             _check_cursor(cursor, self._source, own)
             corpus.check(cursor)
         self._start: Cursor = cursor or {"step": 0, "micro_batch": 0, "shards": {}}
-        places = self._start["shards"]
-        # all of them on every rank, so that a shard without documents stops every rank and not one of many
-        streams = [corpus.stream(logical_shards, shard, places.get(str(shard))) for shard in range(logical_shards)]
+        states = self._start["shards"]
+        # every rank makes all streams, so that a shard without documents stops every rank and not one of many
+        streams = [corpus.stream(logical_shards, shard, states.get(str(shard))) for shard in range(logical_shards)]
         self._streams = {shard: streams[shard] for shard in own}
         self.stream_rows = [stream.rows for stream in streams]
         """Documents of each logical shard in one epoch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="encode") if self._num_workers else None
+        pool = _encoders(self._num_workers)
         try:
-            yield from compute_ahead(_Assembly(self, pool).next_batch, BATCHES_AHEAD if pool else 0, "pack")
+            # a generator starts at its first `next`, so that a thread fills the buffers of a resumed run again
+            packed = self._pack(pool)
+            yield from compute_ahead(packed.__next__, BATCHES_AHEAD if pool else 0, "pack")
         finally:
-            if pool:
-                pool.shutdown(wait=False, cancel_futures=True)
+            _stop(pool)
+
+    def _pack(self, pool: Executor | None) -> Iterator[Batch]:
+        """Yield the batches of one pass over the data, from the cursor on."""
+        packers = {shard: self._packer(shard, stream, pool) for shard, stream in self._streams.items()}
+        rows_per_epoch = sum(stream.rows for stream in self._streams.values())
+        step, micro_batch, cropped = self._start["step"], self._start["micro_batch"], 0
+        _, batch_rows, _ = self._shape
+        while True:
+            inputs, targets = (torch.empty(self._shape, dtype=torch.int64) for _ in range(2))
+            # of the step's G micro-batches, numbered through the whole run, every W-th is this rank's
+            step_indices = range(micro_batch, micro_batch + self._micro_batches)
+            own_indices = [index for index in step_indices if index % self._world_size == self._rank]
+            for index, into, targets_into in zip(own_indices, inputs.numpy(), targets.numpy(), strict=True):
+                packer = packers[index % self._source["logical_shards"]]
+                _write_rows(packer.next_rows(batch_rows), into, targets_into)
+            step, micro_batch = step + 1, micro_batch + self._micro_batches
+
+            # where each logical shard goes on after this batch; a checkpoint stores it, for any number of ranks
+            states = {str(shard): packer.state() for shard, packer in packers.items()}
+            cursor = {"step": step, "micro_batch": micro_batch, **self._source, "shards": states}
+
+            # a document is cropped in one go, so that no cursor need carry this count
+            before, cropped = cropped, sum(packer.cropped for packer in packers.values())
+            yield Batch(
+                inputs,
+                targets,
+                cursor=cursor,
+                rows=int(np.count_nonzero(inputs.numpy() == self._corpus.bos_id)),
+                tokens=inputs.numel(),
+                epoch=sum(packer.consumed() for packer in packers.values()) / rows_per_epoch,
+                cropped=cropped - before if self._source["packing"] == "bestfit" else None,
+            )
+
+    def _packer(self, shard: int, stream: CorpusStream, pool: Executor | None) -> "_StreamPacker | _BestFitPacker":
+        documents = _EncodedDocuments(stream, self._corpus.encode, pool, self._num_workers + 1)
+        state, sequence_len = self._start["shards"].get(str(shard)), self._shape[2]
+        if self._source["packing"] == "stream":
+            return _StreamPacker(documents, sequence_len, state)
+        split = self._source["packing"] == "bestfit_split"
+        return _BestFitPacker(documents, sequence_len, split, state, self._buffer_documents)
 
 
 class TokenBatches(PackedBatches):
@@ -247,9 +164,9 @@ def fixed_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's share of a set that never changes: the corpus's first documents, in order, none of them twice.
 
-    The set is `tokens` long, or what there is. It is laid out as one logical shard, and micro-batch m of it goes to
-    rank m mod W, so that its text does not depend on the number of ranks; some ranks may get one batch more. Where the
-    documents end before the last micro-batch does, the rest of it has nothing to learn.
+    The set is `tokens` long, or shorter where the documents end before. It is packed as one logical shard, and its
+    micro-batch m goes to rank m mod W, so that its text does not depend on the number of ranks; some ranks may get one
+    batch more. Where the documents end inside the last micro-batch, the rest of it has nothing to learn.
 
     Args:
         corpus: the documents.
@@ -264,114 +181,191 @@ def fixed_batches(
     Raises:
         ValueError: the documents hold no token to predict.
     """
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="encode") if num_workers else None
+    pool = _encoders(num_workers)
     try:
-        documents = iter(_Documents(corpus.stream(1, 0, None), corpus.encode, pool, num_workers + 1))
-        once = itertools.takewhile(lambda document: document[0].epoch == 0, documents)
+        stream = corpus.stream(1, 0, None)
+        documents = _EncodedDocuments(stream, corpus.encode, pool, num_workers + 1, one_epoch=True)
+        packer: _StreamPacker | _BestFitPacker
         if packing == "stream":
-            rows = _cut(once, batch_rows * sequence_len, sequence_len, shared_last)
+            packer = _StreamPacker(documents, sequence_len, shared_last=shared_last)
         else:
-            fitted = FittedRows(once, sequence_len + 1, split=packing == "bestfit_split")
-            rows = itertools.takewhile(lambda row: len(row) > 1, (fitted.next_row() for _ in itertools.count()))
+            packer = _BestFitPacker(documents, sequence_len, packing == "bestfit_split")
         for number in range(max(1, tokens // (batch_rows * sequence_len))):
-            laid = list(itertools.islice(rows, batch_rows))
-            if not laid and number == 0:
+            rows = packer.next_rows(batch_rows)
+            if not rows and number == 0:
                 raise ValueError("the validation set holds no token to predict; give it documents that are not empty")
-            if not laid:
+            if not rows:
                 return
             if number % world_size != rank:
                 continue
             inputs = np.full((1, batch_rows, sequence_len), corpus.bos_id)
             targets = np.full_like(inputs, IGNORE)
-            for row, piece in enumerate(laid):
-                inputs[0, row, : len(piece) - 1], targets[0, row, : len(piece) - 1] = piece[:-1], piece[1:]
-            count = sum(len(piece) - 1 for piece in laid)
+            _write_rows(rows, inputs[0], targets[0])
+            count = sum(len(row) - 1 for row in rows)
             yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens=count)
     finally:
-        if pool:
-            pool.shutdown(wait=False, cancel_futures=True)
+        _stop(pool)
 
 
-def _cut(
-    documents: Iterable[tuple[Address, Tokens]], size: int, sequence_len: int, shared_last: bool
-) -> Iterator[Tokens]:
-    """Cut one stream of tokens into rows of T+1, in groups of `size` input tokens.
+class _EncodedDocuments:
+    """The documents of one logical shard as tokens, encoded a few blocks ahead by the pool's threads."""
 
-    Each row begins with the last token of the one before; the first of a group only if `shared_last`.
-    """
-    held: list[Tokens] = []
-    count = 0
-    for _, tokens in itertools.chain(documents, [(None, None)]):
-        if tokens is not None:
-            held.append(tokens)
-            count += len(tokens)
-            if count <= size:
-                continue
-        joined = np.concatenate(held) if held else np.empty(0, np.int32)
-        while len(joined) > size or (tokens is None and len(joined) > 1):
-            group = joined[: size + 1]
-            for first in range(0, len(group) - 1, sequence_len):
-                yield group[first : first + sequence_len + 1]
-            joined = joined[size if shared_last else size + 1 :]
-        held, count = [joined], len(joined)
+    def __init__(
+        self, stream: CorpusStream, encode: Encode, pool: Executor | None, blocks_ahead: int, one_epoch: bool = False
+    ) -> None:
+        self.stream = stream
+        self.encode = encode
+        self._encoded = self._encode_ahead(pool, blocks_ahead) if pool else self._encode_inline()
+        self._one_epoch = one_epoch
+
+    def __iter__(self) -> Iterator[tuple[Address, Tokens]]:
+        for (epoch, file, row_group, first), documents in self._encoded:
+            if epoch and self._one_epoch:
+                return
+            for doc, tokens in enumerate(documents, first):
+                yield Address(epoch, file, row_group, doc), tokens
+
+    def _encode_inline(self) -> Iterator[tuple[Address, list[Tokens]]]:
+        return ((address, self.encode(documents)) for address, documents in self.stream.blocks())
+
+    def _encode_ahead(self, pool: Executor, blocks_ahead: int) -> Iterator[tuple[Address, list[Tokens]]]:
+        pending: deque[tuple[Address, Future[list[Tokens]]]] = deque()
+        for address, block in self.stream.blocks():
+            pending.append((address, pool.submit(self.encode, block)))
+            if len(pending) > blocks_ahead:
+                address, documents = pending.popleft()
+                yield address, documents.result()
 
 
-class _Assembly:
-    """One pass over the data: the state of every logical shard of this rank, and how far the run has come."""
+class _StreamPacker:
+    """Rows cut from one stream of tokens; its state is the position of the first token not yet taken."""
 
-    def __init__(self, batches: PackedBatches, pool: Executor | None) -> None:
-        self._batches = batches
-        self._pool = pool
-        self._step = batches._start["step"]
-        self._micro_batch = batches._start["micro_batch"]
-        self._packers: dict[int, _Stream | _BestFit] | None = None
-        self._cropped = 0
+    cropped = 0
 
-    def next_batch(self) -> Batch:
-        batches = self._batches
-        if self._packers is None:  # here, not in __init__: a buffer to fill again is work for the thread
-            self._packers = {shard: self._packer(shard, stream) for shard, stream in batches._streams.items()}
-        inputs, targets = (torch.empty(batches._shape, dtype=torch.int64) for _ in range(2))
-        ours = (
-            index
-            for index in range(self._micro_batch, self._micro_batch + batches._micro_batches)
-            if index % batches._world_size == batches._rank
-        )
-        for index, rows, next_rows in zip(ours, inputs.numpy(), targets.numpy(), strict=True):
-            self._packers[index % batches._source["logical_shards"]].fill(rows, next_rows)
-        self._step += 1
-        self._micro_batch += batches._micro_batches
-        places = {str(shard): packer.place() for shard, packer in self._packers.items()}
-        begun = int(np.count_nonzero(inputs.numpy() == batches._corpus.bos_id))
-        cursor = {"step": self._step, "micro_batch": self._micro_batch, **batches._source, "shards": places}
-        consumed = sum(packer.consumed() for packer in self._packers.values())
-        epoch = consumed / sum(stream.rows for stream in batches._streams.values())
-        return Batch(
-            inputs,
-            targets,
-            cursor=cursor,
-            rows=begun,
-            tokens=inputs.numel(),
-            epoch=epoch,
-            cropped=self._newly_cropped(self._packers.values()),
-        )
+    def __init__(
+        self,
+        documents: _EncodedDocuments,
+        sequence_len: int,
+        state: ShardState | None = None,
+        shared_last: bool = False,
+    ) -> None:
+        self._documents = documents
+        self._iterator = iter(documents)
+        self._sequence_len = sequence_len
+        self._address = documents.stream.start
+        self._tokens: Tokens = np.empty(0, np.int32)
+        self._used = 0  # tokens of the current document
+        self._shared_last = shared_last
+        self._last: Tokens = self._tokens  # the token that the next rows begin with, where it is shared
+        if state is not None and state["token"]:
+            self._address, self._tokens = next(self._iterator)
+            self._used = state["token"]
+            if self._used >= len(self._tokens):
+                raise ValueError(
+                    f"the cursor points at token {self._used} of a document that has {len(self._tokens)} tokens "
+                    f"({self._address}); it was written with another tokenizer: resume with that one"
+                )
 
-    def _newly_cropped(self, packers: Iterable[_Stream | _BestFit]) -> int | None:
-        """Count the tokens dropped since the last batch; a document is cropped in one go, so no cursor carries them."""
-        counts = [packer.cropped for packer in packers if packer.cropped is not None]
-        if not counts:
-            return None
-        before, self._cropped = self._cropped, sum(counts)
-        return self._cropped - before
+    def next_rows(self, count: int) -> list[Tokens]:
+        """Cut the next `count`·T tokens into rows, each of them with the token that follows it: T+1.
 
-    def _packer(self, shard: int, stream: Stream) -> _Stream | _BestFit:
-        batches = self._batches
-        place = batches._start["shards"].get(str(shard))
-        documents = _Documents(stream, batches._corpus.encode, self._pool, batches._num_workers + 1)
-        packing, capacity = batches._source["packing"], batches._shape[2] + 1
-        if packing == "stream":
-            return _Stream(documents, place)
-        return _BestFit(documents, place, capacity, packing == "bestfit_split", batches._buffer_documents)
+        The one token more behind the last row is used up too, as in the original. At the end of the documents there are
+        fewer rows, the last of them shorter.
+        """
+        tokens = self._take(count * self._sequence_len + 1)
+        return [tokens[i : i + self._sequence_len + 1] for i in range(0, len(tokens) - 1, self._sequence_len)]
+
+    def _take(self, count: int) -> Tokens:
+        pieces = [self._last]
+        count -= len(self._last)
+        while count:
+            if self._used == len(self._tokens):
+                document = next(self._iterator, None)
+                if document is None:
+                    break
+                (self._address, self._tokens), self._used = document, 0
+            piece = self._tokens[self._used : self._used + count]
+            pieces.append(piece)
+            self._used += len(piece)
+            count -= len(piece)
+        tokens = np.concatenate(pieces)
+        if self._shared_last:
+            self._last = tokens[-1:]
+        return tokens
+
+    @property
+    def _at_end(self) -> bool:
+        """Whether the current document is used up."""
+        return self._used == len(self._tokens) and len(self._tokens) > 0
+
+    def state(self) -> ShardState:
+        stream = self._documents.stream
+        address, token = (stream.following(self._address), 0) if self._at_end else (self._address, self._used)
+        return {**address._asdict(), "token": token}
+
+    def consumed(self) -> int:
+        """Count the documents used up so far, earlier epochs included."""
+        return self._documents.stream.rows_before(self._address) + self._at_end
+
+
+class _BestFitPacker:
+    """Rows of documents chosen from a buffer; its state is the next unread document's address and the buffer."""
+
+    def __init__(
+        self,
+        documents: _EncodedDocuments,
+        sequence_len: int,
+        split: bool,
+        state: ShardState | None = None,
+        buffer_documents: int = BUFFER_DOCUMENTS,
+    ) -> None:
+        self._documents = documents
+        self._rows = FittedRows(documents, sequence_len + 1, split=split, buffer_documents=buffer_documents)
+        if state is not None:
+            # the cursor names the documents of the buffer, and what each holds is read again
+            addresses = FittedRows.addresses(state["buffer"])
+            once = list(dict.fromkeys(addresses))
+            held = dict(zip(once, documents.encode(documents.stream.read(once))))
+            self._rows.restore(state["buffer"], (held[address] for address in addresses))
+
+    def next_rows(self, count: int) -> list[Tokens]:
+        """Give `count` rows of T+1 tokens without padding, BOS first; fewer and shorter ones where documents end."""
+        rows: list[Tokens] = []
+        while len(rows) < count and len(row := self._rows.next_row()) > 1:
+            rows.append(row)
+        return rows
+
+    def state(self) -> ShardState:
+        return {**self._next_address()._asdict(), "buffer": self._rows.state()}
+
+    def consumed(self) -> int:
+        """Count the documents used up so far, earlier epochs included; those in the buffer are not."""
+        return self._documents.stream.rows_before(self._next_address()) - self._rows.held_documents
+
+    def _next_address(self) -> Address:
+        """Give the address of the first document that was not read."""
+        stream, last = self._documents.stream, self._rows.last
+        return stream.start if last is None else stream.following(last)
+
+    @property
+    def cropped(self) -> int:
+        """Tokens dropped so far in this pass over the data."""
+        return self._rows.cropped
+
+
+def _write_rows(rows: Iterable[Tokens], inputs: np.ndarray, targets: np.ndarray) -> None:
+    """Write rows of up to T+1 tokens as T inputs and their successors into (B, T) arrays."""
+    for row, inputs_row, targets_row in zip(rows, inputs, targets):
+        inputs_row[: len(row) - 1], targets_row[: len(row) - 1] = row[:-1], row[1:]
+
+
+def _encoders(num_workers: int) -> ThreadPoolExecutor | None:
+    return ThreadPoolExecutor(num_workers, thread_name_prefix="encode") if num_workers else None
+
+
+def _stop(pool: Executor | None) -> None:
+    if pool:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _check_divides(name: str, count: int, world_size: int) -> None:

@@ -9,10 +9,9 @@ from nanochat_pl.config.schema import LongConversations, TrainConfig
 from nanochat_pl.config.sizing import plan_horizon
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make
-from nanochat_pl.data.conversations import num_steps as conversation_steps
-from nanochat_pl.data.lengths import Lengths, measure_lengths
+from nanochat_pl.data.conversation_corpus import num_token_steps
+from nanochat_pl.data.conversations import Lengths, measure_lengths, num_row_steps
 from nanochat_pl.data.parquet import Shards
-from nanochat_pl.data.transcripts import num_steps as transcript_steps
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.tasks.base import Mixture, overlap
 from nanochat_pl.tokenizer import Tokenizer
@@ -66,7 +65,7 @@ def build_data(
         steps = int(value)
     else:
         lengths = epoch_lengths(cfg, rows, tokenizer) if drop_long else None
-        steps = conversation_steps(len(rows), stage.total_batch_rows, int(value), lengths, stage.sequence_len)
+        steps = num_row_steps(len(rows), stage.total_batch_rows, int(value), lengths, stage.sequence_len)
     data = conversation_data(
         rows,
         val_rows,
@@ -107,7 +106,7 @@ def build_transcripts(cfg: TrainConfig, tokenizer: Tokenizer, rows: Any, val_row
     if name == "num_steps":
         return data, int(value)
     packing["batch_rows"] = packing.pop("device_batch")
-    return data, transcript_steps(epoch_lengths(cfg, rows, tokenizer), **packing, num_epochs=int(value))
+    return data, num_token_steps(epoch_lengths(cfg, rows, tokenizer), **packing, num_epochs=int(value))
 
 
 def epoch_lengths(cfg: TrainConfig, rows: Any, tokenizer: Tokenizer) -> Lengths:

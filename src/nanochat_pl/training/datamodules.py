@@ -15,10 +15,10 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.data.batch import Batch, merge_cursors
+from nanochat_pl.data.conversation_corpus import ConversationCorpus, conversation_text_batches
 from nanochat_pl.data.conversations import ConversationBatches, conversation_batches
 from nanochat_pl.data.corpus import TextCorpus
 from nanochat_pl.data.packing import PackedBatches, TokenBatches, fixed_batches
-from nanochat_pl.data.transcripts import Transcripts, transcript_batches
 from nanochat_pl.runtime import rank, world_size
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def transcript_data(
         val_rows: validation conversations; the first ones in order, `val_tokens` long, are the fixed validation set.
         micro_batches, logical_shards: see `text_data`.
     """
-    transcripts = Transcripts(rows, tokenizer, seed=seed, shuffle=not getattr(rows, "ordered", False))
+    transcripts = ConversationCorpus(rows, tokenizer, seed=seed, shuffle=not getattr(rows, "ordered", False))
     laid: list[list[Batch]] = []  # once, at the first validation
 
     def train(cursor: dict | None) -> PackedBatches:
@@ -233,7 +233,7 @@ def transcript_data(
 
     def validation() -> list[Batch]:
         if not laid:
-            batches = transcript_batches(
+            batches = conversation_text_batches(
                 val_rows,
                 tokenizer,
                 val_tokens=val_tokens,

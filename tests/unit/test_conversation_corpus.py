@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_pl.data import lengths as lengths_module
+from nanochat_pl.data import conversations as conversations_module
 from nanochat_pl.data.batch import IGNORE, merge_cursors
-from nanochat_pl.data.lengths import measure_lengths
+from nanochat_pl.data.conversation_corpus import ConversationCorpus, conversation_text_batches, num_token_steps
+from nanochat_pl.data.conversations import measure_lengths
 from nanochat_pl.data.packing import PACKINGS, PackedBatches
-from nanochat_pl.data.transcripts import Transcripts, num_steps, transcript_batches
 from nanochat_pl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -39,7 +39,7 @@ ROWS = make_rows()
 
 def make(rows=ROWS, *, rank=0, world_size=1, micro_batches=4, logical_shards=4, shuffle=True, seed=3, **options):
     return PackedBatches(
-        Transcripts(rows, TOKENIZER, seed=seed, shuffle=shuffle),
+        ConversationCorpus(rows, TOKENIZER, seed=seed, shuffle=shuffle),
         batch_rows=B,
         sequence_len=T,
         micro_batches=micro_batches,
@@ -82,7 +82,7 @@ def test_the_stream_is_the_conversations_whole_one_behind_the_other(logical_shar
 
 
 def test_an_epoch_reads_every_conversation_once_in_an_order_of_its_own():
-    corpus = Transcripts(ROWS, TOKENIZER, seed=3)
+    corpus = ConversationCorpus(ROWS, TOKENIZER, seed=3)
     for shards in (1, 3, 37):
         streams = [corpus.stream(shards, shard, None) for shard in range(shards)]
         for epoch in range(2):
@@ -92,7 +92,7 @@ def test_an_epoch_reads_every_conversation_once_in_an_order_of_its_own():
                 read += [row for address, rows in blocks if address.epoch == epoch for row in rows]
             assert sorted(read) == list(range(len(ROWS)))
     assert corpus.order(0).tolist() != corpus.order(1).tolist() != list(range(len(ROWS)))
-    assert Transcripts(ROWS, TOKENIZER, seed=4).order(0).tolist() != corpus.order(0).tolist()
+    assert ConversationCorpus(ROWS, TOKENIZER, seed=4).order(0).tolist() != corpus.order(0).tolist()
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -149,7 +149,7 @@ def test_a_conversation_that_cannot_be_rendered_is_named():
 def test_the_planned_steps_are_the_epochs_that_were_asked_for(packing, num_epochs):
     rows = make_rows(3000)
     plan = {"batch_rows": B, "sequence_len": T, "micro_batches": 4, "packing": packing, "num_epochs": num_epochs}
-    steps = num_steps(measure_lengths(rows, TOKENIZER, seed=0), **plan)
+    steps = num_token_steps(measure_lengths(rows, TOKENIZER, seed=0), **plan)
     batches = make(rows, logical_shards=1, packing=packing, buffer_documents=1000)
     *_, last = itertools.islice(batches, steps)
     assert last.epoch == pytest.approx(num_epochs, rel=0.02)
@@ -161,8 +161,8 @@ def test_many_conversations_are_sampled_and_the_estimate_is_near(monkeypatch: py
     rows = make_rows(3000)
     exact = measure_lengths(rows, TOKENIZER, seed=0, num_workers=2)
     assert (exact.exact, exact.total) == (True, sum(map(len, rendered(rows))))
-    monkeypatch.setattr(lengths_module, "COUNTED_ROWS", 2000)
-    monkeypatch.setattr(lengths_module, "SAMPLED_ROWS", 1000)
+    monkeypatch.setattr(conversations_module, "COUNTED_ROWS", 2000)
+    monkeypatch.setattr(conversations_module, "SAMPLED_ROWS", 1000)
     sample = measure_lengths(rows, TOKENIZER, seed=0)
     assert not sample.exact
     assert sample.total == pytest.approx(exact.total, rel=0.1)
@@ -174,14 +174,14 @@ def test_many_conversations_are_sampled_and_the_estimate_is_near(monkeypatch: py
 def test_less_than_one_step_is_refused_with_the_arithmetic():
     lengths = measure_lengths(ROWS[:2], TOKENIZER, seed=0)
     with pytest.raises(ValueError, match=r"total_batch_tokens=3000 is more than 1 epochs of the 2 conversations"):
-        num_steps(lengths, batch_rows=2, sequence_len=15, micro_batches=100, packing="stream", num_epochs=1)
+        num_token_steps(lengths, batch_rows=2, sequence_len=15, micro_batches=100, packing="stream", num_epochs=1)
 
 
 VAL = {"batch_rows": B, "sequence_len": T, "rank": 0, "world_size": 1}
 
 
 def test_a_streamed_validation_set_supervises_every_token_but_the_first_once():
-    batches = transcript_batches(ROWS, TOKENIZER, val_tokens=10**6, packing="stream", **VAL)
+    batches = conversation_text_batches(ROWS, TOKENIZER, val_tokens=10**6, packing="stream", **VAL)
     tokens = list(itertools.chain(*rendered(ROWS)))
     targets = torch.cat([batch.targets.flatten() for batch in batches])
     assert targets[targets != IGNORE].tolist() == tokens[1:]
@@ -197,7 +197,9 @@ def test_a_validation_set_is_a_fixed_prefix_whatever_the_ranks_and_however_small
         ranks = []
         for rank in range(world_size):
             options = VAL | {"rank": rank, "world_size": world_size}
-            ranks.append(transcript_batches(ROWS[:count], TOKENIZER, val_tokens=val_tokens, packing=packing, **options))
+            ranks.append(
+                conversation_text_batches(ROWS[:count], TOKENIZER, val_tokens=val_tokens, packing=packing, **options)
+            )
         most = max(map(len, ranks))
         return [batches[i] for i in range(most) for batches in ranks if i < len(batches)]
 
@@ -214,4 +216,4 @@ def test_a_validation_set_is_a_fixed_prefix_whatever_the_ranks_and_however_small
 
 def test_a_validation_set_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no validation conversations"):
-        transcript_batches([], TOKENIZER, val_tokens=100, packing="stream", **VAL)
+        conversation_text_batches([], TOKENIZER, val_tokens=100, packing="stream", **VAL)

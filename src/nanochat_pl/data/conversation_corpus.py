@@ -1,4 +1,4 @@
-"""Conversations as documents: each begins with BOS, every token is supervised, and packing treats them as text.
+"""Conversations as a corpus: each is a document that begins with BOS, and every token is supervised, as in text.
 
 This is midtraining's data (nanochat, 2025-11). With packing `stream` a conversation longer than a row goes on in the
 next one, so nothing is cut; with best fit rows begin with a conversation, and what does not fit is cropped or split as
@@ -15,22 +15,22 @@ import numpy as np
 
 from nanochat_pl.data.batch import Batch, Cursor
 from nanochat_pl.data.bestfit import FittedRows
+from nanochat_pl.data.conversations import Lengths, Renderer, check_rows, epoch_order, render
 from nanochat_pl.data.corpus import Tokens
-from nanochat_pl.data.lengths import Lengths, Renderer, render
 from nanochat_pl.data.packing import fixed_batches
 from nanochat_pl.data.parquet import Address
 
-__all__ = ["TranscriptStream", "Transcripts", "check_rows", "num_steps", "transcript_batches"]
+__all__ = ["ConversationCorpus", "ConversationStream", "conversation_text_batches", "num_token_steps"]
 
 BLOCK_CONVERSATIONS = 32
-"""Rendered as one piece of work: some 10,000 tokens."""
-PLAYED_DOCUMENTS = 50_000
-"""So many are enough to know how many rows best fit makes of more: about a second."""
-PLAYED_ROWS = 64
-"""Between two looks at how many documents they took."""
+"""Conversations that are rendered as one piece of work: some 10,000 tokens."""
+SIMULATED_DOCUMENTS = 50_000
+"""This number is enough to know how many rows best fit makes of more; it takes about a second."""
+SIMULATED_ROWS = 64
+"""Rows between two looks at how many documents they took."""
 
 
-class Transcripts:
+class ConversationCorpus:
     """The corpus of a set of conversations (see `nanochat_pl.data.corpus.Corpus`).
 
     Logical shard s of L reads conversations s, s+L, … of each epoch's order. In an `Address`, file and row group are 0
@@ -39,7 +39,7 @@ class Transcripts:
     Args:
         rows: conversations, `{"messages": [...]}` each.
         tokenizer: any object with `bos_id` and `render_conversation`.
-        seed: of the order.
+        seed: seed of the order.
         shuffle: False keeps the order of the rows in every epoch (a curriculum).
     """
 
@@ -50,49 +50,43 @@ class Transcripts:
         self._tokenizer = tokenizer
         self.bos_id = tokenizer.bos_id
         self.identity: Cursor = {"num_rows": len(rows), "seed": seed}
-        self._shuffle = shuffle
-        # shards are seldom an epoch apart; reading a buffer back may need the one before
-        self.order = functools.lru_cache(maxsize=4)(self._make_order)
-
-    def _make_order(self, epoch: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(len(self.rows))
-        return np.random.default_rng([self.identity["seed"], epoch]).permutation(len(self.rows))
+        # a few orders are kept: shards are seldom an epoch apart, and reading a buffer again may need the one before
+        self.order = functools.lru_cache(maxsize=4)(lambda epoch: epoch_order(len(rows), seed, epoch, shuffle))
 
     def check(self, cursor: Cursor) -> None:
         """Refuse a cursor of other conversations or another seed."""
         check_rows(cursor, self.identity)
 
-    def stream(self, logical_shards: int, shard: int, place: Mapping[str, Any] | None) -> "TranscriptStream":
-        """Give the conversations of one logical shard."""
-        return TranscriptStream(self, logical_shards, shard, place)
+    def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> "ConversationStream":
+        """Give the conversations of one logical shard, from a position on."""
+        return ConversationStream(self, logical_shards, shard, position)
 
     def encode(self, documents: list[int]) -> list[Tokens]:
-        """Render conversations, given by their numbers."""
+        """Render the conversations of these indexes."""
         return [np.array(render(self.rows, index, self._tokenizer)[0], np.int32) for index in documents]
 
 
-class TranscriptStream:
-    """The conversations of one logical shard, epoch after epoch, from any address on, as numbers of rows.
+class ConversationStream:
+    """The conversations of one logical shard, epoch after epoch, from any address on, as indexes of rows.
 
     Raises:
-        ValueError: if the shard gets no conversation, or `place` is not one of its own.
+        ValueError: if the shard gets no conversation, or `position` is not one of its own.
     """
 
     def __init__(
-        self, transcripts: Transcripts, logical_shards: int, shard: int, place: Mapping[str, Any] | None
+        self, corpus: ConversationCorpus, logical_shards: int, shard: int, position: Mapping[str, Any] | None
     ) -> None:
-        self._transcripts = transcripts
+        self._corpus = corpus
         self._dealt = slice(shard, None, logical_shards)
-        self.rows = len(range(len(transcripts.rows))[self._dealt])
+        self.rows = len(range(len(corpus.rows))[self._dealt])
         if not self.rows:
             raise ValueError(
-                f"logical shard {shard} of {logical_shards} gets none of the {len(transcripts.rows)} conversations; "
-                f"set data.logical_shards (and the number of devices) to {max(len(transcripts.rows), 1)} or lower"
+                f"logical shard {shard} of {logical_shards} gets none of the {len(corpus.rows)} conversations; "
+                f"set data.logical_shards (and the number of devices) to {max(len(corpus.rows), 1)} or lower"
             )
         self.start = Address(0, 0, 0, 0)
-        if place is not None:
-            self.start = Address(*(place[name] for name in Address._fields))
+        if position is not None:
+            self.start = Address(*(position[name] for name in Address._fields))
             self._check(self.start)
 
     def rows_before(self, address: Address) -> int:
@@ -103,7 +97,7 @@ class TranscriptStream:
         """Yield runs of consecutive conversations of one epoch, each with its first address."""
         first = self.start.doc
         for epoch in itertools.count(self.start.epoch):
-            ours = self._transcripts.order(epoch)[self._dealt]
+            ours = self._corpus.order(epoch)[self._dealt]
             for doc in range(first, len(ours), BLOCK_CONVERSATIONS):
                 yield Address(epoch, 0, 0, doc), ours[doc : doc + BLOCK_CONVERSATIONS].tolist()
             first = 0
@@ -118,7 +112,7 @@ class TranscriptStream:
         """Give the rows at single addresses."""
         for address in addresses:
             self._check(address)
-        return [int(self._transcripts.order(address.epoch)[self._dealt][address.doc]) for address in addresses]
+        return [int(self._corpus.order(address.epoch)[self._dealt][address.doc]) for address in addresses]
 
     def _check(self, address: Address) -> None:
         if address.epoch < 0 or address[1:3] != (0, 0) or not 0 <= address.doc < self.rows:
@@ -128,22 +122,12 @@ class TranscriptStream:
             )
 
 
-def check_rows(cursor: Cursor, identity: Cursor) -> None:
-    """Raise ValueError unless a cursor was written for as many conversations and the same seed."""
-    for key, value in identity.items():
-        if cursor.get(key) != value:
-            raise ValueError(
-                f"the run to resume was made with {key}={cursor.get(key)} of the conversations, now it is {value}; "
-                "give it the same conversations and seed, or start a new run with resume=null"
-            )
-
-
-def num_steps(
+def num_token_steps(
     lengths: Lengths, *, batch_rows: int, sequence_len: int, micro_batches: int, packing: str, num_epochs: int
 ) -> int:
-    """Return the optimizer steps that take `num_epochs` times the conversations, rounded down.
+    """Return the number of optimizer steps that take `num_epochs` times the conversations, rounded down.
 
-    With best fit the packing is played through on the lengths alone, since it depends on them how much is cropped.
+    With best fit the packing is simulated on the lengths alone, since it depends on them how much is cropped.
 
     Raises:
         ValueError: if that is less than one step.
@@ -165,20 +149,20 @@ def num_steps(
 
 
 def _fitted_rows(lengths: Lengths, capacity: int, split: bool, documents: int) -> float:
-    """Count the rows that best fit makes of so many documents of these lengths, its buffer being always full."""
+    """Count the rows that best fit makes of a number of documents of these lengths while its buffer is always full."""
     endless = itertools.cycle(np.random.default_rng(0).permutation(lengths.values).tolist())
-    played = ((Address(0, 0, 0, doc), np.broadcast_to(np.int32(0), (length,))) for doc, length in enumerate(endless))
-    fitted, rows, used = FittedRows(played, capacity, split=split), 0, 0
-    while used < min(documents, PLAYED_DOCUMENTS):
-        for _ in range(PLAYED_ROWS):
+    simulated = ((Address(0, 0, 0, doc), np.broadcast_to(np.int32(0), (length,))) for doc, length in enumerate(endless))
+    fitted, rows, used = FittedRows(simulated, capacity, split=split), 0, 0
+    while used < min(documents, SIMULATED_DOCUMENTS):
+        for _ in range(SIMULATED_ROWS):
             fitted.next_row()
-        rows += PLAYED_ROWS
+        rows += SIMULATED_ROWS
         assert fitted.last is not None
         used = fitted.last.doc + 1 - fitted.held_documents
     return rows * documents / used
 
 
-def transcript_batches(
+def conversation_text_batches(
     rows: Sequence[Mapping[str, Any]],
     tokenizer: Renderer,
     *,
@@ -189,7 +173,7 @@ def transcript_batches(
     world_size: int,
     packing: str,
 ) -> list[Batch]:
-    """Lay the first conversations, in order, into rows: a validation set that never changes (see `fixed_batches`).
+    """Pack the first conversations, in order: a validation set that never changes (see `fixed_batches`).
 
     Raises:
         ValueError: if there are no conversations.
@@ -197,7 +181,7 @@ def transcript_batches(
     if not len(rows):
         raise ValueError("there are no validation conversations; add a task under mixture.val_tasks")
     batches = fixed_batches(
-        Transcripts(rows, tokenizer, seed=0, shuffle=False),
+        ConversationCorpus(rows, tokenizer, seed=0, shuffle=False),
         tokens=val_tokens,
         batch_rows=batch_rows,
         sequence_len=sequence_len,
