@@ -27,7 +27,7 @@ from typing import Any
 from nanochat_pl.cli.report import main as report
 from nanochat_pl.eval.results import Evaluation, proportion_row, results_document
 from nanochat_pl.report.html import render_html
-from nanochat_pl.report.runs import read_run
+from nanochat_pl.report.read import read_run
 from nanochat_pl.report.sections import report_blocks
 
 FIGURES = (

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MAX_NAME_BYTES = 200
@@ -23,6 +23,7 @@ __all__ = [
     "atomic_file",
     "check_place",
     "checkpoint_file",
+    "first_distinct",
     "first_line",
     "link_or_copy",
     "listing",
@@ -30,6 +31,7 @@ __all__ = [
     "reason",
     "run_dir",
     "run_folder",
+    "run_label",
     "worded",
     "write_atomically",
     "writing",
@@ -70,6 +72,20 @@ def run_folder(file: str | Path) -> Path:
     """Return the run folder that a checkpoint file belongs to; for a file outside of a run, the folder it lies in."""
     folder = Path(file).parent
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def run_label(checkpoint: Path) -> str:
+    """Return ``<stage>/<run_name>`` for the checkpoint file of a run."""
+    run = run_folder(checkpoint)
+    return f"{run.parent.name}/{run.name}".strip("/") or checkpoint.stem
+
+
+def first_distinct(*choices: Sequence[str]) -> list[str] | None:
+    """Return the first of several lists of labels in which no label occurs twice, or None.
+
+    Every list of checkpoints or runs that is shown gets its labels so, from the shortest kind to the longest.
+    """
+    return next((list(labels) for labels in choices if len(set(labels)) == len(labels)), None)
 
 
 def checkpoint_file(path: str | Path) -> Path:

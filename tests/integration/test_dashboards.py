@@ -18,6 +18,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nanochat_pl.cli.workspace import SECTIONS, Curves, Table, layout, main
+from nanochat_pl.eval.results import SCHEMA, MetricRow
+from nanochat_pl.report.read import Result
 from nanochat_pl.training.callbacks.diagnostics import update_ratio
 from nanochat_pl.training.loggers import AXES, SUMMARIES, evaluation_figures, log_evaluation
 from tests.integration.conftest import BASE, SFT, Train, metrics
@@ -140,13 +142,14 @@ def check_evaluations_join_the_run(folder: Path, tmp_path: Path) -> None:
     """Log an evaluation to the run that has just been written: here, because W&B takes seconds to start."""
     results = tmp_path / "results.json"
     metrics = [
-        {"task": "arc_easy", "metric": "accuracy", "value": 0.25, "group": None},
-        {"task": "arc_easy", "metric": "accuracy", "value": 0.5, "group": {"part": "one"}},
-        {"task": "CORE", "metric": "core_metric", "value": 0.01, "group": None},
-        {"task": "piqa", "metric": "accuracy", "value": None, "group": None},
+        {"task": "arc_easy", "metric": "accuracy", "value": 0.25, "n": 4},
+        {"task": "arc_easy", "metric": "accuracy", "value": 0.5, "n": 2, "group": {"part": "one"}},
+        {"task": "CORE", "metric": "core_metric", "value": 0.01, "n": 1},
+        {"task": "piqa", "metric": "accuracy", "value": None, "n": 0},
     ]
     checkpoint = {"path": str(folder / "checkpoints" / "last.ckpt"), "step": 4}
-    document = {"name": "core", "checkpoint": checkpoint, "metrics": metrics, "examples_per_s": 7.5}
+    document = {"schema": SCHEMA, "name": "core", "checkpoint": checkpoint, "config": {}, "metrics": metrics}
+    document["examples_per_s"] = 7.5
     results.write_text(json.dumps(document))
     lines = [{"id": str(i), "prompt": "2+2?", "expected": 4, "output": "4\u20285", "spare": 1} for i in range(3)]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -189,8 +192,9 @@ def test_an_evaluation_of_a_run_without_a_dashboard_goes_nowhere(tmp_path: Path)
 
 
 def test_figures_of_an_evaluation_are_named_by_task_and_metric():
-    row = {"task": "GSM8K", "metric": "pass@1", "value": 0.5, "group": None}
-    assert evaluation_figures({"name": "chat", "metrics": [row], "examples_per_s": None}) == {"chat/GSM8K/pass@1": 0.5}
+    row = MetricRow(task="GSM8K", metric="pass@1", value=0.5, n=2)
+    result = Result(file=Path("results.json"), name="chat", checkpoint={}, settings={}, rows=[row])
+    assert evaluation_figures(result) == {"chat/GSM8K/pass@1": 0.5}
 
 
 def test_every_panel_shows_what_is_logged(train: Train, tmp_path: Path):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from nanochat_pl.report.runs import read_run
+from nanochat_pl.report.read import read_run
 from tests.integration.conftest import BASE, Train
 
 

@@ -8,7 +8,8 @@ import yaml
 
 from nanochat_pl.eval.chat import summarize_chat
 from nanochat_pl.eval.results import Evaluation, MetricRow, config_hash, proportion_row, results_document
-from nanochat_pl.report.entrants import Entrant, Result
+from nanochat_pl.report.evaluated import EvaluatedRun
+from nanochat_pl.report.read import Result
 
 
 def answers(right: Sequence[bool], task: str = "", prompt: str = "What is {}?") -> list[dict]:
@@ -19,8 +20,8 @@ def answers(right: Sequence[bool], task: str = "", prompt: str = "What is {}?") 
     return [{**record, "task": task} for record in records] if task else records
 
 
-def entrant(label: str, *evaluations: Result, run: dict | None = None) -> Entrant:
-    return Entrant(label=label, results={result.name: result for result in evaluations}, run=run)
+def entrant(label: str, *evaluations: Result, run: dict | None = None) -> EvaluatedRun:
+    return EvaluatedRun(label=label, results={result.name: result for result in evaluations}, config=run)
 
 
 def result(rows: list[MetricRow], records: list[dict], name: str = "recall", stage: str = "sft", **settings) -> Result:

@@ -7,13 +7,14 @@ import pytest
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
 from nanochat_pl.eval.stats import mcnemar_exact
-from nanochat_pl.report.comparison import compare_entrants, settings_that_differ
-from nanochat_pl.report.entrants import Entrant, Result
+from nanochat_pl.report.comparison import compare_runs, settings_that_differ
+from nanochat_pl.report.evaluated import EvaluatedRun
+from nanochat_pl.report.read import Result
 from tests.unit.evaluated import answers, entrant, pattern, recalled, result, sampled
 
 
-def verdicts(*entrants: Entrant, **more) -> list[str]:
-    return [j.verdict for line in compare_entrants(entrants, **more) for j in line.judgements if j is not None]
+def verdicts(*entrants: EvaluatedRun, **more) -> list[str]:
+    return [j.verdict for line in compare_runs(entrants, **more) for j in line.judgements if j is not None]
 
 
 # -- who is better ------------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def test_one_small_p_value_among_several_tests_makes_no_winner():
         records = [record for task, pair in tasks.items() for record in answers(pair[place], task)]
         return result(rows, records, name="chat")
 
-    lines = compare_entrants([entrant("a", chat(0)), entrant("b", chat(1))])
+    lines = compare_runs([entrant("a", chat(0)), entrant("b", chat(1))])
     judged = [line.judgements[1] for line in lines]
     assert [line.task for line in lines] == list(tasks)
     assert all(j is not None and j.verdict.startswith("not distinguishable") for j in judged)
@@ -60,7 +61,7 @@ def test_equal_models_hardly_ever_win_anywhere():
             rows = [proportion_row(f"task{n}", "accuracy", pair[place]) for n, pair in enumerate(pairs)]
             return result(rows, [r for n, pair in enumerate(pairs) for r in answers(pair[place], f"task{n}")], "chat")
 
-        lines = compare_entrants([entrant("a", chat(0)), entrant("b", chat(1))])
+        lines = compare_runs([entrant("a", chat(0)), entrant("b", chat(1))])
         judged = [judgement for line in lines if (judgement := line.judgements[1]) is not None]
         assert len(judged) == 8
         won += any("is better" in judgement.verdict for judgement in judged)
@@ -99,7 +100,7 @@ def test_bits_per_byte_are_better_when_lower_and_need_the_same_text():
         values = [value - spread, value + spread] * 50 if spread else []
         return result([mean_row("val", "bpb", values) if spread else row], [], "bpb", "base")
 
-    [line] = compare_entrants([entrant("a", bpb(1.5)), entrant("b", bpb(1.25))])
+    [line] = compare_runs([entrant("a", bpb(1.5)), entrant("b", bpb(1.25))])
     assert line.judgements[1] is not None
     assert line.judgements[1].difference == -0.25
     assert line.judgements[1].verdict == "no interval, no verdict"
@@ -113,7 +114,7 @@ def test_bits_per_byte_are_better_when_lower_and_need_the_same_text():
 def test_who_lacks_an_evaluation_does_not_keep_the_others_from_being_compared():
     first, second = pattern(10, 2, 20, 8)
     bpb = result([MetricRow(task="val", metric="bpb", value=1.5, n=9)], [], "bpb", "base")
-    lines = compare_entrants([entrant("a", bpb), entrant("b", recalled(first)), entrant("c", recalled(second))])
+    lines = compare_runs([entrant("a", bpb), entrant("b", recalled(first)), entrant("c", recalled(second))])
     line = next(line for line in lines if line.evaluation == "recall")
     assert line.rows[0] is None
     assert line.reference == 1
@@ -136,10 +137,10 @@ def test_a_figure_has_a_better_side_or_none(metric, sign):
 def test_named_metrics_are_shown_and_unknown_ones_refused_with_what_there_is():
     rows = [proportion_row("recall", "exact_match", [True]), proportion_row("recall", "truncation_rate", [False])]
     both = [entrant(name, result(rows, answers([True]))) for name in "ab"]
-    assert [line.metric for line in compare_entrants(both, metrics=["truncation_rate"])] == ["truncation_rate"]
-    assert len(compare_entrants(both, metrics=["all"])) == 2
+    assert [line.metric for line in compare_runs(both, metrics=["truncation_rate"])] == ["truncation_rate"]
+    assert len(compare_runs(both, metrics=["all"])) == 2
     with pytest.raises(ValueError, match="there are exact_match, truncation_rate"):
-        compare_entrants(both, metrics=["perplexity"])
+        compare_runs(both, metrics=["perplexity"])
 
 
 # -- several samples of each question -----------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_of_several_samples_the_questions_decide_where_the_intervals_overlap():
     first = [draw.choice((0, 0, 1, 6, 7)) for _ in range(60)]
     second = [min(8, n + draw.choice((0, 0, 1, 1))) for n in first]
     both = [entrant("a", sampled(first, 8)), entrant("b", sampled(second, 8))]
-    [line] = compare_entrants(both, metrics=["pass@1"])
+    [line] = compare_runs(both, metrics=["pass@1"])
     before, after, judgement = line.rows[0], line.rows[1], line.judgements[1]
     assert before is not None and after is not None and judgement is not None
     assert before.interval is not None and after.interval is not None
@@ -159,13 +160,13 @@ def test_of_several_samples_the_questions_decide_where_the_intervals_overlap():
     assert judgement.difference == pytest.approx((sum(second) - sum(first)) / 8 / 60)
     assert judgement.interval is not None
     assert 0 < judgement.interval.low < judgement.difference < judgement.interval.high
-    assert compare_entrants(both, metrics=["pass@1"]) == [line]
+    assert compare_runs(both, metrics=["pass@1"]) == [line]
     assert verdicts(*reversed(both), metrics=["pass@1"]) == [judgement.verdict]
 
 
 def test_every_k_that_is_shown_is_paired_and_corrected():
     first, second = [0] * 9 + [2] * 11, [1] * 8 + [0] + [2] * 11
-    lines = compare_entrants([entrant("a", sampled(first, 2)), entrant("b", sampled(second, 2))])
+    lines = compare_runs([entrant("a", sampled(first, 2)), entrant("b", sampled(second, 2))])
     judged = {line.metric: line.judgements[1] for line in lines}
     assert list(judged) == ["pass@1", "pass@2"]
     for judgement in judged.values():
@@ -176,9 +177,9 @@ def test_every_k_that_is_shown_is_paired_and_corrected():
 
 def test_of_pass_at_k_the_ends_are_shown_and_the_others_on_request():
     both = [entrant("a", sampled([1, 3] * 9, 8)), entrant("b", sampled([1, 2] * 9, 4))]
-    assert [line.metric for line in compare_entrants(both[:1])] == ["pass@1", "pass@8"]
-    assert [line.metric for line in compare_entrants(both, metrics=["pass@2", "pass@3"])] == ["pass@2", "pass@3"]
-    assert {line.metric for line in compare_entrants(both, metrics=["all"])} > {f"pass@{k}" for k in range(1, 9)}
+    assert [line.metric for line in compare_runs(both[:1])] == ["pass@1", "pass@8"]
+    assert [line.metric for line in compare_runs(both, metrics=["pass@2", "pass@3"])] == ["pass@2", "pass@3"]
+    assert {line.metric for line in compare_runs(both, metrics=["all"])} > {f"pass@{k}" for k in range(1, 9)}
 
 
 def test_numbers_of_samples_may_differ_as_shares_are_compared():
@@ -194,7 +195,7 @@ def test_equal_models_hardly_ever_win_with_several_samples():
         draw = random.Random(seed)
         ease = [draw.random() for _ in range(40)]
         first, second = ([sum(draw.random() < p for _ in range(4)) for p in ease] for _ in range(2))
-        lines = compare_entrants([entrant("a", sampled(first, 4)), entrant("b", sampled(second, 4))])
+        lines = compare_runs([entrant("a", sampled(first, 4)), entrant("b", sampled(second, 4))])
         judged = [judgement for line in lines if (judgement := line.judgements[1]) is not None]
         assert len(judged) == 2
         won += any("is better" in judgement.verdict for judgement in judged)
@@ -217,7 +218,7 @@ def test_samples_that_were_not_kept_leave_only_intervals():
 def test_answers_to_different_questions_are_refused_with_the_command_that_asks_the_same(others):
     rows = [proportion_row("recall", "exact_match", [True] * len(others))]
     with pytest.raises(ValueError, match="different questions") as error:
-        compare_entrants([entrant("a", recalled([True] * 40)), entrant("b", result(rows, others))])
+        compare_runs([entrant("a", recalled([True] * 40)), entrant("b", result(rows, others))])
     assert f"40 and {len(others)}" in str(error.value)
     assert "python evaluate.py 'ckpt=[outputs/sft/d4/checkpoints/best.ckpt,outputs/sft" in str(error.value)
 
@@ -225,7 +226,7 @@ def test_answers_to_different_questions_are_refused_with_the_command_that_asks_t
 def test_nothing_in_common_is_refused_with_what_each_has():
     bpb = result([MetricRow(task="val", metric="bpb", value=1.5, n=9)], [], "bpb", "base")
     with pytest.raises(ValueError, match="a has bpb; b has recall"):
-        compare_entrants([entrant("a", bpb), entrant("b", recalled([True]))])
+        compare_runs([entrant("a", bpb), entrant("b", recalled([True]))])
 
 
 def test_settings_that_were_not_the_same_are_told():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_pl.eval.results import SCHEMA
-from nanochat_pl.report.entrants import evaluate_command, find_results, load_entrants, load_result, stage_order
+from nanochat_pl.report.evaluated import evaluate_command, find_results, load_evaluated_runs, read_result, stage_order
 from tests.unit.evaluated import entrant, recalled, write
 
 
@@ -54,10 +54,10 @@ def test_a_torn_last_answer_is_passed_over_and_any_other_refused(tmp_path):
     examples = file.with_name("examples.jsonl")
     whole = examples.read_text()
     examples.write_text(whole + '{"id": "test/2", "pro')
-    assert len(load_result(file).records) == 2
+    assert len(read_result(file).records) == 2
     examples.write_text("{\n" + whole)
     with pytest.raises(ValueError, match=r"eval\.fresh=true"):
-        load_result(file)
+        read_result(file)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_results_that_cannot_be_trusted_are_refused_with_the_command(tmp_path, c
     [file] = find_results(write(tmp_path, "sft/d4", [True]))
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=said) as error:
-        load_result(file)
+        read_result(file)
     assert "python evaluate.py ckpt=" in str(error.value)
 
 
@@ -96,28 +96,28 @@ def test_what_is_no_results_document_is_refused(tmp_path):
     for text in texts:
         file.write_text(text)
         with pytest.raises(ValueError, match=r"no (whole )?results document \(it ") as error:
-            load_result(file)
+            read_result(file)
         assert not re.search(r"Error|__init__|Expecting|object", str(error.value))
     file.write_text(json.dumps(whole))
     for line in ("{", "[1]", "3", '"text"'):
         file.with_name("examples.jsonl").write_text(f"{line}\n")
         with pytest.raises(ValueError, match="line 1 is no record of an answer"):
-            load_result(file)
+            read_result(file)
 
 
 def test_entrants_have_the_shortest_names_that_differ(tmp_path):
     a, b = write(tmp_path, "sft/a", [True], config={"seed": 1}), write(tmp_path, "sft/b", [True])
     write(tmp_path, "sft/a", [True], checkpoint="last")
     last = a / "eval" / "recall" / "last" / "results.json"
-    assert [e.label for e in load_entrants([a, b])] == ["sft/a", "sft/b"]
-    assert [e.label for e in load_entrants([a, last])] == ["sft/a:best", "sft/a:last"]
-    assert [e.run for e in load_entrants([a, b])] == [{"seed": 1}, None]
+    assert [e.label for e in load_evaluated_runs([a, b])] == ["sft/a", "sft/b"]
+    assert [e.label for e in load_evaluated_runs([a, last])] == ["sft/a:best", "sft/a:last"]
+    assert [e.config for e in load_evaluated_runs([a, b])] == [{"seed": 1}, None]
     with pytest.raises(ValueError, match="given twice"):
-        load_entrants([a, b, a])
+        load_evaluated_runs([a, b, a])
 
 
 def test_checkpoints_are_named_in_the_command_that_asks_them_together(tmp_path):
-    entrants = load_entrants([write(tmp_path, f"sft/{name}", [True]) for name in "ab"])
+    entrants = load_evaluated_runs([write(tmp_path, f"sft/{name}", [True]) for name in "ab"])
     paths = ",".join(f"{tmp_path}/sft/{name}/checkpoints/best.ckpt" for name in "ab")
     assert evaluate_command(entrants, "recall") == f"python evaluate.py 'ckpt=[{paths}]' eval=recall"
 
@@ -126,4 +126,4 @@ def test_a_config_that_is_no_yaml_is_named_with_its_file(tmp_path):
     run = write(tmp_path, "sft/d4", [True], config={"seed": 1})
     (run / "config.yaml").write_text("seed: [1\n")
     with pytest.raises(ValueError, match=rf"{Path(run) / 'config.yaml'} is no YAML"):
-        load_entrants([run])
+        load_evaluated_runs([run])

@@ -19,7 +19,7 @@ from nanochat_pl.eval.results import Evaluation, proportion_row, results_documen
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.report.card import model_card, results_of
-from nanochat_pl.report.runs import read_run
+from nanochat_pl.report.read import read_run
 from nanochat_pl.tokenizer import Tokenizer
 
 CONFIG = {
@@ -291,6 +291,6 @@ def test_results_are_of_the_same_step_whatever_the_file_is_called(run: Path):
     assert [result.name for result in results_of(read, "best", 12)] == ["recall"]
     assert [result.name for result in results_of(read, "last", 6)] == ["scienceqa"]
     assert results_of(read, "last", 7) == ()
-    undated = replace(read, results=tuple(replace(result, step=None) for result in read.results))
+    undated = replace(read, results=tuple(replace(result, checkpoint={}) for result in read.results))
     assert [result.name for result in results_of(undated, "last", 7)] == ["recall", "scienceqa"]
     assert results_of(undated, "best", 7) == ()

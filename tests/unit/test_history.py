@@ -17,7 +17,7 @@ from nanochat_pl.config.checks import RUN_FILES
 from nanochat_pl.report.history import Stage, chains, draw_history, history_figure, run_picture, smooth
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.plots import png_bytes, styled
-from nanochat_pl.report.runs import Curve, find_chain, read_run
+from nanochat_pl.report.read import Curve, find_chain, read_run
 from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.training.callbacks import summary as callbacks
 from nanochat_pl.training.callbacks.summary import Picture

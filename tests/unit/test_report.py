@@ -24,7 +24,7 @@ from nanochat_pl.report import plots, scores, sections
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.markdown import Code, Table, render_markdown
 from nanochat_pl.report.plots import Drawing, Line, curve_figures, line_chart, thin
-from nanochat_pl.report.runs import Run, best_point, find_chain, read_run
+from nanochat_pl.report.read import Run, best_point, find_chain, read_run
 from nanochat_pl.report.scores import chance_verdict, summary_table
 from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.report.textlog import parse_text_log

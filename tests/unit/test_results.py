@@ -215,16 +215,16 @@ ROW = {"task": "t", "metric": "accuracy", "value": 0.5, "n": 2, "count": 1}
     ],
 )
 def test_compare_and_report_both_refuse_figures_that_cannot_be(tmp_path, damaged):
-    from nanochat_pl.report.entrants import load_result
-    from nanochat_pl.report.runs import _read_results
+    from nanochat_pl.report.evaluated import read_result
+    from nanochat_pl.report.read import read_results
 
     file = tmp_path / "eval" / "t" / "best" / "results.json"
     file.parent.mkdir(parents=True)
     whole = {"name": "t", "checkpoint": {"path": "x.ckpt"}, "config": {}, "config_hash": "0", "seconds": 1.0}
     file.write_text(json.dumps({**whole, "schema": SCHEMA, "metrics": [ROW]}))
-    assert load_result(file).rows and [result.rows for result in _read_results(tmp_path, [])]
+    assert read_result(file).rows and [result.rows for result in read_results(tmp_path, [])]
     file.write_text(json.dumps({**whole, **damaged}))
     with pytest.raises(ValueError, match=r"results\.json"):
-        load_result(file)
+        read_result(file)
     problems: list[str] = []
-    assert not list(_read_results(tmp_path, problems)) and "left out" in problems[0]
+    assert not list(read_results(tmp_path, problems)) and "left out" in problems[0]

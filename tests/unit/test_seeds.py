@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nanochat_pl.report.comparison import compare_entrants
-from nanochat_pl.report.entrants import Entrant
+from nanochat_pl.report.comparison import compare_runs
+from nanochat_pl.report.evaluated import EvaluatedRun
 from nanochat_pl.report.seeds import compare_seeds, group_by_seed
 from tests.unit.evaluated import entrant, recalled
 
 
-def seeded(name: str, seed: int, lr: float, right: int, stage: str = "sft") -> Entrant:
+def seeded(name: str, seed: int, lr: float, right: int, stage: str = "sft") -> EvaluatedRun:
     run = {
         "seed": seed,
         "run_name": name,
@@ -33,7 +33,7 @@ def test_groups_of_seeds_have_mean_and_std_and_win_only_outside_the_noise():
     near = [seeded(f"y{n}", n, 0.2, right) for n, right in enumerate((21, 24, 22))]
     far = [seeded(f"z{n}", n, 0.3, right) for n, right in enumerate((34, 36, 35))]
     entrants = [*runs, *near, *far]
-    [line] = compare_seeds(entrants, compare_entrants(entrants), group_by_seed(entrants))
+    [line] = compare_seeds(entrants, compare_runs(entrants), group_by_seed(entrants))
     values = np.array([20, 22, 21]) / 40
     spread = line.spreads[0]
     assert spread is not None

@@ -357,6 +357,8 @@ def finished_as_asked(
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:
     """Summarise the chain: steps, losses, and the evaluations of every trained stage side by side."""
+    from nanochat_pl.report.overview import figure_text
+    from nanochat_pl.report.read import newest_row
     from nanochat_pl.report.terminal import table_text
 
     stages = [s for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
@@ -385,9 +387,9 @@ def closing_table(cfg: TrainConfig, seconds: float) -> str:
         ("accuracy as written", "scienceqa", "strict/accuracy_over_asked"),
         ("checks passed", "checks", "pass_rate"),
     ):
-        figures = [figure(folders[s], name, metric) for s in stages]
-        if any(text != "-" for text in figures):
-            rows.append([label, *figures])
+        found = [newest_row(folders[s], name, metric) for s in stages]
+        if any(row is not None and row.value is not None for row in found):
+            rows.append([label, *(figure_text(row, missing="-") for row in found)])
     baseline = baselines(folders[stages[-1]])
     title = f"{cfg.run_name}: {' -> '.join(cfg.chain)} in {seconds:.0f} s"
     lines = [table_text(title, ["", *stages], rows)]
@@ -415,28 +417,14 @@ def sample_answers(folder: Path) -> list[str]:
     return [f"  {one['prompt']}  ->  {' '.join(answer.split())}" for one, answer in zip(shown, answers)]
 
 
-def metric_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Read the metrics of an evaluation of a run's newest evaluated checkpoint."""
-    files = sorted((folder / "eval" / name).glob("*/results.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(files[-1].read_text())["metrics"] if files else []
-
-
-def figure(folder: Path, name: str, metric: str) -> str:
-    """Format a proportion with its 95% interval."""
-    for row in metric_rows(folder, name):
-        if row["metric"] == metric and row["group"] is None and row["value"] is not None:
-            low, high = row["interval"]["low"], row["interval"]["high"]
-            return f"{row['value']:.1%} [{low:.1%}, {high:.1%}]"
-    return "-"
-
-
 def baselines(folder: Path) -> str:
     """Name what answers the multiple-choice questions without a model."""
-    for row in metric_rows(folder, "scienceqa"):
-        if row["metric"] == "loglikelihood/accuracy" and row["group"] is None and row["baseline"]:
-            base = row["baseline"]
-            text = f"chance {base['chance']:.1%}"
-            if "majority" in base:
-                text += f", always the commonest letter {base['majority']:.1%}"
-            return text + f" (n = {row['n']})"
-    return ""
+    from nanochat_pl.report.read import newest_row
+
+    row = newest_row(folder, "scienceqa", "loglikelihood/accuracy")
+    if row is None or not row.baseline:
+        return ""
+    text = f"chance {row.baseline['chance']:.1%}"
+    if "majority" in row.baseline:
+        text += f", always the commonest letter {row.baseline['majority']:.1%}"
+    return f"{text} (n = {row.n})"

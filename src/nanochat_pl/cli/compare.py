@@ -8,7 +8,7 @@ from pathlib import Path
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.comparison_pages import comparison_html, comparison_json, comparison_markdown
-from nanochat_pl.report.entrants import load_entrants
+from nanochat_pl.report.evaluated import load_evaluated_runs
 from nanochat_pl.report.overview import Overview, briefly, draw_up, tables, verdicts
 from nanochat_pl.report.stage_charts import text_chart
 from nanochat_pl.report.terminal import print_table
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         asked = parser.parse_args(arguments)
         if asked.limit < 0:
             raise ValueError(f"--limit={asked.limit} must be 0 or more")
-        overview = draw_up(load_entrants(asked.paths), metrics=asked.metric, seeds=asked.seeds, limit=asked.limit)
+        overview = draw_up(load_evaluated_runs(asked.paths), metrics=asked.metric, seeds=asked.seeds, limit=asked.limit)
         pages = (
             (asked.markdown, comparison_markdown),
             (asked.html, comparison_html),

@@ -20,7 +20,7 @@ from nanochat_pl.paths import run_folder, writing
 
 if TYPE_CHECKING:
     from nanochat_pl.checkpoint.state import ModelState
-    from nanochat_pl.report.runs import Run
+    from nanochat_pl.report.read import Run
 
 __all__ = ["FORMATS", "export_model", "main", "new_folder"]
 
@@ -180,7 +180,7 @@ def new_folder(out: Path, names: tuple[str, ...], force: bool) -> Iterator[Path]
 def _run_of(model: "ModelState") -> "Run | None":
     """Read the run folder of one of our checkpoints, with the results of these weights only."""
     from nanochat_pl.report.card import results_of
-    from nanochat_pl.report.runs import read_run
+    from nanochat_pl.report.read import read_run
 
     folder = run_folder(model.file)
     if model.format != "lightning" or folder == model.file.parent:
@@ -207,7 +207,7 @@ def _name(model: "ModelState", source: str | Path) -> str:
 
 def _figures(model: "ModelState", run: "Run | None", names: Mapping[str, str]) -> dict[str, float]:
     """Give the validation figure that chose these weights, by the name it has in another program's metadata."""
-    from nanochat_pl.report.runs import validation_metric
+    from nanochat_pl.report.read import validation_metric
 
     chosen = validation_metric(run.curves) if run is not None else None
     if run is None or chosen is None or chosen[0] not in names or run.summary.get("best_step") != model.step:

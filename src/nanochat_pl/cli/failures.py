@@ -13,7 +13,8 @@ from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_failures
 from nanochat_pl.eval.results import fenced
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.report.entrants import Result, find_results, load_result
+from nanochat_pl.report.evaluated import find_results, read_result
+from nanochat_pl.report.read import Result
 from nanochat_pl.report.terminal import print_table
 
 __all__ = ["main"]
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _sort(path: str) -> list[Sorted]:
-    results = [load_result(file) for file in find_results(path)]
+    results = [read_result(file) for file in find_results(path)]
     answered = [result for result in results if result.records]
     if not answered:
         names = ", ".join(str(result.file) for result in results)

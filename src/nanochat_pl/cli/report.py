@@ -51,7 +51,7 @@ def write_report(
     from nanochat_pl.paths import write_atomically
     from nanochat_pl.report.html import render_html
     from nanochat_pl.report.markdown import Figure, every_figure, render_markdown
-    from nanochat_pl.report.runs import find_chain, read_run
+    from nanochat_pl.report.read import find_chain, read_run
     from nanochat_pl.report.sections import report_blocks
     from nanochat_pl.report.textlog import read_text_log
 

@@ -34,10 +34,11 @@ from nanochat_pl.eval.results import (
     results_document,
 )
 from nanochat_pl.model.inference import pick_inference_dtype
-from nanochat_pl.paths import check_place, run_folder, write_atomically, writing
+from nanochat_pl.paths import check_place, first_distinct, run_folder, run_label, write_atomically, writing
 from nanochat_pl.report import terminal
-from nanochat_pl.report.entrants import Entrant, Result
+from nanochat_pl.report.evaluated import EvaluatedRun
 from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
+from nanochat_pl.report.read import Result
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.training.claim import claimed
 from nanochat_pl.training.loggers import log_evaluation
@@ -251,12 +252,10 @@ def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
         if loaded.format != "lightning":
             names.append(f"{run.resolve().name}/{short_name(loaded)}")
             continue
-        names.append(f"{run.parent.name}/{run.name}" if run != loaded.path.parent else loaded.path.stem)
-    if len(set(names)) < len(names):
-        names = [f"{name}:{short_name(loaded)}" for name, loaded in zip(names, models)]
-    if len(set(names)) < len(names):
-        names = [str(loaded.path) for loaded in models]
-    return names
+        names.append(run_label(loaded.path) if run != loaded.path.parent else loaded.path.stem)
+    longer = [f"{name}:{short_name(loaded)}" for name, loaded in zip(names, models)]
+    paths = [str(loaded.path) for loaded in models]
+    return first_distinct(names, longer) or paths
 
 
 def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
@@ -315,7 +314,7 @@ def draw_comparison(
     if len(evaluations) < 2:
         return None
     entrants = [
-        Entrant(
+        EvaluatedRun(
             label=shown,
             results={
                 document["name"]: Result(

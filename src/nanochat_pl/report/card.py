@@ -13,7 +13,7 @@ from typing import Any
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.report.markdown import Block, Heading, Table, Text, render_markdown
 from nanochat_pl.report.plots import Figure
-from nanochat_pl.report.runs import Result, Run, last_value
+from nanochat_pl.report.read import Result, Run, last_value
 from nanochat_pl.report.scores import evaluation_blocks
 
 __all__ = ["evaluation_document", "model_card", "results_of"]
@@ -41,7 +41,7 @@ def results_of(run: Run, checkpoint: str, step: int) -> tuple[Result, ...]:
     """
     chosen: dict[str, Result] = {}
     for result in run.results:
-        own = result.checkpoint == checkpoint
+        own = result.checkpoint_name == checkpoint
         if result.step == step or (own and result.step is None):
             chosen = chosen | {result.name: result} if own else {result.name: result} | chosen
     return tuple(chosen[name] for name in sorted(chosen))
@@ -53,7 +53,7 @@ def evaluation_document(results: Sequence[Result]) -> dict[str, Any]:
         "evaluations": [
             {
                 "name": result.name,
-                "checkpoint": result.checkpoint,
+                "checkpoint": result.checkpoint_name,
                 "step": result.step,
                 "metrics": [asdict(row) for row in result.rows],
             }

@@ -15,9 +15,9 @@ from nanochat_pl.eval.compare import compare, scores_behind, verdict
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Interval, holm_correction
-from nanochat_pl.report.entrants import Entrant, evaluate_command, evaluations, question_key
+from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key
 
-__all__ = ["Judgement", "Line", "compare_entrants", "settings_that_differ", "verdict_of_intervals"]
+__all__ = ["Judgement", "Line", "compare_runs", "settings_that_differ", "verdict_of_intervals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Line:
         return next((i for i, row in enumerate(self.rows) if row is not None and row.value is not None), 0)
 
 
-def compare_entrants(
-    entrants: Sequence[Entrant], *, metrics: Sequence[str] | None = None, alpha: float = 0.05, seed: int = 0
+def compare_runs(
+    entrants: Sequence[EvaluatedRun], *, metrics: Sequence[str] | None = None, alpha: float = 0.05, seed: int = 0
 ) -> list[Line]:
     """Compare every entrant with the first one that has the figure, figure by figure.
 
@@ -69,7 +69,7 @@ def compare_entrants(
         ValueError: Entrants were asked different questions, no evaluation is common to two of them, or no figure has
             one of the names.
     """
-    names = evaluations(entrants)
+    names = evaluation_names(entrants)
     shared = [name for name in names if sum(name in entrant.results for entrant in entrants) > 1]
     if len(entrants) > 1 and not shared:
         have = "; ".join(f"{entrant.label} has {', '.join(entrant.results)}" for entrant in entrants)
@@ -86,11 +86,11 @@ def compare_entrants(
     return [_with_verdicts(line, entrants, corrected, len(tests), alpha) for line in judged]
 
 
-def _together(entrants: Sequence[Entrant], name: str) -> str:
+def _together(entrants: Sequence[EvaluatedRun], name: str) -> str:
     return f"ask them together with `{evaluate_command(entrants, name)}`"
 
 
-def _check_questions(entrants: Sequence[Entrant], name: str) -> None:
+def _check_questions(entrants: Sequence[EvaluatedRun], name: str) -> None:
     """Refuse answers to different questions: other ids, or other words under the same id."""
     answered = [entrant for entrant in entrants if entrant.results[name].records]
     asked = [{question_key(record): record.get("prompt") for record in e.results[name].records} for e in answered]
@@ -107,7 +107,7 @@ def _check_questions(entrants: Sequence[Entrant], name: str) -> None:
         )
 
 
-def _lines(entrants: Sequence[Entrant], name: str, metrics: Sequence[str] | None) -> Iterator[Line]:
+def _lines(entrants: Sequence[EvaluatedRun], name: str, metrics: Sequence[str] | None) -> Iterator[Line]:
     rows = [
         {(row.task, row.metric): row for row in entrant.results[name].rows if row.group is None}
         if name in entrant.results
@@ -131,7 +131,7 @@ def _between(metric: str, others: Sequence[str]) -> bool:
     return 1 < tries < max(more)
 
 
-def _judge(line: Line, entrants: Sequence[Entrant], seed: int) -> Line:
+def _judge(line: Line, entrants: Sequence[EvaluatedRun], seed: int) -> Line:
     """Give differences, and tests where the answers can be paired; verdicts come when all tests are known."""
     scores = [_scores(line, entrant, row) for entrant, row in zip(entrants, line.rows)]
     first, before = line.rows[line.reference], scores[line.reference]
@@ -149,7 +149,7 @@ def _judge(line: Line, entrants: Sequence[Entrant], seed: int) -> Line:
     return replace(line, judgements=judgements)
 
 
-def _scores(line: Line, entrant: Entrant, row: MetricRow | None) -> list[dict[str, Any]]:
+def _scores(line: Line, entrant: EvaluatedRun, row: MetricRow | None) -> list[dict[str, Any]]:
     if row is None:
         return []
     records = entrant.results[line.evaluation].records
@@ -157,7 +157,7 @@ def _scores(line: Line, entrant: Entrant, row: MetricRow | None) -> list[dict[st
 
 
 def _with_verdicts(
-    line: Line, entrants: Sequence[Entrant], corrected: Iterator[float], num_tests: int, alpha: float
+    line: Line, entrants: Sequence[EvaluatedRun], corrected: Iterator[float], num_tests: int, alpha: float
 ) -> Line:
     first = entrants[line.reference].label
     judgements: list[Judgement | None] = []
@@ -214,10 +214,10 @@ def verdict_of_intervals(first: str, label: str, before: Interval, after: Interv
     return f"{winner} is better than {loser} (intervals do not overlap; unpaired)"
 
 
-def settings_that_differ(entrants: Sequence[Entrant]) -> list[str]:
+def settings_that_differ(entrants: Sequence[EvaluatedRun]) -> list[str]:
     """Say which settings of the same evaluation were not the same for all, a sentence each."""
     said = []
-    for name in evaluations(entrants):
+    for name in evaluation_names(entrants):
         settings = [e.results[name].settings for e in entrants if name in e.results]
         for key in dict.fromkeys(key for own in settings for key in own):
             values = [own.get(key) for own in settings]

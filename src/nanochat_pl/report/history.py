@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.report.plots import LEGEND, OKABE_ITO, Figure, drawn, png_bytes, styled, thin
-from nanochat_pl.report.runs import Curve, Run, best_point, last_value, read_metrics, start_of, validation_metric
+from nanochat_pl.report.read import Curve, Run, best_point, last_value, read_metrics, start_of, validation_metric
 
 __all__ = ["Stage", "chains", "draw_history", "history_figure", "run_picture", "smooth"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.report.comparison import Judgement, Line, compare_entrants, settings_that_differ
-from nanochat_pl.report.entrants import Entrant, evaluate_command, evaluations
+from nanochat_pl.report.comparison import Judgement, Line, compare_runs, settings_that_differ
+from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names
 from nanochat_pl.report.seeds import SeedLine, compare_seeds, group_by_seed
 from nanochat_pl.report.side_by_side import Shared, side_by_side
 
@@ -18,6 +18,7 @@ __all__ = [
     "briefly",
     "draw_up",
     "figure_name",
+    "figure_text",
     "format_value",
     "tables",
     "verdicts",
@@ -32,7 +33,7 @@ MANY = 8
 class Overview:
     """All that one comparison has to say."""
 
-    entrants: Sequence[Entrant]
+    entrants: Sequence[EvaluatedRun]
     lines: Sequence[Line]
     groups: Sequence[Sequence[int]]
     """Indices of the entrants of a group of seeds; empty where groups were not asked for."""
@@ -42,29 +43,29 @@ class Overview:
 
 
 def draw_up(
-    entrants: Sequence[Entrant], *, metrics: Sequence[str] | None = None, seeds: bool = False, limit: int = 30
+    entrants: Sequence[EvaluatedRun], *, metrics: Sequence[str] | None = None, seeds: bool = False, limit: int = 30
 ) -> Overview:
     """Compare the entrants and gather what there is to say about it.
 
     Args:
         entrants: One or more; the first is what the others are held against.
-        metrics: As `compare_entrants` takes them.
+        metrics: As `compare_runs` takes them.
         seeds: Summarize groups of runs that differ in their seed only.
         limit: Most questions of each evaluation that are shown with their answers.
 
     Raises:
-        ValueError: As `compare_entrants`; or groups are asked for and the config of a run is not known.
+        ValueError: As `compare_runs`; or groups are asked for and the config of a run is not known.
     """
-    lines = compare_entrants(entrants, metrics=metrics)
+    lines = compare_runs(entrants, metrics=metrics)
     groups = group_by_seed(entrants) if seeds else []
     notes = settings_that_differ(entrants)
-    for name in evaluations(entrants):
+    for name in evaluation_names(entrants):
         if without := [entrant for entrant in entrants if name not in entrant.results]:
             names = ", ".join(entrant.label for entrant in without)
             notes.append(f"no results of {name}: {names}; {evaluate_command(without, name)}")
-    if not seeds and len(entrants) > 1 and all(entrant.run is not None for entrant in entrants):
+    if not seeds and len(entrants) > 1 and all(entrant.config is not None for entrant in entrants):
         for group in group_by_seed(entrants):
-            if len(group) > 1 and len({(entrants[i].run or {}).get("seed") for i in group}) > 1:
+            if len(group) > 1 and len({(entrants[i].config or {}).get("seed") for i in group}) > 1:
                 names = ", ".join(entrants[index].label for index in group)
                 notes.append(f"{names} differ in their seed only: --seeds gives their mean ± std")
     return Overview(
@@ -87,9 +88,10 @@ def format_value(value: float, share: bool) -> str:
     return f"{value:.1%}" if share else f"{value:.4f}"
 
 
-def _figure(row: MetricRow | None) -> str:
+def figure_text(row: MetricRow | None, missing: str = "–") -> str:
+    """Return a figure with its interval, such as `36.8% [29.9%, 46.4%]`."""
     if row is None or row.value is None:
-        return "–"
+        return missing
     share = row.is_share
     text = format_value(row.value, share)
     if row.interval is not None:
@@ -136,7 +138,7 @@ def briefly(said: Sequence[str]) -> list[str]:
 
 def _group(overview: Overview, group: Sequence[int]) -> str:
     entrants = [overview.entrants[index] for index in group]
-    seeds = ", ".join(str((entrant.run or {}).get("seed")) for entrant in entrants)
+    seeds = ", ".join(str((entrant.config or {}).get("seed")) for entrant in entrants)
     return f"{entrants[0].label} (seed {seeds})"
 
 
@@ -159,7 +161,7 @@ def tables(overview: Overview) -> Iterator[tuple[str, list[str], list[list[str]]
         for line in overview.lines:
             if line.evaluation == name:
                 cells = [
-                    "\n".join(filter(None, (_figure(row), _difference(judgement, row))))
+                    "\n".join(filter(None, (figure_text(row), _difference(judgement, row))))
                     for row, judgement in zip(line.rows, line.judgements)
                 ]
                 rows.append(["\n".join(filter(None, (figure_name(line), baseline_text(line)))), *cells])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.report.runs import Curve, best_point, validation_metric
+from nanochat_pl.report.read import Curve, best_point, validation_metric
 
 __all__ = [
     "LEGEND",

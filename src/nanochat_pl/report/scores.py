@@ -14,10 +14,11 @@ from nanochat_pl.config.stages import STAGES, training_order
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import holm_correction, p_text
+from nanochat_pl.paths import first_distinct
 from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
 from nanochat_pl.report.overview import format_value
 from nanochat_pl.report.plots import bar_figures
-from nanochat_pl.report.runs import Result, Run
+from nanochat_pl.report.read import Result, Run
 
 __all__ = [
     "Verdict",
@@ -198,17 +199,14 @@ def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Bl
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
     """Name each run as short as tells them apart: stage, stage and run name, or folder."""
-    for label in (lambda run: run.stage, lambda run: f"{run.stage}/{run.name}"):
-        labels = [label(run) for run in runs]
-        if len(set(labels)) == len(runs):
-            return labels
-    return [str(run.folder) for run in runs]
+    labels = first_distinct([run.stage for run in runs], [f"{run.stage}/{run.name}" for run in runs])
+    return labels or [str(run.folder) for run in runs]
 
 
 def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str) -> dict[str, Result]:
     """Return the results of the evaluation `name`, each under its run's label, with its file's name unless the best."""
     return {
-        label if result.checkpoint == "best" else f"{label}:{result.checkpoint}": result
+        label if result.checkpoint_name == "best" else f"{label}:{result.checkpoint_name}": result
         for run, label in zip(runs, labels)
         for result in run.results
         if result.name == name

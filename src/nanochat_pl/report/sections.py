@@ -15,7 +15,7 @@ from nanochat_pl.config.stages import StageName
 from nanochat_pl.report.history import chains, history_figure
 from nanochat_pl.report.markdown import Block, Code, Folded, Heading, Table, Text
 from nanochat_pl.report.plots import curve_figures
-from nanochat_pl.report.runs import Run, best_point, last_value, validation_metric
+from nanochat_pl.report.read import Run, best_point, last_value, validation_metric
 from nanochat_pl.report.scores import (
     chance_verdict,
     evaluated_checkpoints,
@@ -239,7 +239,7 @@ def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
     blocks: list[Block] = []
     for name in sorted({result.name for run in runs for result in run.results}):
         answered = {
-            label: {str(r["id"]): r for r in result.examples if {"id", "prompt", "output"} <= r.keys()}
+            label: {str(r["id"]): r for r in result.records if {"id", "prompt", "output"} <= r.keys()}
             for label, result in evaluated_checkpoints(runs, labels, name).items()
         }
         answered = {label: records for label, records in answered.items() if records}

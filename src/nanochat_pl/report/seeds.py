@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.stats import Spread, seed_spread
 from nanochat_pl.report.comparison import Line, verdict_of_intervals
-from nanochat_pl.report.entrants import Entrant
+from nanochat_pl.report.evaluated import EvaluatedRun
 
 __all__ = ["SeedLine", "compare_seeds", "group_by_seed"]
 
@@ -30,7 +30,7 @@ class SeedLine:
     """A group each, against the first; empty for the first."""
 
 
-def group_by_seed(entrants: Sequence[Entrant]) -> list[list[int]]:
+def group_by_seed(entrants: Sequence[EvaluatedRun]) -> list[list[int]]:
     """Return the indices of entrants whose runs have the same config but for the seed and their names.
 
     Raises:
@@ -38,22 +38,24 @@ def group_by_seed(entrants: Sequence[Entrant]) -> list[list[int]]:
     """
     groups: dict[str, list[int]] = {}
     for index, entrant in enumerate(entrants):
-        if entrant.run is None:
+        if entrant.config is None:
             raise ValueError(
                 f"{entrant.label} cannot be put into a group of seeds: there is no config.yaml of its run beside "
                 f"{next(iter(entrant.results.values())).file}; give the run folder"
             )
         result = next(iter(entrant.results.values()))
-        own = {key: value for key, value in entrant.run.items() if key not in ("seed", "run_name", "resume", "force")}
+        own = {
+            key: value for key, value in entrant.config.items() if key not in ("seed", "run_name", "resume", "force")
+        }
         text = json.dumps([own, result.checkpoint.get("stage")], sort_keys=True, default=str)
         # Start weights of an earlier stage lie in a folder of the run's own name.
-        run_name = re.escape(str(entrant.run.get("run_name") or ""))
+        run_name = re.escape(str(entrant.config.get("run_name") or ""))
         groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
     return list(groups.values())
 
 
 def compare_seeds(
-    entrants: Sequence[Entrant], lines: Sequence[Line], groups: Sequence[Sequence[int]]
+    entrants: Sequence[EvaluatedRun], lines: Sequence[Line], groups: Sequence[Sequence[int]]
 ) -> list[SeedLine]:
     """Summarize each figure over the runs of each group: mean, standard deviation, t interval; groups by overlap."""
     compared = []

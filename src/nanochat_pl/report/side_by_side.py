@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nanochat_pl.report.entrants import Entrant, Record, evaluations, question_key
+from nanochat_pl.report.evaluated import EvaluatedRun, evaluation_names, question_key
+from nanochat_pl.report.read import Record
 
 __all__ = ["Shared", "side_by_side"]
 
@@ -24,13 +25,13 @@ class Shared:
     """Not all of them are right, and not all are wrong."""
 
 
-def side_by_side(entrants: Sequence[Entrant], limit: int) -> dict[str, list[Shared]]:
+def side_by_side(entrants: Sequence[EvaluatedRun], limit: int) -> dict[str, list[Shared]]:
     """Return, for each evaluation, up to `limit` questions that all who were asked in it answered.
 
     Where some are right and some wrong comes first, then where they wrote different things, then the others.
     """
     shown = {}
-    for name in evaluations(entrants):
+    for name in evaluation_names(entrants):
         answers = {
             entrant.label: {question_key(r): r for r in entrant.results[name].records if r.keys() >= _ANSWER_FIELDS}
             for entrant in entrants

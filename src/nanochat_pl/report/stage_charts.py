@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.report.comparison import Line
-from nanochat_pl.report.entrants import stage_order
+from nanochat_pl.report.evaluated import stage_order
 from nanochat_pl.report.overview import Overview, baseline_text, figure_name, format_value
 
 __all__ = ["svg_charts", "text_chart"]

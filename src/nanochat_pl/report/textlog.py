@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_pl.report.runs import Curve
+from nanochat_pl.report.read import Curve
 
 __all__ = ["TextLog", "parse_text_log", "read_text_log"]
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanochat_pl.checkpoint import LoadedModel
+from nanochat_pl.paths import first_distinct, run_folder
 from nanochat_pl.serve.session import Chat, Stats
 from nanochat_pl.serve.text import Part
 
@@ -181,13 +182,10 @@ class Screen:
 
 def labels(models: Sequence[LoadedModel]) -> list[str]:
     """Name each model shortly: stage and run of its folder, and more only where that does not tell them apart."""
-    runs = [model.path.parent.parent if model.path.parent.name == "checkpoints" else model.path for model in models]
-    named = ["/".join(run.absolute().parts[-2:]) for run in runs]
-    if len(set(named)) < len(named):
-        named = [f"{name}:{model.path.stem}" for name, model in zip(named, models)]
-    if len(set(named)) < len(named):
-        named = [f"{index}: {model.path}" for index, model in enumerate(models, 1)]
-    return named
+    runs = [run_folder(model.path) if run_folder(model.path) != model.path.parent else model.path for model in models]
+    short = ["/".join(run.absolute().parts[-2:]) for run in runs]
+    longer = [f"{name}:{model.path.stem}" for name, model in zip(short, models)]
+    return first_distinct(short, longer) or [f"{index}: {model.path}" for index, model in enumerate(models, 1)]
 
 
 def model_card(chat: Chat) -> str:

@@ -10,17 +10,18 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 
 from nanochat_pl.config.checks import is_first_process
 from nanochat_pl.eval.metrics import METRICS, metric_of
 from nanochat_pl.paths import write_atomically, writing
+from nanochat_pl.report.evaluated import read_result
+from nanochat_pl.report.read import Result, read_config, read_metrics
 
 __all__ = [
     "AXES",
@@ -154,19 +155,11 @@ def _start_run(project: str, name: str | None, offline: bool, folder: Path, run_
         id=run_id,
         resume="allow" if run_id and not offline else None,  # offline the id alone says which run goes on
         mode="offline" if offline else None,
-        config=_config(folder),
+        config=read_config(folder, [])[0],
         reinit="finish_previous",
     )
     write_atomically(note, run.id + "\n")
     return run
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Read the resolved config of a run folder; empty where there is none."""
-    file = folder / "config.yaml"
-    config = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
 
 
 def _define_metrics(run: Any) -> None:
@@ -216,20 +209,20 @@ def log_evaluation(results: Path, run_folder: Path) -> bool:
     Returns:
         False where that run was not logged to W&B: then nothing is done.
     """
-    specs = (_config(run_folder).get("logger") or {}).values()
+    specs = (read_config(run_folder, [])[0].get("logger") or {}).values()
     spec = next((s for s in specs if s and str(s.get("_target_", "")).endswith(".weights_and_biases")), None)
     if spec is None or not (run_folder / RUN_ID).is_file():
         return False
     import wandb
 
-    document = json.loads(results.read_text(encoding="utf-8"))
+    result = read_result(results)
     run = _start_run(spec["project"], spec.get("name"), bool(spec.get("offline")), run_folder, spec.get("run_id"))
     _define_metrics(run)
-    step = document["checkpoint"].get("step")
-    row = evaluation_figures(document) | _axes_at(run_folder, step)
-    columns, table = _examples(results.with_name("examples.jsonl"))
-    if table:
-        row[f"{document['name']}/examples"] = wandb.Table(columns=columns, data=table, allow_mixed_types=True)
+    row = evaluation_figures(result) | _axes_at(run_folder, result.step)
+    columns: list[str | int] = [key for key in EXAMPLE_COLUMNS if any(key in record for record in result.records)]
+    if columns:
+        table = [[_cell(record.get(key)) for key in columns] for record in result.records[:MAX_EXAMPLES]]
+        row[f"{result.name}/examples"] = wandb.Table(columns=columns, data=table, allow_mixed_types=True)
     run.log(row)
     folder, offline = Path(run.dir).parent, run.settings.mode == "offline"
     run.finish()
@@ -238,41 +231,26 @@ def log_evaluation(results: Path, run_folder: Path) -> bool:
     return True
 
 
-def evaluation_figures(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the figures of a `results.json` as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
+def evaluation_figures(result: Result) -> dict[str, float]:
+    """Return the figures of an evaluation as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
 
     Figures of parts of the questions and those that could not be measured are left out.
     """
-    name = document["name"]
     figures = {
-        row["metric"] if metric_of(row["metric"]).is_composite else f"{name}/{row['task']}/{row['metric']}": row[
-            "value"
-        ]
-        for row in document["metrics"]
-        if row["group"] is None and row["value"] is not None
+        row.metric if metric_of(row.metric).is_composite else f"{result.name}/{row.task}/{row.metric}": row.value
+        for row in result.rows
+        if row.group is None and row.value is not None
     }
-    if document.get("examples_per_s"):
-        figures[f"{name}/examples_per_s"] = document["examples_per_s"]
-    return figures
+    return figures | ({f"{result.name}/examples_per_s": result.examples_per_s} if result.examples_per_s else {})
 
 
 def _axes_at(run_folder: Path, step: int | None) -> dict[str, float]:
     """Give what a curve may be drawn over after `step` updates: of the row of the last of them, if it was logged."""
     if step is None:
         return {}
-    rows = MetricsFile(run_folder / "metrics.csv").rows()
-    found = next((row for row in reversed(rows) if int(row["step"]) == step - 1 and row.get(AXES[1])), {})
-    return {"step": step} | {axis: float(found[axis]) for axis in AXES[1:] if found.get(axis)}
-
-
-def _examples(file: Path) -> tuple[list[str | int], list[list[Any]]]:
-    """Read the columns and rows of the table of answers."""
-    if not file.is_file():
-        return [], []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end is half written
-    records = [json.loads(line) for line in lines[:MAX_EXAMPLES]]
-    columns: list[str | int] = [key for key in EXAMPLE_COLUMNS if any(key in record for record in records)]
-    return columns, [[_cell(record.get(key)) for key in columns] for record in records]
+    curves = read_metrics(run_folder / "metrics.csv", [])
+    known = {axis: dict(curves.get(axis, ())).get(step - 1) for axis in AXES[1:]}
+    return {"step": step} | {axis: value for axis, value in known.items() if value is not None}
 
 
 def _cell(value: Any) -> Any:

@@ -1,0 +1,193 @@
+"""Checkpoints to be compared: what their evaluations left behind, read strictly, under a short label each.
+
+A comparison, and a look at what went wrong, begin here: a run folder, a checkpoint or a results.json becomes an
+`EvaluatedRun`. Where `read.read_run` reports what is missing, these functions raise, because a comparison must not rest
+on a part; where results are missing, the message has the command for them. Nothing is evaluated.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.config.stages import training_order
+from nanochat_pl.eval.results import SCHEMA
+from nanochat_pl.paths import checkpoint_file, first_distinct, reason, run_folder, run_label
+from nanochat_pl.report.read import (
+    PREFERRED,
+    Record,
+    Result,
+    checkpoint_order,
+    json_lines,
+    parse_result,
+    read_config,
+    result_files,
+)
+
+__all__ = [
+    "EvaluatedRun",
+    "evaluate_command",
+    "evaluation_names",
+    "find_results",
+    "load_evaluated_runs",
+    "question_key",
+    "read_result",
+    "stage_order",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRun:
+    """One checkpoint in a comparison, with its results."""
+
+    label: str
+    results: Mapping[str, Result]
+    """Results by the name of the evaluation; at least one."""
+    config: Mapping[str, Any] | None = None
+    """The config that its run was started with; None where it is not known."""
+
+    @property
+    def stage(self) -> str:
+        """Stage of training that the weights come from; empty where it is not known."""
+        return str(self.any_result.checkpoint.get("stage") or "")
+
+    @property
+    def checkpoint(self) -> str:
+        """Path of the weights, or of the results where those do not say."""
+        return str(self.any_result.checkpoint.get("path") or self.any_result.file)
+
+    @property
+    def any_result(self) -> Result:
+        return next(iter(self.results.values()))
+
+
+def find_results(path: str | Path) -> list[Path]:
+    """Return the `results.json` files that a path stands for, one for each evaluation.
+
+    Args:
+        path: A `results.json` (or the `examples.jsonl` beside it), the folder it lies in, a checkpoint file, or a run
+            folder. Where several checkpoints of a run were evaluated, `best` is taken, else `last`.
+
+    Raises:
+        FileNotFoundError: Nothing was evaluated there; the message says how to, or what there is.
+        ValueError: Several other checkpoints were evaluated: one is to be named.
+    """
+    path = Path(path)
+    if path.name in ("results.json", "examples.jsonl") and path.is_file():
+        path = path.parent
+    if (path / "results.json").is_file():
+        return [path / "results.json"]
+    if path.name == "checkpoints" and path.is_dir():
+        path = path.parent
+    if path.is_file() and path.suffix != ".ckpt":
+        raise ValueError(f"{path} is neither a results.json, nor a checkpoint (.ckpt), nor a run folder")
+    run = run_folder(path) if path.is_file() else path
+    found = result_files(run)
+    names = list(dict.fromkeys(file.parent.name for file in found))
+    chosen = path.stem if path.is_file() else next(iter(sorted(names, key=checkpoint_order)), "")
+    if path.is_dir() and len(names) > 1 and chosen not in PREFERRED:
+        raise ValueError(f"{path} has results of {', '.join(names)}; name one of these checkpoints' results.json")
+    files = [file for file in found if file.parent.name == chosen]
+    if not files:
+        there = f"; {run} has results of {', '.join(names)}" if names else ""
+        # Says itself what is wrong where there is no such path, or no checkpoint to evaluate.
+        checkpoint = path if path.is_file() else checkpoint_file(path)
+        raise FileNotFoundError(
+            f"{path} has no results of an evaluation{there}; measure it with `python evaluate.py ckpt={checkpoint}`"
+        )
+    return files
+
+
+def read_result(file: Path) -> Result:
+    """Read a `results.json` and the `examples.jsonl` beside it, whose last line may be torn by a crash.
+
+    Raises:
+        ValueError: Not a results document, of another schema version, or answers that are not those of its figures.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        schema = document["schema"]
+        path = (document.get("checkpoint") or {}).get("path", "…")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is no results document ({reason(error)}); evaluate again to write a new one"
+        ) from error
+    again = f"evaluate again with `python evaluate.py ckpt={path}`"
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}; {again}")
+    try:
+        result = parse_result(file, document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no whole results document ({reason(error)}); {again}") from error
+    examples = file.with_name("examples.jsonl")
+    records: list[Record] = []
+    for number, record in json_lines(examples):
+        if record is None:
+            raise ValueError(
+                f"{examples}, line {number} is no record of an answer; evaluate again with eval.fresh=true"
+            )
+        records.append(record)
+    if foreign := {str(r["config"]) for r in records if "config" in r} - {str(document.get("config_hash"))}:
+        raise ValueError(
+            f"{examples} holds answers of other settings (config {', '.join(sorted(foreign))}) than {file.name} "
+            f"({document.get('config_hash')}): an evaluation was begun and not finished; {again}"
+        )
+    return replace(result, records=records)
+
+
+def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
+    """Open what each path stands for, under a short label that tells it from the others.
+
+    Args:
+        paths: As `find_results` takes them, one for each checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: As `find_results` and `read_result`; or a checkpoint is given twice, or the
+            config of a run is no YAML.
+    """
+    opened = []
+    for path in paths:
+        results = {result.name: result for result in map(read_result, find_results(path))}
+        opened.append(EvaluatedRun(label=str(path), results=results, config=_run_config(next(iter(results.values())))))
+    files = [Path(run.checkpoint) for run in opened]
+    short = [run_label(file) for file in files]
+    longer = [f"{label}:{file.stem}" for label, file in zip(short, files)]
+    given = [run.label for run in opened]
+    labels = first_distinct(short, longer, given)
+    if labels is None:
+        again = next(label for label in given if given.count(label) > 1)
+        raise ValueError(f"{again} is given twice; name each checkpoint once")
+    return [replace(run, label=label) for run, label in zip(opened, labels)]
+
+
+def evaluation_names(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Return the names of all evaluations that one of the runs has, in the order met."""
+    return list(dict.fromkeys(name for run in runs for name in run.results))
+
+
+def stage_order(runs: Sequence[EvaluatedRun]) -> list[int]:
+    """Return the indices of the runs from the first stage of training to the last; unknown stages come last."""
+    return sorted(range(len(runs)), key=lambda index: training_order(runs[index].stage))
+
+
+def question_key(record: Record) -> tuple[str, str]:
+    """Return what names a question within one evaluation: its task (empty where there is only one) and its id."""
+    return str(record.get("task") or ""), str(record["id"])
+
+
+def evaluate_command(runs: Sequence[EvaluatedRun], name: str) -> str:
+    """Return the command that asks all of them the same questions of the evaluation `name`."""
+    return f"python evaluate.py 'ckpt=[{','.join(run.checkpoint for run in runs)}]' eval={name}"
+
+
+def _run_config(result: Result) -> Mapping[str, Any] | None:
+    """Read the config of the run in which a result lies: <run>/eval/<name>/<checkpoint>/results.json."""
+    evaluated = result.file.resolve().parent.parent.parent
+    if evaluated.name != "eval" or not (evaluated.parent / "config.yaml").is_file():
+        return None
+    problems: list[str] = []
+    config, _ = read_config(evaluated.parent, problems)
+    if problems:
+        raise ValueError(f"{evaluated.parent / 'config.yaml'} is no YAML; mend it or move it away")
+    return config or None
