@@ -146,6 +146,7 @@ def trainer_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
     from nanochat_pl.training.datamodules import StepBatches
     from nanochat_pl.training.module import LanguageModel
     from nanochat_pl.training.run import build_trainer
+    from nanochat_pl.training.state import CheckpointFolder, RunState
 
     torch.manual_seed(42)
     model = GPT(config, torch.float32)
@@ -156,14 +157,12 @@ def trainer_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
             yield batch
 
     with tempfile.TemporaryDirectory() as folder:
-        data = StepBatches(endless, list)
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", None, 1)
-        validation = Validation(loss_measure(data, None), checkpoints, None)
+        data = StepBatches(endless, list, steps)
+        run = RunState(Path(folder), CheckpointFolder(Path(folder) / "checkpoints"), {}, flops_per_token(config))
+        validation = Validation(run, loss_measure(data, None), None)
         validation.on_train_batch_end = lambda *a: None  # type: ignore[method-assign]  (training alone is timed)
-        progress = Progress(10, flops_per_token(config), None, validation)
-        summary = Summary(Path(folder) / "summary.json", {}, progress, validation, checkpoints)
-        callbacks = [progress, checkpoints, validation, summary]
-        trainer = build_trainer(TrainConfig(run_name="bench"), Path(folder), pick_device(), steps, callbacks, False)
+        callbacks = [Progress(run, 10, None), Checkpoints(run), validation, Summary(run)]
+        trainer = build_trainer(TrainConfig(run_name="bench"), Path(folder), steps, callbacks)
         module = LanguageModel(model, OptimConfig(), steps, 10)
         begin = time.process_time()
         trainer.fit(module, datamodule=data)

@@ -11,11 +11,12 @@ import torch
 
 from nanochat_pl.config.schema import EvaluateConfig
 from nanochat_pl.training.callbacks.checkpoints import Checkpoints
+from nanochat_pl.training.callbacks.conversations import ConversationCounts
 from nanochat_pl.training.callbacks.evaluation import Evaluations
 from nanochat_pl.training.callbacks.samples import PromptSamples
 from nanochat_pl.training.callbacks.summary import Summary
 from nanochat_pl.training.claim import FolderInUseError, claimed
-from nanochat_pl.training.datamodules import ConversationCounts
+from nanochat_pl.training.state import CheckpointFolder
 from tests.integration.conftest import BASE, SFT, TINY, Train, train_below
 
 KINDS: dict[str, list[str]] = {
@@ -90,8 +91,8 @@ def before(owner: type, name: str, at_step: int = 6) -> Any:
 
 
 CRASHES = {
-    "before the step is saved": before(Checkpoints, "save"),
-    "before the best is kept": before(Checkpoints, "consider"),
+    "before the step is saved": before(CheckpointFolder, "save"),
+    "before the best is kept": before(CheckpointFolder, "keep_if_best"),
     "before the samples": before(PromptSamples, "_sample"),
     "before the evaluation": before(Evaluations, "_evaluate"),
     "after the evaluation": before(ConversationCounts, "on_train_end"),

@@ -10,10 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from nanochat_pl.config.schema import DataConfig, Packing, StageConfig, StageName, TrainConfig
 from nanochat_pl.data.batch import IGNORE
+from nanochat_pl.data.parquet import Shards
 from nanochat_pl.eval.bpb import evaluate_loss
+from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
-from nanochat_pl.training.datamodules import conversation_data, say_streams, text_data, transcript_data
+from nanochat_pl.training.data import conversation_data, conversation_text_data, text_data
+from nanochat_pl.training.datamodules import say_streams
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 B, T = 2, 16
@@ -49,10 +53,16 @@ def write_files(folder, num_documents=40, group_rows=1000):
     return files
 
 
+def config(name, packing="stream", num_workers=0, **stage):
+    stage = StageConfig(name=StageName(name), sequence_len=T, num_steps=1, **{"device_batch": B} | stage)
+    return TrainConfig(stage=stage, data=DataConfig(packing=Packing(packing), num_workers=num_workers), seed=0)
+
+
 def text(files, packing="stream", val_tokens=10**6, num_workers=0, device_batch=B):
     train, val = files
-    return text_data([train], val, TOKENIZER, device_batch=device_batch, sequence_len=T, micro_batches=6,
-                     logical_shards=None, num_workers=num_workers, packing=packing, val_tokens=val_tokens)  # fmt: skip
+    stage = {"device_batch": device_batch, "total_batch_tokens": 6 * device_batch * T, "val_tokens": val_tokens}
+    cfg = config("base", packing=packing, num_workers=num_workers, **stage)
+    return text_data(cfg, TOKENIZER, GPTConfig(vocab_size=TOKENIZER.vocab_size), Shards([train], val))
 
 
 ROWS = [
@@ -62,13 +72,12 @@ ROWS = [
 
 
 def conversations(files, packing):
-    return conversation_data(ROWS, ROWS, TOKENIZER, total_batch_rows=6, device_batch=B, sequence_len=T, packed=True,
-                             drop_long=False, seed=0, num_val_rows=25, num_workers=0)  # fmt: skip
+    return conversation_data(config("sft", total_batch_rows=6, val_rows=25), TOKENIZER, ROWS, ROWS)
 
 
 def transcripts(files, packing):
-    return transcript_data(ROWS, ROWS, TOKENIZER, device_batch=B, sequence_len=T, micro_batches=6, logical_shards=None,
-                           num_workers=0, packing=packing, seed=0, val_tokens=10**6)  # fmt: skip
+    stage = {"total_batch_tokens": 6 * B * T, "val_tokens": 10**6}
+    return conversation_text_data(config("mid", packing=packing, **stage), TOKENIZER, ROWS, ROWS)
 
 
 def one_micro_batch(files, packing):

@@ -8,8 +8,8 @@ import torch
 from nanochat_pl.data.batch import Batch
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.training.callbacks import over_ranks
-from nanochat_pl.training.callbacks.diagnostics import Health, is_logged, logit_max_frac, peak_memory_gib, update_ratio
+from nanochat_pl.training.callbacks import is_logged, over_ranks
+from nanochat_pl.training.callbacks.diagnostics import Health, logit_max_frac, peak_memory_gib, update_ratio
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_cut_share_of_packed_rows_is_of_the_tokens_read_since_the_last_row()
         for count in cropped:
             health.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
             health.on_train_batch_start(trainer, module, Batch(rows, rows, tokens=42, cropped=count), 0)  # type: ignore[arg-type]
-        assert health.figures()[0].get("health/cut_frac") == expected
+        assert health.step_metrics()[0].get("health/cut_frac") == expected
 
 
 class Ranks:

@@ -19,8 +19,9 @@ from nanochat_pl.report.html import render_html
 from nanochat_pl.report.plots import png_bytes, styled
 from nanochat_pl.report.read import Curve, find_chain, read_run
 from nanochat_pl.report.sections import report_blocks
-from nanochat_pl.training.callbacks import summary as callbacks
-from nanochat_pl.training.callbacks.summary import Picture
+from nanochat_pl.training.callbacks import picture as callbacks
+from nanochat_pl.training.callbacks.picture import Picture
+from nanochat_pl.training.state import CheckpointFolder, RunState
 from tests.unit.test_report import write_run
 from tests.unit.test_writing import full_disk
 
@@ -221,9 +222,14 @@ def test_runs_without_a_curve_have_no_picture(tmp_path: Path):
 # --- what a run leaves ---
 
 
+def picture(folder: Path, ended_unsaved: bool = False) -> Any:
+    facts = {"stage": "base", "run_name": "tiny"}
+    return Picture(RunState(folder, CheckpointFolder(folder), facts, ended_unsaved=ended_unsaved))
+
+
 def leave(folder: Path, *, first: bool = True, ended_unsaved: bool = False, error: BaseException | None = None) -> Path:
     """Let a run of `folder` end; returns where its picture would be."""
-    callback: Any = Picture(folder, "base", "tiny", SimpleNamespace(ended_unsaved=ended_unsaved))  # type: ignore[arg-type]
+    callback: Any = picture(folder, ended_unsaved)
     trainer = SimpleNamespace(is_global_zero=first)
     callback.on_train_start(trainer, None)
     callback.on_train_end(trainer, None) if error is None else callback.on_exception(trainer, None, error)
@@ -236,7 +242,7 @@ def test_a_run_that_ends_leaves_its_picture_unless_it_was_told_to_end_at_once(tm
     assert leave(write_run(tmp_path, "base", "failed"), error=ValueError("x")).is_file()
     assert not leave(write_run(tmp_path, "base", "second"), ended_unsaved=True, error=ValueError("x")).exists()
     assert not leave(write_run(tmp_path, "base", "rank"), first=False).exists()
-    callback: Any = Picture(tmp_path, "base", "tiny", SimpleNamespace(ended_unsaved=False))  # type: ignore[arg-type]
+    callback = picture(tmp_path)
     callback.on_exception(None, None, ValueError("before training, as a refused resume"))
 
 

@@ -1,18 +1,22 @@
 """What a run says while it trains: one line of a terminal, and no figure that is not known."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from nanochat_pl.training.callbacks.progress import Progress, _Line
+from nanochat_pl.training.callbacks.progress import Progress, _LineColumn
+from nanochat_pl.training.state import CheckpointFolder, RunState
 
 
 def progress(peak_flops: float | None = None, every_steps: int = 5) -> Progress:
-    validation: Any = SimpleNamespace(seconds=0.0, latest={"val/loss": 6.2383, "val/bpb": 4.2346})
-    return Progress(every_steps, 1000, peak_flops, validation)
+    folder = Path("nowhere")
+    run = RunState(folder, CheckpointFolder(folder), flops_per_token=1000)
+    run.validation = {"val/loss": 6.2383, "val/bpb": 4.2346}
+    return Progress(run, every_steps, peak_flops)
 
 
 def session(figures: Progress, durations: list[float], monkeypatch: pytest.MonkeyPatch, first: int = 0) -> list[str]:
@@ -23,7 +27,7 @@ def session(figures: Progress, durations: list[float], monkeypatch: pytest.Monke
     trainer: Any = SimpleNamespace(
         global_step=first, max_steps=first + len(durations), world_size=1, loggers=[], callbacks=[]
     )
-    outputs = {"loss": torch.tensor(2.0), "grad_norm": torch.tensor(1.0), "lrm": 1.0, "tokens": 512, "figures": {}}
+    outputs = {"loss": torch.tensor(2.0), "grad_norm": torch.tensor(1.0), "lrm": 1.0, "tokens": 512, "metrics": {}}
     module: Any = None
     figures.on_train_start(trainer, module)
     for index, seconds in enumerate(durations):
@@ -54,10 +58,10 @@ def test_a_figure_that_is_not_known_is_left_out(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("reward", [True, False])
 def test_the_bar_is_one_line_of_whole_figures(width: int, reward: bool, monkeypatch: pytest.MonkeyPatch):
     figures = progress()
-    begin = _Line(figures).text(0, 100_000, width)
+    begin = _LineColumn(figures.run).text(0, 100_000, width)
     session(figures, [1.0] * 10, monkeypatch)
-    figures.latest |= {"train/tok_per_sec": 1_234_567.0} | ({"reward": 0.25} if reward else {})
-    line = _Line(figures)
+    figures.run.metrics |= {"train/tok_per_sec": 1_234_567.0} | ({"reward": 0.25} if reward else {})
+    line = _LineColumn(figures.run)
     for text in (begin, *(line.text(step, 100_000, width) for step in (0, 1, 99_999, 100_000))):
         assert len(text) <= width and "\n" not in text
     if width >= 80:

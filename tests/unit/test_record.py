@@ -14,6 +14,7 @@ from nanochat_pl.training import record
 from nanochat_pl.training.callbacks import summary as callbacks
 from nanochat_pl.training.callbacks.summary import Summary
 from nanochat_pl.training.record import describe_machine, describe_run, earlier_seconds
+from nanochat_pl.training.state import CheckpointFolder, RunState
 
 
 def repository(folder: Path) -> Path:
@@ -115,9 +116,8 @@ class Session:
 
     def __init__(self, path: Path, step: int = 0) -> None:
         self.path = path
-        progress = SimpleNamespace(latest={}, median_speed=None)
-        others: Any = (progress, SimpleNamespace(latest={}), SimpleNamespace(best=None, best_step=None))
-        self.summary = Summary(path, {"stage": "base"}, *others)
+        run = RunState(path.parent, CheckpointFolder(path.parent / "checkpoints"), {"stage": "base"})
+        self.summary = Summary(run)
         self.trainer: Any = SimpleNamespace(global_step=step, max_steps=100, is_global_zero=True)
         self.module: Any = None
 

@@ -2,55 +2,167 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from nanochat_pl.config.checks import batch_micro_batches, check_stage
-from nanochat_pl.config.schema import LongConversations, TrainConfig
+from nanochat_pl.config.inputs import prepare_root, prepare_text
+from nanochat_pl.config.schema import LongConversations, StageConfig, TrainConfig
 from nanochat_pl.config.sizing import plan_horizon
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make
-from nanochat_pl.data.conversation_corpus import num_token_steps
-from nanochat_pl.data.conversations import Lengths, measure_lengths, num_row_steps
+from nanochat_pl.data.batch import Batch, Cursor
+from nanochat_pl.data.conversation_corpus import ConversationCorpus, conversation_text_batches, num_token_steps
+from nanochat_pl.data.conversations import (
+    ConversationBatches,
+    Lengths,
+    conversation_batches,
+    measure_lengths,
+    num_row_steps,
+)
+from nanochat_pl.data.corpus import TextCorpus
+from nanochat_pl.data.packing import PackedBatches, TokenBatches, fixed_batches
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.base import Mixture, overlap
 from nanochat_pl.tokenizer import Tokenizer
-from nanochat_pl.training.datamodules import StepBatches, conversation_data, text_data, transcript_data
+from nanochat_pl.training.datamodules import StepBatches, say_streams
 from nanochat_pl.training.questions import question_data
 
 log = logging.getLogger(__name__)
 
 
-def build_data(
-    cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards | None
-) -> tuple[StepBatches, int]:
-    """Make the data module and settle how many optimizer steps the run has."""
+def prepare_data(cfg: TrainConfig) -> Shards | None:
+    """Make or fetch what the stage reads, where it is not there yet; return the text shards of stage=base."""
+    is_text = cfg.stage.name == StageName.base
+    return prepare_text(cfg.data, cfg.offline, cfg.outputs) if is_text else prepare_root(cfg.data)
+
+
+def build_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards | None) -> StepBatches:
+    """Build the data module of the stage, which also settles how many optimizer steps the run has.
+
+    Args:
+        config: of the model; a budget in FLOPs or tokens per parameter depends on it.
+        shards: the text of stage=base.
+    """
     check_stage(cfg)
-    stage = cfg.stage
-    name, value = stage.horizon
     if shards is not None:
-        assert stage.total_batch_tokens is not None
-        budget: dict[str, Any] = {name: int(value) if name == "num_steps" else float(value)}
-        plan = plan_horizon(config, stage.total_batch_tokens, **budget)
-        data = text_data(
-            shards.train,
-            shards.val,
-            tokenizer,
-            device_batch=stage.device_batch,
-            sequence_len=stage.sequence_len,
-            micro_batches=batch_micro_batches(cfg),
-            logical_shards=cfg.data.logical_shards,
-            num_workers=cfg.data.num_workers,
-            packing=str(cfg.data.packing),
-            val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
-        )
-        return data, plan.num_steps
+        return text_data(cfg, tokenizer, config, shards)
     rows, val_rows = build_mixtures(cfg)
-    if stage.name == StageName.rl:
-        questions = question_data(rows, val_rows, tokenizer, cfg)
-        return questions, int(value) * (1 if name == "num_steps" else questions.steps_per_epoch)
-    if stage.counts_tokens:
-        return build_transcripts(cfg, tokenizer, rows, val_rows)
+    if cfg.stage.name == StageName.rl:
+        return question_data(rows, val_rows, tokenizer, cfg)
+    build = conversation_text_data if cfg.stage.counts_tokens else conversation_data
+    return build(cfg, tokenizer, rows, val_rows)
+
+
+def row_shape(cfg: TrainConfig) -> dict[str, int]:
+    """Return the arguments that say how long and wide micro-batches are and which of them are this rank's.
+
+    Ranks exist only once the Trainer has begun, so this is asked when batches are made, not before.
+    """
+    stage = cfg.stage
+    return {
+        "batch_rows": stage.device_batch,
+        "sequence_len": stage.sequence_len,
+        "rank": rank(),
+        "world_size": world_size(),
+    }
+
+
+def packed_shape(cfg: TrainConfig, cursor: Cursor | None) -> dict[str, Any]:
+    """Return the arguments of a step that is packed from streams: `row_shape`, and how many of each there are.
+
+    Without data.logical_shards there is one stream a rank at the run's start; a resumed run keeps its cursor's number.
+    """
+    return {
+        **row_shape(cfg),
+        "micro_batches": batch_micro_batches(cfg),
+        "logical_shards": cfg.data.logical_shards or (cursor["logical_shards"] if cursor else world_size()),
+        "num_workers": cfg.data.num_workers,
+        "packing": str(cfg.data.packing),
+        "cursor": cursor,
+    }
+
+
+def validation_tokens(stage: StageConfig) -> int:
+    """Return the size of the fixed validation set of a stage that counts tokens, over all ranks."""
+    assert stage.total_batch_tokens is not None
+    return stage.val_tokens or 20 * stage.total_batch_tokens
+
+
+def text_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards) -> StepBatches:
+    """Build the data module of stage=base: documents as streams of tokens, the validation shard kept apart."""
+    packed: list[Batch] = []  # once, at the first validation, in half the memory of the batches
+
+    def train(cursor: Cursor | None) -> TokenBatches:
+        batches = TokenBatches(shards.train, tokenizer, **packed_shape(cfg, cursor))
+        say_streams(batches.stream_rows, "documents")
+        return batches
+
+    def validation() -> Iterator[Batch]:
+        if not packed:
+            batches = fixed_batches(
+                TextCorpus([shards.val], tokenizer),
+                tokens=validation_tokens(cfg.stage),
+                packing=str(cfg.data.packing),
+                num_workers=cfg.data.num_workers,
+                **row_shape(cfg),
+            )
+            packed.extend(replace(batch, inputs=batch.inputs.int(), targets=batch.targets.int()) for batch in batches)
+        return (replace(batch, inputs=batch.inputs.long(), targets=batch.targets.long()) for batch in packed)
+
+    name, value = cfg.stage.horizon
+    assert cfg.stage.total_batch_tokens is not None
+    budget: dict[str, Any] = {name: int(value) if name == "num_steps" else float(value)}
+    return StepBatches(train, validation, plan_horizon(config, cfg.stage.total_batch_tokens, **budget).num_steps)
+
+
+def conversation_text_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val_rows: Mixture) -> StepBatches:
+    """Build the data module of stage=mid: conversations packed as text is, every token supervised.
+
+    Args:
+        val_rows: the first ones in order, as many as the validation set has tokens, are the fixed validation set.
+    """
+    corpus = ConversationCorpus(rows, tokenizer, seed=cfg.seed, shuffle=not getattr(rows, "ordered", False))
+    packed: list[list[Batch]] = []  # once, at the first validation
+
+    def train(cursor: Cursor | None) -> PackedBatches:
+        batches = PackedBatches(corpus, **packed_shape(cfg, cursor))
+        say_streams(batches.stream_rows, "conversations")
+        return batches
+
+    def validation() -> list[Batch]:
+        if not packed:
+            size = {"val_tokens": validation_tokens(cfg.stage), "packing": str(cfg.data.packing)}
+            packed.append(conversation_text_batches(val_rows, tokenizer, **size, **row_shape(cfg)))
+        return packed[0]
+
+    name, value = cfg.stage.horizon
+    num_steps = int(value)
+    if name != "num_steps":
+        num_steps = num_token_steps(
+            epoch_lengths(cfg, rows, tokenizer),
+            batch_rows=cfg.stage.device_batch,
+            sequence_len=cfg.stage.sequence_len,
+            micro_batches=batch_micro_batches(cfg),
+            packing=str(cfg.data.packing),
+            num_epochs=int(value),
+        )
+    return StepBatches(train, validation, num_steps)
+
+
+def conversation_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val_rows: Mixture) -> StepBatches:
+    """Build the data module of the stages that learn from the assistant's words alone.
+
+    Args:
+        val_rows: the first `stage.val_rows` in order are the fixed validation set.
+
+    Raises:
+        ValueError: no answer fits the rows, in training or validation.
+    """
+    stage = cfg.stage
     assert stage.total_batch_rows is not None
     drop_long = stage.long_conversations == LongConversations.drop
     check_room(rows, tokenizer, stage.sequence_len, drop_long)
@@ -61,52 +173,31 @@ def build_data(
         )
         num_val_rows = None
     check_validation(val_rows, num_val_rows, tokenizer, stage.sequence_len)
-    if name == "num_steps":
-        steps = int(value)
-    else:
-        lengths = epoch_lengths(cfg, rows, tokenizer) if drop_long else None
-        steps = num_row_steps(len(rows), stage.total_batch_rows, int(value), lengths, stage.sequence_len)
-    data = conversation_data(
-        rows,
-        val_rows,
-        tokenizer,
-        total_batch_rows=stage.total_batch_rows,
-        device_batch=stage.device_batch,
-        sequence_len=stage.sequence_len,
-        packed=stage.packed,
-        drop_long=drop_long,
-        seed=cfg.seed,
-        num_val_rows=num_val_rows,
-        num_workers=cfg.data.num_workers,
-    )
-    return data, steps
 
+    def train(cursor: Cursor | None) -> ConversationBatches:
+        return ConversationBatches(
+            rows,
+            tokenizer,
+            total_batch_rows=stage.total_batch_rows,
+            packed=stage.packed,
+            drop_long=drop_long,
+            seed=cfg.seed,
+            shuffle=not getattr(rows, "ordered", False),
+            cursor=cursor,
+            num_workers=cfg.data.num_workers,
+            **row_shape(cfg),
+        )
 
-def build_transcripts(cfg: TrainConfig, tokenizer: Tokenizer, rows: Any, val_rows: Any) -> tuple[StepBatches, int]:
-    """Make the data module of a stage that reads conversations as text, and settle its number of steps."""
-    stage = cfg.stage
-    assert stage.total_batch_tokens is not None
+    def validation() -> Iterable[Batch]:
+        size = {"num_rows": num_val_rows, "total_batch_rows": stage.total_batch_rows}
+        return conversation_batches(val_rows, tokenizer, **size, **row_shape(cfg))
+
     name, value = stage.horizon
-    packing = {
-        "device_batch": stage.device_batch,
-        "sequence_len": stage.sequence_len,
-        "micro_batches": batch_micro_batches(cfg),
-        "packing": str(cfg.data.packing),
-    }
-    data = transcript_data(
-        rows,
-        val_rows,
-        tokenizer,
-        **packing,
-        logical_shards=cfg.data.logical_shards,
-        num_workers=cfg.data.num_workers,
-        seed=cfg.seed,
-        val_tokens=stage.val_tokens or 20 * stage.total_batch_tokens,
-    )
-    if name == "num_steps":
-        return data, int(value)
-    packing["batch_rows"] = packing.pop("device_batch")
-    return data, num_token_steps(epoch_lengths(cfg, rows, tokenizer), **packing, num_epochs=int(value))
+    num_steps = int(value)
+    if name != "num_steps":
+        lengths = epoch_lengths(cfg, rows, tokenizer) if drop_long else None
+        num_steps = num_row_steps(len(rows), stage.total_batch_rows, int(value), lengths, stage.sequence_len)
+    return StepBatches(train, validation, num_steps)
 
 
 def epoch_lengths(cfg: TrainConfig, rows: Any, tokenizer: Tokenizer) -> Lengths:

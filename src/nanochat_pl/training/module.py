@@ -33,11 +33,11 @@ class LanguageModel(L.LightningModule):
         optim: rates, schedule and clipping.
         num_steps: optimizer steps of the whole run, the schedule's horizon.
         log_every_steps: how often a number may leave the device.
-        identity: plain data saved inside every checkpoint (config, tokenizer, stage): what makes it self-contained.
+        metadata: plain data saved inside every checkpoint (config, tokenizer, stage): what makes it self-contained.
     """
 
     def __init__(
-        self, model: GPT, optim: OptimConfig, num_steps: int, log_every_steps: int = 10, identity: dict | None = None
+        self, model: GPT, optim: OptimConfig, num_steps: int, log_every_steps: int = 10, metadata: dict | None = None
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -45,7 +45,8 @@ class LanguageModel(L.LightningModule):
         self.optim = optim
         self.num_steps = num_steps
         self.log_every_steps = log_every_steps
-        self.identity = identity or {}
+        self.metadata = metadata or {}
+        self.compiled = False  # what `compile_model` made of the model, for the record of the run
         self._diverged_step: Tensor | None = None
         self._supervised: Tensor | int = 1
 
@@ -83,19 +84,26 @@ class LanguageModel(L.LightningModule):
             positions = None if batch.positions is None else batch.positions[a]
             yield self.model(batch.inputs[a], batch.targets[a], positions, reduction="sum") * scale
 
-    def figures(self) -> dict[str, Any]:
-        """Give what a stage logs beside loss and gradient norm: numbers whose mean over ranks is the step's figure."""
+    def metrics(self) -> dict[str, Any]:
+        """Return what a stage logs beside loss and gradient norm: numbers whose mean over ranks is the step's."""
         return {}
+
+    def example_tokens(self, batch: Any) -> tuple[Tensor, Tensor | None] | None:
+        """Return tokens and positions, (1, T) int64 or None, of one row that the step trains on, if there is any."""
+        return batch.inputs[0, :1], None if batch.positions is None else batch.positions[0, :1]
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Take one optimizer step; return its mean loss over micro-batches and the gradient norm before clipping.
 
         The loss of a step without a single supervised token is NaN; its gradient is zero.
         """
+        # 1) The rates of this step. Reinforcement learning also samples its answers here.
         step = self.trainer.global_step
         batch = self.prepare(batch)
         *uncounted, counted = self._optimizers()
         lrm = set_schedule([each.optimizer for each in (*uncounted, counted)], step, self.num_steps, self.optim)
+
+        # 2) Gradients add up over the micro-batches; ranks average theirs in the last backward only.
         last = len(batch.inputs) - 1
         total = torch.zeros((), device=self.device)
         for a, loss in enumerate(self.losses(batch)):
@@ -106,18 +114,20 @@ class LanguageModel(L.LightningModule):
             total = torch.where(self._supervised > 0, total, math.nan)
         elif not self._supervised:
             total.fill_(math.nan)  # a mean over no token is no number, and 0 would look like a perfect one
+
+        # 3) Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged, or saved.
         norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
         self._note_divergence(norm, step)
-        # Reading the norm costs a synchronisation on a GPU: there it is looked at when it is logged, or saved.
         if self.device.type == "cpu" or step % self.log_every_steps == 0:
             self._check_finite()
-        # Lightning counts every LightningOptimizer.step(): only the last one's is one, so that all count once.
+
+        # 4) Lightning counts every LightningOptimizer.step(): only the last one's is one, so that all count once.
         with torch.autocast(self.device.type, enabled=False):
             for each in uncounted:
                 each.optimizer.step()
             counted.step()
         self.model.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm, "lrm": lrm, "tokens": batch.tokens, "figures": self.figures()}
+        return {"loss": total, "grad_norm": norm, "lrm": lrm, "tokens": batch.tokens, "metrics": self.metrics()}
 
     def _optimizers(self) -> list[LightningOptimizer]:
         """Lightning's wrappers, also where there is only one."""
@@ -152,4 +162,4 @@ class LanguageModel(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_finite()
-        checkpoint["nanochat_pl"] = self.identity
+        checkpoint["nanochat_pl"] = self.metadata

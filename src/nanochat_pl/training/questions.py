@@ -94,21 +94,32 @@ class QuestionData(StepBatches):
         train, val: questions with their rewards.
         sandbox: what isolates the answers of the tasks that run them, by task.
         rl: how many make a rollout, and how many updates.
+        horizon: `num_steps` or `num_epochs`, and how many.
         seed: of the order.
 
     Raises:
         ValueError: there are too few questions for one rollout.
     """
 
-    def __init__(self, train: Questions, val: Questions, sandbox: dict[str, str], rl: RLConfig, seed: int) -> None:
+    def __init__(
+        self,
+        train: Questions,
+        val: Questions,
+        sandbox: dict[str, str],
+        rl: RLConfig,
+        horizon: tuple[str, float],
+        seed: int,
+    ) -> None:
         def make(cursor: Cursor | None) -> QuestionBatches:
             shuffle = not getattr(train.rows, "ordered", False)
             return QuestionBatches(train.usable, rl.prompts_per_step, rl.steps_per_rollout, seed, shuffle, cursor)
 
         make(None)
-        super().__init__(make, lambda: ())  # type: ignore[arg-type]
+        steps_per_epoch = len(train.usable) // rl.prompts_per_step * rl.steps_per_rollout
+        unit, count = horizon
+        num_steps = int(count) * (1 if unit == "num_steps" else steps_per_epoch)
+        super().__init__(make, lambda: (), num_steps)  # type: ignore[arg-type]
         self.train, self.val, self.sandbox = train, val, sandbox
-        self.steps_per_epoch = len(train.usable) // rl.prompts_per_step * rl.steps_per_rollout
 
 
 def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) -> QuestionData:
@@ -133,4 +144,4 @@ def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) ->
             )
     members = {**rows.tasks, **val_rows.tasks}
     sandbox = {name: task.isolation for name, task in members.items() if task.runs_programs}
-    return QuestionData(train, val, sandbox, cfg.rl, cfg.seed)
+    return QuestionData(train, val, sandbox, cfg.rl, cfg.stage.horizon, cfg.seed)

@@ -1,32 +1,26 @@
 """Reinforcement learning under Lightning: a batch of questions becomes a rollout, and that one or more updates.
 
-The pure part is `nanochat_pl.rl`. Here are the module that samples before it trains and measures pass@k, and the table
-of samples. What is left of a rollout and, with a KL term, the start weights travel in the checkpoint, so that a run
+The pure part is `nanochat_pl.rl`. Here is the module that samples before it trains, and the measure of
+pass@k. What is left of a rollout and, with a KL term, the start weights travel in the checkpoint, so that a run
 resumes exactly at any step.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from nanochat_pl.config.schema import RLConfig
 from nanochat_pl.engine import Engine
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.paths import writing
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, roll_out, sums
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.answers import pass_at_k
-from nanochat_pl.training.loggers import drop_lines_from, log_table
 from nanochat_pl.training.module import LanguageModel
 from nanochat_pl.training.questions import QuestionBatch
 
@@ -45,7 +39,7 @@ class PolicyModel(LanguageModel):
     """Train on answers that the model itself samples.
 
     Args:
-        model, optim, num_steps, log_every_steps, identity: see `LanguageModel`.
+        model, optim, num_steps, log_every_steps, metadata: see `LanguageModel`.
         rl: the algorithm and its settings.
         questions: what is asked and what answers are worth.
         tokenizer: for the calculator and the end tokens.
@@ -60,7 +54,7 @@ class PolicyModel(LanguageModel):
         optim: Any,
         num_steps: int,
         log_every_steps: int,
-        identity: dict | None,
+        metadata: dict | None,
         *,
         rl: RLConfig,
         questions: Questions,
@@ -69,7 +63,7 @@ class PolicyModel(LanguageModel):
         seed: int,
         engine_dtype: str,
     ) -> None:
-        super().__init__(model, optim, num_steps, log_every_steps, identity)
+        super().__init__(model, optim, num_steps, log_every_steps, metadata)
         self.rl = rl
         self.questions = questions
         self.tokenizer = tokenizer
@@ -82,7 +76,7 @@ class PolicyModel(LanguageModel):
         """The first group of the last rollout, for the table of samples."""
         self._engine: Engine | None = None
         self._reference: list[GPT] = []  # in a list: not a submodule, so neither trained nor saved with the weights
-        self._rollout_figures: dict[str, float] = {}
+        self._rollout_metrics: dict[str, float] = {}
         self._loss_sums: dict[str, Tensor] = {}
         self._seconds = {"sampling": 0.0, "all": 0.0}
 
@@ -144,10 +138,10 @@ class PolicyModel(LanguageModel):
         self.example = rollout.groups[0]
         self._seconds["sampling"] += rollout.seconds
         *total, resampled = self.total([*sums(rollout.groups), rollout.resampled])
-        self._rollout_figures = figures(total)
+        self._rollout_metrics = figures(total)
         if self.rl.algorithm == "dapo":
-            self._rollout_figures["rl/resampled"] = resampled
-        self._rollout_figures["rl/rollout_tok_per_sec"] = rollout.new_tokens / max(rollout.seconds, 1e-9)
+            self._rollout_metrics["rl/resampled"] = resampled
+        self._rollout_metrics["rl/rollout_tok_per_sec"] = rollout.new_tokens / max(rollout.seconds, 1e-9)
         if self.rl.steps_per_rollout > 1:
             self._note_old(asked)
 
@@ -210,12 +204,17 @@ class PolicyModel(LanguageModel):
             return self.rl.clip_high
         return 0.28 if self.rl.algorithm == "dapo" else self.rl.clip_low
 
-    def figures(self) -> dict[str, Any]:
-        """Give what to log beside loss and gradient norm; the mean over ranks is the step's figure."""
+    def example_tokens(self, batch: QuestionBatch) -> tuple[Tensor, Tensor | None] | None:
+        if self.example is None:  # resumed in the middle of a rollout
+            return None
+        return torch.tensor([[*self.example.prompt, *self.example.answers[0].tokens]], device=self.device), None
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what is logged beside loss and gradient norm; the mean over ranks is the step's."""
         names = {"entropy": "rl/entropy", "clipped": "rl/clip_frac", "kl": "rl/kl"}
         found = {names[key]: value for key, value in self._loss_sums.items()}
         share = self._seconds["sampling"] / max(self._seconds["all"], 1e-9)
-        return self._rollout_figures | found | {"rl/sampling_frac": share}
+        return self._rollout_metrics | found | {"rl/sampling_frac": share}
 
     def total(self, values: list[float]) -> list[float]:
         """Add numbers up over ranks."""
@@ -233,7 +232,7 @@ class PolicyModel(LanguageModel):
             dist.all_gather_object(states, [asdict(group) for group in self.groups])
         checkpoint["rollout"] = {
             "groups": sorted((group for state in states for group in state), key=lambda group: group["slot"]),
-            "figures": self._rollout_figures,
+            "figures": self._rollout_metrics,
             "reference": self._reference[0].state_dict() if self._reference else None,
         }
 
@@ -244,7 +243,7 @@ class PolicyModel(LanguageModel):
         """
         state, world = checkpoint["rollout"], world_size()
         self.groups = [Group.from_state(group) for group in state["groups"] if group["slot"] % world == rank()]
-        self._rollout_figures = state["figures"]
+        self._rollout_metrics = state["figures"]
         if state["reference"] is not None and self.rl.kl_coef > 0:
             self._keep_reference(state["reference"])
 
@@ -278,40 +277,3 @@ def pass_at_k_measure(questions: Questions) -> Callable[[PolicyModel], dict[str,
         return {name: count / len(questions.usable) for name, count in zip(names, module.total(totals), strict=True)}
 
     return measure
-
-
-class Samples(Callback):
-    """Write the answers to one question of every logged step to samples.jsonl, and as a table to W&B.
-
-    Args:
-        path: the file; a line a question: step, question, answers with reward.
-        every_steps: the rhythm of the log.
-    """
-
-    def __init__(self, path: Path, every_steps: int) -> None:
-        self.path = path
-        self.every_steps = every_steps
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            drop_lines_from(self.path, trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: QuestionBatch, batch_idx: int
-    ) -> None:
-        step = trainer.global_step - 1
-        assert isinstance(pl_module, PolicyModel)
-        # a rollout is shown with its first step if any of its steps is a logged one
-        logged = -step % self.every_steps < pl_module.rl.steps_per_rollout
-        if not trainer.is_global_zero or batch.part or not logged:
-            return
-        assert pl_module.example is not None
-        group = pl_module.example
-        rows = [
-            {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers
-        ]
-        line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
-        log_table(trainer.loggers, "samples", ("step", "question", "answer", "reward"), table, step)

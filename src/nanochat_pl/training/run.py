@@ -1,7 +1,7 @@
 """From a checked config to a finished run: the pieces are put together here and nowhere else.
 
-`run(cfg, ...)` trains what `cfg.stage` names and returns the run's summary. Each part is a small function that a
-notebook may call by itself.
+`run(cfg, ...)` trains what `cfg.stage` names and returns the run's summary. `fit` says in which order the pieces are
+made; each is a small function that a notebook may call by itself.
 """
 
 import contextlib
@@ -10,7 +10,8 @@ import json
 import logging
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,9 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from nanochat_pl.checkpoint.lightning import (
-    checkpoint_metadata,
-)
+from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.whole import stored_step
-from nanochat_pl.config.checks import (
-    clear_run,
-    is_first_process,
-    preflight,
-    resume_file,
-    say_what_is_resumed,
-)
-from nanochat_pl.config.inputs import prepare_root, prepare_text
+from nanochat_pl.config.checks import clear_run, is_first_process, preflight, resume_file, say_what_is_resumed
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make
@@ -39,24 +31,26 @@ from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import writing
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
+from nanochat_pl.training.callbacks import by_priority
 from nanochat_pl.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from nanochat_pl.training.callbacks.conversations import ConversationCounts
 from nanochat_pl.training.callbacks.evaluation import Evaluations
-from nanochat_pl.training.callbacks.progress import Bar, Progress
-from nanochat_pl.training.callbacks.samples import PromptSamples
-from nanochat_pl.training.callbacks.summary import Picture, Summary
+from nanochat_pl.training.callbacks.picture import Picture
+from nanochat_pl.training.callbacks.progress import Progress, ProgressBar
+from nanochat_pl.training.callbacks.samples import PromptSamples, RolloutSamples
+from nanochat_pl.training.callbacks.summary import Summary
 from nanochat_pl.training.callbacks.validation import Validation, loss_measure
 from nanochat_pl.training.claim import check_free, claimed
-from nanochat_pl.training.data import build_data
-from nanochat_pl.training.datamodules import (
-    ConversationCounts,
-)
+from nanochat_pl.training.data import build_data, prepare_data
+from nanochat_pl.training.datamodules import StepBatches
 from nanochat_pl.training.loggers import MetricsFile
 from nanochat_pl.training.module import LanguageModel
 from nanochat_pl.training.questions import QuestionData
 from nanochat_pl.training.record import describe_run, finish_loggers, is_terminal, write_log
-from nanochat_pl.training.rl_module import PolicyModel, Samples, pass_at_k_measure
+from nanochat_pl.training.rl_module import PolicyModel, pass_at_k_measure
 from nanochat_pl.training.signals import Stopped
-from nanochat_pl.training.start import find_start, inputs_of
+from nanochat_pl.training.start import Start, find_start, inputs_of
+from nanochat_pl.training.state import CheckpointFolder, RunState
 from nanochat_pl.training.tokenizers import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -84,149 +78,68 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
     with contextlib.ExitStack() as owned:
         if first:
             owned.enter_context(claimed(folder))
-        return run_in(cfg, plain, folder, arguments, first)
-
-
-def run_in(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], first: bool) -> dict[str, Any]:
-    """Train one stage in a folder that is this run's own; returns as `run`."""
-    resume = resume_file(cfg, folder)  # looked up now, when no other process changes what is there
-    write_log(None, first, hold=True)
-    if first:
-        say_what_is_resumed(cfg, resume)
-
-    def describe() -> None:
-        describe_run(folder, plain, arguments)
-
-    def begin() -> None:
-        """Take the folder: called when all that can be refused is made, so that no refusal costs an earlier run."""
+        resume = resume_file(cfg, folder)  # looked up now, when no other process changes what is there
+        write_log(None, first, hold=True)
         if first:
-            if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
-                clear_run(folder)
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            if resume is None:
-                describe()
-        write_log(folder / "log.txt", first)
-
-    if cfg.stage.name == StageName.tokenizer:
-        return train_tokenizer(cfg, folder, begin)
-    return fit(cfg, plain, folder, resume, begin, describe)
+            say_what_is_resumed(cfg, resume)
+        if cfg.stage.name == StageName.tokenizer:
+            return train_tokenizer(cfg, folder, partial(take_folder, cfg, plain, folder, arguments, resume))
+        return fit(cfg, plain, folder, arguments, resume)
 
 
 def fit(
-    cfg: TrainConfig,
-    plain: dict[str, Any],
-    folder: Path,
-    resume: Path | None,
-    begin: Callable[[], None],
-    describe: Callable[[], None],
+    cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], resume: Path | None
 ) -> dict[str, Any]:
-    """Train a stage that has a model; `begin` is called before anything is written to its folder.
+    """Train a stage that has a model; returns as `run`."""
+    shards = prepare_data(cfg)  # the text of stage=base; made or fetched where it is missing
+    start = find_start(cfg, plain, resume)  # tokenizer, shape of the model, weights or none
+    data = build_data(cfg, start.tokenizer, start.config, shards)  # batches, and the number of steps
+    module = build_module(cfg, plain, start, data)  # the model and the losses of its stage
+    own = [make(spec) for spec in cfg.callbacks.values() if spec is not None]
+    take_folder(cfg, plain, folder, arguments, resume)  # nothing that a user can mend is refused from here on
+    state = build_state(cfg, folder, start, module, inputs_of(cfg, folder, resume, shards), resume)
+    describe = partial(describe_run, folder, plain, arguments) if resume else None
+    trainer = build_trainer(cfg, folder, data.num_steps, [*build_callbacks(cfg, state, start, data, describe), *own])
+    return train(trainer, module, data, state, resume)
 
-    `describe` is called when a resumed run trains: a resume that is refused leaves the run's description as it is.
+
+def take_folder(
+    cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], resume: Path | None
+) -> None:
+    """Make the folder this run's: called when all that can be refused is made, so that no refusal costs an earlier run.
+
+    A run that resumes is described anew only when it trains: a resume that is refused leaves the description as it is.
     """
+    first = is_first_process()
+    if first:
+        if cfg.force and (resume is None or folder.resolve() not in resume.resolve().parents):
+            clear_run(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if resume is None:
+            describe_run(folder, plain, arguments)
+    write_log(folder / "log.txt", first)
+
+
+def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: StepBatches) -> LanguageModel:
+    """Build the model with its start weights, compile it where that pays, and give it to the module that trains it."""
     device = pick_device(cfg.trainer.accelerator)
-    dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    is_text = cfg.stage.name == StageName.base
-    shards = prepare_text(cfg.data, cfg.offline, cfg.outputs) if is_text else prepare_root(cfg.data)
-    start = find_start(cfg, plain, resume)
-    data, num_steps = build_data(cfg, start.tokenizer, start.config, shards)
-
     torch.manual_seed(cfg.seed)
     random.seed(cfg.seed)  # nothing of ours draws from these two; a task or callback of the user's may
     np.random.seed(cfg.seed % 2**32)  # noqa: NPY002
-    model = GPT(start.config, dtype)
+    model = GPT(start.config, pick_compute_dtype(cfg.trainer.compute_dtype, device))
     if start.weights is None:
         model.init_weights()
     else:
         model.load_state_dict(start.weights)
-    flops = flops_per_token(start.config)
-    compiled = compile_model(model, cfg, device, num_steps)
-    own = [make(spec) for spec in cfg.callbacks.values() if spec is not None]
-    begin()
-
-    checkpoints = Checkpoints(
-        folder / "checkpoints",
-        cfg.stage.checkpoint_every_steps,
-        cfg.stage.keep_checkpoints,
-        cfg.trainer.stop_after_steps,
-    )
-    token_bytes = start.tokenizer.token_bytes() if cfg.stage.counts_tokens else None
-    if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
-        log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
-    if cfg.stage.sample_every_steps is not None and not cfg.stage.shows_samples:
-        log.warning(
-            "stage.sample_every_steps has no effect on stage=%s: its samples are the answers of its rollouts, every "
-            "trainer.log_every_steps steps",
-            cfg.stage.name,
-        )
-    every = cfg.stage.val_every_steps
-    if isinstance(data, QuestionData):
-        validation = Validation(pass_at_k_measure(data.val), checkpoints, every, best="pass@1", higher_is_better=True)
-    else:
-        best = "val/loss" if token_bytes is None else "val/bpb"
-        validation = Validation(loss_measure(data, token_bytes), checkpoints, every, best)
-    progress = Progress(
-        cfg.trainer.log_every_steps,
-        flops,
-        peak_flops(device),
-        validation,
-    )
-    facts = {
-        "stage": str(cfg.stage.name),
-        "run_name": cfg.run_name,
-        "folder": str(folder),
-        "init_from": start.origin,
-        "num_parameters": num_parameters(start.config),
-        "flops_per_token": flops,
-        "vocab_size": start.config.vocab_size,
-        "device": str(device),
-        "compute_dtype": str(dtype).removeprefix("torch."),
-        "compiled": compiled,
-        "inputs": inputs_of(cfg, folder, resume, shards),
-    }
-    when_training = (lambda: None) if resume is None else describe
-    summary = Summary(folder / "summary.json", facts, progress, validation, checkpoints, when_training)
-    callbacks: list[L.Callback] = [progress, checkpoints, validation, ConversationCounts(data, facts), summary]
-    if isinstance(data, QuestionData):
-        facts |= {"sandbox": data.sandbox} if data.sandbox else {}
-        callbacks.append(Samples(folder / "samples.jsonl", cfg.trainer.log_every_steps))
-    elif cfg.stage.sample_every_steps is not None:
-        callbacks.append(
-            PromptSamples(
-                folder / "samples.jsonl",
-                cfg.stage,
-                start.tokenizer,
-                sequence_len=start.config.sequence_len,
-                engine_dtype=str(cfg.engine.dtype),
-                validation=validation,
-            )
-        )
-    if cfg.stage.eval_every_steps is not None:
-        callbacks.append(Evaluations(cfg, start.tokenizer, cfg.stage.eval_every_steps, validation))
-    callbacks.append(Picture(folder, str(cfg.stage.name), cfg.run_name, checkpoints))
-    callbacks += own
-    terminal = is_terminal()
-    if terminal:
-        callbacks.append(Bar(progress))
-    log.info(
-        "%s: %s parameters, %s steps, %s on %s, %s, start: %s",
-        folder,
-        f"{facts['num_parameters']:,}",
-        f"{num_steps:,}",
-        facts["compute_dtype"],
-        device,
-        "compiled" if compiled else "eager",
-        start.origin if resume is None else f"resumed from {resume}",
-    )
-    trainer = build_trainer(cfg, folder, device, num_steps, callbacks, terminal)
-    record = checkpoint_metadata(str(cfg.stage.name), start.config, plain, start.tokenizer)
-    made_of = (model, cfg.optim, num_steps, cfg.trainer.log_every_steps, record)
+    compiled = compile_model(model, cfg, device, data.num_steps)
+    metadata = checkpoint_metadata(str(cfg.stage.name), start.config, plain, start.tokenizer)
+    what = (model, cfg.optim, data.num_steps, cfg.trainer.log_every_steps, metadata)
     if isinstance(data, QuestionData):
         module: LanguageModel = PolicyModel(
-            *made_of,
+            *what,
             rl=cfg.rl,
             questions=data.train,
             tokenizer=start.tokenizer,
@@ -235,25 +148,9 @@ def fit(
             engine_dtype=str(cfg.engine.dtype),
         )
     else:
-        module = LanguageModel(*made_of)
-    if resume is not None and (done := stored_step(resume)) >= num_steps:
-        past = f", and stage.num_steps is {num_steps}" if done > num_steps else ""
-        log.warning("%s has all its steps: %d are done%s; what comes after the last one is made", folder, done, past)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except RuntimeError as error:  # a signal to all processes may end a compiler, a worker or another rank first
-        if checkpoints.signal is None:
-            raise
-        raise Stopped(checkpoints.signal) from error
-    except Stopped:
-        if checkpoints.signal is None or checkpoints.ended_unsaved:
-            raise
-    finally:
-        finish_loggers(trainer)
-    result = json.loads((folder / "summary.json").read_text())
-    if checkpoints.signal is not None:
-        result["signal"] = checkpoints.signal
-    return result
+        module = LanguageModel(*what)
+    module.compiled = compiled
+    return module
 
 
 def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps: int) -> bool:
@@ -278,9 +175,118 @@ def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps:
     return True
 
 
-def build_trainer(
-    cfg: TrainConfig, folder: Path, device: torch.device, num_steps: int, callbacks: list[Any], terminal: bool
-) -> L.Trainer:
+def build_state(
+    cfg: TrainConfig,
+    folder: Path,
+    start: Start,
+    module: LanguageModel,
+    inputs: dict[str, Any],
+    resume: Path | None = None,
+) -> RunState:
+    """Build what the callbacks share: the checkpoint files, and what summary.json says beside the metrics."""
+    warn_of_no_effect(cfg)
+    device = pick_device(cfg.trainer.accelerator)
+    facts = {
+        "stage": str(cfg.stage.name),
+        "run_name": cfg.run_name,
+        "folder": str(folder),
+        "init_from": start.origin,
+        "num_parameters": num_parameters(start.config),
+        "flops_per_token": flops_per_token(start.config),
+        "vocab_size": start.config.vocab_size,
+        "device": str(device),
+        "compute_dtype": str(module.model.compute_dtype).removeprefix("torch."),
+        "compiled": module.compiled,
+        "inputs": inputs,
+    }
+    log.info(
+        "%s: %s parameters, %s steps, %s on %s, %s, start: %s",
+        folder,
+        f"{facts['num_parameters']:,}",
+        f"{module.num_steps:,}",
+        facts["compute_dtype"],
+        device,
+        "compiled" if module.compiled else "eager",
+        start.origin if resume is None else f"resumed from {resume}",
+    )
+    files = CheckpointFolder(folder / "checkpoints", cfg.stage.checkpoint_every_steps, cfg.stage.keep_checkpoints)
+    return RunState(folder, files, facts, facts["flops_per_token"])
+
+
+def build_callbacks(
+    cfg: TrainConfig, state: RunState, start: Start, data: StepBatches, describe: Callable[[], None] | None = None
+) -> list[L.Callback]:
+    """Build what happens beside the training step: log, checkpoints, validation, samples, evaluations.
+
+    Args:
+        describe: called when training starts, to save what the run is anew; None = that is done.
+    """
+    stage = cfg.stage
+    callbacks: list[L.Callback] = [
+        Progress(state, cfg.trainer.log_every_steps, peak_flops(pick_device(cfg.trainer.accelerator))),
+        Checkpoints(state, cfg.trainer.stop_after_steps),
+        ConversationCounts(state),
+        Summary(state, describe),
+        Picture(state),
+    ]
+    if isinstance(data, QuestionData):
+        state.facts |= {"sandbox": data.sandbox} if data.sandbox else {}
+        measure, best, higher_is_better = pass_at_k_measure(data.val), "pass@1", True
+        callbacks.append(RolloutSamples(state, cfg.trainer.log_every_steps))
+    else:
+        token_bytes = start.tokenizer.token_bytes() if stage.counts_tokens else None
+        measure, higher_is_better = loss_measure(data, token_bytes), False
+        best = "val/loss" if token_bytes is None else "val/bpb"
+    callbacks.append(Validation(state, measure, stage.val_every_steps, best, higher_is_better))
+    if stage.sample_every_steps is not None and stage.shows_samples:
+        length = start.config.sequence_len
+        dtype = str(cfg.engine.dtype)
+        callbacks.append(PromptSamples(state, stage, start.tokenizer, sequence_len=length, engine_dtype=dtype))
+    if stage.eval_every_steps is not None:
+        callbacks.append(Evaluations(state, cfg, start.tokenizer, stage.eval_every_steps))
+    if is_terminal():
+        callbacks.append(ProgressBar(state))
+    return callbacks
+
+
+def warn_of_no_effect(cfg: TrainConfig) -> None:
+    """Name the settings that the stage does not read."""
+    if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
+        log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
+    if cfg.stage.sample_every_steps is not None and not cfg.stage.shows_samples:
+        log.warning(
+            "stage.sample_every_steps has no effect on stage=%s: its samples are the answers of its rollouts, every "
+            "trainer.log_every_steps steps",
+            cfg.stage.name,
+        )
+
+
+def train(
+    trainer: L.Trainer, module: LanguageModel, data: StepBatches, state: RunState, resume: Path | None
+) -> dict[str, Any]:
+    """Train to the end, or until a signal stops it; return what summary.json says, and which signal it was."""
+    if resume is not None and (done := stored_step(resume)) >= data.num_steps:
+        past = f", and stage.num_steps is {data.num_steps}" if done > data.num_steps else ""
+        said = "%s has all its steps: %d are done%s; what comes after the last one is made"
+        log.warning(said, state.folder, done, past)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:  # a signal to all processes may end a compiler, a worker or another rank first
+        if state.signal is None:
+            raise
+        raise Stopped(state.signal) from error
+    except Stopped:
+        if state.signal is None or state.ended_unsaved:
+            raise
+    finally:
+        finish_loggers(trainer)
+    result = json.loads((state.folder / "summary.json").read_text())
+    if state.signal is not None:
+        result["signal"] = state.signal
+    return result
+
+
+def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Sequence[L.Callback]) -> L.Trainer:
     """Make the Lightning Trainer: one epoch of `num_steps` batches, everything automatic switched off."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -288,6 +294,7 @@ def build_trainer(
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # A machine with Slurm may also train without it; what a job must ask for is checked in preflight.
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    device = pick_device(cfg.trainer.accelerator)
     world = cfg.trainer.devices * cfg.trainer.num_nodes
     strategy: Any = "auto"
     if world > 1 or cfg.trainer.strategy == "ddp":
@@ -317,11 +324,11 @@ def build_trainer(
         check_val_every_n_epoch=None,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=terminal,
+        enable_progress_bar=is_terminal(),
         use_distributed_sampler=False,
         log_every_n_steps=1,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=by_priority(callbacks),
         # Under Slurm, Lightning loads any hpc_ckpt_*.ckpt that lies in this folder: it must not be one that runs use.
         default_root_dir=str(folder / "lightning"),
         plugins=plugins,

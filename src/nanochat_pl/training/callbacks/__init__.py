@@ -1,31 +1,69 @@
-"""What happens beside the training step, one callback a file; here what they share. Pure functions do the maths.
+"""What happens beside the training step, one callback a file; here is what they have in common.
 
 A step number counts the updates made so far, as the original's loop does: validation at step s sees the weights after
 s updates, and `train/loss` at step s is the loss of the update that follows. A resumed run therefore repeats the
 validation of the step it resumes from and its log continues without a seam.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.training.loggers import MetricsFile
+from nanochat_pl.training.state import RunState
+
+DATA_WAIT_S = "data_wait_s"
+"""Seconds waited for data since the last row; `Progress`, which knows the time of the steps, makes a share of it."""
 
 
-def log_metrics(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
+class RunCallback(Callback):
+    """A callback of this package: it shares the state of its run with the others, and says when it is called.
+
+    Args:
+        run: the state; each callback writes its own fields of it.
+    """
+
+    priority: ClassVar[int] = 0
+    """Callbacks are called in the order of priority, the highest first; those of users have 0."""
+
+    def __init__(self, run: RunState) -> None:
+        self.run = run
+
+
+def by_priority(callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return the callbacks in the order in which Lightning is to call them; equal priorities keep theirs."""
+    return sorted(callbacks, key=lambda callback: -getattr(callback, "priority", 0))
+
+
+@runtime_checkable
+class StepMetrics(Protocol):
+    """A callback that measures logged steps: `Progress` asks it for its metrics and logs them with its own."""
+
+    def step_metrics(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return this rank's metrics of which the mean over ranks is logged, and those of which the maximum is."""
+        ...
+
+
+def log_metrics(trainer: L.Trainer, run: RunState, metrics: dict[str, float], step: int) -> None:
     """Send one row to every logger; to a dashboard with all that a curve may be drawn over, in every row.
 
     metrics.csv has tokens, FLOPs and time in its own rows of the log; whoever reads it joins rows by step.
     """
-    axes = next((c.axes() for c in trainer.callbacks if hasattr(c, "axes")), {})  # type: ignore[attr-defined]
     for logger in trainer.loggers:
-        row = metrics if isinstance(logger, MetricsFile) else axes | metrics
+        row = metrics if isinstance(logger, MetricsFile) else run.axes() | metrics
         logger.log_metrics({"step": step, **row}, step)  # W&B draws over a column, not over its own argument
 
 
+def is_logged(step: int, every_steps: int, num_steps: int | float) -> bool:
+    """Return whether the update after `step` updates gets a row in the log: at each interval, and the last one."""
+    return step % every_steps == 0 or step + 1 == num_steps
+
+
 def is_due(trainer: L.Trainer, every_steps: int | None) -> bool:
-    """Say whether what happens every so many steps, and at the end, happens now; None = at the end only."""
+    """Return whether what happens every `every_steps` steps, and at the end, happens now; None = at the end only."""
     step = trainer.global_step
     return step >= trainer.max_steps or (every_steps is not None and step % every_steps == 0)
 

@@ -27,20 +27,12 @@ from torch.utils.hooks import RemovableHandle
 
 from nanochat_pl.data.batch import Batch
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.training.rl_module import PolicyModel
+from nanochat_pl.training.callbacks import DATA_WAIT_S, is_logged
 
-__all__ = ["DATA_WAIT_S", "Health", "is_logged", "logit_max_frac", "peak_memory_gib", "update_ratio"]
+__all__ = ["Health", "logit_max_frac", "peak_memory_gib", "update_ratio"]
 
 LOGIT_TOKENS = 256
 """Tokens whose logits are looked at: at a vocabulary of 65,536 they take 64 MiB."""
-
-DATA_WAIT_S = "data_wait_s"
-"""Seconds waited for data since the last row; `Progress`, which knows the time of the steps, makes a share of it."""
-
-
-def is_logged(step: int, every_steps: int, num_steps: int | float) -> bool:
-    """Say whether the update after `step` updates gets a row in the log: every so often, and the last one."""
-    return step % every_steps == 0 or step + 1 == num_steps
 
 
 def update_ratio(before: list[Tensor], after: list[Tensor]) -> Tensor:
@@ -78,7 +70,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Health(Callback):
-    """Measure the health figures of each logged step; `Progress` asks for them with `figures`.
+    """Measure how healthy the training is at each logged step; `Progress` asks for it with `step_metrics`.
 
     Weights are copied one optimizer at a time, just before it updates them: by then the activations are gone, so the
     copy does not raise the step's peak of memory.
@@ -163,23 +155,16 @@ class Health(Callback):
         self._before = []
 
     def _look_at_logits(self) -> None:
-        module, batch = self._module, self._batch
-        positions = None
-        if isinstance(batch, Batch):
-            tokens = batch.inputs[0, :1, :LOGIT_TOKENS]
-            positions = None if batch.positions is None else batch.positions[0, :1, :LOGIT_TOKENS]
-        elif isinstance(module, PolicyModel) and module.example is not None:
-            read = [*module.example.prompt, *module.example.answers[0].tokens]
-            tokens = torch.tensor([read[:LOGIT_TOKENS]], device=module.device)
-        else:  # resumed in the middle of a rollout: there is no example yet
-            return
-        self._peak["health/logit_max_frac"] = logit_max_frac(module.model, tokens, positions)
+        example = self._module.example_tokens(self._batch)
+        if example is not None:
+            tokens, positions = (each if each is None else each[:, :LOGIT_TOKENS] for each in example)
+            self._peak["health/logit_max_frac"] = logit_max_frac(self._module.model, tokens, positions)
 
-    def figures(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Give the figures of the logged step just taken, this rank's, and begin to count anew.
+    def step_metrics(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the metrics of the logged step just taken, this rank's, and begin to count anew.
 
         Returns:
-            Those whose mean over ranks is the step's figure, `DATA_WAIT_S` among them, and those whose maximum is.
+            Those whose mean over ranks is the step's metric, `DATA_WAIT_S` among them, and those whose maximum is.
             Numbers, or 0-dim tensors where a device has still to compute them. Names are the same on every rank.
         """
         means: dict[str, Any] = dict(self._ratios)

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.config.checks import named_eval
 from nanochat_pl.config.schema import TrainConfig
@@ -16,28 +15,31 @@ from nanochat_pl.eval.results import (
     ExampleLog,
 )
 from nanochat_pl.eval.runner import headline_figures
-from nanochat_pl.training.callbacks import is_due, log_metrics
-from nanochat_pl.training.callbacks.validation import Validation
+from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
+from nanochat_pl.training.state import RunState
 
 log = logging.getLogger(__name__)
 
 
-class Evaluations(Callback):
-    """Evaluate the model in training on a timetable and at the end, saved beforehand: `evaluate.py`'s own measures.
+class Evaluations(RunCallback):
+    """Evaluate the model in training at an interval and at the end, saved beforehand: `evaluate.py`'s own measures.
 
     Logged are `core_metric`, `chatcore_metric` and, of each task, `<evaluation>/<task>/<metric>`. Ranks share CORE; of
     other evaluations each does all, since an answer costs what waiting for it would.
 
     Args:
+        run: its checkpoint is saved before; what is spent here does not count as training.
         cfg: config of the training run; `cfg.eval` says what to measure.
         tokenizer: of the model.
-        every_steps: the rhythm.
-        validation: runs before; what is spent here counts as its time, not as training's.
+        every_steps: the interval in optimizer steps.
     """
 
-    def __init__(self, cfg: TrainConfig, tokenizer: Any, every_steps: int, validation: Validation) -> None:
+    priority = 30  # after the samples
+
+    def __init__(self, run: RunState, cfg: TrainConfig, tokenizer: Any, every_steps: int) -> None:
+        super().__init__(run)
         self.cfg, self.tokenizer = cfg, tokenizer
-        self.every_steps, self.validation = every_steps, validation
+        self.every_steps = every_steps
         self.name = named_eval(cfg.eval, cfg.stage.name)
         self._task: EvalTask | None = None
 
@@ -64,14 +66,14 @@ class Evaluations(Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         begin = time.perf_counter()
-        self.validation.checkpoints.save(trainer)
+        self.run.checkpoints.save(trainer)
         assert self._task is not None
         pl_module.eval()
         evaluation = self._task.run(ExampleLog(), None)
         pl_module.train()
         found = headlines(str(self.name), evaluation)
-        log_metrics(trainer, found, step)
-        self.validation.seconds += time.perf_counter() - begin
+        log_metrics(trainer, self.run, found, step)
+        self.run.paused_seconds += time.perf_counter() - begin
         text = " | ".join(f"{key} {value:.4f}" for key, value in found.items())
         log.info("step %05d/%05d | %s (%.0f s)", step, trainer.max_steps, text, evaluation.seconds)
 

@@ -3,32 +3,33 @@
 A loss says that a model got better, a sample says at what. Every `stage.sample_every_steps` steps and at the end the
 first process lets the model continue `stage.sample_prompts`, greedily, so that two samples differ only because the
 weights do. Nothing is drawn at random, and the other ranks do not wait before the next gradients are exchanged:
-training is the same bit for bit with and without. (Reinforcement learning shows the answers of its rollouts instead,
-see `nanochat_pl.training.rl_module.Samples`.)
+training is the same bit for bit with and without. Reinforcement learning shows the answers of its rollouts instead.
 """
 
 import json
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.config.schema import StageConfig
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.paths import writing
 from nanochat_pl.tokenizer import Tokenizer
-from nanochat_pl.training.callbacks import is_due
-from nanochat_pl.training.callbacks.validation import Validation
+from nanochat_pl.training.callbacks import RunCallback, is_due
 from nanochat_pl.training.loggers import drop_lines_from, log_table
+from nanochat_pl.training.questions import QuestionBatch
+from nanochat_pl.training.rl_module import PolicyModel
+from nanochat_pl.training.state import RunState
 
-__all__ = ["PromptSamples", "encode_prompts", "one_line"]
+__all__ = ["PromptSamples", "RolloutSamples", "encode_prompts", "one_line"]
 
 log = logging.getLogger(__name__)
+
+SAMPLES_FILE = "samples.jsonl"
 
 COLUMNS = ("step", "prompt", "output", "tokens", "stopped")
 """Fields of a line of samples.jsonl, and columns of the table on a dashboard."""
@@ -74,37 +75,37 @@ def one_line(text: str, limit: int) -> str:
     return shown if len(shown) <= limit else shown[:limit].rstrip() + "…"
 
 
-class PromptSamples(Callback):
-    """Let the model continue fixed prompts on a timetable and at the end: to the log, samples.jsonl and W&B.
+class PromptSamples(RunCallback):
+    """Let the model continue fixed prompts at an interval and at the end: to the log, samples.jsonl and W&B.
 
     A line of samples.jsonl has `step` (updates made before it), `prompt`, `output`, `tokens` (how many new ones) and
     `stopped` (it ended by itself, not at `stage.sample_tokens`). A resumed run drops those from its first step on.
 
     Args:
-        path: the file.
+        run: of its folder is the file; what is spent here does not count as training.
         stage: what is continued, how often and how far; base continues texts, other stages answer.
         tokenizer: of the model.
         sequence_len: the model's context, tokens.
         engine_dtype: number format in which the engine computes.
-        validation: what is spent here counts as its time, not as training's.
     """
+
+    priority = 40  # after the validation of the step
 
     def __init__(
         self,
-        path: Path,
+        run: RunState,
         stage: StageConfig,
         tokenizer: Tokenizer,
         *,
         sequence_len: int,
         engine_dtype: str,
-        validation: Validation,
     ) -> None:
         assert stage.sample_every_steps is not None
-        self.path, self.tokenizer, self.engine_dtype = path, tokenizer, engine_dtype
+        super().__init__(run)
+        self.path, self.tokenizer, self.engine_dtype = run.folder / SAMPLES_FILE, tokenizer, engine_dtype
         self.every_steps, self.max_new_tokens = stage.sample_every_steps, stage.sample_tokens
         as_chat = stage.name != StageName.base
         self.prompts = encode_prompts(tokenizer, stage.sample_prompts, as_chat=as_chat, sequence_len=sequence_len)
-        self.validation = validation
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -131,7 +132,7 @@ class PromptSamples(Callback):
             prompt = one_line(line["prompt"], SHOWN_CHARS // 2)
             output = one_line(line["output"], SHOWN_CHARS - len(prompt))
             log.info("step %05d/%05d | %s → %s", step, trainer.max_steps, prompt, output)
-        self.validation.seconds += time.perf_counter() - begin
+        self.run.paused_seconds += time.perf_counter() - begin
 
     def sample(self, model: Any, step: int) -> list[dict[str, Any]]:
         """Continue each prompt once, greedily; give the lines of samples.jsonl.
@@ -152,3 +153,43 @@ class PromptSamples(Callback):
             }
             for prompt, completion in zip(self.prompts, completions, strict=True)
         ]
+
+
+class RolloutSamples(RunCallback):
+    """Write the answers to one question of every logged step to samples.jsonl, and as a table to W&B.
+
+    Args:
+        run: of its folder is the file; each line has step, question and answers with their rewards.
+        every_steps: the interval of the log.
+    """
+
+    priority = PromptSamples.priority
+
+    def __init__(self, run: RunState, every_steps: int) -> None:
+        super().__init__(run)
+        self.path = run.folder / SAMPLES_FILE
+        self.every_steps = every_steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            drop_lines_from(self.path, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: QuestionBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step - 1
+        assert isinstance(pl_module, PolicyModel)
+        # a rollout is shown with its first step if any of its steps is a logged one
+        logged = -step % self.every_steps < pl_module.rl.steps_per_rollout
+        if not trainer.is_global_zero or batch.part or not logged:
+            return
+        assert pl_module.example is not None
+        group = pl_module.example
+        rows = [
+            {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers
+        ]
+        line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
+        log_table(trainer.loggers, "samples", ("step", "question", "answer", "reward"), table, step)

@@ -7,18 +7,17 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 
 from nanochat_pl.eval.bpb import evaluate_loss
-from nanochat_pl.training.callbacks import is_due, log_metrics
-from nanochat_pl.training.callbacks.checkpoints import Checkpoints
+from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
 from nanochat_pl.training.datamodules import StepBatches
+from nanochat_pl.training.state import RunState
 
 log = logging.getLogger(__name__)
 
 
 Measure = Callable[[Any], dict[str, float]]
-"""From the module to the figures of the fixed validation set."""
+"""From the module to the metrics of the fixed validation set."""
 
 
 def loss_measure(data: StepBatches, token_bytes: np.ndarray | None) -> Measure:
@@ -37,32 +36,32 @@ def loss_measure(data: StepBatches, token_bytes: np.ndarray | None) -> Measure:
     return measure
 
 
-class Validation(Callback):
-    """Measure the fixed validation set at step 0, on the timetable and at the end; save first, then measure.
+class Validation(RunCallback):
+    """Measure the fixed validation set at step 0, at each interval and at the end; save first, then measure.
 
     Args:
-        measure: gives the figures of a module, the same on every rank.
-        checkpoints: saves before, and keeps the best after.
-        every_steps: cadence; None = at the end only.
-        best: the figure that tells which checkpoint is the best.
-        higher_is_better: in which direction.
+        run: its checkpoints are written before and the best kept after; its `validation` gets the metrics.
+        measure: returns the metrics of a module, the same on every rank.
+        every_steps: interval in optimizer steps; None = at the end only.
+        best: the metric that tells which checkpoint is the best.
+        higher_is_better: its direction.
     """
+
+    priority = 70  # after the log of the step, before what shows its metrics
 
     def __init__(
         self,
+        run: RunState,
         measure: Measure,
-        checkpoints: Checkpoints,
         every_steps: int | None,
         best: str = "val/loss",
         higher_is_better: bool = False,
     ) -> None:
+        super().__init__(run)
         self.measure = measure
+        self.every_steps = every_steps
         self.best = best
         self.higher_is_better = higher_is_better
-        self.checkpoints = checkpoints
-        self.every_steps = every_steps
-        self.latest: dict[str, float] = {}
-        self.seconds = 0.0
         self._measured_step: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,18 +79,20 @@ class Validation(Callback):
         if self._measured_step == step:
             return
         begin = time.perf_counter()
+        # 1) The state that is about to be measured is on disk first: a crash in the validation costs no step.
         if step > 0:
-            self.checkpoints.save(trainer)
-        if self.checkpoints.told_to_stop(trainer):  # while the step was saved: its validation is made on resume
+            self.run.checkpoints.save(trainer)
+        if self.run.told_to_stop(trainer):  # while the step was saved: its validation is made on resume
             trainer.should_stop = True
             return
-        model = pl_module.model
-        model.eval()
-        self.latest = self.measure(pl_module)
-        model.train()
+        # 2) The same batches each time: what differs between two validations is the weights alone.
+        pl_module.eval()
+        found = self.run.validation = self.measure(pl_module)
+        pl_module.train()
         self._measured_step = step
-        best = step > 0 and self.checkpoints.consider(trainer, self.latest[self.best], self.higher_is_better)
-        log_metrics(trainer, self.latest, step)
-        self.seconds += time.perf_counter() - begin
-        text = " | ".join(f"{name} {value:.4f}" for name, value in self.latest.items())
+        # 3) The best state so far gets a second name for the bytes just written.
+        best = step > 0 and self.run.checkpoints.keep_if_best(trainer, found[self.best], self.higher_is_better)
+        log_metrics(trainer, self.run, found, step)
+        self.run.paused_seconds += time.perf_counter() - begin
+        text = " | ".join(f"{name} {value:.4f}" for name, value in found.items())
         log.info("step %05d/%05d | %s%s", step, trainer.max_steps, text, " | best so far" if best else "")
