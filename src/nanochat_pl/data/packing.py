@@ -94,7 +94,8 @@ class PackedBatches:
             packed = self._pack(pool)
             yield from compute_ahead(packed.__next__, BATCHES_AHEAD if pool else 0, "pack")
         finally:
-            _stop(pool)
+            if pool:  # no function of this module: it may be gone when the interpreter ends
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _pack(self, pool: Executor | None) -> Iterator[Batch]:
         """Yield the batches of one pass over the data, from the cursor on."""
@@ -204,7 +205,8 @@ def fixed_batches(
             count = sum(len(row) - 1 for row in rows)
             yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens=count)
     finally:
-        _stop(pool)
+        if pool:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _EncodedDocuments:
@@ -361,11 +363,6 @@ def _write_rows(rows: Iterable[Tokens], inputs: np.ndarray, targets: np.ndarray)
 
 def _encoders(num_workers: int) -> ThreadPoolExecutor | None:
     return ThreadPoolExecutor(num_workers, thread_name_prefix="encode") if num_workers else None
-
-
-def _stop(pool: Executor | None) -> None:
-    if pool:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _check_divides(name: str, count: int, world_size: int) -> None:
