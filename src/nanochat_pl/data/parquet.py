@@ -1,10 +1,10 @@
 """Text shards on disk: which files there are, and their documents in one fixed order.
 
-Everything a wrong folder can do to a run is found here from the files' footers, in seconds, before the first
-token is read. Documents then have an address (epoch, file, row group, document) and an order that depends on
-nothing but the files and the number of logical shards, so a reader can be stopped and set down anywhere.
-Order: files by name; within each file, row groups `shard, shard + logical_shards, …` (nanochat, 2025-11), wherever
-these make streams of nearly equal length; elsewhere documents are shared out evenly (see `deal`).
+Everything that can be wrong with a folder of text is found here from the files' footers, in seconds, before the first
+token is read. Each document has an address (epoch, file, row group, document), and their order depends on nothing but
+the files and the number of logical shards, so that reading can stop and resume anywhere. Files come in the order of
+their names; within each file, a stream reads row groups `shard, shard + logical_shards, …` (nanochat, 2025-11) wherever
+that makes streams of nearly equal length; elsewhere documents are dealt evenly (see `deal`).
 Differs: after the last file the next epoch begins, where the original looped forever on nothing.
 """
 
@@ -30,6 +30,7 @@ __all__ = [
     "Part",
     "Shards",
     "TextFile",
+    "check_text_column",
     "deal",
     "list_shards",
     "read_documents",
@@ -39,7 +40,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BLOCK_DOCUMENTS = 64
-"""Documents read and encoded as one piece of work: about 50,000 tokens of web text, 10 ms."""
+"""Documents that are read and encoded as one piece of work: about 50,000 tokens of web text, 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Shards:
 
 
 class Address(NamedTuple):
-    """Where a document stands: `file` counts in the reader's list, `doc` in the row group, all from 0."""
+    """The address of a document: `file` counts in the reader's list, `doc` in the row group, all from 0."""
 
     epoch: int
     file: int
@@ -74,7 +75,7 @@ class Address(NamedTuple):
 
 
 def read_footer(path: str | Path) -> TextFile:
-    """Read and check a parquet footer; a footer that was read before and has not changed is not read again.
+    """Read and check a parquet footer, unless this was done before and the file has not changed.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -96,31 +97,50 @@ def _read_footer(path: Path, size_bytes: int, mtime_ns: int) -> TextFile:
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error) from error
-    if "text" not in schema.names:
-        raise ValueError(
-            f"{path} has no column 'text' (it has: {', '.join(schema.names)}); give data.column=<name> or rename it"
-        )
-    if schema.names.count("text") > 1:
-        raise ValueError(
-            f"{path} has {schema.names.count('text')} columns named 'text' (it has: {', '.join(schema.names)}); "
-            "rename all but the documents'"
-        )
-    kind = schema.field("text").type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise ValueError(f"{path}: column 'text' holds {kind}, not strings; write the documents as strings")
+    check_text_column(path, schema)
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     if sum(groups) == 0:
         raise ValueError(f"{path} holds no documents (0 rows); delete it or fetch it again")
     return TextFile(path, groups)
 
 
+def check_text_column(
+    path: Path,
+    schema: pa.Schema,
+    column: str = "text",
+    remedies: tuple[str, str] = ("give data.column=<name> or rename it", "write the documents as strings"),
+) -> None:
+    """Check that a file has one column of that name, and strings in it.
+
+    Args:
+        path: the file, for messages.
+        schema: its schema.
+        column: name of the column that should hold the documents.
+        remedies: what to do where the column is missing, and where it holds something else.
+
+    Raises:
+        ValueError: if it is missing, there more than once, or of another type.
+    """
+    count, names = schema.names.count(column), ", ".join(schema.names) or "none"
+    if not count:
+        raise ValueError(f"{path} has no column {column!r} (it has: {names}); {remedies[0]}")
+    if count > 1:
+        raise ValueError(
+            f"{path} has {count} columns named {column!r} (it has: {names}); rename all but the documents'"
+        )
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise ValueError(f"{path}: column {column!r} holds {kind}, not strings; {remedies[1]}")
+
+
 def list_shards(folder: str | Path, val_shard: str | Path | None = None) -> Shards:
     """List the parquet files of `folder` by name, check their footers and set one apart for validation.
 
-    Files whose name begins with `.` or `_`, or does not end in `.parquet` (half-written downloads), are not seen.
+    Files whose name begins with `.` or `_`, or does not end in `.parquet` (half-written downloads), are passed over.
 
     Args:
+        folder: the folder of the shards.
         val_shard: name of a file in `folder`, or path of a file elsewhere; None = the last by name, which is logged.
 
     Raises:
@@ -177,22 +197,22 @@ class Part(NamedTuple):
 
 
 EQUAL_FRAC = 0.95
-"""Streams of which the smallest has this share of the largest's documents count as equal."""
+"""Streams count as equal if the smallest has at least this share of the largest's documents."""
 
 
 @functools.lru_cache(maxsize=8)
 def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: bool = True) -> list[list[Part]]:
     """Deal the documents of a set of files to logical shards; every document goes to exactly one.
 
-    The original gives row group g of each file to shard g mod L. Where that makes shards of nearly equal size, it is
-    done so. Elsewhere the groups of each file are dealt in rounds of L: in a round of L equal groups each shard gets
-    one, as in the original; the documents of any other round (the last of a file, as a rule) are cut into L runs. The
+    The original gives row group g of each file to shard g mod L, and so does this wherever that makes shards of nearly
+    equal size. Elsewhere the groups of each file are dealt in rounds of L: in a round of L equal groups each shard gets
+    one, as in the original; the documents of any other round (as a rule the last of a file) are cut into L runs. The
     shards then differ by at most one document, and all of them read about the same file at the same time.
 
     Args:
         group_rows: documents in each row group of each file.
         logical_shards: L.
-        even: False = as the original does, whatever comes of it; runs that were begun so go on so.
+        even: False = always as the original does; a run that began this way goes on this way.
 
     Returns:
         The parts of each shard in the order it reads them, none of them empty.
@@ -232,13 +252,13 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
 class DocumentStream:
     """The documents of one logical shard, epoch after epoch, from any address on.
 
-    Iterating gives `(text, position)` forever; `position` is a plain dict with the document's own epoch, file,
-    row_group and doc, and a stream made with it begins with that document. A null counts as an empty document.
+    Iterating gives `(text, position)` forever; `position` is a plain dict with the document's epoch, file, row_group
+    and doc, and a stream made with it begins with that document. A null counts as an empty document.
 
     Args:
         files: paths or footers, in order.
-        logical_shards: into how many streams the documents are dealt.
-        shard: which of them this one is, from 0.
+        logical_shards: number of streams into which the documents are dealt.
+        shard: number of this stream, from 0.
         position: document to begin with; None = the first.
         even: see `deal`.
 
@@ -303,7 +323,7 @@ class DocumentStream:
             epoch, index = epoch + 1, 0
 
     def read(self, addresses: Sequence[Address]) -> list[str]:
-        """Fetch single documents; a row group that consecutive addresses share is read once."""
+        """Read single documents; a row group that consecutive addresses share is read once."""
         texts: list[str] = []
         for (file, row_group), group in itertools.groupby(addresses, key=lambda a: (a.file, a.row_group)):
             wanted = [address.doc for address in group if self._check(address)]

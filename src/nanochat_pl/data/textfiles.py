@@ -1,4 +1,4 @@
-"""Text as people have it, converted once into the parquet files that training reads.
+"""Text in other forms, converted once into the parquet files that training reads.
 
 Plain text, JSON Lines, JSON and CSV, each also compressed, parquet with the text in another column, and files in
 sub-folders become shards and one validation file, in a folder named by the content of the sources. Validation is cut
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nanochat_pl.data.parquet import check_text_column
 from nanochat_pl.rows import form, open_unpacked, parse_json, read_csv, read_json_values, unreadable, utf8_fault
 
 __all__ = [
@@ -39,19 +40,20 @@ WHOLE_FILE = "text.parquet"
 VALIDATION_SHARE = 0.01
 """Share of the characters that is cut off for validation,"""
 VALIDATION_CHARS = (1_000_000, 20_000_000)
-"""but at least and at most so many,"""
+"""but at least and at most this number,"""
 LARGEST_VALIDATION_SHARE = 0.1
 """and never more than this share."""
 SHARD_CHARS = 250_000_000
 FEW_TEXT_FILES = 10
-"""Fewer .txt files than this are cut into documents; else each file is one."""
+"""Where there are fewer .txt files than this, each is cut into documents; elsewhere each file is one."""
 PIECE_CHARS = 2_000
-"""A file is cut at empty lines, into documents of at least so many characters."""
+"""A file is cut at empty lines, into documents of at least this number of characters."""
 END_OF_TEXT = "<|endoftext|>"
 """Where it stands in a .txt file, it alone separates documents."""
+_GIVE_COLUMN = "give data.column=<name of the column that holds the text>"
 _ENDS_BYTES = 2**20
 _FORM = 1
-"""Counts changes of what a conversion writes."""
+"""Raised whenever a conversion writes something else of the same sources."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class TextSource:
     def key(self) -> str:
         """Return 12 hex digits that change with the files' names, sizes, dates and content, and with the settings.
 
-        Of a large file the beginning and the end are read.
+        Only the beginning and the end of a large file are read.
         """
         digest = hashlib.sha256(f"{_FORM} {self.column} {self.val_file}\n".encode())
         for file in self.files:
@@ -107,7 +109,7 @@ def is_text_file(path: Path) -> bool:
 
 
 def find_text_files(folder: Path) -> list[Path]:
-    """List the text files below a folder, by name; what begins with `.` or `_` is passed over."""
+    """List the text files below a folder, by name; names that begin with `.` or `_` are passed over."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -120,7 +122,7 @@ def convert_text(source: TextSource, root: Path) -> Path:
 
     Args:
         source: what to convert.
-        root: the folder of the result is made in it, whole or not at all.
+        root: folder in which the folder of the result is made, whole or not at all.
 
     Returns:
         The folder, with `shard_*.parquet` to train on and `VALIDATION_FILE`.
@@ -129,21 +131,21 @@ def convert_text(source: TextSource, root: Path) -> Path:
         ValueError: if a file is damaged, a row has no text, or there are not two different documents.
     """
     target = _made_once(source, root, f"text-{source.key()}", _convert)
-    said = json.loads((target / "conversion.json").read_text())
+    counts = json.loads((target / "conversion.json").read_text())
     logger.info(
         "text: %s, converted from %s: %s documents for training, %s for validation (%.1f%% of the characters); left "
         "out: %s empty, %s that are validation's",
         target,
         source.folder,
-        *(f"{said[name]:,}" for name in ("train", "validation")),
-        100 * said["validation_share"],
-        *(f"{said[name]:,}" for name in ("empty", "twice")),
+        *(f"{counts[name]:,}" for name in ("train", "validation")),
+        100 * counts["validation_share"],
+        *(f"{counts[name]:,}" for name in ("empty", "twice")),
     )
     return target
 
 
 def convert_whole(source: TextSource, root: Path) -> Path:
-    """Convert text to one parquet file to measure, none of it set apart, or find what was converted before.
+    """Convert all of a text to one parquet file to measure, or find what was converted before.
 
     Raises:
         ValueError: if a file is damaged, or there is no text in it.
@@ -201,7 +203,7 @@ def _convert(source: TextSource, folder: Path) -> None:
         raise ValueError(f"all documents below {source.folder} are validation's too; nothing is left to train on")
     rows = max(1, min(1024, int((~is_val).sum()) // 64))
 
-    held: list[str] = []  # a small share, which then need not be looked for again
+    held: list[str] = []  # a small share, kept so that it need not be looked for again
 
     def training() -> Iterator[str]:
         texts = (text for text in source.documents(val=False) if text.strip())
@@ -214,7 +216,7 @@ def _convert(source: TextSource, folder: Path) -> None:
     train = _write_shards(training(), folder, "shard_{:05d}.parquet", rows)
     named = source.documents(val=True) if source.val_file is not None else held
     validation = _write_shards((text for text in named if text.strip()), folder, VALIDATION_FILE, rows)
-    said = {
+    counts = {
         "source": str(source.folder),
         "column": source.column,
         "train": train[0],
@@ -223,7 +225,7 @@ def _convert(source: TextSource, folder: Path) -> None:
         "empty": empty,
         "twice": 0 if source.val_file is None else int(is_val.sum()),
     }
-    (folder / "conversion.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    (folder / "conversion.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
 
 
 def _measure(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -267,7 +269,7 @@ def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.n
 
 
 def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int) -> tuple[int, int]:
-    """Write documents to files of about SHARD_CHARS, a validation file to one; return their number and characters."""
+    """Write documents to files of about SHARD_CHARS, or to one; return their number and characters."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -324,7 +326,7 @@ def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
                 rows = ((f"{file}:{value.number}", _sound(file, value)) for value in values)
             else:
                 rows = _lines(file)
-            yield from _texts(file, rows, column)
+            yield from _texts(rows, column)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise unreadable(file, error) from error
 
@@ -349,7 +351,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                     raise ValueError(f"{file}:{number}: {error}; mend or drop the line") from error
 
 
-def _texts(file: Path, rows: Iterable[tuple[str, Any]], column: str) -> Iterator[str]:
+def _texts(rows: Iterable[tuple[str, Any]], column: str) -> Iterator[str]:
     for where, row in rows:
         if isinstance(row, str):  # a list of texts
             yield row
@@ -357,7 +359,8 @@ def _texts(file: Path, rows: Iterable[tuple[str, Any]], column: str) -> Iterator
         if not isinstance(row, dict):
             raise ValueError(f"{where} is no object with a key {column!r} (data.column); mend or drop it")
         if column not in row:
-            raise _no_column(file, column, row, where)
+            names = ", ".join(map(str, row)) or "none"
+            raise ValueError(f"{where} has no column {column!r} (it has: {names}); {_GIVE_COLUMN}")
         yield _text(row[column], where, column)
 
 
@@ -369,27 +372,11 @@ def _text(value: Any, where: str, column: str) -> str:
     return value
 
 
-def _no_column(file: Path, column: str, names: Iterable[str], where: str = "") -> ValueError:
-    return ValueError(
-        f"{where or file} has no column {column!r} (it has: {', '.join(map(str, names)) or 'none'}); give "
-        "data.column=<name of the column that holds the text>"
-    )
-
-
 def _parquet(file: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as parquet:
-        schema = parquet.schema_arrow
-        if column not in schema.names:
-            raise _no_column(file, column, schema.names)
-        if schema.names.count(column) > 1:
-            raise ValueError(f"{file} has two columns of the name {column}; rename or drop one of them")
-        kind = schema.field(column).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise ValueError(f"{file}: column {column!r} holds {kind}, not strings; give another data.column")
+        check_text_column(file, parquet.schema_arrow, column, (_GIVE_COLUMN, "give another data.column"))
         row = 0
         for batch in parquet.iter_batches(256, columns=[column], use_threads=False):
             for value in batch.column(0):
