@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_pl.tasks.base import Mixture, Sequence, Task, asked, overlap, question_only
+from nanochat_pl.tasks.base import Mixture, Sequence, Task, overlap, question_key
 from nanochat_pl.tasks.chats import Chats
 from nanochat_pl.tasks.recall import Recall
 from nanochat_pl.world.write import write_microworld
@@ -174,15 +174,7 @@ def test_overlap_finds_questions_asked_again_whatever_their_case_spaces_or_order
     others = [ask("HOW MANY?"), ask("unlike", question=" which Swims?", choices=["a crow", "A cod"]), ask("Why?")]
     assert overlap(rows, others) == [0, 2]
     assert overlap(rows, []) == [] and overlap(others, rows) == [0, 1]
-    assert asked({"messages": []}) == ""
-
-
-def test_question_only_leaves_the_answer_to_say():
-    conversation = Numbers()[4]
-    assert question_only(conversation)["messages"][-1] == {"role": "assistant", "content": ""}
-    assert conversation["messages"][-1]["content"] == "0"
-    with pytest.raises(ValueError, match="user's"):
-        question_only({"messages": [{"role": "user", "content": "hi"}]})
+    assert question_key({"messages": []}) == ""
 
 
 def test_recall_asks_the_facts_without_choices(tmp_path):

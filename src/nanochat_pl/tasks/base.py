@@ -1,9 +1,9 @@
-"""Tasks: sequences of conversations to train on or to ask.
+"""Tasks: sequences of conversations to train on or to evaluate with.
 
 A task knows its rows and how to word each as a conversation: a plain dict with `messages` and, where it can be graded,
-what grading needs. A task may word a row anew every epoch (other order of choices), so `epochs` belongs to the task:
-its length counts every epoch. A `Mixture` shuffles several tasks into one, a `Sequence` lays them end to end; sizes
-and epochs are the weights. `overlap` finds what would be trained on and asked.
+what grading needs. A task may word a row anew every epoch (with another order of choices), so `epochs` belongs to the
+task: its length counts every epoch. A `Mixture` shuffles several tasks into one, a `Sequence` joins them end to end;
+sizes and epochs are the weights. `overlap` finds the questions that would be both trained on and evaluated.
 """
 
 import copy
@@ -13,13 +13,13 @@ from collections import abc
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, Self, TypedDict, overload
 
-__all__ = ["Conversation", "Mixture", "RowChoice", "Sequence", "Task", "asked", "overlap", "question_only"]
+__all__ = ["Conversation", "Mixture", "RowChoice", "Sequence", "Task", "overlap", "question_key"]
 
 Conversation = dict[str, Any]
 """`{"messages": [{"role": ..., "content": ...}, ...]}` and extras for grading."""
 
 _PART_SEED = 42
-"""Of the rows that a part of an epoch takes."""
+"""Seed of the draw of the rows that a part of an epoch takes."""
 
 
 class RowChoice(TypedDict, total=False):
@@ -38,18 +38,18 @@ class Task(abc.Sequence[Conversation]):
 
     Args:
         start, stop, step: which rows of the data set, as in a slice; stop None = all.
-        at_most: so many of these rows, or all where there are fewer (a cap, where `stop` is a demand); None = all.
+        at_most: the most rows taken of these: a cap, where `stop` is a demand; None = all.
         epochs: how often the rows come, which is the task's weight in a mixture: 2 = every row twice, 0.3 = that
-            share of them, 2.5 = every row twice and half of them once more. What a part of an epoch takes is drawn by
-            chance, without repetition, the same rows each time.
-        phase: place in a mixture's course: all of phase 0 comes before anything of phase 1.
+            share of them, 2.5 = every row twice and half of them once more. The rows of a part of an epoch are drawn at
+            random without repetition, and are the same each time.
+        phase: stage of a mixture's course: everything of phase 0 comes before anything of phase 1.
 
     Raises:
         ValueError: if `stop` is beyond the data set (unlike a slice: rows asked for and not there are a mistake).
     """
 
     ordered = False
-    """The order of the rows means something (a curriculum): whoever reads them must not shuffle."""
+    """The order of the rows means something (a curriculum), so that readers must not shuffle them."""
     graded = False
     """An answer can be right or wrong: `grade` works."""
     kind: Literal["generative", "categorical"] = "generative"
@@ -57,9 +57,9 @@ class Task(abc.Sequence[Conversation]):
     grading_threads = 1
     """How many answers are graded at a time; more than one pays where grading waits for programs."""
     runs_programs = False
-    """Grading runs what the model wrote; the argument `sandbox` says how it is kept in, `isolation` how it is here."""
+    """Grading runs what the model wrote; the argument `sandbox` says how to isolate it, `isolation` what holds here."""
     on_hub = False
-    """Missing files can be fetched: it takes `fetch` and `offline`."""
+    """Missing files can be fetched: the task takes the arguments `fetch` and `offline`."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class Task(abc.Sequence[Conversation]):
 
     @property
     def name(self) -> str:
-        """What messages call this task."""
+        """The name of this task in messages."""
         return type(self).__name__
 
     @property
     @abstractmethod
     def num_rows(self) -> int:
-        """Rows of the whole data set. Called by `Task.__init__`: load the rows before calling that."""
+        """Rows of the whole data set. `Task.__init__` asks for it: load the rows before calling that."""
 
     @abstractmethod
     def conversation(self, row: int, epoch: int) -> Conversation:
@@ -125,7 +125,7 @@ class Task(abc.Sequence[Conversation]):
         Raises:
             ValueError: if this task has nothing to grade by.
         """
-        return self.grade(conversation, completion)  # True is 1; who asks checks that it is a number
+        return self.grade(conversation, completion)  # True is 1
 
     def __len__(self) -> int:
         return len(self._rows) * self._whole_epochs + len(self._part)
@@ -152,7 +152,7 @@ class Mixture(Task):
 
     Args:
         tasks: name -> task; None = left out.
-        seed: of the order.
+        seed: seed of the order.
 
     Raises:
         ValueError: if there are no tasks, or if a task whose order matters would be mixed with others.
@@ -212,7 +212,7 @@ class Mixture(Task):
         return member.reward(inner, completion)
 
     def without(self, items: Collection[int]) -> Self:
-        """Return the same mixture less some of its items (indexes), the others in their order."""
+        """Return the same mixture without the items of these indexes; the others keep their order."""
         fewer, dropped = copy.copy(self), set(items)
         fewer._items = [item for index, item in enumerate(self._items) if index not in dropped]
         Task.__init__(fewer)
@@ -258,27 +258,11 @@ def _items(tasks: Mapping[str, abc.Sequence[Conversation]]) -> list[tuple[str, i
     return [(name, item) for name, task in tasks.items() for item in range(len(task))]
 
 
-def question_only(conversation: Mapping[str, Any]) -> Conversation:
-    """Return the conversation with its last turn, the assistant's, left to say: its content is empty.
+def question_key(conversation: Mapping[str, Any]) -> str:
+    """Return what a conversation asks, case and white space folded: the same key for the same question asked again.
 
-    What an evaluation shows to the model, and all that a person at the terminal has to write.
-
-    Raises:
-        ValueError: if the last turn is not the assistant's.
-    """
-    *before, last = conversation["messages"]
-    if last["role"] != "assistant" or not before:
-        raise ValueError(
-            f"the last of {len(before) + 1} messages is the {last['role']}'s; an answer to leave out is needed"
-        )
-    return {**conversation, "messages": [*before, {"role": "assistant", "content": ""}]}
-
-
-def asked(conversation: Mapping[str, Any]) -> str:
-    """Return what a conversation asks, case and white space folded: equal for the same question asked again.
-
-    That is the first thing the user says. Of a multiple-choice question (extras `question`, `choices`, perhaps `hint`)
-    it is hint, question and the set of choices, so that neither their order nor the wording around them counts.
+    The key is the first message of the user. For a multiple-choice question (extras `question`, `choices`, perhaps
+    `hint`) it is hint, question and the set of choices, so that neither their order nor the wording around them counts.
     """
     if conversation.get("choices") and conversation.get("question"):
         texts = [conversation.get("hint") or "", conversation["question"]]
@@ -288,9 +272,9 @@ def asked(conversation: Mapping[str, Any]) -> str:
 
 
 def overlap(rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Return the indexes of those conversations of `rows` that ask what one of `others` asks (see `asked`)."""
-    questions = {asked(conversation) for conversation in others}
-    return [index for index, conversation in enumerate(rows) if asked(conversation) in questions]
+    """Return the indexes of those conversations of `rows` that ask what one of `others` asks (see `question_key`)."""
+    questions = {question_key(conversation) for conversation in others}
+    return [index for index, conversation in enumerate(rows) if question_key(conversation) in questions]
 
 
 def _fold(text: str) -> str:

@@ -14,14 +14,10 @@ from typing import Any, Unpack
 
 from nanochat_pl.sandbox import Result, isolation_for, run_tests
 from nanochat_pl.tasks import columns
-from nanochat_pl.tasks.answers import check_strict
-from nanochat_pl.tasks.base import Conversation, RowChoice, Task
-from nanochat_pl.tasks.tables import Table, hub_order, name_apart, read_split
+from nanochat_pl.tasks.base import Conversation
+from nanochat_pl.tasks.hub import HubOptions, HubTask
 
-__all__ = ["HUB_FOLDER", "HUB_REPO", "HumanEval", "extract_code", "extract_imports"]
-
-HUB_REPO = "openai/openai_humaneval"
-HUB_FOLDER = "openai_humaneval"
+__all__ = ["HumanEval", "extract_code", "extract_imports"]
 
 _ORIGINAL_FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
 _FENCE = re.compile(r"(?P<indent>(?<![^\n])[ \t]*)?(?<![`~])(?P<fence>`{3,}+|~{3,}+)(?P<info>[^`\n]*)\r?\n")
@@ -97,7 +93,7 @@ def extract_imports(prompt: str) -> str:
     return "\n".join(imports)
 
 
-class HumanEval(Task):
+class HumanEval(HubTask):
     """Rows `prompt` (imports, signature, docstring), `canonical_solution` (the body), `test`, `entry_point`, `task_id`.
 
     Extras of a conversation: `id` (the task_id), `prompt`, `test`, `entry_point`.
@@ -105,14 +101,9 @@ class HumanEval(Task):
     Args:
         path: folder with `<split>.parquet`, or the hub's files.
         split: test is the only one there is.
-        shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
-        strict: how code is found in an answer: stated (any Python fence, also one that is not closed) or original
-            (nanochat's rule), see docs/evaluation.md.
         sandbox: how answers run: auto (the strongest isolation that holds), weak (limits only), see `run_python`.
         timeout_s: seconds that an answer with its tests may take.
-        fetch: fetch what is missing from the hub.
-        offline: open no socket.
-        chosen: which rows, see `Task`.
+        options: see `HubTask`; with strict=stated, code is found in any Python fence, also one that is not closed.
 
     Raises:
         FileNotFoundError: if the split is not there, or cannot be fetched.
@@ -120,43 +111,35 @@ class HumanEval(Task):
             that checks something.
     """
 
-    graded = True
-    on_hub = True
     grading_threads = 4  # they wait for programs
     runs_programs = True
+    hub_repo, hub_folder = "openai/openai_humaneval", "openai_humaneval"
+    columns = staticmethod(columns.humaneval)
 
     def __init__(
         self,
         path: str | Path,
         split: str = "test",
         *,
-        shuffle: bool = True,
-        strict: str = "stated",
         sandbox: str = "auto",
         timeout_s: float = 5.0,
-        fetch: bool = False,
-        offline: bool = False,
-        **chosen: Unpack[RowChoice],
+        **options: Unpack[HubOptions],
     ):
-        table = read_split(
-            path, split, columns.humaneval(), repo=HUB_REPO, folder=HUB_FOLDER, fetch=fetch, offline=offline
-        )
-        rows = table.rows()
-        for number, row in enumerate(rows):
-            _check(row, table, split, number)
-        self.split, self.sandbox, self.timeout_s = split, sandbox, timeout_s
-        self.strict = check_strict(strict)
-        name_apart(rows, "task_id")
-        self._records = hub_order(rows) if shuffle else rows
-        super().__init__(**chosen)
+        self.sandbox, self.timeout_s = sandbox, timeout_s
+        super().__init__(path, split, **options)
 
-    @property
-    def name(self) -> str:
-        return f"HumanEval {self.split}"
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._records)
+    def record(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        missing = [name for name in ("task_id", "prompt", "test", "entry_point") if not row[name].strip()]
+        name = row["entry_point"]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)}")
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise ValueError(f"no entry point ({name!r} is no name of a function)")
+        if not re.search(rf"\b{re.escape(name)}\b", row["prompt"]):
+            raise ValueError(f"an entry point that its prompt does not name ({name!r})")
+        if not _checks(row["test"]):
+            raise ValueError("a test without a function check(candidate) that asserts something")
+        return {"id": row["task_id"], **row}
 
     @property
     def isolation(self) -> str:
@@ -170,7 +153,7 @@ class HumanEval(Task):
             {"role": "assistant", "content": f"{record['prompt']}\n{record['canonical_solution']}"},
         ]
         kept = {key: record[key] for key in ("prompt", "test", "entry_point")}
-        return {"messages": messages, "id": record["task_id"], **kept}
+        return {"messages": messages, "id": record["id"], **kept}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
         """Tell whether the code of an answer passes the tests.
@@ -207,21 +190,6 @@ class HumanEval(Task):
             mode=self.sandbox,
         )
         return result.success, result
-
-
-def _check(row: Mapping[str, Any], table: Table, split: str, number: int) -> None:
-    missing = [name for name in ("task_id", "prompt", "test", "entry_point") if not row[name].strip()]
-    name, fault = row["entry_point"], ""
-    if missing:
-        fault = f"no {', '.join(missing)}"
-    elif not name.isidentifier() or keyword.iskeyword(name):
-        fault = f"no entry point ({name!r} is no name of a function)"
-    elif not re.search(rf"\b{re.escape(name)}\b", row["prompt"]):
-        fault = f"an entry point that its prompt does not name ({name!r})"
-    elif not _checks(row["test"]):
-        fault = "a test without a function check(candidate) that asserts something"
-    if fault:
-        raise ValueError(f"{table.where(number)} of HumanEval's {split} split has {fault}: mend or drop the row")
 
 
 def _checks(test: str) -> bool:

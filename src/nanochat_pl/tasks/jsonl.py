@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from nanochat_pl.rows import read_json_values
-from nanochat_pl.tasks.base import Conversation, RowChoice, Task, asked
+from nanochat_pl.tasks.base import Conversation, RowChoice, Task, question_key
 from nanochat_pl.tasks.forms import Recognised, are_conversations, read_messages, recognise
 
 __all__ = ["JSONL", "SPLITS", "read_conversations"]
@@ -144,7 +144,7 @@ def _held_out(conversations: list[Conversation], fraction: float, seed: int) -> 
     """Draw the conversations of the validation split: at most this share, of the same first question all or none."""
     groups: dict[str, list[int]] = {}
     for i, conversation in enumerate(conversations):
-        groups.setdefault(asked(conversation), []).append(i)
+        groups.setdefault(question_key(conversation), []).append(i)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     wanted = round(len(conversations) * fraction)
