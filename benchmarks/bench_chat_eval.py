@@ -25,9 +25,9 @@ import torch
 
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine, Request
+from nanochat_pl.eval.ask import render_prompts
 from nanochat_pl.eval.chat import evaluate_chat, with_ids
 from nanochat_pl.eval.multiple_choice import letter_tokens
-from nanochat_pl.eval.prompts import render_prompts
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.runtime import pick_device

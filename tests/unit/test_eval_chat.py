@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from nanochat_pl.engine import Completion, Engine
-from nanochat_pl.eval.chat import evaluate_chat, summarize_chat, with_ids
-from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
-from nanochat_pl.eval.prompts import by_room, render_prompts
+from nanochat_pl.eval.ask import by_room, render_prompts
+from nanochat_pl.eval.chat import CHATCORE_BASELINES, chatcore, evaluate_chat, summarize_chat, with_ids
 from nanochat_pl.eval.results import ExampleLog, MetricRow, find_row, proportion_row
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
@@ -250,7 +249,7 @@ def test_a_sample_does_not_depend_on_the_batch_nor_on_the_other_questions(model,
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanochat_pl.eval.chat._CHUNK_ANSWERS", 2)
+    monkeypatch.setattr("nanochat_pl.eval.chat.CHUNK_ROWS", 2)
     path = tmp_path / "examples.jsonl"
     whole, _ = in_words(tokenizer, ONCE)
 

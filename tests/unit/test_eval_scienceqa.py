@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat_pl.engine import Completion, Engine
-from nanochat_pl.eval.prompts import render_prompts
+from nanochat_pl.eval.ask import render_prompts
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import ExampleLog, find_row
 from nanochat_pl.eval.scienceqa import evaluate_scienceqa, summarize
@@ -168,7 +168,7 @@ def test_the_likely_letter_does_not_depend_on_the_batch(model, tokenizer, evalua
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(model, tokenizer, evaluation, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanochat_pl.eval.scienceqa._CHUNK_ROWS", 2)
+    monkeypatch.setattr("nanochat_pl.eval.ask.CHUNK_ROWS", 2)
     path = tmp_path / "scienceqa" / "examples.jsonl"
 
     class Interrupted(ScriptedEngine):

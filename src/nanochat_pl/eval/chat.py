@@ -2,34 +2,60 @@
 
 A categorical question (MMLU, ARC) is answered by the most likely of its letters as the first token of the answer: one
 forward, nothing to parse. A generative one (GSM8K, HumanEval, SpellingBee) is answered through the engine, tools
-included, once or several times, and the task itself says whether that was right. `chatcore.py` draws the six together.
-(nanochat, 2025-11)
+included, once or several times, and the task itself says whether that was right. `chatcore` is one number over the six
+tasks, each scaled so that guessing is 0. (nanochat, 2025-11)
 """
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypedDict
 
-from nanochat_pl.engine import Completion, Request
-from nanochat_pl.eval.multiple_choice import letter_tokens, score_letters
-from nanochat_pl.eval.prompts import Prompt, by_room, render_prompts, say_lengths
+from nanochat_pl.engine import Completion, Engine, Request
+from nanochat_pl.eval.ask import (
+    CHUNK_ROWS,
+    Progress,
+    Question,
+    QuestionLoop,
+    RenderedPrompt,
+    by_room,
+    render_prompts,
+    warn_of_long,
+)
+from nanochat_pl.eval.multiple_choice import letter_baseline, letter_tokens, majority_letter, score_letters
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
+from nanochat_pl.eval.stats import Interval, weighted_sum_interval
+from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tasks.answers import pass_at_k
+from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["Grade", "Sample", "evaluate_chat", "summarize_chat", "with_ids"]
+__all__ = [
+    "CHATCORE_BASELINES",
+    "ChatSample",
+    "Grade",
+    "chatcore",
+    "evaluate_chat",
+    "summarize_chat",
+    "with_ids",
+]
 
-_CHUNK_ANSWERS = 256
-"""Answers given between two writes of the log."""
+CHATCORE_BASELINES = {
+    "ARC-Easy": 0.25,
+    "ARC-Challenge": 0.25,
+    "MMLU": 0.25,
+    "GSM8K": 0.0,
+    "HumanEval": 0.0,
+    "SpellingBee": 0.0,
+}
+"""The tasks of ChatCORE and what guessing scores in each (nanochat, 2025-11)."""
 
 Grade = Callable[[Mapping[str, Any], str], bool]
 """Whether a completion answers a conversation: a task's `grade`."""
 
 
-class Sample(TypedDict):
+class ChatSample(TypedDict):
     """One generated answer."""
 
     output: str
@@ -42,10 +68,10 @@ class Sample(TypedDict):
 
 
 def evaluate_chat(
-    model: Any,
-    tokenizer: Any,
-    engine: Any,
-    conversations: Iterable[Mapping[str, Any]],
+    model: GPT | None,
+    tokenizer: Tokenizer,
+    engine: Engine | None,
+    conversations: Iterable[Question],
     *,
     task: str,
     kind: Literal["categorical", "generative"],
@@ -60,73 +86,75 @@ def evaluate_chat(
     grading_threads: int = 1,
     seed: int = 0,
     log: ExampleLog | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Answer every question; return records and the rows of `summarize_chat`.
 
     A record has `id`, `task`, `prompt`, `expected`, `output`, `correct`, `subject`, `prompt_tokens`, `prompt_cut`,
     `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one has also `letters`, `choices` and
     `letter_logprobs` (nats, over the whole vocabulary); its output is the first of the likeliest letters. A generative
-    one has also `num_samples`, `num_right` and, of several samples, `samples` (`Sample`); it shows the first right
+    one has also `num_samples`, `num_right` and, of several samples, `samples` (`ChatSample`); it shows the first right
     sample, or the first of all if none is, so that `correct` asks whether any was.
 
     Args:
-        model: A GPT, for the likelihood of letters. (Generative: not used.)
-        tokenizer: The tokenizer saved with the model.
-        engine: An `Engine` of the same model, whose stop ids hold `<|assistant_end|>`. (Categorical: not used.)
+        model: For the likelihood of letters; generative tasks do not use it.
+        engine: Its stop ids hold `<|assistant_end|>`; categorical tasks do not use it.
         conversations: Each with `messages`, the last one the assistant's, which is not shown to the model; categorical
             ones with `letters` and `answer` (a letter). Those without an `id` get one, see `with_ids`.
-        task: Name of the task in the figures.
-        kind: `categorical` or `generative`.
+        task: Name of the task in the metrics.
         grade: Tells of a generative answer whether it is right; must be safe to call from `grading_threads` threads.
         num_samples: Answers to each generative question.
         temperature: 0 = greedy.
-        top_k: Sample among so many tokens; None = all.
+        top_k: Sample among that many of the likeliest tokens; None = all.
         max_new_tokens: Most tokens of a generated answer.
-        max_prompt_tokens: A longer prompt loses its beginning (and is counted), see `prompts.render_prompts`; None = as
-            far as the model's positions reach.
+        max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
+            positions reach.
         batch_size: Answers generated at once.
-        max_batch_tokens: Most tokens of a batch while letters are scored; None as in `score_letters`.
+        max_batch_tokens: As in `score_letters`.
         grading_threads: Answers graded at once: more than 1 where grading runs programs.
         seed: For sampling and the bootstrap. Each sample draws from a stream named by seed, question and number, so
             that neither an interruption nor the other questions change it.
         log: Answers already given, and where to put new ones; None = memory only.
-        progress: Called with (answered, asked) after each chunk.
 
     Raises:
         ValueError: No questions; a question that is not of this kind; a setting without effect for this kind.
     """
-    started = time.perf_counter()
-    log = log or ExampleLog()
-    questions = with_ids(conversations)
-    chunks = log.pending(questions, max(1, _CHUNK_ANSWERS // max(1, num_samples)))
+    chunk_rows = max(1, CHUNK_ROWS // max(1, num_samples))
+    loop = QuestionLoop(with_ids(conversations), log, progress, chunk_rows)
+
+    def render(chunk: Sequence[Question], answer_tokens: int, context_tokens: int) -> list[RenderedPrompt]:
+        return render_prompts(
+            tokenizer,
+            chunk,
+            context_tokens=context_tokens,
+            max_new_tokens=answer_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+
     if kind == "categorical":
         if grade is not None or num_samples != 1 or temperature or top_k is not None:
             raise ValueError(
                 f"{task}: grade, num_samples, temperature and top_k have no effect on kind=categorical, whose answer "
                 "is the likeliest letter; leave them out, or ask with kind=generative"
             )
-        _check_categorical(task, questions)
-        tokens = letter_tokens(tokenizer, {letter for q in questions for letter in q["letters"]}, stem="")
-        max_new_tokens = tokens.num_tokens
+        _check_categorical(task, loop.questions)
+        tokens = letter_tokens(tokenizer, {letter for q in loop.questions for letter in q["letters"]}, stem="")
+        assert model is not None
+        config = model.config
+
+        def answer(chunk: Sequence[Question]) -> list[dict[str, Any]]:
+            prompts = render(chunk, tokens.num_tokens, config.rotary_rows)
+            letters, ids = [question["letters"] for question in chunk], [prompt.ids for prompt in prompts]
+            scores = score_letters(model, ids, letters, tokens, max_batch_tokens)
+            return [_judge_letter(task, *asked) for asked in zip(chunk, prompts, scores, strict=True)]
+
     elif kind == "generative":
         _check_generative(task, grade, num_samples, temperature, grading_threads)
-    else:
-        raise ValueError(f"{task}: kind={kind!r} is unknown; choose categorical or generative")
-    config = (model if kind == "categorical" else engine.model).config
-    for chunk in chunks:
-        prompts = render_prompts(
-            tokenizer,
-            chunk,
-            context_tokens=config.rotary_rows,
-            max_new_tokens=max_new_tokens,
-            max_prompt_tokens=max_prompt_tokens,
-        )
-        if kind == "categorical":
-            letters = [question["letters"] for question in chunk]
-            scores = score_letters(model, [prompt.ids for prompt in prompts], letters, tokens, max_batch_tokens)
-            records = [_judge_letter(task, *answered) for answered in zip(chunk, prompts, scores, strict=True)]
-        else:
+        assert engine is not None
+        config = engine.model.config
+
+        def answer(chunk: Sequence[Question]) -> list[dict[str, Any]]:
+            prompts = render(chunk, max_new_tokens, config.rotary_rows)
             requests = [
                 Request(prompt.ids, max_new_tokens, temperature, top_k, seed=f"{seed}/{question['id']}/{number}")
                 for question, prompt in zip(chunk, prompts, strict=True)
@@ -139,27 +167,22 @@ def evaluate_chat(
             completions = [answered[row] for row in range(len(requests))]
             assert grade is not None
             samples = _grade_all(tokenizer, chunk, completions, grade, num_samples, grading_threads)
-            records = [_judge_samples(task, *answered) for answered in zip(chunk, prompts, samples, strict=True)]
-        log.append(records)
-        if progress is not None:
-            progress(len(log.records), len(questions))
-    records = log.in_order(questions)
-    say_lengths(task, records, config.sequence_len)
-    return Evaluation(
-        records=records,
-        rows=summarize_chat(records, task=task, seed=seed),
-        seconds=time.perf_counter() - started,
-        num_answered=log.num_appended,
-    )
+            return [_judge_samples(task, *asked) for asked in zip(chunk, prompts, samples, strict=True)]
+
+    else:
+        raise ValueError(f"{task}: kind={kind!r} is unknown; choose categorical or generative")
+    records = loop.run(answer)
+    warn_of_long(task, records, config.sequence_len)
+    return loop.evaluation(records, summarize_chat(records, task=task, seed=seed))
 
 
 def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int = 0) -> list[MetricRow]:
-    """Draw all figures from the records of one task; the first row is the task's score.
+    """Return all metrics of the records of one task; the first row is the task's score.
 
-    `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, with its interval over the questions); for
-    categorical questions with chance and the majority letter beside it, and by subject where there are subjects.
-    Further `prompt_cut_rate`, `prompt_tokens`, and of generated answers `truncation_rate`,
-    `output_tokens`, `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
+    The score is `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, with its interval over the
+    questions); for categorical questions with chance and the majority letter, and by subject where there are subjects.
+    Then come `prompt_cut_rate`, `prompt_tokens`, and for generated answers `truncation_rate`, `output_tokens`,
+    `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
 
     Raises:
         ValueError: No records, or answers of different numbers of samples.
@@ -203,14 +226,10 @@ def _share_row(task: str, metric: str, shares: Sequence[float], seed: int) -> Me
 
 
 def _letter_rows(records: Sequence[Mapping[str, Any]], task: str, seed: int) -> list[MetricRow]:
-    majority = min(Counter(r["expected"] for r in records).items(), key=lambda item: (-item[1], item[0]))[0]
+    majority = majority_letter(records)
 
     def row(part: Sequence[Mapping[str, Any]], **named: Any) -> MetricRow:
-        baseline = {
-            "chance": sum(1 / len(r["letters"]) for r in part) / len(part),
-            "majority": sum(r["expected"] == majority for r in part) / len(part),
-            "majority_letter": majority,
-        }
+        baseline = letter_baseline(part, majority)
         return proportion_row(task, "accuracy", [r["correct"] for r in part], baseline=baseline, **named)
 
     subjects = sorted({r["subject"] for r in records} - {""})
@@ -220,12 +239,53 @@ def _letter_rows(records: Sequence[Mapping[str, Any]], task: str, seed: int) -> 
     ]
 
 
-def with_ids(conversations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def chatcore(results: Mapping[str, MetricRow]) -> MetricRow:
+    """Return ChatCORE: the mean of (score - base) / (1 - base), 0 = guessing, 1 = all right.
+
+    The row's task is `ChatCORE` over all six tasks of `CHATCORE_BASELINES`, and `ChatCORE-5` over the five without
+    SpellingBee, as nanochat counts since 2026-07: the two are not comparable. `baseline` names the tasks taken, with
+    their bases. The interval recovers the tasks' variances from their own intervals (Zou and Donner, 2008), with
+    questions and tasks taken as independent; it is None if a task has none.
+
+    Args:
+        results: The score of each task by its name in `CHATCORE_BASELINES`; other tasks are not looked at.
+
+    Raises:
+        ValueError: One of the five is missing, or has no value.
+    """
+    bases = {name: base for name, base in CHATCORE_BASELINES.items() if name in results}
+    without = [name for name in CHATCORE_BASELINES if name != "SpellingBee" and name not in bases]
+    rows = {name: results[name] for name in bases}
+    values = {name: row.value for name, row in rows.items() if row.value is not None}
+    without += [name for name in bases if name not in values]
+    if without:
+        raise ValueError(
+            f"ChatCORE needs a score of {', '.join(without)}: it is the mean over all of its tasks; evaluate them too"
+        )
+    value = sum((values[name] - base) / (1 - base) for name, base in bases.items()) / len(bases)
+    intervals = {name: row.interval for name, row in rows.items() if row.interval is not None}
+    interval = None
+    if len(intervals) == len(bases):
+        parts = [(1 / (1 - base) / len(bases), values[name], intervals[name]) for name, base in bases.items()]
+        around = weighted_sum_interval(parts)
+        offset = value - sum(weight * score for weight, score, _ in parts)
+        interval = Interval(around.low + offset, around.high + offset, around.level)
+    return MetricRow(
+        task="ChatCORE" if len(bases) == len(CHATCORE_BASELINES) else f"ChatCORE-{len(bases)}",
+        metric="chatcore_metric",
+        value=value,
+        n=sum(row.n for row in rows.values()),
+        interval=interval,
+        baseline=bases,
+    )
+
+
+def with_ids(conversations: Iterable[Question]) -> list[Question]:
     """Give conversations without an `id` one that another run finds again: a hash of their messages.
 
     Of equal conversations the second ends in `-2`, the third in `-3`.
     """
-    questions: list[Mapping[str, Any]] = []
+    questions: list[Question] = []
     seen: Counter[str] = Counter()
     for question in conversations:
         if not str(question.get("id") or ""):
@@ -237,7 +297,7 @@ def with_ids(conversations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, An
     return questions
 
 
-def _check_categorical(task: str, questions: Sequence[Mapping[str, Any]]) -> None:
+def _check_categorical(task: str, questions: Sequence[Question]) -> None:
     for question in questions:
         letters, answer = question.get("letters") or [], question.get("answer")
         if answer not in letters or len(set(letters)) < max(2, len(letters)):
@@ -263,13 +323,13 @@ def _check_generative(
 
 
 def _grade_all(
-    tokenizer: Any,
-    questions: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
     completions: Sequence[Completion],
     grade: Grade,
     num_samples: int,
     grading_threads: int,
-) -> list[list[Sample]]:
+) -> list[list[ChatSample]]:
     """Grade the completions, `num_samples` of each question in a row, and return each question's samples."""
     asked = [question for question in questions for _ in range(num_samples)]
     outputs = [tokenizer.decode(completion.tokens) for completion in completions]
@@ -279,7 +339,7 @@ def _grade_all(
         with ThreadPoolExecutor(grading_threads) as pool:
             grades = list(pool.map(grade, asked, outputs))
     samples = [
-        Sample(
+        ChatSample(
             output=output,
             correct=bool(right),
             output_tokens=len(completion.tokens),
@@ -292,7 +352,7 @@ def _grade_all(
     return [samples[start : start + num_samples] for start in range(0, len(samples), num_samples)]
 
 
-def _judge_letter(task: str, question: Mapping[str, Any], prompt: Prompt, logprobs: dict[str, float]) -> dict[str, Any]:
+def _judge_letter(task: str, question: Question, prompt: RenderedPrompt, logprobs: dict[str, float]) -> dict[str, Any]:
     likely = max(question["letters"], key=logprobs.__getitem__)
     return {
         **_asked(task, question, prompt),
@@ -308,7 +368,7 @@ def _judge_letter(task: str, question: Mapping[str, Any], prompt: Prompt, logpro
     }
 
 
-def _judge_samples(task: str, question: Mapping[str, Any], prompt: Prompt, samples: list[Sample]) -> dict[str, Any]:
+def _judge_samples(task: str, question: Question, prompt: RenderedPrompt, samples: list[ChatSample]) -> dict[str, Any]:
     shown = next((sample for sample in samples if sample["correct"]), samples[0])
     return {
         **_asked(task, question, prompt),
@@ -319,7 +379,7 @@ def _judge_samples(task: str, question: Mapping[str, Any], prompt: Prompt, sampl
     }
 
 
-def _asked(task: str, question: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
+def _asked(task: str, question: Question, prompt: RenderedPrompt) -> dict[str, Any]:
     *before, last = question["messages"]
     expected = question.get("answer")
     return {

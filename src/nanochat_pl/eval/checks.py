@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
 
-from nanochat_pl.engine import Completion, Request
-from nanochat_pl.eval.prompts import Prompt, render_prompts
+from nanochat_pl.engine import Completion, Engine, Request
+from nanochat_pl.eval.ask import Progress, Question, QuestionLoop, RenderedPrompt, render_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 from nanochat_pl.tasks.answers import strict_letter
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["Check", "load_checks", "run_checks", "summarize_checks"]
 
 _MAX_NEW_TOKENS = 128
-_KEYS = ("id", "category", "prompt", "messages", "repeat", "max_new_tokens", "expect")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,47 +39,16 @@ class Check:
     max_new_tokens: int = _MAX_NEW_TOKENS
 
 
-def load_checks(path: str | Path | None = None) -> list[Check]:
-    """Read checks from a YAML file; None = the list that comes with the package.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not a list of checks: every fault is named, with its file and entry.
-    """
-    source = files("nanochat_pl.eval").joinpath("checks.yaml") if path is None else Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is no file; give a YAML list of checks, or null for the one of this package")
-    try:
-        entries = yaml.load(source.read_text(encoding="utf-8"), _StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{source} holds {_kind(entries)}; a list of checks is needed, each beginning with `- id:`")
-    checks, faults, seen = [], [], set()
-    for number, entry in enumerate(entries, start=1):
-        wrong = list(_faults(entry))
-        name = entry.get("id") if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None
-        if name in seen and name is not None:
-            wrong.append(f"id: {name!r} is that of an earlier entry")
-        seen.add(name)
-        faults += [f"entry {number}{f' ({name})' if name else ''}: {fault}" for fault in wrong]
-        if not wrong:
-            checks.append(_check(entry))
-    if faults:
-        raise ValueError(f"{source}: " + "; ".join(faults))
-    return checks
-
-
 def run_checks(
-    engine: Any,
-    tokenizer: Any,
+    engine: Engine,
+    tokenizer: Tokenizer,
     checks: Sequence[Check],
     *,
     task: str = "checks",
     max_prompt_tokens: int = 2**31,
     seed: int = 0,
     log: ExampleLog | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Ask each prompt alone, greedily, and compare the answer with what is expected.
 
@@ -89,25 +59,22 @@ def run_checks(
     is generated beforehand, untimed, so that the first check does not pay for what a process does once.
 
     Args:
-        engine: An `Engine` with its tokenizer (else no tool is ever used), whose stop ids hold `<|assistant_end|>`.
-        tokenizer: The tokenizer saved with the model.
-        checks: Of `load_checks`.
-        task: Name of the task in the figures.
+        engine: It has a tokenizer (else no tool is ever used), and its stop ids hold `<|assistant_end|>`.
+        checks: What `load_checks` returns.
+        task: Name of the task in the metrics.
         max_prompt_tokens: A longer prompt loses its beginning, as does one that leaves no room in the context.
         seed: For the bootstrap.
         log: Answers already given, and where to put new ones; None = memory only.
-        progress: Called with (answered, asked) after each check.
 
     Raises:
         ValueError: No checks, or two of the same id.
     """
-    started = time.perf_counter()
-    log = log or ExampleLog()
-    questions = [{"id": check.id, "check": check} for check in checks]
-    pending = [question["check"] for chunk in log.pending(questions, 1) for question in chunk]
-    if pending:
+    loop = QuestionLoop([{"id": check.id, "check": check} for check in checks], log, progress, chunk_rows=1)
+    if not loop.is_done:
         engine.run([Request([tokenizer.bos_id], max_new_tokens=1)])
-    for check in pending:
+
+    def answer(chunk: Sequence[Question]) -> list[dict[str, Any]]:
+        check: Check = chunk[0]["check"]
         (prompt,) = render_prompts(
             tokenizer,
             [{"messages": [*check.messages, {"role": "assistant", "content": ""}]}],
@@ -116,22 +83,16 @@ def run_checks(
             max_prompt_tokens=max_prompt_tokens,
         )
         completion, times = _timed(engine, Request(prompt.ids, check.max_new_tokens))
-        log.append([_judge(check, tokenizer.decode(completion.tokens), prompt, completion, times)])
-        if progress is not None:
-            progress(len(log.records), len(questions))
-    records = log.in_order(questions)
-    return Evaluation(
-        records=records,
-        rows=summarize_checks(records, task=task, seed=seed),
-        seconds=time.perf_counter() - started,
-        num_answered=log.num_appended,
-    )
+        return [_judge(check, tokenizer.decode(completion.tokens), prompt, completion, times)]
+
+    records = loop.run(answer)
+    return loop.evaluation(records, summarize_checks(records, task=task, seed=seed))
 
 
 def summarize_checks(records: Sequence[Mapping[str, Any]], *, task: str = "checks", seed: int = 0) -> list[MetricRow]:
-    """Draw the figures from the records: `pass_rate` (all, by category, by expectation), and the latencies.
+    """Return the metrics: `pass_rate` (over all, by category, by expectation), `truncation_rate`, `prompt_cut_rate`.
 
-    `truncation_rate`, `prompt_cut_rate`; `first_token_s` and `tokens_per_s` as means over the checks.
+    `first_token_s` and `tokens_per_s` are means over the checks.
     """
     by_category: dict[str, list[bool]] = {}
     by_expectation: dict[str, list[bool]] = {}
@@ -155,7 +116,7 @@ def summarize_checks(records: Sequence[Mapping[str, Any]], *, task: str = "check
     ]
 
 
-def _timed(engine: Any, request: Request) -> tuple[Completion, list[float]]:
+def _timed(engine: Engine, request: Request) -> tuple[Completion, list[float]]:
     """Return what a request yields, and the seconds after which each token came; after all of them if none did."""
     times: list[float] = []
     started = time.perf_counter()
@@ -167,15 +128,10 @@ def _timed(engine: Any, request: Request) -> tuple[Completion, list[float]]:
     return completion, times or [time.perf_counter() - started]
 
 
-@dataclass(frozen=True)
-class _Answer:
-    output: str
-    completion: Completion
-
-
-def _judge(check: Check, output: str, prompt: Prompt, completion: Completion, times: Sequence[float]) -> dict[str, Any]:
-    answer = _Answer(output, completion)
-    expectations = {kind: _EXPECTATIONS[kind][1](value, answer) for kind, value in check.expect.items()}
+def _judge(
+    check: Check, output: str, prompt: RenderedPrompt, completion: Completion, times: Sequence[float]
+) -> dict[str, Any]:
+    expectations = {kind: _EXPECTATIONS[kind](value, output, completion) for kind, value in check.expect.items()}
     turns = [f"{message['role']}: {message['content']}" for message in check.messages]
     return {
         "id": check.id,
@@ -196,66 +152,99 @@ def _judge(check: Check, output: str, prompt: Prompt, completion: Completion, ti
     }
 
 
-def _holds_all(texts: str | list[str], answer: _Answer) -> bool:
-    return all(text.casefold() in answer.output.casefold() for text in _listed(texts))
-
-
-def _holds_none(texts: str | list[str], answer: _Answer) -> bool:
-    return not any(text.casefold() in answer.output.casefold() for text in _listed(texts))
-
-
-def _uses_tool(wanted: bool, answer: _Answer) -> bool:
-    calls, errors = answer.completion.tool_calls, answer.completion.tool_errors
-    return calls > errors if wanted else calls == 0
-
-
 def _listed(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def _texts_fault(value: Any) -> str | None:
-    texts = _listed(value) if isinstance(value, str | list) else []
-    if texts and all(isinstance(text, str) and text for text in texts):
-        return None
-    return f"a text or a list of texts is needed, none of them empty, found {value!r} (quote numbers, yes and no)"
+def _uses_tool(wanted: bool, output: str, completion: Completion) -> bool:
+    calls, errors = completion.tool_calls, completion.tool_errors
+    return calls > errors if wanted else calls == 0
 
 
-def _pattern_fault(value: Any) -> str | None:
-    if not isinstance(value, str) or not value:
-        return f"a regular expression is needed, found {value!r} (quote numbers, yes and no)"
-    try:
-        re.compile(value)
-    except re.error as error:
-        return f"{value!r} is no regular expression: {error}"
-    return None
-
-
-def _letters_fault(value: Any) -> str | None:
-    letters = isinstance(value, list) and all(isinstance(letter, str) and letter for letter in value)
-    if letters and len(set(value)) == len(value) > 1:
-        return None
-    return f"a list of two letters or more, all different, is needed, found {value!r} (quote Y and N)"
-
-
-def _count_fault(value: Any, least: int = 1) -> str | None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    return None if whole else f"a whole number from {least} up is needed, found {value!r}"
-
-
-def _flag_fault(value: Any) -> str | None:
-    return None if isinstance(value, bool) else f"true or false is needed, found {value!r}"
-
-
-_EXPECTATIONS: dict[str, tuple[Callable[[Any], str | None], Callable[[Any, _Answer], bool]]] = {
-    "contains": (_texts_fault, _holds_all),
-    "not_contains": (_texts_fault, _holds_none),
-    "matches": (_pattern_fault, lambda pattern, answer: re.search(pattern, answer.output) is not None),
-    "letters": (_letters_fault, lambda letters, answer: strict_letter(answer.output, letters) is not None),
-    "max_tokens": (_count_fault, lambda most, answer: len(answer.completion.tokens) <= most),
-    "stops": (_flag_fault, lambda wanted, answer: (answer.completion.stop_token is not None) == wanted),
-    "uses_tool": (_flag_fault, _uses_tool),
+_EXPECTATIONS: dict[str, Callable[[Any, str, Completion], bool]] = {
+    "contains": lambda texts, output, _: all(text.casefold() in output.casefold() for text in _listed(texts)),
+    "not_contains": lambda texts, output, _: not any(text.casefold() in output.casefold() for text in _listed(texts)),
+    "matches": lambda pattern, output, _: re.search(pattern, output) is not None,
+    "letters": lambda letters, output, _: strict_letter(output, letters) is not None,
+    "max_tokens": lambda most, _, completion: len(completion.tokens) <= most,
+    "stops": lambda wanted, _, completion: (completion.stop_token is not None) == wanted,
+    "uses_tool": _uses_tool,
 }
-"""Kind -> what is wrong with its value (None = nothing), whether an answer meets it."""
+"""Kind -> whether an answer, and how it came about, meets the value expected."""
+
+
+# -- the file -------------------------------------------------------------------------------------------------------
+
+_Text = Annotated[str, Field(min_length=1)]
+_Texts = _Text | Annotated[list[_Text], Field(min_length=1)]
+_TEXTS = "a text or a list of texts is needed, none of them empty, found {} (quote numbers, yes and no)"
+_COUNT = "a whole number from 1 up is needed, found {}"
+_FLAG = "true or false is needed, found {}"
+
+
+def _different(letters: list[str]) -> list[str]:
+    if len(set(letters)) < len(letters):
+        raise ValueError
+    return letters
+
+
+class _ExpectEntry(BaseModel, extra="forbid", strict=True):
+    """What the file may expect of an answer; a description says what is needed in words."""
+
+    contains: _Texts = Field("", description=_TEXTS)
+    not_contains: _Texts = Field("", description=_TEXTS)
+    matches: _Text = Field("", description="a regular expression is needed, found {} (quote numbers, yes and no)")
+    letters: Annotated[list[_Text], Field(min_length=2), AfterValidator(_different)] = Field(
+        [], description="a list of two letters or more, all different, is needed, found {} (quote Y and N)"
+    )
+    max_tokens: PositiveInt = Field(1, description=_COUNT)
+    stops: bool = Field(True, description=_FLAG)
+    uses_tool: bool = Field(True, description=_FLAG)
+
+
+class _CheckEntry(BaseModel, extra="forbid", strict=True):
+    """The fields of one entry, each with what is needed in words; how they go together is checked besides."""
+
+    id: _Text = Field(description="a text is needed, found {}")
+    category: _Text = Field(description="a text is needed, found {}")
+    prompt: str = Field("", description="a text is needed, found {}")
+    messages: Any = None
+    repeat: PositiveInt = Field(1, description=_COUNT)
+    max_new_tokens: PositiveInt = Field(_MAX_NEW_TOKENS, description=_COUNT)
+    expect: _ExpectEntry
+
+
+def load_checks(path: str | Path | None = None) -> list[Check]:
+    """Read checks from a YAML file; None = the list that comes with the package.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a list of checks: every fault is named, with its file and entry.
+    """
+    source = files("nanochat_pl.eval").joinpath("checks.yaml") if path is None else Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is no file; give a YAML list of checks, or null for the one of this package")
+    try:
+        entries = yaml.load(source.read_text(encoding="utf-8"), _StrictLoader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no YAML: {_yaml_fault(error)}") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{source} holds {_kind(entries)}; a list of checks is needed, each beginning with `- id:`")
+    checks, faults, seen = [], [], set()
+    for number, entry in enumerate(entries, start=1):
+        wrong = list(_faults(entry))
+        name = entry.get("id") if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None
+        if name in seen and name is not None:
+            wrong.append(f"id: {name!r} is that of an earlier entry")
+        seen.add(name)
+        faults += [f"entry {number}{f' ({name})' if name else ''}: {fault}" for fault in wrong]
+        if not wrong:
+            checks.append(_check(entry))
+    if faults:
+        raise ValueError(f"{source}: " + "; ".join(faults))
+    return checks
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
@@ -274,34 +263,41 @@ def _faults(entry: Any) -> Iterator[str]:
     if not isinstance(entry, dict):
         yield f"keys and values are needed, found {_kind(entry)}"
         return
-    for key in sorted(map(str, entry.keys() - set(_KEYS))):
-        yield f"{key}: unknown key; there are {', '.join(_KEYS)}"
-    for key in ("id", "category"):
-        if not isinstance(entry.get(key), str) or not entry[key]:
-            yield f"{key}: a text is needed, found {entry.get(key)!r}"
+    expect = entry["expect"] if isinstance(entry.get("expect"), dict) else {}
+    try:
+        _CheckEntry.model_validate(entry)
+    except ValidationError as error:
+        # Of pydantic's faults only the place counts, once each: a union reports one for each of its types.
+        places = dict.fromkeys(tuple(map(str, fault["loc"]))[:2] for fault in error.errors())
+        for key in dict.fromkeys(place[0] for place in places if place[0] != "expect"):
+            yield f"{key}: " + _need(_CheckEntry, key, entry.get(key), "key")
+        for key in [place[1] for place in places if place[0] == "expect" and len(place) > 1]:
+            yield f"expect.{key}: " + _need(_ExpectEntry, key, expect.get(key), "expectation")
+    if not expect:
+        kinds = ", ".join(_ExpectEntry.model_fields)
+        yield f"expect: at least one of {kinds} is needed, found {_kind(entry.get('expect'))}"
     if ("prompt" in entry) == ("messages" in entry):
         yield "either prompt or messages is needed"
-    elif "prompt" in entry and not isinstance(entry["prompt"], str):
-        yield f"prompt: a text is needed, found {entry['prompt']!r}"
     elif "messages" in entry:
         yield from _message_faults(entry["messages"])
     if "repeat" in entry and "messages" in entry:
         yield "repeat: has no effect on messages"
-    for key in ("repeat", "max_new_tokens"):
-        if key in entry and (fault := _count_fault(entry[key])):
-            yield f"{key}: {fault}"
-    expect = entry.get("expect")
-    if not isinstance(expect, dict) or not expect:
-        yield f"expect: at least one of {', '.join(_EXPECTATIONS)} is needed, found {_kind(expect)}"
-        return
-    for kind, value in expect.items():
-        if kind not in _EXPECTATIONS:
-            yield f"expect.{kind}: unknown expectation; there are {', '.join(_EXPECTATIONS)}"
-        elif fault := _EXPECTATIONS[kind][0](value):
-            yield f"expect.{kind}: {fault}"
+    if isinstance(pattern := expect.get("matches"), str):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"expect.matches: {pattern!r} is no regular expression: {error}"
     room, most = entry.get("max_new_tokens", _MAX_NEW_TOKENS), expect.get("max_tokens", 0)
     if isinstance(room, int) and isinstance(most, int) and most >= room:
         yield f"expect.max_tokens: no answer is longer than max_new_tokens={room}, so {most} expects nothing"
+
+
+def _need(model: type[BaseModel], key: str, value: Any, what: str) -> str:
+    """Say what a key of the file needs, which is the description of its field."""
+    field = model.model_fields.get(key)
+    if field is None:
+        return f"unknown {what}; there are {', '.join(model.model_fields)}"
+    return str(field.description).format(repr(value))
 
 
 def _message_faults(messages: Any) -> Iterator[str]:
@@ -319,6 +315,10 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
+class _KeyTwice(yaml.MarkedYAMLError):
+    """A key that stands twice in one place."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Plain data only, and no key twice: YAML would silently take the second.
 
@@ -330,5 +330,21 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[1]!r} comes twice", node.start_mark)
+            raise _KeyTwice(None, None, f"the key {twice[1]!r} comes twice", node.start_mark)
         return node
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """Say what is wrong with a file that is no YAML, and where."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    match error:
+        case _KeyTwice():
+            return f"{where}{error.problem}"
+        case yaml.composer.ComposerError():
+            return f"{where}an alias such as *name stands for what &name marks further up, and nothing is marked so"
+        case yaml.constructor.ConstructorError():
+            return f"{where}only texts, numbers, lists and keys with values are read, no tags; << merges keys only"
+        case yaml.reader.ReaderError():
+            return "it holds a character that YAML does not allow"
+    return f"{where}brackets, quotes, colons or indentation do not fit together"

@@ -8,12 +8,13 @@ given endings surprises it least per token (multiple choice), after which of two
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch.distributed as dist
 
+from nanochat_pl.eval.ask import Progress, Question, QuestionLoop
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, RowScore, common_prefix, score_items
 from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_prompts
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
@@ -21,12 +22,8 @@ from nanochat_pl.eval.stats import Interval, weighted_sum_interval
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["CORE_METRIC", "CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
+__all__ = ["CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
 
-CORE_METRIC = "core_metric"
-
-_CHUNK_ROWS = 256
-"""Questions answered between two writes of the log; those of like length among them share a forward."""
 _TAIL_CHARS = 600
 """Of a prompt's end, kept in the record."""
 
@@ -68,7 +65,7 @@ def evaluate_core(
     rank: int = 0,
     world_size: int = 1,
     log: ExampleLog | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every question of the tasks; return records (`CoreRecord`) and figures (`summarize_core`).
 
@@ -108,9 +105,10 @@ def evaluate_core(
         for label, sample in samples.items()
         for index in range(rank, len(sample), world_size)
     ]
-    encoder, last_label = LineEncoder(tokenizer), ""
-    limit: int = model.config.rotary_rows
-    for chunk in log.pending(questions, _CHUNK_ROWS) if questions else []:
+    encoder, last_label, limit = LineEncoder(tokenizer), "", model.config.rotary_rows
+
+    def answer(chunk: Sequence[Question]) -> list[CoreRecord]:
+        nonlocal last_label
         asked = []
         for question in chunk:
             task, sample = by_label[question["task"]], samples[question["task"]]
@@ -119,13 +117,14 @@ def evaluate_core(
                 last_label = task.label
             prompts = make_prompts(task, sample, question["index"])
             rows = make_rows(task.type, encoder.encode(prompts.texts))
-            asked.append(_Question(question["id"], task, sample[question["index"]], prompts, rows))
+            asked.append(_CoreQuestion(question["id"], task, sample[question["index"]], prompts, rows))
         whole = [[_cropped(row, limit) for row in each.rows] for each in asked]
         scores = score_items(model, whole, max_batch_tokens)
-        log.append([_judge(each, score, limit, tokenizer) for each, score in zip(asked, scores, strict=True)])
-        if progress is not None:
-            progress(len(log.records), len(questions))
-    records, num_answered = log.in_order(questions), log.num_appended
+        return [_judge(each, score, limit, tokenizer) for each, score in zip(asked, scores, strict=True)]
+
+    # A rank may have no question of its own: there are fewer than ranks.
+    records = QuestionLoop(questions, log, progress).run(answer) if questions else []
+    num_answered = log.num_appended
     if world_size > 1:
         shares: list[Any] = [None] * world_size
         dist.all_gather_object(shares, (records, num_answered))
@@ -202,7 +201,7 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
         *rows,
         MetricRow(
             task="CORE",
-            metric=CORE_METRIC,
+            metric="core_metric",
             value=sum(weight * value for weight, value, _ in parts),
             n=len(records),
             interval=weighted_sum_interval(parts),
@@ -224,7 +223,7 @@ def core_csv(rows: Sequence[MetricRow]) -> str:
         for (task, metric), value in found.items()
         if metric == "accuracy"
     ]
-    lines.append(("CORE", "", f"{found['CORE', CORE_METRIC]:.6f}"))
+    lines.append(("CORE", "", f"{found['CORE', 'core_metric']:.6f}"))
     return "".join(f"{task:<35}, {accuracy:<10}, {centered:<10}\n" for task, accuracy, centered in lines)
 
 
@@ -239,7 +238,7 @@ def _cropped(row: Row, limit: int) -> Row:
 
 
 @dataclass(frozen=True)
-class _Question:
+class _CoreQuestion:
     id: str
     task: CoreTask
     example: Mapping[str, Any]
@@ -247,7 +246,7 @@ class _Question:
     rows: list[Row]
 
 
-def _judge(question: _Question, scores: Sequence[RowScore], limit: int, tokenizer: Tokenizer) -> CoreRecord:
+def _judge(question: _CoreQuestion, scores: Sequence[RowScore], limit: int, tokenizer: Tokenizer) -> CoreRecord:
     task, example, rows = question.task, question.example, question.rows
     losses = [score.mean_loss for score in scores]
     choices: list[str] = []

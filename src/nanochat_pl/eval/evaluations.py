@@ -29,9 +29,9 @@ from nanochat_pl.data.packing import Batch, TokenBatches
 from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.data.textfiles import TEXT_ENDINGS, TextSource, convert_whole, find_text_files, is_text_file
 from nanochat_pl.engine import Engine
+from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.bpb import evaluate_bpb
-from nanochat_pl.eval.chat import evaluate_chat, with_ids
-from nanochat_pl.eval.chatcore import CHATCORE_BASELINES, chatcore
+from nanochat_pl.eval.chat import CHATCORE_BASELINES, chatcore, evaluate_chat, with_ids
 from nanochat_pl.eval.checks import load_checks, run_checks
 from nanochat_pl.eval.compression import evaluate_compression, sample_texts
 from nanochat_pl.eval.core import evaluate_core
@@ -54,9 +54,6 @@ from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.vocabulary import cut_runs
 
 __all__ = ["EVAL_TASKS", "EvalContext", "EvalTask"]
-
-Progress = Callable[[int, int], None]
-"""Called with (answered, asked) as an evaluation proceeds."""
 
 TEXT_CHARS = 1_000_000
 """Characters of the training text and of the validation text that are encoded to compare tokenizers."""

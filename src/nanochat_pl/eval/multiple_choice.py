@@ -7,15 +7,17 @@ correct answer is " that is mostly " B" with its space, which is not the "B" of 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from nanochat_pl.eval.core_scoring import Row, score_items
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["ANSWER_STEM", "LetterTokens", "letter_tokens", "score_letters"]
+__all__ = ["ANSWER_STEM", "LetterTokens", "letter_baseline", "letter_tokens", "majority_letter", "score_letters"]
 
 log = logging.getLogger(__name__)
 
@@ -115,3 +117,17 @@ def score_letters(
         sums = iter([sum(score.losses) for (score,) in score_items(model, items, max_batch_tokens)])
         losses = [list(islice(sums, len(own))) for own in letters]
     return [{letter: -loss for letter, loss in zip(own, found)} for own, found in zip(letters, losses, strict=True)]
+
+
+def majority_letter(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the letter that is expected most often, the smaller one of equals."""
+    return min(Counter(r["expected"] for r in records).items(), key=lambda item: (-item[1], item[0]))[0]
+
+
+def letter_baseline(records: Sequence[Mapping[str, Any]], majority: str) -> dict[str, float | str]:
+    """Return what guessing scores, and what giving the majority letter to every question scores."""
+    return {
+        "chance": sum(1 / len(r["letters"]) for r in records) / len(records),
+        "majority": sum(r["expected"] == majority for r in records) / len(records),
+        "majority_letter": majority,
+    }

@@ -1,18 +1,17 @@
 """Ask a model multiple-choice questions, by likelihood and in its own words, and say how far to trust the answers.
 
-Each question is asked twice: which of its letters the model finds most likely (`letters.py`; no parsing), and what it
-writes, greedily, read by two extractors (`answers.py`). A response from which no letter can be read is wrong, not
-left out: accuracy over *asked* is the figure, accuracy over *scored* stands beside it. So do chance, the majority
-letter, and the interval. The rows may be ScienceQA's or any task's whose conversations carry the same extras.
+Each question is asked twice: which of its letters the model finds most likely (`multiple_choice.py`; no parsing), and
+what it writes, greedily, read by two extractors (`answers.py`). A response from which no letter can be read is wrong,
+not left out: accuracy over *asked* is the headline metric, and accuracy over *scored* stands beside it, with chance,
+the majority letter, and the interval. The rows may be ScienceQA's or any task's whose conversations carry the same
+extras.
 """
 
 import re
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from nanochat_pl.engine import Completion
+from nanochat_pl.engine import Completion, Engine
 from nanochat_pl.eval.answers import (
     explanation_agrees,
     explanation_of,
@@ -21,17 +20,24 @@ from nanochat_pl.eval.answers import (
     rouge_l,
     strict_letter,
 )
-from nanochat_pl.eval.multiple_choice import letter_tokens, score_letters
-from nanochat_pl.eval.prompts import Prompt, generate_greedily, render_prompts, say_lengths
+from nanochat_pl.eval.ask import (
+    Progress,
+    Question,
+    QuestionLoop,
+    RenderedPrompt,
+    generate_greedily,
+    render_prompts,
+    warn_of_long,
+)
+from nanochat_pl.eval.multiple_choice import letter_baseline, letter_tokens, majority_letter, score_letters
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["Record", "evaluate_scienceqa", "summarize"]
-
-_CHUNK_ROWS = 256
-"""Questions answered between two writes of the log."""
+__all__ = ["ScienceQARecord", "evaluate_scienceqa", "summarize"]
 
 
-class Record(TypedDict):
+class ScienceQARecord(TypedDict):
     """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
 
     id: str
@@ -70,10 +76,10 @@ class Record(TypedDict):
 
 
 def evaluate_scienceqa(
-    model: Any,
-    tokenizer: Any,
-    engine: Any,
-    conversations: Sequence[Mapping[str, Any]],
+    model: GPT,
+    tokenizer: Tokenizer,
+    engine: Engine,
+    conversations: Iterable[Question],
     *,
     task: str = "scienceqa",
     max_new_tokens: int = 128,
@@ -82,36 +88,31 @@ def evaluate_scienceqa(
     max_batch_tokens: int | None = None,
     seed: int = 0,
     log: ExampleLog | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Answer every question by likelihood and by greedy generation; return records (`Record`) and figures.
+    """Answer every question by likelihood and by greedy generation; return `ScienceQARecord`s and metrics.
 
     Args:
-        model: A GPT, for the likelihood of letters.
-        tokenizer: The tokenizer saved with the model.
-        engine: An `Engine` of the same model, whose stop ids hold `<|assistant_end|>`.
+        engine: An engine of the same model, whose stop ids hold `<|assistant_end|>`.
         conversations: Each with `messages` (the last one the assistant's, which is not shown to the model), `id`,
             `letters`, `answer` (a letter), `choices`; optional `subject`, `topic`, `grade`, `has_image`, `solution`.
-        task: Name of the task in the figures.
+        task: Name of the task in the metrics.
         max_new_tokens: Most tokens of a response.
-        max_prompt_tokens: A longer prompt loses its beginning (and is counted), see `prompts.render_prompts`; None = as
-            far as the model's positions reach.
+        max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
+            positions reach.
         batch_size: Responses generated at once.
-        max_batch_tokens: Most tokens of a batch while letters are scored; None as in `score_letters`.
+        max_batch_tokens: As in `score_letters`.
         seed: For the bootstrap; greedy answers do not depend on it.
         log: Answers already given, and where to put new ones; None = memory only.
-        progress: Called with (answered, asked) after each chunk.
 
     Raises:
-        ValueError: No questions; a question without id, letters or choices.
+        ValueError: No questions, or a question without id, letters or choices.
     """
-    started = time.perf_counter()
-    log = log or ExampleLog()
-    questions = list(conversations)
-    chunks = log.pending(questions, _CHUNK_ROWS)
-    _check_questions(questions)
-    tokens = letter_tokens(tokenizer, {letter for question in questions for letter in question["letters"]})
-    for chunk in chunks:
+    loop = QuestionLoop(conversations, log, progress)
+    _check_questions(loop.questions)
+    tokens = letter_tokens(tokenizer, {letter for question in loop.questions for letter in question["letters"]})
+
+    def answer(chunk: Sequence[Question]) -> list[ScienceQARecord]:
         prompts = render_prompts(
             tokenizer,
             chunk,
@@ -121,49 +122,32 @@ def evaluate_scienceqa(
         )
         ids = [prompt.ids for prompt in prompts]
         scores = score_letters(model, ids, [question["letters"] for question in chunk], tokens, max_batch_tokens)
-        outputs = generate_greedily(engine, ids, max_new_tokens, batch_size, seed)
-        log.append(
-            [
-                _judge(
-                    question,
-                    task=task,
-                    letter_logprobs=logprobs,
-                    output=tokenizer.decode(output.tokens),
-                    prompt=prompt,
-                    completion=output,
-                )
-                for question, prompt, logprobs, output in zip(chunk, prompts, scores, outputs, strict=True)
-            ]
-        )
-        if progress is not None:
-            progress(len(log.records), len(questions))
-    records = log.in_order(questions)
-    say_lengths(task, records, model.config.sequence_len)
-    return Evaluation(
-        records=records,
-        rows=summarize(records, task=task, seed=seed),
-        seconds=time.perf_counter() - started,
-        num_answered=log.num_appended,
-    )
+        completions = generate_greedily(engine, ids, max_new_tokens, batch_size, seed)
+        outputs = [tokenizer.decode(completion.tokens) for completion in completions]
+        return [_judge(task, *asked) for asked in zip(chunk, prompts, scores, completions, outputs, strict=True)]
+
+    records = loop.run(answer)
+    warn_of_long(task, records, model.config.sequence_len)
+    return loop.evaluation(records, summarize(records, task=task, seed=seed))
 
 
 def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", seed: int = 0) -> list[MetricRow]:
-    """Draw all figures from the records.
+    """Return all metrics of the records.
 
-    `loglikelihood/accuracy`; for each extractor E in strict, letter_regex: `E/accuracy_over_asked`,
-    `E/accuracy_over_scored`, `E/parse_rate`; `explanation/rouge_l` (over questions with a reference),
+    They are `loglikelihood/accuracy`; for each extractor E of strict and letter_regex `E/accuracy_over_asked`,
+    `E/accuracy_over_scored` and `E/parse_rate`; `explanation/rouge_l` (over questions with a reference),
     `explanation/agrees_with_answer` and `explanation/names_own_choice` (over responses that can be judged);
-    `truncation_rate`, `prompt_cut_rate`, `output_tokens`, `prompt_tokens`. The first two accuracies also by subject,
-    grade, topic, number of choices and image. The majority letter is that of all these rows, the smaller one of
-    equals, also within a group.
+    `truncation_rate`, `prompt_cut_rate`, `output_tokens` and `prompt_tokens`. The accuracies by likelihood and by the
+    strict extractor are also given by subject, grade, topic, number of choices and image. The majority letter is that
+    of all records, also within a group.
 
     Raises:
         ValueError: No records.
     """
     if not records:
         raise ValueError("there are no records to summarize")
-    majority = min(Counter(r["expected"] for r in records).items(), key=lambda item: (-item[1], item[0]))[0]
-    overall = _baseline(records, majority)
+    majority = majority_letter(records)
+    overall = letter_baseline(records, majority)
     rows = [
         proportion_row(
             task,
@@ -197,7 +181,7 @@ def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", 
         for record in records:
             parts.setdefault(part_of(record), []).append(record)
         for part in sorted(parts, key=_natural):
-            baseline, group = _baseline(parts[part], majority), {by: part}
+            baseline, group = letter_baseline(parts[part], majority), {by: part}
             for metric, key in (
                 ("loglikelihood/accuracy", "likely_correct"),
                 ("strict/accuracy_over_asked", "correct"),
@@ -210,15 +194,10 @@ def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", 
 def bertscore_row(
     records: Sequence[Mapping[str, Any]], model: str, *, task: str = "scienceqa", seed: int = 0
 ) -> MetricRow:
-    """Draw `explanation/bertscore`: the mean F1 of BERTScore (Zhang et al., 2020) of explanations with a reference.
+    """Return `explanation/bertscore`: the mean F1 of BERTScore (Zhang et al., 2020) of explanations with a reference.
 
-    An answer without an explanation scores 0, as for ROUGE-L.
-
-    Args:
-        records: of `evaluate_scienceqa`.
-        model: folder of a language model of Hugging Face's form; nothing is fetched.
-        task: name of the task in the figure.
-        seed: for the bootstrap.
+    An answer without an explanation scores 0, as for ROUGE-L. `model` is the folder of a language model in Hugging
+    Face's form; nothing is fetched.
 
     Raises:
         ValueError: transformers is not installed.
@@ -253,16 +232,7 @@ def _natural(name: str) -> tuple[bool, list[str | int]]:
     return name == _NOT_GIVEN, [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
 
 
-def _baseline(records: Sequence[Mapping[str, Any]], majority: str) -> dict[str, float | str]:
-    n = len(records)
-    return {
-        "chance": sum(1 / len(r["letters"]) for r in records) / n,
-        "majority": sum(r["expected"] == majority for r in records) / n,
-        "majority_letter": majority,
-    }
-
-
-def _check_questions(questions: Sequence[Mapping[str, Any]]) -> None:
+def _check_questions(questions: Sequence[Question]) -> None:
     for index, question in enumerate(questions):
         missing = [key for key in ("messages", "letters", "answer", "choices") if not question.get(key)]
         if missing:
@@ -278,14 +248,13 @@ def _check_questions(questions: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _judge(
-    question: Mapping[str, Any],
-    *,
     task: str,
+    question: Question,
+    prompt: RenderedPrompt,
     letter_logprobs: dict[str, float],
-    output: str,
-    prompt: Prompt,
     completion: Completion,
-) -> Record:
+    output: str,
+) -> ScienceQARecord:
     letters, choices, expected = list(question["letters"]), list(question["choices"]), question["answer"]
     likely = max(letters, key=letter_logprobs.__getitem__)
     letter = strict_letter(output, letters)
@@ -296,7 +265,7 @@ def _judge(
         own = names_own_choice(output, letter, chosen)
         if explanation is not None:
             agrees = explanation_agrees(explanation, chosen, [choice for choice in choices if choice != chosen])
-    return Record(
+    return ScienceQARecord(
         id=str(question["id"]),
         task=task,
         prompt=next(m["content"] for m in question["messages"] if m["role"] == "user"),
