@@ -393,7 +393,7 @@ def test_a_prompt_beyond_what_the_model_knows_loses_its_beginning_and_is_counted
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(model, tokenizer, evaluation, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanochat_pl.eval.core._CHUNK_ROWS", 5)
+    monkeypatch.setattr("nanochat_pl.eval.ask.CHUNK_ROWS", 5)
     path, seen = tmp_path / "core" / "examples.jsonl", []
 
     def interrupt(answered, asked):
