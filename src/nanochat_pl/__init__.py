@@ -16,9 +16,22 @@ _HOME = {
     "Completion": "nanochat_pl.requests",
     "Muon": "nanochat_pl.optim.muon",
     "load_model": "nanochat_pl.checkpoint",
+    "train": "nanochat_pl.api",
+    "evaluate": "nanochat_pl.api",
 }
 
-__all__ = ["GPT", "Completion", "Engine", "GPTConfig", "Muon", "Request", "Tokenizer", "load_model"]
+__all__ = [
+    "GPT",
+    "Completion",
+    "Engine",
+    "GPTConfig",
+    "Muon",
+    "Request",
+    "Tokenizer",
+    "evaluate",
+    "load_model",
+    "train",
+]
 __version__ = "0.1.0"
 
 

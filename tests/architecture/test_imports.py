@@ -65,12 +65,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "eval.evaluations": (*PURE, "config"),
     "training": (*PURE, "config"),
     "lit": ("training",),
+    "api": ("config", "paths", "training", "cli"),
     "cli": (*PURE, "config", "training"),
 }
 """Part (a package or module, the longest name that fits) -> parts it may import beside its own package."""
 
 FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
-OUTER = ("config", "training", "eval.runner", "lit", "cli")
+OUTER = ("config", "training", "eval.runner", "lit", "api", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
     "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub",

@@ -57,7 +57,8 @@ def measure(
     """Evaluate runs as `evaluate.py` does and return the results of the first."""
     arguments = ["trainer.accelerator=cpu", "trainer.compute_dtype=float32", *overrides]
     cfg = check(compose_checked("evaluate", CommandLine(arguments, False, config_dir()))[0], EvaluateConfig)
-    assert evaluate(cfg, [str(runs / "base" / name) for name in names], data or {}, None) == 0
+    folders = evaluate(cfg, [str(runs / "base" / name) for name in names], data or {}, None)
+    assert all((folder / "results.json").is_file() for folder in folders)
     [file] = (runs / "base" / names[0] / "eval" / str(cfg.eval.name)).glob("*/results.json")
     return json.loads(file.read_text())
 

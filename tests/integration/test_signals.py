@@ -114,7 +114,7 @@ def test_a_failure_after_a_signal_is_no_error_of_the_run(train: Train, monkeypat
 
 
 def test_ctrl_c_while_composing_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: Any):
-    monkeypatch.setattr(train_command, "compose_checked", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train_command, "compose_jobs", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert train_command.main(["depth=1"]) == 130
     assert capfd.readouterr().err == "stopped by SIGINT\n"
 

@@ -36,6 +36,13 @@ class LoadedModel:
     format: str = "lightning"
     """`lightning` (this project's own), `nanochat`, `sciassist`, `huggingface` or `package`."""
 
+    def __repr__(self) -> str:
+        config = self.model.config
+        return (
+            f"LoadedModel({str(self.path)!r}, stage={self.stage!r}, step={self.step}, depth={config.n_layer}, "
+            f"vocab_size={config.vocab_size}, sequence_len={config.sequence_len})"
+        )
+
 
 def load_model(
     path: str | Path,

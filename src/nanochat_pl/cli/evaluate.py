@@ -6,6 +6,7 @@ those of other models to a folder below `outputs/eval`; an interrupted evaluatio
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ with loading():
         ConfigError,
         about_hydra,
         check,
-        compose_checked,
-        is_sweep,
+        compose_jobs,
         quote_texts,
     )
     from nanochat_pl.config.evaluations import EVALUATIONS
@@ -51,18 +51,10 @@ def measure(argv: list[str]) -> int:
     if not about_hydra(arguments):
         try:
             line = CommandLine.parse(arguments)
-            configs = compose_checked("evaluate", line)
-            is_sweep("evaluate", line)
-            for cfg in [] if line.shows_config else configs:
-                config = check(cfg, schema.EvaluateConfig)
-                sources = [check_model(p, hub_folder(config), config.offline) for p in checkpoint_list(config.ckpt)]
-                given = any(argument.startswith(("data=", "data.source=")) for argument in arguments)
-                bare = [s for s in sources if s is not None and names_no_data(s)]
-                if len(bare) == len(sources) and not given and EVALUATIONS[config.eval.name].reads_data:
-                    raise no_data(bare[-1].file, bare[-1].format, config.eval.name)
-                check_measure(config.eval.name, config.eval, data_root(config, sources, arguments))
-                if config.data.source == schema.DataSource.local:
-                    prepare_root(config.data)  # makes nothing: a folder that is not there is refused
+            jobs = compose_jobs("evaluate", line)
+            for each in [] if line.shows_config else jobs:
+                config = check(each.config, schema.EvaluateConfig)
+                check_job(config, arguments)
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "evaluate")
@@ -94,24 +86,51 @@ def checkpoint_list(ckpt: Any) -> list[str]:
     return paths
 
 
-def job(cfg: DictConfig) -> int:
-    """Evaluate every checkpoint of one command."""
-    config = check(cfg, schema.EvaluateConfig)
-    hydra_config = HydraConfig.get()
-    data: dict[str, Any] = {}
-    if hydra_config.runtime.choices.get("data") is not None:
-        data = OmegaConf.to_container(cfg.data, resolve=True, enum_to_str=True)  # type: ignore[assignment]
-    else:  # single keys on top of the checkpoint's own data
-        given = [o for o in hydra_config.overrides.task if o.lstrip("+").startswith("data.")]
-        for override in given:
-            key = override.partition("=")[0].lstrip("+").removeprefix("data.")
-            data[key] = OmegaConf.to_container(cfg.data, resolve=True, enum_to_str=True)[key]  # type: ignore[index, call-overload]
-    mixture = None
-    if hydra_config.runtime.choices.get("mixture") is not None:
-        mixture = {"tasks": config.mixture.tasks}
+def check_job(cfg: schema.EvaluateConfig, overrides: Sequence[str]) -> None:
+    """Check what can be known of one job before a model is opened: its checkpoints, its data, its questions.
+
+    Args:
+        overrides: the command line.
+
+    Raises:
+        ValueError, FileNotFoundError: with the remedy.
+    """
+    sources = [check_model(path, hub_folder(cfg), cfg.offline) for path in checkpoint_list(cfg.ckpt)]
+    given = any(override.startswith(("data=", "data.source=")) for override in overrides)
+    bare = [source for source in sources if source is not None and names_no_data(source)]
+    if len(bare) == len(sources) and not given and EVALUATIONS[cfg.eval.name].reads_data:
+        raise no_data(bare[-1].file, bare[-1].format, cfg.eval.name)
+    check_measure(cfg.eval.name, cfg.eval, data_root(cfg, sources, overrides))
+    if cfg.data.source == schema.DataSource.local:
+        prepare_root(cfg.data)  # makes nothing: a folder that is not there is refused
+
+
+def run_job(
+    cfg: schema.EvaluateConfig, plain: Mapping[str, Any], choices: Mapping[str, Any], overrides: Sequence[str]
+) -> list[Path]:
+    """Evaluate every checkpoint of one job; return the folder of results of each.
+
+    Args:
+        plain: the config, resolved, as plain containers.
+        choices: the option chosen of each config group.
+        overrides: the command line; single keys of `data` go on top of the checkpoint's own.
+    """
     from nanochat_pl.eval.runner import evaluate
 
-    return evaluate(config, checkpoint_list(config.ckpt), data, mixture)  # type: ignore[arg-type]
+    data = dict(plain["data"])
+    if choices.get("data") is None:
+        given = {o.lstrip("+").partition("=")[0] for o in overrides}
+        data = {key: value for key, value in data.items() if f"data.{key}" in given}
+    mixture = None if choices.get("mixture") is None else {"tasks": cfg.mixture.tasks}
+    return evaluate(cfg, checkpoint_list(cfg.ckpt), data, mixture)
+
+
+def job(cfg: DictConfig) -> int:
+    """Evaluate the checkpoints of one job that Hydra started."""
+    hydra = HydraConfig.get()
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    run_job(check(cfg, schema.EvaluateConfig), plain, hydra.runtime.choices, list(hydra.overrides.task))
+    return 0
 
 
 if __name__ == "__main__":

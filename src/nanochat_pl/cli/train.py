@@ -30,9 +30,8 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
         ConfigError,
         about_hydra,
         check,
-        compose_checked,
+        compose_jobs,
         config_dir,
-        is_sweep,
         quote_texts,
     )
     from nanochat_pl.eval.metrics import METRICS
@@ -58,21 +57,21 @@ def train(argv: list[str]) -> int:
         try:
             logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself says what it chose
             line = CommandLine.parse(arguments)
-            configs = compose_checked("train", line)
-            sweep = is_sweep("train", line)
+            jobs = compose_jobs("train", line)
+            sweep = jobs[0].of_sweep
             if line.shows_config:
                 return run_hydra(job, "train")
-            if configs[0].chain:
+            if jobs[0].config.chain:
                 if sweep:
                     raise ConfigError(
                         "a chain runs one stage after another and cannot be swept; leave out -m or chain="
                     )
                 from nanochat_pl.cli.chain import run_chain
 
-                return run_chain(check(configs[0], schema.TrainConfig), line.overrides, line.config_dir)
+                return run_chain(check(jobs[0].config, schema.TrainConfig), line.overrides, line.config_dir)
             job_folder = Path("does-not-exist-yet") if sweep else None
-            for cfg in configs:
-                config = check(cfg, schema.TrainConfig)
+            for each in jobs:
+                config = check(each.config, schema.TrainConfig)
                 if not sweep and is_first_process():
                     check_free(run_dir(config.stage.name, config.run_name, config.outputs))
                 preflight(config, job_folder)

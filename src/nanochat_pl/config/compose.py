@@ -216,15 +216,31 @@ def about_hydra(arguments: Sequence[str]) -> bool:
     return "--hydra-help" in arguments
 
 
+@dataclass(frozen=True)
+class Job:
+    """One job that a command line asks for."""
+
+    config: DictConfig
+    choices: dict[str, str]
+    """The option chosen of each config group."""
+    of_sweep: bool
+    """The command line is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`."""
+
+
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
-    """Compose and check the config of every job that the command line asks for.
+    """Compose and check the config of every job that the command line asks for; see `compose_jobs`."""
+    return [job.config for job in compose_jobs(name, line)]
+
+
+def compose_jobs(name: str, line: CommandLine) -> list[Job]:
+    """Compose and check every job that the command line asks for.
 
     Args:
         name: `train` or `evaluate`.
         line: the parsed command line.
 
     Returns:
-        One config, or one for each job of a sweep.
+        One job, or each of a sweep.
 
     Raises:
         ConfigError: for anything a user can mend, with the remedy in the message.
@@ -241,11 +257,13 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
         if options is not None and (said := refuse_option(override, sorted(options))):
             raise ConfigError(said)
     texts = {key for key, kind in text_keys().items() if kind != "list"}
-    configs = []
+    hydras_own = [o.input_line or "" for o in overrides if o.get_key_element().startswith("hydra")]
+    found = []
     for job in jobs(overrides):
         try:
-            cfg = compose_one(name, job, line.config_dir, return_hydra_config=True)
+            cfg = compose_one(name, job + hydras_own, line.config_dir)
             choices = {key: option for key, option in cfg.hydra.runtime.choices.items() if option is not None}
+            of_sweep = line.multirun or cfg.hydra.mode == RunMode.MULTIRUN
             with open_dict(cfg):
                 del cfg.hydra
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -262,8 +280,8 @@ def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        configs.append(cfg)
-    return configs
+        found.append(Job(cfg, choices, of_sweep))
+    return found
 
 
 def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
@@ -280,28 +298,13 @@ def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
         raise ConfigError(refuse_unreadable(argument, f"{key}={quote(value)}", {*names}, known)) from error
 
 
-def is_sweep(name: str, line: CommandLine) -> bool:
-    """Say whether a command line that composes is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`.
-
-    Raises:
-        ConfigError: a setting of Hydra's own is wrong.
-    """
-    overrides = [parse_override(argument, {}) for argument in line.overrides]
-    plain = next(jobs(overrides)) + [o.input_line or "" for o in overrides if o.get_key_element().startswith("hydra")]
-    try:
-        cfg = compose_one(name, plain, line.config_dir, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(told(error, overrides, settings(ROOTS[name]))) from error
-    return line.multirun or cfg.hydra.mode == RunMode.MULTIRUN
-
-
-def compose_one(name: str, overrides: list[str], folder: Path, return_hydra_config: bool = False) -> DictConfig:
-    """Let Hydra compose one config, from our folder and from another one given with `--config-dir`."""
+def compose_one(name: str, overrides: list[str], folder: Path) -> DictConfig:
+    """Let Hydra compose one config, its own section included, from our folder and one given with `--config-dir`."""
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder != config_dir() else []
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cannot be found on a search path is said when it is asked for
-        return compose(name, overrides + search, return_hydra_config=return_hydra_config)
+        return compose(name, overrides + search, return_hydra_config=True)
 
 
 def jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:

@@ -49,8 +49,8 @@ log = logging.getLogger(__name__)
 
 def evaluate(
     cfg: EvaluateConfig, paths: Sequence[str], data_overrides: Mapping[str, Any], mixture: Mapping[str, Any] | None
-) -> int:
-    """Evaluate the checkpoints at `paths` and print a table; return the exit code.
+) -> list[Path]:
+    """Evaluate the checkpoints at `paths` and print a table; return the folder with the results of each.
 
     Args:
         cfg: the checked config.
@@ -91,7 +91,7 @@ def _evaluate(
     mixture: Mapping[str, Any] | None,
     owned: contextlib.ExitStack,
     made: list[Path],
-) -> int:
+) -> list[Path]:
     """Do what `evaluate` says; the folders that results go to are owned until `owned` is closed, new ones noted."""
     write_log(None, first=True)
     device = pick_device(cfg.trainer.accelerator)
@@ -173,7 +173,7 @@ def _evaluate(
             print(sentence)
     for shown, folder in folders.items():
         print(f"{shown}: {folder / 'results.json'}")
-    return 0
+    return [*folders.values()]
 
 
 def default_eval(models: Sequence[LoadedModel]) -> tuple[EvalName, StageName]:

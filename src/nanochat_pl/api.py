@@ -1,0 +1,129 @@
+"""Training and evaluation as functions, for notebooks and scripts: `nanochat_pl.train`, `nanochat_pl.evaluate`.
+
+They take what `train.py` and `evaluate.py` take on their command lines, run in this process, and raise what those would
+report: `ConfigError` and other `ValueError`s for settings, `FileNotFoundError` for what is missing.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Result", "evaluate", "train"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run or an evaluation left."""
+
+    folder: Path
+    """The run folder, or the folder of one evaluation of one checkpoint."""
+    summary: dict[str, Any] = field(repr=False)
+    """What its summary.json or results.json says."""
+
+
+def train(*overrides: str, **settings: Any) -> Result:
+    """Train one stage, as `python train.py` with the same settings does.
+
+    Args:
+        *overrides: as on the command line: `"stage=base"`, `"optim.matrix_lr=0.01"`.
+        **settings: the same as keywords: `stage="base", depth=2, optim={"matrix_lr": 0.01}`.
+
+    Returns:
+        The run folder and its summary.
+
+    Raises:
+        ValueError, FileNotFoundError: what `train.py` reports, or the settings ask for a sweep, a chain or several
+            devices, which have processes of their own.
+        KeyboardInterrupt: a signal stopped the run; what it did is saved, and `resume="auto"` goes on.
+
+    Example:
+        >>> import nanochat_pl
+        >>> base = nanochat_pl.train(stage="base", depth=2, run_name="first", **{"stage.num_steps": 200})
+        >>> base.summary["val/bpb"]
+    """
+    from omegaconf import OmegaConf
+
+    from nanochat_pl.config.checks import preflight
+    from nanochat_pl.config.compose import ConfigError, check
+    from nanochat_pl.config.schema import TrainConfig
+    from nanochat_pl.paths import run_dir
+
+    arguments, job = _one_job("train", overrides, settings)
+    cfg: TrainConfig = check(job.config, TrainConfig)
+    if cfg.chain:
+        raise ConfigError("a chain runs its stages one after another, each as python train.py; train them one by one")
+    if (devices := cfg.trainer.devices * cfg.trainer.num_nodes) > 1:
+        raise ConfigError(f"{devices} devices take {devices} processes; start them with python train.py")
+    preflight(cfg)
+
+    from nanochat_pl.training.run import run
+
+    folder = run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
+    plain: Any = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
+    summary = _interruptible(lambda: run(cfg, plain, folder, ["train.py", *arguments]))
+    if "signal" in summary:
+        raise KeyboardInterrupt(f"the run was stopped at step {summary['step']} and saved; resume='auto' goes on")
+    return Result(folder, summary)
+
+
+def evaluate(*overrides: str, **settings: Any) -> list[Result]:
+    """Evaluate checkpoints on the same questions, as `python evaluate.py` with the same settings does.
+
+    Args:
+        *overrides, **settings: see `train`; `ckpt` names the checkpoints, one or a list.
+
+    Returns:
+        One result for each checkpoint, in their order.
+
+    Raises:
+        ValueError, FileNotFoundError: what `evaluate.py` reports.
+
+    Example:
+        >>> [recall] = nanochat_pl.evaluate(ckpt=base.folder, eval="recall")
+        >>> recall.summary["metrics"]
+    """
+    from omegaconf import OmegaConf
+
+    from nanochat_pl.cli.evaluate import check_job, run_job
+    from nanochat_pl.config.compose import check
+    from nanochat_pl.config.schema import EvaluateConfig
+
+    arguments, job = _one_job("evaluate", overrides, settings)
+    cfg = check(job.config, EvaluateConfig)
+    check_job(cfg, arguments)
+    plain: Any = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
+    folders = _interruptible(lambda: run_job(cfg, plain, job.choices, arguments))
+    return [Result(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))) for folder in folders]
+
+
+def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Compose and check the one job that strings and keywords ask for; return them as a command line as well."""
+    from nanochat_pl.config.compose import CommandLine, ConfigError, compose_jobs, in_hydra, quote_texts
+
+    arguments = quote_texts([*overrides, *(f"{key}={in_hydra(value)}" for key, value in _flat(settings))])
+    line = CommandLine.parse(arguments)
+    jobs = compose_jobs(name, line)
+    if jobs[0].of_sweep:
+        raise ConfigError(f"a sweep runs many jobs; start it with python {name}.py -m, or call {name} once for each")
+    return arguments, jobs[0]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List nested settings by their dotted keys; values that YAML has no word for become texts."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value) if isinstance(value, Path) else value
+
+
+def _interruptible(work: Callable[[], Any]) -> Any:
+    """Let a signal that stops a run interrupt the caller as Ctrl-C does in any other library."""
+    from nanochat_pl.training.signals import Stopped
+
+    try:
+        return work()
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None
