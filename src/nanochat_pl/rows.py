@@ -1,8 +1,8 @@
 """Rows of JSON, JSON Lines and CSV files as plain Python values, exactly as they are written.
 
-The libraries' own readers guess: pandas reads the text "None" as a missing value, Arrow reads a date out of a text,
-both merge keys that stand twice. Here nothing is guessed, and every fault has its line. What is compressed is read as
-what it holds, and a file that is something else than its name says is called what it is.
+The libraries' readers guess: pandas reads the text "None" as a missing value, Arrow reads a date out of a text, and
+both merge keys that stand twice. This module guesses nothing, and every error names its line. Compressed files are
+unpacked, and an error about a file that is not what its name says tells what it is.
 """
 
 import codecs
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 COMPRESSED = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2"}
-"""Endings of compressed files, and what compressed them."""
+"""Endings of compressed files, and the name of each compression."""
 
 _WIDE_MARKS = {
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -89,7 +89,7 @@ class _TwiceError(ValueError):
 
 
 def form(file: Path) -> str:
-    """Give the ending that says what a file holds, in small letters, that of a compression left aside."""
+    """Return the ending that says what a file holds, in lower case and without the ending of a compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -114,7 +114,7 @@ def open_unpacked(file: Path) -> io.BufferedReader:
 
 
 def unreadable(file: Path, error: BaseException) -> ValueError:
-    """Say why a file cannot be read: what the system forbids, what the file is in truth, or that it is damaged."""
+    """Return the error for a file that cannot be read: the system forbids it, it is of another kind, or damaged."""
     try:
         with file.open("rb") as content:
             kind = _kind(content.read(_HEAD_BYTES), page=True)
@@ -131,11 +131,11 @@ def unreadable(file: Path, error: BaseException) -> ValueError:
 
 
 def utf8_fault(content: bytes, page: bool = True) -> str | None:
-    """Say what a file is by its first bytes if it is no text in UTF-8; None if they are those of any text.
+    """Say what a file is, by its first bytes, if it is no text in UTF-8; return None for any text.
 
     Args:
         content: the file, or its first 512 bytes.
-        page: a web page is one of the faults, as it is where rows are wanted.
+        page: count a web page as a fault, as is right where rows are wanted.
     """
     for name, marks in _WIDE_MARKS.items():
         if content.startswith(marks):
@@ -148,7 +148,7 @@ def utf8_fault(content: bytes, page: bool = True) -> str | None:
 
 
 def _kind(head: bytes, page: bool) -> str | None:
-    """Name a kind of file that is no text, and what to do with it."""
+    """Return the kind of a file that is no text, and what to do with it."""
     if page and _PAGE.match(head):
         return "a web page, as servers send in place of a file that they refuse; fetch the file again"
     return next((kind for mark, kind in _KINDS.items() if re.match(mark, head[:_HEAD_BYTES])), None)
@@ -159,7 +159,7 @@ def parse_json(text: bytes) -> Any:
 
     Raises:
         ValueError: if it is not UTF-8 or not JSON, has a key twice in one object, or holds half a surrogate pair. The
-            message is the fault in words, without the place of `text` in its file.
+            message does not say where in its file `text` is.
     """
     return _parse(text, several_lines=False)
 
@@ -230,8 +230,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -> Iterator[JsonValue]:
     """Yield the values of a file: one a line, or the elements of one list that is the whole file.
 
-    One value is held at a time where each has its line. Empty lines are passed over. A file of one object over several
-    lines is one value; one of an empty list alone has none.
+    Empty lines are passed over. A file of one object over several lines is one value; a file of an empty list has none.
 
     Args:
         path: the file, UTF-8, with or without a byte order mark, perhaps compressed.
@@ -313,8 +312,8 @@ def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]
     The separator is a comma, a semicolon or a tab, whichever the header has most of.
 
     Args:
-        path: what the content is called in messages.
-        content: the file's bytes, at their beginning.
+        path: name of the content in messages.
+        content: the file's bytes, positioned at their beginning.
 
     Raises:
         ValueError: if it is not UTF-8 or not CSV, a column's name stands twice, or a row has more or fewer fields than

@@ -3,7 +3,7 @@
 A byte-level BPE in nanochat's form: rustbpe (or, as a cross-check, Hugging Face tokenizers) learns the merges, tiktoken
 applies them, and nine special tokens follow the learned ones. Conversations are rendered here too, since which ids a
 model is trained on is a matter of the vocabulary's special tokens. Files are JSON: nothing that is loaded can run code,
-and nanochat's own ``tokenizer.pkl`` is read by an unpickler that knows a single harmless class.
+and nanochat's own `tokenizer.pkl` is read by an unpickler that knows a single harmless class.
 """
 
 import base64
@@ -51,12 +51,12 @@ class Tokenizer:
     """A vocabulary with its encoder; immutable, picklable, and equal to another iff the fingerprints are.
 
     Args:
-        tokens: Byte string of every learned token, index = id; the first 256 are the single bytes in order.
-        pattern: Regular expression that cuts text into the chunks within which bytes are merged.
-        origin: Who made the vocabulary, for people to read.
+        tokens: byte string of every learned token, index = id; the first 256 are the single bytes in order.
+        pattern: regular expression that cuts text into the chunks within which bytes are merged.
+        origin: human-readable note of who made the vocabulary.
 
     Raises:
-        ValueError: If ``tokens`` cannot encode every text, or ``pattern`` is no valid expression.
+        ValueError: if `tokens` cannot encode every text, or `pattern` is no valid expression.
     """
 
     def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN, origin: str = "unknown"):
@@ -88,12 +88,12 @@ class Tokenizer:
         The most frequent pair of neighbours is merged first, ties go to the smaller (left id, right id).
 
         Args:
-            texts: Training text, read once; see `training_texts`.
-            vocab_size: All ids: 256 bytes, merges, 9 special tokens.
-            backend: ``rustbpe`` is about three times faster.
+            texts: training text, read once; see `training_texts`.
+            vocab_size: number of all ids: 256 bytes, merges and 9 special tokens.
+            backend: `rustbpe` is about three times faster.
 
         Raises:
-            ValueError: If ``vocab_size`` leaves no room for bytes and special tokens, or the text yields fewer merges.
+            ValueError: if `vocab_size` leaves no room for bytes and special tokens, or the text yields fewer merges.
         """
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
@@ -120,11 +120,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a folder (``tokenizer.json``, else nanochat's ``tokenizer.pkl``) or one such file.
+        """Read a folder (`tokenizer.json`, else nanochat's `tokenizer.pkl`) or one such file.
 
         Raises:
-            FileNotFoundError: If neither is there; says what is.
-            ValueError: If the file is damaged, of another program, or a pickle of anything but a vocabulary.
+            FileNotFoundError: if neither is there; says what is.
+            ValueError: if the file is damaged, of another program, or a pickle of anything but a vocabulary.
         """
         path = Path(path)
         file = path
@@ -148,13 +148,13 @@ class Tokenizer:
             raise ValueError(f"{file} is not a usable tokenizer: {error}") from None
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``tokenizer.json`` whole or not at all, and return its path."""
+        """Write `tokenizer.json` whole or not at all, and return its path."""
         file = Path(folder) / "tokenizer.json"
         write_atomically(file, json.dumps(self.state(), indent=1))
         return file
 
     def state(self) -> dict[str, Any]:
-        """Return everything as JSON types; a checkpoint carries its tokenizer this way."""
+        """Return the tokenizer as JSON types; this is how a checkpoint carries it."""
         return {
             "format": _FORMAT,
             "origin": self.origin,
@@ -170,7 +170,7 @@ class Tokenizer:
         """Invert `state`.
 
         Raises:
-            ValueError: If ``state`` is not one of ours or its fingerprint does not fit its content.
+            ValueError: if `state` is not one of ours or its fingerprint does not fit its content.
         """
         found = state.get("format") if isinstance(state, Mapping) else type(state).__name__
         if found != _FORMAT:
@@ -212,27 +212,27 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Number of ids, including special tokens."""
         return len(self._tokens) + len(SPECIAL_TOKENS)
 
     @property
     def bos_id(self) -> int:
-        """Id of ``<|bos|>``, which begins every document and conversation."""
+        """Id of `<|bos|>`, which begins every document and conversation."""
         return self._special["<|bos|>"]
 
     @property
     def stop_ids(self) -> tuple[int, int]:
-        """Ids that end an answer: ``<|assistant_end|>``, and ``<|bos|>``, with which a base model begins a document."""
+        """Ids that end an answer: `<|assistant_end|>`, and `<|bos|>`, with which a base model begins a document."""
         return self._special["<|assistant_end|>"], self.bos_id
 
     def special_id(self, name: str) -> int:
-        """Return the id of a special token, e.g. ``<|assistant_end|>``; ValueError for any other name."""
+        """Return the id of a special token, e.g. `<|assistant_end|>`; ValueError for any other name."""
         if name not in self._special:
             raise ValueError(f"{name!r} is no special token; there are {', '.join(SPECIAL_TOKENS)}")
         return self._special[name]
 
     def token_bytes(self) -> np.ndarray:
-        """Return the length of each id in raw bytes, int32 ``(V,)``, 0 for special tokens.
+        """Return the length of each id in raw bytes, int32 `(V,)`, 0 for special tokens.
 
         Differs: nanochat (until 2026-07) measured the decoded string, where bytes that are no UTF-8 alone count 3.
         """
@@ -252,9 +252,10 @@ class Tokenizer:
         Runs of 500,000 or more white space characters are cut before (see `nanochat_pl.vocabulary.cut_runs`).
 
         Args:
-            text: One text, or a list of them (encoded on ``num_threads`` threads).
-            prepend: Id or special token's name set before every text.
-            append: Id or special token's name set after every text.
+            text: one text, or a list of them.
+            prepend: id, or name of a special token, that is set before every text.
+            append: id, or name of a special token, that is set after every text.
+            num_threads: number of threads that encode a list.
         """
         head, tail = self._as_ids(prepend), self._as_ids(append)
         if isinstance(text, str):
@@ -279,7 +280,7 @@ class Tokenizer:
         return [self.special_id(token) if isinstance(token, str) else int(token)]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the raw bytes of ``ids``; ValueError for an id outside the vocabulary."""
+        """Return the raw bytes of `ids`; ValueError for an id outside the vocabulary."""
         try:
             # A lookup: tiktoken's releases the interpreter's lock, which costs more than it does for a token at a time.
             return b"".join([self._bytes[i] for i in ids])
@@ -288,26 +289,26 @@ class Tokenizer:
             raise ValueError(f"token id {wrong} is outside this vocabulary of {self.vocab_size} ids") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ``ids``, with U+FFFD for bytes that are no UTF-8 and special tokens by name."""
+        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def render_conversation(
         self, conversation: Mapping[str, Any], max_tokens: int = 2048
     ) -> tuple[list[int], list[int]]:
-        """Lay a conversation out as ids, with the mask of those a model is to learn to produce.
+        """Render a conversation as ids, with the mask of those that a model is to learn to produce.
 
         A leading system message joins the first user message. An assistant's content is a string or a list of parts
-        ``{"type": "text" | "python" | "python_output", "text": ...}``. (nanochat, 2025-11)
+        `{"type": "text" | "python" | "python_output", "text": ...}`. (nanochat, 2025-11)
 
         Args:
-            conversation: ``{"messages": [{"role": ..., "content": ...}, ...]}``, user and assistant by turns.
-            max_tokens: What is beyond this many ids is cut off.
+            conversation: `{"messages": [{"role": ..., "content": ...}, ...]}`, user and assistant by turns.
+            max_tokens: everything beyond this number of ids is cut off.
 
         Returns:
             Ids and mask of equal length; mask 1 = supervised (the assistant's words, tool calls and end token).
 
         Raises:
-            ValueError: If roles or contents are not as above; names the message.
+            ValueError: if roles or contents are not as above; names the message.
         """
         if max_tokens < 0:
             raise ValueError(f"max_tokens={max_tokens} is negative")
@@ -330,10 +331,10 @@ class Tokenizer:
         return ids[:max_tokens], mask[:max_tokens]
 
     def render_for_completion(self, conversation: Mapping[str, Any], max_tokens: int = 2048) -> list[int]:
-        """Lay out all but the last message, which must be the assistant's, and open the assistant's turn.
+        """Render all but the last message, which must be the assistant's, and open the assistant's turn.
 
         Returns:
-            At most ``max_tokens + 1`` ids: the opening token comes after the cut, as in nanochat.
+            At most `max_tokens + 1` ids: the opening token comes after the cut, as in nanochat.
         """
         messages = _messages(conversation)
         if messages[-1].get("role") != "assistant":
@@ -343,12 +344,12 @@ class Tokenizer:
 
 
 def training_texts(documents: Iterable[str], max_chars: int | None, doc_cap_chars: int | None) -> Iterator[str]:
-    """Choose the text a tokenizer learns from: each document's beginning, until there is enough.
+    """Yield the text that a tokenizer learns from: each document's beginning, until there is enough.
 
     Args:
-        documents: Training documents in their order.
-        max_chars: Stop after the document that brings the sum above this many characters; None = all of them.
-        doc_cap_chars: Characters kept of a document; None = all.
+        documents: training documents in their order.
+        max_chars: stop after the document that brings the sum above this number of characters; None = never.
+        doc_cap_chars: number of characters kept of each document; None = all.
     """
     total = 0
     for document in documents:
@@ -360,7 +361,7 @@ def training_texts(documents: Iterable[str], max_chars: int | None, doc_cap_char
 
 
 def compression(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    """Return UTF-8 bytes per token over ``texts`` (special tokens not counted); ValueError if they are all empty."""
+    """Return UTF-8 bytes per token over `texts`, without special tokens; ValueError if all texts are empty."""
     tokens = sum(len(row) for row in tokenizer.encode(list(texts)))
     if tokens == 0:
         raise ValueError("no text to measure compression on: every text is empty")

@@ -33,14 +33,14 @@ SPLIT_PATTERN = (
 
 
 LONGEST_RUN = 500_000
-"""White space characters in a row that the libraries get in one piece; with 999,999 their expressions run out of stack.
+"""White space in a row is cut into pieces from this length on; the libraries run out of stack with 999,999.
 
 Runs of letters, digits, punctuation and line ends are encoded at any length.
 """
 LONGEST_WORD = 65_536
-"""Characters of one word that a trainer gets in one piece: the time of `tokenizers` grows with the square of it."""
+"""A trainer gets longer words in pieces, because the time of `tokenizers` grows with the square of their length."""
 SPACES = (re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*+"),)
-r"""What the split pattern's ``\s`` means: Unicode's White_Space, which Python's own ``\s`` is wider than."""
+r"""What the split pattern's `\s` means: Unicode's White_Space, which Python's own `\s` is wider than."""
 WORDS = (*SPACES, re.compile(r"[^\W\d_]*+"), re.compile(r"[^\s\w]*+"))
 """Spaces, letters and punctuation: each may become one piece that the split pattern does not cut."""
 
@@ -48,16 +48,16 @@ WORDS = (*SPACES, re.compile(r"[^\W\d_]*+"), re.compile(r"[^\s\w]*+"))
 def cut_runs(text: str, kinds: Iterable[re.Pattern[str]] = SPACES, longest: int | None = None) -> list[str]:
     """Cut a text inside each run of `longest` or more characters of one kind, and nowhere else.
 
-    A run keeps half of that number before what follows it, so that the split pattern sees the same neighbours as in
+    The last piece of a run keeps at least half of that number, so that the split pattern sees the same neighbours as in
     the whole text: encoded piece by piece, a text has the same ids everywhere but inside such runs.
 
     Args:
-        text: any.
-        kinds: expressions that match a run of a kind from where they are asked; `SPACES` or `WORDS`.
-        longest: so many characters are too many; None: `LONGEST_RUN`.
+        text: the text.
+        kinds: expressions, each of which matches a run of one kind; `SPACES` or `WORDS`.
+        longest: the number of characters that is too many; None = `LONGEST_RUN`.
 
     Returns:
-        The pieces; joined, they are the text. One, if it has no such run.
+        The pieces, which joined are the text; one piece if it has no such run.
     """
     cuts: set[int] = set()
     longest = LONGEST_RUN if longest is None else longest
@@ -85,7 +85,7 @@ def explain_panics(what: str) -> Iterator[None]:
     """Turn a panic of a library in Rust, which `except Exception` does not catch, into a ValueError.
 
     Args:
-        what: what could not be done, for the message.
+        what: sentence about what could not be done, for the message.
     """
     try:
         yield
@@ -165,7 +165,7 @@ class _VocabularyUnpickler(pickle.Unpickler):
 
 
 class PickledVocabulary(NamedTuple):
-    """What nanochat's ``tokenizer.pkl`` holds."""
+    """What nanochat's `tokenizer.pkl` holds."""
 
     tokens: list[bytes]
     pattern: str
@@ -173,10 +173,10 @@ class PickledVocabulary(NamedTuple):
 
 
 def read_pickle(data: bytes) -> PickledVocabulary:
-    """Read nanochat's ``tokenizer.pkl`` without running anything in it.
+    """Read nanochat's `tokenizer.pkl` without running anything in it.
 
     Raises:
-        ValueError: It holds anything but a vocabulary; says what was found.
+        ValueError: if it holds anything but a vocabulary; the message says what was found.
     """
     try:
         words: deque[str] = deque(maxlen=3)

@@ -50,7 +50,7 @@ class Batch:
     @cached_property
     def supervised_tokens(self) -> int:
         """Number of targets that count in the loss."""
-        # numpy: torch would start its threads for this, beside those that train
+        # in numpy, because torch would start further threads for this
         targets = self.targets.cpu().numpy()
         return int(np.count_nonzero(targets != IGNORE))
 

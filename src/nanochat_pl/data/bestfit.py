@@ -21,7 +21,7 @@ import numpy as np
 from nanochat_pl.data.corpus import Tokens
 from nanochat_pl.data.parquet import Address
 
-__all__ = ["BUFFER_DOCUMENTS", "FittedRows", "Piece", "split_document"]
+__all__ = ["BUFFER_DOCUMENTS", "DocumentPiece", "FittedRows", "split_document"]
 
 BUFFER_DOCUMENTS = 1000
 """Documents, or pieces of them, to choose from."""
@@ -29,7 +29,7 @@ WAIT_FRAC = 1.5
 """A piece goes before all others after this many arrivals, in sizes of the buffer."""
 
 
-class Piece(NamedTuple):
+class DocumentPiece(NamedTuple):
     """A document or, where documents are split, a part of one."""
 
     address: Address
@@ -39,18 +39,18 @@ class Piece(NamedTuple):
     tokens: Tokens
 
 
-def split_document(address: Address, tokens: Tokens, capacity: int) -> list[Piece]:
+def split_document(address: Address, tokens: Tokens, capacity: int) -> list[DocumentPiece]:
     """Cut a document into pieces of at most `capacity` tokens, including the BOS that each begins with."""
     firsts = [0, *range(capacity, len(tokens), capacity - 1)]
     return [_piece(address, tokens, first, capacity) for first in firsts]
 
 
-def _piece(address: Address, tokens: Tokens, first: int, capacity: int) -> Piece:
+def _piece(address: Address, tokens: Tokens, first: int, capacity: int) -> DocumentPiece:
     """Take a document's tokens from `first` on, up to where it is split next."""
     if first == 0:
-        return Piece(address, 0, tokens[:capacity])
+        return DocumentPiece(address, 0, tokens[:capacity])
     last = capacity + -(-(first - capacity + 1) // (capacity - 1)) * (capacity - 1)
-    return Piece(address, first, np.concatenate([tokens[:1], tokens[first:last]]))
+    return DocumentPiece(address, first, np.concatenate([tokens[:1], tokens[first:last]]))
 
 
 class FittedRows:
@@ -75,7 +75,7 @@ class FittedRows:
         self._capacity = capacity
         self._split = split
         self._buffer_documents = buffer_documents
-        self._held: dict[int, Piece] = {}  # by number of arrival, so that the first is the oldest
+        self._held: dict[int, DocumentPiece] = {}  # by number of arrival, so that the first is the oldest
         # sorted by (length, -arrival): the right-most of those that fit is the largest and, among equals, the oldest
         self._by_length: list[tuple[int, int]] = []
         self._arrivals = 0
@@ -99,7 +99,7 @@ class FittedRows:
             if self._split and len(tail):
                 # `first` does not count the BOS that was set before a piece which does not begin its document
                 first = piece.first + room - (piece.first > 0)
-                self._put(Piece(piece.address, first, np.concatenate([piece.tokens[:1], tail])), arrival)
+                self._put(DocumentPiece(piece.address, first, np.concatenate([piece.tokens[:1], tail])), arrival)
             else:
                 del self._held[arrival]
                 self.cropped += len(tail)
@@ -122,7 +122,7 @@ class FittedRows:
             fits = bisect.bisect_left(self._by_length, (shortest + 1,)) - 1
         return -self._by_length[fits][1]
 
-    def _take(self, arrival: int) -> Piece:
+    def _take(self, arrival: int) -> DocumentPiece:
         """Return a piece and forget its length; its entry in the order of arrival stays."""
         piece = self._held[arrival]
         del self._by_length[bisect.bisect_left(self._by_length, (len(piece.tokens), -arrival))]
@@ -135,8 +135,8 @@ class FittedRows:
             if address is None or tokens is None:
                 break
             self.last = address
-            pieces = split_document(address, tokens, self._capacity) if self._split else [Piece(address, 0, tokens)]
-            for piece in pieces:
+            whole = [DocumentPiece(address, 0, tokens)]
+            for piece in split_document(address, tokens, self._capacity) if self._split else whole:
                 self._put(piece, self._arrivals)
                 self._arrivals += 1
         if not self._begun and self._split:
@@ -156,7 +156,7 @@ class FittedRows:
             self._put(piece, int(number * WAIT_FRAC))
         self._arrivals = int(len(pieces) * WAIT_FRAC)
 
-    def _put(self, piece: Piece, arrival: int) -> None:
+    def _put(self, piece: DocumentPiece, arrival: int) -> None:
         self._held[arrival] = piece
         bisect.insort(self._by_length, (len(piece.tokens), -arrival))
 
@@ -198,7 +198,7 @@ class FittedRows:
         addresses = self.addresses(state)
         if not self._split:
             for address, tokens in zip(addresses, documents, strict=True):
-                self._put(Piece(address, 0, tokens), self._arrivals)
+                self._put(DocumentPiece(address, 0, tokens), self._arrivals)
                 self._arrivals += 1
             return
         firsts = [first for entry in state for first in entry[4]]

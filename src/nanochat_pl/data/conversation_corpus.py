@@ -70,7 +70,7 @@ class ConversationStream:
     """The conversations of one logical shard, epoch after epoch, from any address on, as indexes of rows.
 
     Raises:
-        ValueError: if the shard gets no conversation, or `position` is not one of its own.
+        ValueError: if the shard gets no conversation, or `position` is not in this shard.
     """
 
     def __init__(

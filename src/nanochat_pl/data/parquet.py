@@ -26,8 +26,8 @@ from nanochat_pl.rows import unreadable
 
 __all__ = [
     "Address",
+    "DocumentRange",
     "DocumentStream",
-    "Part",
     "Shards",
     "TextFile",
     "check_text_column",
@@ -187,7 +187,7 @@ def _find_val_shard(folder: Path, files: list[Path], named: Path) -> Path:
     raise FileNotFoundError(f"data.val_shard={named} does not exist; {folder} holds {shown}")
 
 
-class Part(NamedTuple):
+class DocumentRange(NamedTuple):
     """Documents `first`, … `last - 1` of a row group: what one logical shard reads of it."""
 
     file: int
@@ -201,7 +201,7 @@ EQUAL_FRAC = 0.95
 
 
 @functools.lru_cache(maxsize=8)
-def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: bool = True) -> list[list[Part]]:
+def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: bool = True) -> list[list[DocumentRange]]:
     """Deal the documents of a set of files to logical shards; every document goes to exactly one.
 
     The original gives row group g of each file to shard g mod L, and so does this wherever that makes shards of nearly
@@ -217,11 +217,11 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
     Returns:
         The parts of each shard in the order it reads them, none of them empty.
     """
-    dealt: list[list[Part]] = [[] for _ in range(logical_shards)]
+    dealt: list[list[DocumentRange]] = [[] for _ in range(logical_shards)]
     for file, groups in enumerate(group_rows):
         for group, rows in enumerate(groups):
             if rows:
-                dealt[group % logical_shards].append(Part(file, group, 0, rows))
+                dealt[group % logical_shards].append(DocumentRange(file, group, 0, rows))
     sizes = [sum(part.last - part.first for part in parts) for parts in dealt]
     if not even or min(sizes) >= EQUAL_FRAC * max(sizes):
         return dealt
@@ -242,7 +242,7 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
                 while share:
                     taken = min(share, sizes[group] - doc)
                     if taken:
-                        parts.append(Part(file, first + group, doc, doc + taken))
+                        parts.append(DocumentRange(file, first + group, doc, doc + taken))
                     share, doc = share - taken, doc + taken
                     if doc == sizes[group]:
                         group, doc = group + 1, 0

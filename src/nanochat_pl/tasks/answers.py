@@ -1,8 +1,8 @@
-"""What an answer commits to, read from free text (a letter, a number, a short phrase), and how right ones count.
+"""What an answer commits to, read from free text (a letter, a number, a short phrase), and how right answers count.
 
-Grading and evaluation read and count alike: tasks reward by what `eval/` counts. A reader would rather read nothing
-than something not said. What counts for each task stands in the tables of docs/evaluation.md, which the tests read.
-All functions are pure.
+Grading and evaluation read and count alike: tasks reward what `eval/` counts. Where an answer is unclear, a reader
+gives None rather than something that was not said. The tables of docs/evaluation.md say what counts for each task, and
+the tests read them. All functions are pure.
 """
 
 import math
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 STRICT = ("stated", "original")
-"""How a task reads answers: what an answer states counts, or what nanochat's own rule (2025-11) lets count."""
+"""How a task reads answers: by what an answer states, or by nanochat's rule (2025-11)."""
 
 
 def check_strict(strict: str) -> str:
@@ -49,7 +49,7 @@ _TOOL_SPANS = re.compile(
 
 
 def without_tools(text: str) -> str:
-    """Return what an answer says beside its tool calls and their outputs."""
+    """Return an answer without its tool calls and their outputs."""
     return _TOOL_SPANS.sub(" ", text)
 
 

@@ -1,7 +1,7 @@
 """Sums and differences, answered at once or with the column work written out: a task made for reinforcement learning.
 
-Fine-tuning shows both ways; a small model is rarely right at once and mostly right when it works column by column.
-Which way pays is nowhere said: a reward for the right number alone has to teach it.
+Fine-tuning shows both ways. A small model is rarely right at once, and mostly right when it works column by column.
+Nothing in the data says which way pays: a reward for the right number alone has to teach it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _QUESTIONS = (
     "{a} {op} {b} = ?",
 )
 _TEST_IN = 8
-"""One problem in so many belongs to the test split."""
+"""One problem in this many belongs to the test split."""
 
 
 def column_work(a: int, b: int, op: str) -> str:
@@ -47,15 +47,15 @@ def column_work(a: int, b: int, op: str) -> str:
 class Arithmetic(Task):
     """`a + b` and `a - b` (a >= b) of non-negative whole numbers, generated: no file, no network.
 
-    Which split a problem belongs to is decided by the problem itself (a hash of it), so that no split can ever hold a
-    problem of another, whatever the sizes. Extras of a conversation: `id`, `a`, `b`, `op`, `answer` (text).
+    A hash of the problem decides which split it belongs to, so that no split can ever hold a problem of another,
+    whatever the sizes. Extras of a conversation: `id`, `a`, `b`, `op`, `answer` (text).
 
     Args:
         split: train or test.
         size: number of problems.
         largest: the largest operand.
         worked: share of the answers, 0 to 1, with the column work written out; drawn anew every epoch.
-        prefix: what each question begins with, where other tasks of a mixture teach another way to do sums.
+        prefix: beginning of each question, for mixtures in which other tasks teach another way to do sums.
         chosen: which problems, see `Task`.
 
     Raises:

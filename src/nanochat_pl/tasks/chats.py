@@ -1,4 +1,4 @@
-"""Ready-made chats: rows with a `messages` column, as in SmolTalk, the microworld's lessons, or a file of one's own.
+"""Ready-made chats: rows with a `messages` column, as in SmolTalk, the microworld's lessons, or a user's file.
 
 Rows of another layout (ShareGPT, Alpaca, prompt and completion) are read as `forms.py` knows them.
 """
@@ -29,7 +29,7 @@ class Chats(Task):
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
         hub: repository to fetch missing files from.
         fetch: the files are the hub's: fetch what is missing from there, and take any empty content as the original
-            does, counted in a warning; in files of one's own, only the user may say nothing.
+            does, counted in a warning; in a user's files, only the user may say nothing.
         offline: open no socket.
         chosen: which rows, see `Task`.
 

@@ -27,13 +27,13 @@ class Columns:
     choices: str | None = None
     """The column of a question's choices, which files have in several shapes."""
     answer: str | None = None
-    """The column that says which of the choices is right: by its number from 0, or by its label if `labelled`."""
+    """The column that says which of the choices is right: by number from 0, or by label if `labelled`."""
     filled: tuple[str, ...] = ()
     """Columns in which no text may be empty or white space, those of choices included."""
     rewrite: Callable[[Mapping[str, Any], Counter[str], Counter[str]], dict[str, Any]] | None = None
-    """Makes a row of the required columns from one of any layout; counts repairs, and rows by their form."""
+    """Makes a row of the required columns from a row of any layout; counts repairs, and rows by their form."""
     marks: tuple[str, ...] = ()
-    """Columns beside the declared ones that `rewrite` looks at."""
+    """Further columns, not declared, that `rewrite` looks at."""
 
     @cached_property
     def features(self) -> "datasets.Features":
@@ -49,7 +49,7 @@ class Columns:
 
     @property
     def labelled(self) -> bool:
-        """Whether the choices have labels of their own."""
+        """Whether the choices have labels."""
         return self.choices is not None and isinstance(self.required[self.choices], Mapping)
 
     def part(self, names: list[str]) -> "datasets.Features":
@@ -61,13 +61,13 @@ class Columns:
     def shape(self, value: Any, labels: dict[int, list[str]], row: int, repairs: Counter[str]) -> Any:
         """Bring the choices of one row to the declared shape.
 
-        ARC's choices are an object of texts and labels, those of other sets a list of texts; ARC's own files have a
-        list of objects. Each is made of the others: labels that are not there are A, B, C and so on.
+        ARC's choices are an object of texts and labels, those of other sets a list of texts; some files have a list of
+        objects. Each shape is made of the others: missing labels become A, B, C and so on.
 
         Args:
-            value: as the file has it.
-            labels: takes the row's labels where the declared shape has no place for them.
-            row: its number.
+            value: the choices as the file has them.
+            labels: receives the row's labels where the declared shape has no room for them.
+            row: number of the row.
             repairs: counts what was done.
 
         Raises:

@@ -1,7 +1,7 @@
-"""The forms in which people keep conversations, each told by its keys and brought to messages of role and content.
+"""The forms in which people keep conversations: each is recognised by its keys and converted to role and content.
 
-What makes messages a conversation (turns, contents, nothing that would be lost) is decided here too, for JSON Lines and
-for tables alike.
+This module also decides what makes messages a conversation (turns, contents, nothing that would be lost), for JSON
+Lines and for tables alike.
 """
 
 import re
@@ -20,7 +20,7 @@ FORMS = {
     "Alpaca": "`instruction`, perhaps `input` and `system`, and `output`",
     "prompt and completion": "`prompt` and `completion`",
 }
-"""The forms of an object, by the name they are called in messages."""
+"""The forms of an object, by the names that messages use for them."""
 
 _SPEAKERS = {
     "human": "user",
@@ -33,15 +33,15 @@ _SPEAKERS = {
     "model": "assistant",
     "system": "system",
 }
-"""Who speaks, in small letters, and the role of that."""
+"""Names of speakers, in lower case, and their roles."""
 
 _WEIGHTS = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "train_on_turn", "label")
-"""Where other trainers keep whether, or how much, a message or an example counts."""
+"""Keys by which other trainers say whether, or how much, a message or an example counts."""
 _CALLS = ("tool_calls", "function_call")
 MARKS = (*_WEIGHTS, *_CALLS)
-"""Keys that may say what would be lost."""
+"""Keys that may hold something that would be lost."""
 _WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
-"""How a list of messages begins that is written as text."""
+"""The beginning of a list of messages that is written as text."""
 _PARTS = ("text", "python", "python_output")
 
 
@@ -55,7 +55,7 @@ class Recognised(NamedTuple):
 def recognise(value: Mapping[str, Any], repairs: Counter[str]) -> Recognised:
     """Read an object as a conversation.
 
-    A system prompt beside the messages goes in front of them.
+    A system prompt that stands outside the messages is put in front of them.
 
     Args:
         value: keys and what they hold; null, NaN and empty texts count as not there, as a table of mixed rows has them.
@@ -117,9 +117,9 @@ def _is_there(value: Mapping[str, Any], key: str) -> bool:
 
 
 def _check_marks(value: Mapping[str, Any], where: str) -> None:
-    """Refuse what says of a message or an example how it is to be learned, and calls of tools that would be dropped.
+    """Refuse marks that say how much a message or an example is to be learned, and tool calls that would be dropped.
 
-    Every answer is learned here, each as much as any other.
+    Here every answer is learned, each as much as any other.
 
     Raises:
         ValueError: names the key.
@@ -136,7 +136,7 @@ def _check_marks(value: Mapping[str, Any], where: str) -> None:
 
 
 def _is_less(mark: Any, key: str) -> bool:
-    """Tell whether a mark says that an answer counts less, or more, than any other; text is what CSV files have."""
+    """Tell whether a mark says that an answer counts less, or more, than others; CSV files give marks as text."""
     if isinstance(mark, list | tuple):
         return any(_is_less(item, key) for item in mark)
     if isinstance(mark, str):
@@ -154,7 +154,7 @@ def _is_less(mark: Any, key: str) -> bool:
 def read_messages(
     messages: Any, repairs: Counter[str], *, closed: bool = True, blank: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Check that messages are a conversation, and give each as role and content.
+    """Check that messages are a conversation, and yield each as role and content.
 
     Args:
         messages: user and assistant in turn, the user first, after an optional system message.
@@ -226,7 +226,7 @@ def _read_parts(content: Any, role: str, where: str, repairs: Counter[str]) -> s
 
 
 def _kind(value: Any) -> str:
-    """Name a JSON value's kind for people."""
+    """Name the kind of a JSON value, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float | Decimal) else "a value of another kind")
 

@@ -158,7 +158,7 @@ class HumanEval(HubTask):
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
         """Tell whether the code of an answer passes the tests.
 
-        Differs from nanochat (2025-11): the tests run in a process of their own, so that code that ends early
+        Differs from nanochat (2025-11): the tests run in another process, so that code that ends early
         (`sys.exit()`) passes nothing, nor does an object that equals everything.
 
         Raises:

@@ -1,6 +1,6 @@
-"""Conversations of one's own: a file of them, one a line or all in a list, checked before anything is trained.
+"""A user's conversations: a file of them, one a line or all in a list, checked before anything is trained.
 
-This is how an assistant gets an identity or a voice: some hundred conversations, mixed into fine-tuning several times.
+This is how an assistant gets an identity or a voice: a few hundred conversations, mixed into fine-tuning several times.
 """
 
 import logging
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation")
 
 _SHOWN = 20
-"""So many faults are named one by one; the others are counted."""
+"""This number of faults are named one by one; the others are counted."""
 
 
 class JSONL(Task):
-    """The conversations of a file of JSON Lines, or of one JSON list, in the forms people have, also side by side:
+    """The conversations of a file of JSON Lines, or of one JSON list, in any mixture of these forms:
 
         [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Ahoy!"}]
         {"messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Ahoy!"}]}
@@ -34,8 +34,8 @@ class JSONL(Task):
 
     User and assistant take turns, the user first, the assistant last; a system message may come before. Contents are
     strings or lists of parts `{"type": "text", "text": ...}`; the assistant's may have parts of the types python and
-    python_output, a call of the calculator and its answer. Other fields are ignored. Which forms were found, and how
-    often, is logged.
+    python_output, a call of the calculator and its answer. Other fields are ignored. The log says how
+    many conversations had each form.
 
     Extras of a conversation: `id` (name of the file and number of the line or element).
 
@@ -44,7 +44,7 @@ class JSONL(Task):
         split: train or validation: two parts of the same file.
         val_fraction: share of the conversations, 0 to 1, that belongs to validation, drawn at random; those that begin
             with the same question are kept together. 0 = train on all.
-        seed: of that draw; give both splits the same.
+        seed: seed of that draw; both splits need the same.
         chosen: which of the split's conversations, see `Task`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Multiple choice as nanochat asks it (2025-11): MMLU and ARC are worded here, and answered with a bare letter.
 
-A letter comes after its choice, with no space before it, so that it is the token the answer begins with. ScienceQA has
-a tutor's wording of its own.
+A letter comes after its choice, with no space before it, so that it is the same token as the one that the answer
+begins with. ScienceQA has another wording, a tutor's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ __all__ = ["is_right_letter", "multiple_choice", "render_choices"]
 
 
 def render_choices(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
-    """Word what the user says."""
+    """Return what the user says."""
     lines = "".join(f"- {choice}={letter}\n" for letter, choice in zip(letters, choices, strict=True))
     return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
 

@@ -1,7 +1,7 @@
-"""Values as people's files have them, brought to the type that a task declares for their column.
+"""Values as users' files have them, converted to the type that a task declares for their column.
 
-Only what loses nothing and can mean one thing alone is repaired, and every kind of repair is counted: a list written
-as a string, a number where text is declared, an answer given as a letter. All else is `Unfit`.
+A value is repaired only where that loses nothing and the value can mean one thing alone, and every kind of repair is
+counted: a list written as a string, a number where text is declared, an answer given as a letter. All else is `Unfit`.
 """
 
 import ast
@@ -35,14 +35,14 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _MOST_CHARS = 1_000_000
-"""A longer string is not taken for a written list."""
+"""Longer strings are not parsed as written lists."""
 _ADJACENT = re.compile(r"""['"}\]]\s+[rbuRBU]{0,2}['"{\[]""")
 _MOST_BITS = 1024
-"""A larger whole number is none that anyone wrote."""
+"""Whole numbers with more bits are damage, not something that anyone wrote."""
 _BY_CHANCE = 1e-3
-"""A column without a 0 is suspicious where random answers would have none less often than this."""
+"""A column without a 0 is suspicious where random answers would lack one less often than this."""
 _MOST_DIGITS = 300
-"""A decimal number with more is none that anyone wrote."""
+"""Decimal numbers with more digits are damage, not something that anyone wrote."""
 _SKIPPED = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 _SHORTENED = "where `...` stands for items that were left out when it was printed; write them all"
 _ESCAPE = re.compile(r"(\$)?\\([A-Za-z]+|.)", re.DOTALL)
@@ -54,23 +54,23 @@ _COMMANDS = re.compile(
     "|t(au|heta|ext|herefore|imes|frac|extbf|extit|extrm|binom|ilde|riangle)|u(nderline|parrow|psilon)"
     "|v(arphi|arepsilon|artheta|ec|ee|dots|ert)|xi|[abfv][a-z]+"
 )
-"""Commands of LaTeX that begin as an escape does. A line break or a tab stands before no such rest, and what writes
-lists writes the other control characters by number."""
+"""LaTeX commands that begin like an escape. No line break or tab stands before such a rest, and programs that write
+lists write the other control characters by number."""
 _WORDS = ("ne", "ni", "nu", "rm", "tan", "to", "top")
-"""Commands whose rest may be a word after a line break or a tab; they are taken for commands in formulas alone."""
+"""Commands whose rest may be a word after a line break or a tab; only in formulas are they taken for commands."""
 _ESCAPES = ("\\", "'", '"', "/", "\n")
-"""Beside letters and digits, what a backslash goes with in written lists."""
+"""What may follow a backslash in written lists, apart from letters and digits."""
 
 
 class Unfit(ValueError):
-    """The value cannot be read as what its column holds; the message says what was found and what is needed."""
+    """A value cannot be read as its column's type; the message says what was found and what is needed."""
 
 
 def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = False) -> Any:
-    """Bring a value to a declared type.
+    """Convert a value to a declared type.
 
     Args:
-        value: as a file gave it.
+        value: the value as a file gave it.
         feature: `datasets.Value` of a string or an integer, `datasets.List`, or a dict of features.
         repairs: counts what had to be done, by kind.
         optional: a missing value (null, NaN) is an empty text.
@@ -90,7 +90,7 @@ def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = Fal
 
 
 def fit_text(value: Any, repairs: Counter[str], optional: bool = False) -> str:
-    """Bring a value to text: a number as people write it, bytes that are UTF-8; a missing value if `optional`.
+    """Convert a value to text: a number as people write it, bytes that are UTF-8; a missing value if `optional`.
 
     Raises:
         Unfit: if it is none of these.
@@ -112,7 +112,7 @@ def fit_text(value: Any, repairs: Counter[str], optional: bool = False) -> str:
 
 
 def _number_text(value: Any) -> str | None:
-    """Write a number as people would; None if it is none, or has no end."""
+    """Write a number as people would; None if it is no number, or not finite."""
     if type(value) is int and value.bit_length() <= _MOST_BITS:
         return str(value)
     if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MOST_DIGITS:
@@ -196,9 +196,9 @@ def written(text: str) -> Any:
 
 
 def _escaped(text: str) -> str:
-    """Double the backslashes of a list in which they begin commands of LaTeX, as where it was put together by hand.
+    """Double the backslashes of a list in which they begin LaTeX commands, as in one that was written by hand.
 
-    What writes lists in Python or JSON writes `\\\\theta`; in `\\theta` it would have meant a tab.
+    A program that writes lists in Python or JSON writes `\\\\theta`; in `\\theta` it would have meant a tab.
 
     Raises:
         Unfit: if backslashes begin such commands, and other escapes as well.
@@ -276,20 +276,20 @@ def answer_numbers(
     labels: Mapping[int, Sequence[str]],
     repairs: Counter[str],
 ) -> list[int | Unfit]:
-    """Read the answers of a column as places in their rows' choices, from 0.
+    """Read the answers of a column as indexes into their rows' choices, from 0.
 
-    An answer may be the place, as a number or written as text, the letter of a choice (A the first), its label where
-    the file labels its choices, or its text. What could be two of these is settled by the column: a form in which
-    every answer can be read. Where several would do and differ, nothing is guessed.
+    An answer may be the index, as a number or written as text, the letter of a choice (A is the first), its label where
+    the file labels its choices, or its text. Where an answer could be two of these, the column decides: by a form in
+    which every answer can be read. Where several forms would do and differ, nothing is guessed.
 
     Args:
-        answers: a value a row.
+        answers: the answer of each row.
         choices: texts of each row's choices.
         labels: row -> labels of its choices, where the file gives them.
-        repairs: counts what was read from what.
+        repairs: counts the answers read by each form.
 
     Returns:
-        For each row the place (which may be beyond the choices, for a number), or what is wrong with the answer.
+        For each row the index (which may be beyond the choices, for a number), or what is wrong with the answer.
     """
     read = [_readings(answer, choices[row], labels.get(row)) for row, answer in enumerate(answers)]
     spoken = [forms for answer, forms in zip(answers, read) if isinstance(answer, str)]
@@ -319,7 +319,7 @@ def answer_numbers(
 
 
 def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None) -> dict[str, int]:
-    """Give each form an answer can be read in, with the place that it names."""
+    """Return each form that an answer can be read in, with the index that it names."""
     number: dict[str, int] = {}
     if type(answer) is int and answer.bit_length() < 64:
         number = {"numbers": answer}
@@ -347,7 +347,7 @@ def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None)
 
 
 def as_number(given: Any, answer: int | Unfit) -> int | None:
-    """Give the number that an answer was given as; None if it was read by its label, letter or text, or is none.
+    """Return the number that an answer was given as; None if it was read by label, letter or text, or is no number.
 
     Args:
         given: the answer as the file has it.
@@ -363,13 +363,13 @@ def as_number(given: Any, answer: int | Unfit) -> int | None:
 
 
 def check_counting(where: str, name: str, answers: Sequence[int | None], sizes: Sequence[int]) -> None:
-    """Look whether a column of answers counts the choices from 1, which would teach every question the next answer.
+    """Check whether a column of answers counts the choices from 1, which would teach a wrong answer to every question.
 
     Args:
         where: the file, for messages.
         name: the column.
         answers: the number of each row's answer, as it is written; None = it is given in another form.
-        sizes: choices of each row.
+        sizes: number of choices of each row.
 
     Raises:
         ValueError: no answer is 0, and one is the number of its choices.
@@ -419,7 +419,7 @@ def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], re
 
 
 def shown(value: Any) -> str:
-    """Write a value so that it fits a line of a message."""
+    """Return a value as text that fits a line of a message."""
     if isinstance(value, date | time | timedelta):
         return f"the time {value}"
     if isinstance(value, Decimal):

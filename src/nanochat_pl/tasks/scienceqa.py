@@ -1,8 +1,8 @@
 """ScienceQA (Lu et al., 2022): multiple-choice science questions as a tutor's conversations.
 
-Reads the columns of `derek-thomas/ScienceQA` from tables: a folder of one's own, the microworld, or the hub's files
-fetched into a folder. Pictures are never decoded; null marks alone tell which rows of a parquet file have one. The
-wording of a conversation is `format_question` and `format_answer`, also for evaluation and a typed question.
+The columns of `derek-thomas/ScienceQA` are read from tables: a user's folder, the microworld, or the hub's files
+fetched into a folder. Pictures are never decoded; null marks alone tell which rows of a parquet file have one. A
+conversation is worded by `format_question` and `format_answer`, in training, evaluation and for a typed question.
 """
 
 import hashlib
@@ -56,14 +56,14 @@ class ScienceQA(Task):
         path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or `<split>-*.parquet` as on the hub (also in a
             subfolder `data`).
         split: train, validation or test.
-        rows: so many rows, drawn as `Dataset.shuffle(seed=42).select(range(rows))` does; None = all, in file order.
+        rows: number of rows, drawn as `Dataset.shuffle(seed=42).select(range(rows))` does; None = all, in file order.
         persona: the system message; None = none.
         hint, solution, lecture: include these columns.
         text_only: drop the rows that have a picture (before `rows` are drawn).
         shuffle_choices: draw a new order of the choices for each row and epoch; the letter follows its text.
         curriculum: easiest first, `grade1` to `grade12`; rows without a grade come last.
-        formatted_dir: folder where the formatted split is saved, and read again as long as the source's files have the
-            same content, or are gone.
+        formatted_dir: folder where the formatted split is saved, and from which it is read again as long as the
+            source's files have the same content, or are gone.
         hub: repository to fetch missing files from, into `path`; None = files must be there.
         offline: open no socket.
         chosen: which of these, see `Task`.
@@ -201,7 +201,7 @@ def _read_split(files: Sequence[Path], split: str) -> list[dict[str, Any]]:
 def _has_image(file: Path, num_rows: int) -> list[bool]:
     """Tell which rows have a picture: its path or its bytes are there.
 
-    Of a parquet file, the small leaf of the paths is read, and pictures only in row groups where one has no path.
+    In a parquet file, the small leaf of the paths is read, and pictures only in row groups where one has no path.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -3,10 +3,10 @@
 After nanochat's tasks of these names (2025-11): a question names a letter and a word in one of many wordings, several
 languages among them, and the answer spells, counts by hand and checks with the calculator.
 
-Differs: whether a word belongs to training or to the test is decided by the word itself (a hash of it), for both tasks
-alike, so that no size and no seed can ever ask in the test what was trained. The original drew the test by negated
-seeds, which Python takes for the same. And each word comes once an epoch, with another letter and wording every time,
-so that a short list gives few questions instead of many alike.
+Differs: a hash of the word decides whether it belongs to training or to the test, in both tasks alike, so that no size
+and no seed can ever test what was trained. The original drew the test by negated seeds, which Python treats as the
+same. And each word comes once an epoch, with another letter and wording every time, so that a short list gives few
+questions instead of many alike.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/master/words_a
 SPLITS = ("train", "test")
 
 _TEST_IN = 8
-"""One word in so many belongs to the test split."""
+"""One word in this many belongs to the test split."""
 _ORDER_SEED = 42
 _LETTER_OF_WORD = 0.9
 """Share of the questions whose letter is one of the word's."""
@@ -64,9 +64,8 @@ def read_words(path: str | Path, split: str) -> list[str]:
         wrong_byte = f"byte {error.object[error.start]:#04x} at place {error.start}"
         raise ValueError(f"{path} is not UTF-8 text ({wrong_byte}); save it as UTF-8") from error
     for number, line in enumerate(lines, 1):
-        word = unicodedata.normalize(
-            "NFC", line.strip().lower()
-        )  # some systems write an accent as a character of its own
+        # some systems write an accent as a separate character
+        word = unicodedata.normalize("NFC", line.strip().lower())
         if word.isalpha():
             words[word] = None
         elif word:
@@ -95,7 +94,7 @@ def spelled(word: str) -> str:
 
 
 def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
-    """Word the answer to how many `letter` there are in `word`: spelled, counted by hand, checked with the calculator.
+    """Word the answer to how often `letter` stands in `word`: spelled, counted by hand, checked with the calculator.
 
     Returns:
         The parts of an assistant's turn: text, the call, its output, text that ends in `#### ` and the number.
@@ -118,7 +117,7 @@ def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
 
 
 class _WordTask(Task):
-    """One row a word of the split; what is asked about it is the subclass's."""
+    """A task with one row for each word of the split; a subclass says what is asked about it."""
 
     graded = True
 
@@ -144,7 +143,7 @@ class SimpleSpelling(_WordTask):
     Args:
         path: text file with one word a line.
         split: train or test; no word is in both, nor in one of `SpellingBee` and the other here.
-        size: so many words of the split, or all where there are fewer; None = all.
+        size: number of words of the split, or all where there are fewer; None = all.
         chosen: which of these, see `Task`.
 
     Raises:
@@ -166,15 +165,15 @@ class SimpleSpelling(_WordTask):
 
 
 class SpellingBee(_WordTask):
-    """Questions for the number of times that a letter stands in a word, answered as `counting_parts` does.
+    """Questions about how often a letter stands in a word, answered as `counting_parts` does.
 
     Extras of a conversation: `id` (split/row), `word`, `letter`, `answer` (the number as text).
 
     Args:
         path: text file with one word a line.
         split: train or test; no word is in both.
-        size: so many questions, each about another word, or one about every word where there are fewer; None = about
-            every word. In each epoch letter and wording are drawn anew.
+        size: number of questions, each about another word, or one about every word where there are fewer; None = one
+            about every word. In each epoch letter and wording are drawn anew.
         strict: how answers are read: stated (the number that an answer states) or original (nanochat's rule), see
             docs/evaluation.md.
         chosen: which of these, see `Task`.

@@ -3,9 +3,9 @@
 One split is `<split>.parquet`, or the hub's `<split>-00000-of-00003.parquet` and so on, all of them or none: a download
 that broke off must never pass for a small data set. CSV, JSON and JSON Lines are read alike, also compressed.
 `columns.py` declares the columns of each task; values of another type are repaired where that loses nothing, and
-refused else. Rows keep the file's order; `hub_order` is the original's.
+refused elsewhere. Rows keep the file's order; `hub_order` gives the original's.
 
-The data set is made in memory of files that lie in a folder, so nothing is written into the library's cache.
+The data set is built in memory from files in a folder, so that nothing is written into the library's cache.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDINGS",
     "SHUFFLE_SEED",
-    "Table",
+    "SplitTable",
     "find_split",
     "hub_order",
     "name_apart",
@@ -46,13 +46,13 @@ log = logging.getLogger(__name__)
 SHUFFLE_SEED = 42
 _TEXT_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 ENDINGS = (".parquet", *_TEXT_ENDINGS, *(text + packed for text in _TEXT_ENDINGS for packed in COMPRESSED))
-"""What a split's files may end in; where there are several, the first that is found is read."""
+"""Endings of a split's files; where several are there, the first of these is read."""
 Row = TypeVar("Row")
 
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)(\.\w+)+$")
 
 
-class Table:
+class SplitTable:
     """The rows of one split, each column of the type that its task declares.
 
     Args:
@@ -71,7 +71,7 @@ class Table:
         return self.dataset.to_list()
 
     def where(self, row: int) -> str:
-        """Name the file and the row in it, for messages."""
+        """Return the file and the row in it, for messages."""
         for file, count in self.files:
             if row < count:
                 return _where(file, row)
@@ -84,9 +84,9 @@ def _where(file: Path, row: int) -> str:
 
 
 def name_apart(records: Iterable[dict[str, Any]], key: str) -> None:
-    """Make names of rows differ, in place: of those that an earlier row has, the second ends in `-2`.
+    """Make the names of rows unique, in place: the second row of a name gets the ending `-2`.
 
-    Evaluations resume and compare by them, and tables that people put together have some twice.
+    Evaluations resume and compare by these names, and tables that people put together have some of them twice.
     """
     seen: Counter[str] = Counter()
     for record in records:
@@ -111,7 +111,7 @@ def read_split(
     folder: str = "data",
     fetch: bool = False,
     offline: bool = False,
-) -> Table:
+) -> SplitTable:
     """Find or fetch a split (see `find_split`) and read its files (see `read_table`)."""
     return read_table(find_split(path, split, repo=repo, folder=folder, fetch=fetch, offline=offline), columns)
 
@@ -162,7 +162,7 @@ def find_split(
     )
 
 
-def read_table(files: Sequence[Path], columns: Columns) -> Table:
+def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
     """Read files as rows of the declared columns; what had to be repaired is logged in one line.
 
     Optional columns that no file has are left out; where some have them, they are empty in the others.
@@ -207,10 +207,10 @@ def read_table(files: Sequence[Path], columns: Columns) -> Table:
     if len(forms) > 1 or forms.keys() - set(names):
         count = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
         log.info("%s: %s conversations (form: %s)", _shown_files(files), f"{forms.total():,}", count)
-    # A fingerprint of one's own, since the library's would hash every row.
+    # The library's own fingerprint would hash every row.
     name = hashlib.sha256(repr(counts).encode()).hexdigest()[:16]
     dataset = datasets.Dataset(concat_tables(whole), info=datasets.DatasetInfo(features=features), fingerprint=name)
-    table = Table(dataset, counts)
+    table = SplitTable(dataset, counts)
     for name in columns.filled:
         if (blank := _first_blank(dataset.data.column(name))) is not None:
             kind = "a choice" if name == columns.choices else name
@@ -248,7 +248,7 @@ def _first_blank(column: "pa.ChunkedArray") -> int | None:
 def read_rows(
     file: Path, columns: Sequence[str], optional: Sequence[str] = (), *, rewrite: Any = None
 ) -> list[dict[str, Any]]:
-    """Read these columns of a file as they are, the optional ones where they are there.
+    """Read these columns of a file as they are, and the optional ones that are there.
 
     A parquet file of one single column of records (MMLU's `train`) is read as if the records' fields were its columns.
     In JSON, where a row may leave a key out, a column is there if any row has it.
@@ -257,7 +257,7 @@ def read_rows(
         file: parquet, CSV, JSON or JSON Lines.
         columns: names that must be there.
         optional: further names.
-        rewrite: makes a row with `columns` of one of any columns, or raises ValueError.
+        rewrite: makes a row with `columns` from a row with any columns, or raises ValueError.
 
     Raises:
         ValueError: if it is truncated or not what its name says, or lacks a column.
@@ -358,9 +358,9 @@ def _json_rows(file: Path, lists: bool) -> Iterator[dict[str, Any]]:
 
 
 def _typed(file: Path, columns: Columns) -> "pa.Table | None":
-    """Read a parquet file whose columns are already what they should be, without a null; None if it is not one.
+    """Read a parquet file whose columns have the declared types and no null; return None for any other file.
 
-    No value is looked at in Python, so that large files are read as fast as they can be.
+    Python looks at no value, so that large files are read as fast as possible.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -387,7 +387,7 @@ def _typed(file: Path, columns: Columns) -> "pa.Table | None":
 
 
 def _matches(kind: Any, feature: Any) -> bool:
-    """Tell whether an Arrow type holds what is declared, with no more than another width."""
+    """Tell whether an Arrow type is the declared one, or differs from it in its width alone."""
     import pyarrow as pa
 
     if isinstance(feature, dict):
@@ -413,7 +413,7 @@ def _has_null(array: "pa.Array") -> bool:
 
 
 def _repaired(rows: list[dict[str, Any]], file: Path, columns: Columns, repairs: dict[str, Counter[str]]) -> "pa.Table":
-    """Bring every value to its declared type, column by column."""
+    """Convert every value to its declared type, column by column."""
     import pyarrow as pa
 
     names = [name for name in columns.features if (rows and name in rows[0]) or name in columns.names[0]]

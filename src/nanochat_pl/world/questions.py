@@ -28,7 +28,7 @@ _WORD_QUESTIONS = ("Which choice says {}?", "Find the word {}.", "Which of these
 
 @dataclass(frozen=True)
 class Question:
-    """One (fact, form) pair: what is asked, its answer, and the split that owns it."""
+    """One (fact, form) pair: a question, its answer, and the split that owns it."""
 
     relation: Relation
     fact: str
@@ -53,7 +53,7 @@ class Question:
 
 
 def questions(seed: int = 0) -> list[Question]:
-    """Return every (fact, form) pair with its split: of each fact one form for test, one for validation."""
+    """Return every (fact, form) pair with its split: each fact has one form for test and one for validation."""
     rng = random.Random(f"{seed}/splits")
     pairs = []
     for relation in relations():
@@ -72,7 +72,7 @@ def _choice_row(question: str, right: str, wrong: list[str], letter: int, **fiel
 
 
 class _Letters:
-    """Deal the index of the right choice evenly: for each number of choices a shuffled deck, dealt to the end."""
+    """Deals the index of the right choice evenly: for each number of choices a shuffled deck, dealt to its end."""
 
     def __init__(self, rng: random.Random):
         self._rng = rng
@@ -86,7 +86,7 @@ class _Letters:
 
 
 def scienceqa_rows(split: str, seed: int = 0) -> list[dict]:
-    """Return the multiple-choice rows about facts; in training each pair `DRAWS_PER_QUESTION` times."""
+    """Return the multiple-choice rows about facts; in training each pair comes `DRAWS_PER_QUESTION` times."""
     rng = random.Random(f"{seed}/scienceqa/{split}")
     letters = _Letters(rng)
     rows = []
@@ -131,7 +131,7 @@ def reading_rows(split: str, seed: int = 0) -> list[dict]:
 
 
 def recall_rows(split: str, seed: int = 0) -> list[dict]:
-    """Return the same pairs as `scienceqa_rows` without choices: question, answer, and which fact and form they are."""
+    """Return the pairs of `scienceqa_rows` without choices: question, answer, and which fact and form they are."""
     rng = random.Random(f"{seed}/recall/{split}")
     rows = [
         {
@@ -146,7 +146,7 @@ def recall_rows(split: str, seed: int = 0) -> list[dict]:
 
 
 def mmlu_rows(seed: int = 0) -> dict[str, list[dict]]:
-    """Return for each split of MMLU rows about passages and words with four choices; no two ask the same."""
+    """Return rows about passages and words with four choices for each split of MMLU; no two ask the same."""
     rng = random.Random(f"{seed}/mmlu")
     letters, words = _Letters(rng), vocabulary()
     seen: set[str] = set()

@@ -58,7 +58,7 @@ WORD_PROBLEMS = {"train": 3_000, "test": 500}
 MANNERS = {"train": 3_600, "test": 200}
 SUMS = {"train": 3_000, "test": 200}
 OPEN_CHATS = ("smoltalk", "manners")
-"""Sets whose chats may begin alike, as with a greeting."""
+"""Sets in which several chats may begin alike, for instance with a greeting."""
 _MANIFEST = "microworld.json"
 
 
@@ -144,8 +144,8 @@ def _schema(path: str):
 def write_microworld(folder: Path, seed: int = 0) -> Path:
     """Write the world of `seed` to `folder` and return it; a folder that already holds it is left as it is.
 
-    The folder appears complete or not at all, and processes that start together write it once (a lock file beside
-    it). The same seed gives the same content, whose SHA-256 stands in `microworld.json`.
+    The folder appears complete or not at all, and processes that start together write it once (they share a lock file).
+    The same seed gives the same content, whose SHA-256 is in `microworld.json`.
 
     Raises:
         ValueError: if `folder` holds files that this function did not write.
@@ -166,7 +166,7 @@ def write_microworld(folder: Path, seed: int = 0) -> Path:
 
 
 def _holds(folder: Path, seed: int) -> bool:
-    """Tell whether `folder` is this world; refuse a folder with files of someone else."""
+    """Tell whether `folder` is this world; refuse a folder with other files."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     manifest = folder / _MANIFEST
