@@ -28,7 +28,7 @@ from nanochat_pl.cli.report import main as report
 from nanochat_pl.eval.results import Evaluation, proportion_row, results_document
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.read import read_run
-from nanochat_pl.report.sections import report_blocks
+from nanochat_pl.report.run_report import report_blocks
 
 FIGURES = (
     "train/lrm", "train/grad_norm", "train/dt", "train/tok_per_sec", "tokens", "total_training_flops",

@@ -41,7 +41,7 @@ PICTURES = {
     "cli.workspace": "charts of a dashboard, each with its curves",
     "cli.chain": "rows of the closing table, each of one evaluation",
     "cli.sweep": "columns of the table of a sweep",
-    "report.plots": "charts of a run, each with its curves",
+    "report.charts": "charts of a run, each with its curves",
 }
 """Modules that choose what to draw of what there is: what they do not name is left out, not misjudged."""
 

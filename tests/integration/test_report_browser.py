@@ -1,4 +1,4 @@
-"""The report as a browser shows it: no complaint on the console, nothing wider than a phone.
+"""Report and comparison as a browser shows them: no complaint on the console, nothing wider than a phone.
 
 `NANOCHAT_SCREENSHOTS=<folder>` keeps the pictures, to be looked at.
 """
@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from nanochat_pl.report.comparison_report import build_comparison, comparison_html
+from nanochat_pl.report.evaluated import load_evaluated_runs
 from nanochat_pl.report.html import render_html
-from nanochat_pl.report.sections import report_blocks
+from nanochat_pl.report.run_report import report_blocks
 from nanochat_pl.report.textlog import parse_text_log
+from tests.unit.evaluated import pattern, write
 from tests.unit.test_report import LOG, chain
 
 pytestmark = pytest.mark.slow
@@ -56,6 +59,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a comparison of three stages, with charts, verdicts and answers."""
+    folder = tmp_path_factory.mktemp("comparison")
+    first, second = pattern(10, 2, 20, 8)
+    runs = [
+        write(folder, "rl/a_long_name_of_a_run", second),
+        *(write(folder, f"{s}/d4", first) for s in ("base", "sft")),
+    ]
+    (folder / "comparison.html").write_text(comparison_html(build_comparison(load_evaluated_runs(runs))))
+    return folder / "comparison.html"
+
+
 def browse(chromium: str, page: Path, *options: str) -> tuple[str, list[str]]:
     """Open a page; return what the browser printed and what stood on its console."""
     base = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr", "--v=0"]
@@ -81,17 +97,19 @@ def measure(chromium: str, page: Path, width: int = PHONE_PX) -> str:
     return html.unescape(found[1])
 
 
-def test_the_console_stays_empty(chromium: str, page: Path, tmp_path: Path):
+def test_the_console_stays_empty(chromium: str, page: Path, comparison: Path, tmp_path: Path):
     assert browse(chromium, page, "--dump-dom")[1] == []
+    assert browse(chromium, comparison, "--dump-dom")[1] == []
     noisy = tmp_path / "noisy.html"
     noisy.write_text("<!doctype html><script>nothing.there()</script>")
     assert len(browse(chromium, noisy, "--dump-dom")[1]) == 1, "the console is not heard, so its silence says nothing"
 
 
-def test_nothing_is_wider_than_a_phone(chromium: str, page: Path, tmp_path: Path):
-    found = measure(chromium, page)
-    assert f'"width":{PHONE_PX},"needed":{PHONE_PX},"wide":[]' in found
-    assert re.search(r'"images":[1-9]\d*,"broken":0', found), found
+def test_nothing_is_wider_than_a_phone(chromium: str, page: Path, comparison: Path, tmp_path: Path):
+    for shown in (page, comparison):
+        found = measure(chromium, shown)
+        assert f'"width":{PHONE_PX},"needed":{PHONE_PX},"wide":[]' in found
+        assert re.search(r'"images":[1-9]\d*,"broken":0', found), found
     wide = tmp_path / "wide.html"
     wide.write_text('<!doctype html><body style="margin:0"><p style="width:500px">wide</p></body>')
     assert '"needed":500' in measure(chromium, wide), "an overflow is not seen, so its absence says nothing"

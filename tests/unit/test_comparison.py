@@ -7,14 +7,14 @@ import pytest
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
 from nanochat_pl.eval.stats import mcnemar_exact
-from nanochat_pl.report.comparison import compare_runs, settings_that_differ
+from nanochat_pl.report.compare import compare_runs, settings_that_differ
 from nanochat_pl.report.evaluated import EvaluatedRun
 from nanochat_pl.report.read import Result
 from tests.unit.evaluated import answers, entrant, pattern, recalled, result, sampled
 
 
 def verdicts(*entrants: EvaluatedRun, **more) -> list[str]:
-    return [j.verdict for line in compare_runs(entrants, **more) for j in line.judgements if j is not None]
+    return [j.verdict for line in compare_runs(entrants, **more) for j in line.differences if j is not None]
 
 
 # -- who is better ------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def test_one_small_p_value_among_several_tests_makes_no_winner():
         return result(rows, records, name="chat")
 
     lines = compare_runs([entrant("a", chat(0)), entrant("b", chat(1))])
-    judged = [line.judgements[1] for line in lines]
+    judged = [line.differences[1] for line in lines]
     assert [line.task for line in lines] == list(tasks)
     assert all(j is not None and j.verdict.startswith("not distinguishable") for j in judged)
     assert judged[0] is not None
@@ -62,10 +62,10 @@ def test_equal_models_hardly_ever_win_anywhere():
             return result(rows, [r for n, pair in enumerate(pairs) for r in answers(pair[place], f"task{n}")], "chat")
 
         lines = compare_runs([entrant("a", chat(0)), entrant("b", chat(1))])
-        judged = [judgement for line in lines if (judgement := line.judgements[1]) is not None]
+        judged = [difference for line in lines if (difference := line.differences[1]) is not None]
         assert len(judged) == 8
-        won += any("is better" in judgement.verdict for judgement in judged)
-        tempted += any(judgement.p_value < 0.05 for judgement in judged if judgement.p_value is not None)
+        won += any("is better" in difference.verdict for difference in judged)
+        tempted += any(difference.p_value < 0.05 for difference in judged if difference.p_value is not None)
     assert won <= 1 < tempted  # one comparison in twenty is what is promised
 
 
@@ -101,9 +101,9 @@ def test_bits_per_byte_are_better_when_lower_and_need_the_same_text():
         return result([mean_row("val", "bpb", values) if spread else row], [], "bpb", "base")
 
     [line] = compare_runs([entrant("a", bpb(1.5)), entrant("b", bpb(1.25))])
-    assert line.judgements[1] is not None
-    assert line.judgements[1].difference == -0.25
-    assert line.judgements[1].verdict == "no interval, no verdict"
+    assert line.differences[1] is not None
+    assert line.differences[1].difference == -0.25
+    assert line.differences[1].verdict == "no interval, no verdict"
     assert verdicts(entrant("a", bpb(1.5)), entrant("b", bpb(1.4, 8192))) == [
         "not the same text: 4,096 and 8,192 tokens"
     ]
@@ -118,8 +118,8 @@ def test_who_lacks_an_evaluation_does_not_keep_the_others_from_being_compared():
     line = next(line for line in lines if line.evaluation == "recall")
     assert line.rows[0] is None
     assert line.reference == 1
-    assert line.judgements[2] is not None
-    assert line.judgements[2].verdict.startswith("c is better than b")
+    assert line.differences[2] is not None
+    assert line.differences[2].verdict.startswith("c is better than b")
 
 
 @pytest.mark.parametrize(
@@ -152,27 +152,27 @@ def test_of_several_samples_the_questions_decide_where_the_intervals_overlap():
     second = [min(8, n + draw.choice((0, 0, 1, 1))) for n in first]
     both = [entrant("a", sampled(first, 8)), entrant("b", sampled(second, 8))]
     [line] = compare_runs(both, metrics=["pass@1"])
-    before, after, judgement = line.rows[0], line.rows[1], line.judgements[1]
-    assert before is not None and after is not None and judgement is not None
+    before, after, difference = line.rows[0], line.rows[1], line.differences[1]
+    assert before is not None and after is not None and difference is not None
     assert before.interval is not None and after.interval is not None
     assert after.interval.low < before.interval.high  # unpaired, nothing could be said
-    assert judgement.verdict == "b is better than a by 5.4 points (p < 0.001, n = 60)"
-    assert judgement.difference == pytest.approx((sum(second) - sum(first)) / 8 / 60)
-    assert judgement.interval is not None
-    assert 0 < judgement.interval.low < judgement.difference < judgement.interval.high
+    assert difference.verdict == "b is better than a by 5.4 points (p < 0.001, n = 60)"
+    assert difference.difference == pytest.approx((sum(second) - sum(first)) / 8 / 60)
+    assert difference.interval is not None
+    assert 0 < difference.interval.low < difference.difference < difference.interval.high
     assert compare_runs(both, metrics=["pass@1"]) == [line]
-    assert verdicts(*reversed(both), metrics=["pass@1"]) == [judgement.verdict]
+    assert verdicts(*reversed(both), metrics=["pass@1"]) == [difference.verdict]
 
 
 def test_every_k_that_is_shown_is_paired_and_corrected():
     first, second = [0] * 9 + [2] * 11, [1] * 8 + [0] + [2] * 11
     lines = compare_runs([entrant("a", sampled(first, 2)), entrant("b", sampled(second, 2))])
-    judged = {line.metric: line.judgements[1] for line in lines}
+    judged = {line.metric: line.differences[1] for line in lines}
     assert list(judged) == ["pass@1", "pass@2"]
-    for judgement in judged.values():
-        assert judgement is not None
-        assert judgement.p_value == pytest.approx(mcnemar_exact(0, 8))
-        assert "Holm over 2 tests" in judgement.verdict
+    for difference in judged.values():
+        assert difference is not None
+        assert difference.p_value == pytest.approx(mcnemar_exact(0, 8))
+        assert "Holm over 2 tests" in difference.verdict
 
 
 def test_of_pass_at_k_the_ends_are_shown_and_the_others_on_request():
@@ -196,10 +196,10 @@ def test_equal_models_hardly_ever_win_with_several_samples():
         ease = [draw.random() for _ in range(40)]
         first, second = ([sum(draw.random() < p for _ in range(4)) for p in ease] for _ in range(2))
         lines = compare_runs([entrant("a", sampled(first, 4)), entrant("b", sampled(second, 4))])
-        judged = [judgement for line in lines if (judgement := line.judgements[1]) is not None]
+        judged = [difference for line in lines if (difference := line.differences[1]) is not None]
         assert len(judged) == 2
-        won += any("is better" in judgement.verdict for judgement in judged)
-        tempted += any(judgement.p_value < 0.05 for judgement in judged if judgement.p_value is not None)
+        won += any("is better" in difference.verdict for difference in judged)
+        tempted += any(difference.p_value < 0.05 for difference in judged if difference.p_value is not None)
     assert won <= 1 <= tempted
 
 

@@ -1,5 +1,6 @@
 """The command `compare` and its pages: every form says the same, safely, and a mistake is one line."""
 
+import base64
 import html.parser
 import json
 import re
@@ -7,9 +8,14 @@ import re
 import pytest
 
 from nanochat_pl.cli.compare import main
-from nanochat_pl.report.comparison_pages import comparison_html, comparison_json, comparison_markdown
-from nanochat_pl.report.overview import draw_up, tables
-from nanochat_pl.report.stage_charts import text_chart
+from nanochat_pl.report.comparison_report import (
+    build_comparison,
+    comparison_html,
+    comparison_json,
+    comparison_markdown,
+    tables,
+    text_chart,
+)
 from tests.unit.evaluated import entrant, pattern, sampled, write
 
 EVIL = "<script>alert('x')</script> | ``` & more"
@@ -29,7 +35,7 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "line", "circle"):
+        if tag not in ("meta", "link", "img", "wbr", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -58,12 +64,16 @@ def test_the_html_page_escapes_what_models_wrote_and_needs_nothing_from_outside(
     page = Page(pages["html"])
     assert "script" not in page.tags
     assert "&lt;script&gt;" in pages["html"]
-    assert not {"src", "href"} & {name for name, _ in page.attributes}
+    addresses = [value or "" for name, value in page.attributes if name in ("src", "href", "srcset")]
+    assert all(address.startswith(("data:", "#")) for address in addresses)
     assert "http" not in pages["html"].replace("http-equiv", "")
     assert "url(" not in pages["html"]
     assert ("name", "viewport") in page.attributes
-    assert page.tags.count("svg") == 1
-    assert page.tags.count("circle") == 3
+    assert page.tags.count("img") == 1
+    picture = next(value or "" for name, value in page.attributes if name == "src")
+    svg = base64.b64decode(picture.partition(",")[2]).decode()
+    points = [svg.index(f">{point}/d4: ") for point in ("BASE base", "SFT sft", "RL rl")]
+    assert points == sorted(points)
 
 
 def test_markdown_tables_have_equal_columns_and_fences_hold(pages):
@@ -129,14 +139,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path, capsys
 
 def test_figures_of_several_samples_are_shown_in_percent_with_the_interval_of_the_difference():
     base, tuned = entrant("a", sampled([0, 2] * 20, 8, "sft")), entrant("b", sampled([1, 3] * 20, 8, "rl"))
-    overview = draw_up([base, tuned])
-    [(_, _, rows)] = tables(overview)
+    report = build_comparison([base, tuned])
+    [(_, _, rows)] = tables(report)
     assert [row[0] for row in rows] == ["gsm8k pass@1", "gsm8k pass@8"]
     assert rows[0][1].startswith("12.5% [")
     assert rows[0][2].startswith("25.0% [")
     assert rows[0][2].endswith("\n+12.5 [+7.8, +17.2] points")
-    assert "  25.0%" in text_chart(overview)
+    assert "  25.0%" in text_chart(report)
     said = "b against a, chat gsm8k pass@1: b is better than a by 12.5 points (p < 0.001, Holm over 2 tests, n = 40)"
-    assert json.loads(comparison_json(overview))["verdicts"][0] == said
-    assert f"- {said}" in comparison_markdown(overview)
-    assert said.replace("<", "&lt;") in comparison_html(overview)
+    assert json.loads(comparison_json(report))["verdicts"][0] == said
+    assert f"- {said}" in comparison_markdown(report)
+    assert said.replace("<", "&lt;") in comparison_html(report)

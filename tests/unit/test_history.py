@@ -14,11 +14,11 @@ import pytest
 
 from nanochat_pl.cli.report import main
 from nanochat_pl.config.checks import RUN_FILES
-from nanochat_pl.report.history import Stage, chains, draw_history, history_figure, run_picture, smooth
+from nanochat_pl.report.charts import png_bytes, styled
+from nanochat_pl.report.history import StageCurves, chains, draw_history, history_figure, run_picture, smooth
 from nanochat_pl.report.html import render_html
-from nanochat_pl.report.plots import png_bytes, styled
 from nanochat_pl.report.read import Curve, find_chain, read_run
-from nanochat_pl.report.sections import report_blocks
+from nanochat_pl.report.run_report import report_blocks
 from nanochat_pl.training.callbacks import picture as callbacks
 from nanochat_pl.training.callbacks.picture import Picture
 from nanochat_pl.training.state import CheckpointFolder, RunState
@@ -29,20 +29,22 @@ PNG = b"\x89PNG\r\n\x1a\n"
 WIDTHS = [(9.2, 3.7), (4.0, 3.7)]
 
 
-def stage(name: str, steps: int, *, every: int = 1, first: float = 8.0, last: float = 2.0, **more: Curve) -> Stage:
+def stage(
+    name: str, steps: int, *, every: int = 1, first: float = 8.0, last: float = 2.0, **more: Curve
+) -> StageCurves:
     """A stage whose loss falls evenly, validated at its start and end."""
     logged = range(0, steps, every)
     training = tuple((step, first + (last - first) * step / steps) for step in logged)
     tokens = tuple((step, 2048.0 * (step + 1)) for step in logged)
-    return Stage(
+    return StageCurves(
         name=name, curves={"train/loss": training, "val/loss": ((0, first), (steps, last)), "tokens": tokens} | more
     )
 
 
-def policy(steps: int) -> Stage:
+def policy(steps: int) -> StageCurves:
     reward = tuple((step, step / steps) for step in range(steps))
     curves = {"train/loss": reward, "reward": reward, "pass@1": ((0, 0.1), (steps, 0.7))}
-    return Stage(name="rl", curves=curves)
+    return StageCurves(name="rl", curves=curves)
 
 
 # --- which runs follow each other ---
@@ -124,7 +126,7 @@ def test_the_star_is_at_the_step_that_validation_chose():
     ],
     ids=lambda stages: "-".join(f"{one.name}{one.num_steps}" for one in stages),
 )
-def test_no_words_of_the_picture_overlap_or_leave_it(stages: list[Stage], size: tuple[float, float]):
+def test_no_words_of_the_picture_overlap_or_leave_it(stages: list[StageCurves], size: tuple[float, float]):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = draw_history(stages, "d4" if len(stages) == 4 else "a_long_name_of_a_run_" * 5, size)
@@ -158,7 +160,7 @@ def test_no_words_of_the_picture_overlap_or_leave_it(stages: list[Stage], size: 
     ],
 )
 def test_whatever_was_logged_can_be_drawn(curves: dict[str, Curve]):
-    figure = draw_history([Stage(name="base", curves=curves)], "名前 $x$ <b>")
+    figure = draw_history([StageCurves(name="base", curves=curves)], "名前 $x$ <b>")
     assert png_bytes(figure).startswith(PNG)
 
 
@@ -166,7 +168,9 @@ def test_equal_figures_are_equal_bytes_and_none_without_a_curve():
     stages = [stage("base", 50), policy(5)]
     assert png_bytes(draw_history(stages, "tiny")) == png_bytes(draw_history(stages, "tiny"))
     assert (
-        draw_history([Stage(name="base", curves={}), Stage(name="mid", curves={"train/lrm": ((0, 1.0),)})], "tiny")
+        draw_history(
+            [StageCurves(name="base", curves={}), StageCurves(name="mid", curves={"train/lrm": ((0, 1.0),)})], "tiny"
+        )
         is None
     )
 

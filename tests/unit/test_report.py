@@ -20,13 +20,13 @@ from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.stages import STAGES
 from nanochat_pl.eval.results import Evaluation, MetricRow, proportion_row, results_document
 from nanochat_pl.eval.stats import Interval
-from nanochat_pl.report import plots, scores, sections
+from nanochat_pl.report import charts, run_report, scores
+from nanochat_pl.report.blocks import Code, TextTable, render_markdown
+from nanochat_pl.report.charts import ChartLine, Drawing, curve_figures, line_chart, thin
 from nanochat_pl.report.html import render_html
-from nanochat_pl.report.markdown import Code, Table, render_markdown
-from nanochat_pl.report.plots import Drawing, Line, curve_figures, line_chart, thin
 from nanochat_pl.report.read import Run, best_point, find_chain, read_run
+from nanochat_pl.report.run_report import report_blocks
 from nanochat_pl.report.scores import chance_verdict, summary_table
-from nanochat_pl.report.sections import report_blocks
 from nanochat_pl.report.textlog import parse_text_log
 
 VALIDATION = {0: 3.1, 10: 1.9, 20: 1.4, 30: 1.6}
@@ -90,8 +90,8 @@ def pages(runs: Sequence[Run], **options: Any) -> tuple[str, str]:
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the drawing where only words matter."""
     blank = Drawing("<svg></svg>", SimpleNamespace(savefig=lambda file, **options: None))
-    monkeypatch.setattr(plots, "line_chart", lambda lines, **options: blank)
-    monkeypatch.setattr(sections, "history_figure", lambda runs: None)
+    monkeypatch.setattr(charts, "line_chart", lambda lines, **options: blank)
+    monkeypatch.setattr(run_report, "history_figure", lambda runs: None)
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +225,9 @@ def test_reading_and_reporting_load_no_torch(tmp_path: Path):
 def test_the_best_step_marked_is_the_minimum_of_the_validation_curve(
     tmp_path: Path, validation: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ):
-    drawn: list[Line] = []
-    draw = plots.line_chart
-    monkeypatch.setattr(plots, "line_chart", lambda lines, **options: drawn.extend(lines) or draw(lines, **options))
+    drawn: list[ChartLine] = []
+    draw = charts.line_chart
+    monkeypatch.setattr(charts, "line_chart", lambda lines, **options: drawn.extend(lines) or draw(lines, **options))
     run = read_run(write_run(tmp_path, "base", validation=validation))
     svg = {figure.name: figure.drawing.svg for figure in curve_figures(run.curves, "base")}
     step = min((step for step in validation if not math.isnan(validation[step])), key=validation.__getitem__)
@@ -254,8 +254,8 @@ def test_a_thinned_curve_keeps_its_ends_and_extremes_in_order(length: int):
 
 
 def test_equal_curves_are_equal_bytes_and_names_are_not_formulas():
-    lines = [Line(label="cost $a$ 学 <b>", points=((0, 1.0), (1, math.nan), (2, 20_000.0)))]
-    lines.append(Line(label="one", points=((1, 3.0),)))
+    lines = [ChartLine(label="cost $a$ 学 <b>", points=((0, 1.0), (1, math.nan), (2, 20_000.0)))]
+    lines.append(ChartLine(label="one", points=((1, 3.0),)))
     drawing = line_chart(lines, y_label="tokens per second")
     assert drawing == line_chart(lines, y_label="tokens per second")
     assert "cost $a$ 学 &lt;b&gt;" in drawing.svg
@@ -411,7 +411,7 @@ def test_what_is_known_of_some_runs_only_is_not_said_of_all(tmp_path: Path):
     table = next(
         block
         for block in report_blocks([read_run(base), read_run(sft)])
-        if isinstance(block, Table) and block.head[0] == "Where it ran"
+        if isinstance(block, TextTable) and block.head[0] == "Where it ran"
     )
     facts = {row[0]: row[1] for row in table.rows}
     assert facts["python"] == "3.11.2"
@@ -422,7 +422,7 @@ def test_what_is_known_of_some_runs_only_is_not_said_of_all(tmp_path: Path):
 
 
 def test_every_setting_that_is_shown_exists():
-    for key in {key for stage in STAGES for key in sections._shown_settings(stage)}:
+    for key in {key for stage in STAGES for key in run_report._shown_settings(stage)}:
         holder: Any = TrainConfig
         for part in key.split("."):
             fields = get_type_hints(holder)
@@ -622,5 +622,5 @@ def test_a_mistake_is_one_line_that_says_the_remedy(
 @pytest.mark.usefixtures("no_drawing")
 def test_a_table_row_is_as_long_as_its_head(tmp_path: Path):
     for block in report_blocks(chain(tmp_path)):
-        if isinstance(block, Table):
+        if isinstance(block, TextTable):
             assert {len(row) for row in block.rows} <= {len(block.head)}

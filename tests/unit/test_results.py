@@ -11,13 +11,13 @@ from nanochat_pl.eval.results import (
     MetricRow,
     config_hash,
     evaluation_summary,
-    examples_page,
     find_row,
     keep_other_results,
     mean_row,
     proportion_row,
     results_document,
 )
+from nanochat_pl.report.comparison_report import examples_page
 
 QUESTIONS = [{"id": str(number)} for number in range(5)]
 

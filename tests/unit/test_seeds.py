@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nanochat_pl.report.comparison import compare_runs
+from nanochat_pl.report.compare import compare_runs, compare_seeds, group_by_seed
 from nanochat_pl.report.evaluated import EvaluatedRun
-from nanochat_pl.report.seeds import compare_seeds, group_by_seed
 from tests.unit.evaluated import entrant, recalled
 
 

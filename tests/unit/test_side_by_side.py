@@ -1,7 +1,7 @@
 """Answers to the same questions: which are shown, and in which order."""
 
 from nanochat_pl.eval.results import proportion_row
-from nanochat_pl.report.side_by_side import side_by_side
+from nanochat_pl.report.comparison_report import side_by_side
 from tests.unit.evaluated import answers, entrant, recalled, result
 
 

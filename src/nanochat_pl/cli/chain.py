@@ -357,8 +357,8 @@ def finished_as_asked(
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:
     """Summarise the chain: steps, losses, and the evaluations of every trained stage side by side."""
-    from nanochat_pl.report.overview import figure_text
     from nanochat_pl.report.read import newest_row
+    from nanochat_pl.report.scores import figure_text
     from nanochat_pl.report.terminal import table_text
 
     stages = [s for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]

@@ -1,16 +1,23 @@
-"""`nanochat-pl compare A B …`: checkpoints beside each other, on the terminal, in Markdown, in one HTML file, as JSON.
+"""`nanochat-pl compare A B …`: compare checkpoints on the terminal, in Markdown, in one HTML file, as JSON.
 
-What is compared, and when somebody has won, is decided in `report/comparison.py`; here it is asked for and shown.
+`report/compare.py` decides what is compared and which checkpoint is better; this module parses the options and prints.
 """
 
 from pathlib import Path
 
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.report.comparison_pages import comparison_html, comparison_json, comparison_markdown
+from nanochat_pl.report.comparison_report import (
+    ComparisonReport,
+    build_comparison,
+    comparison_html,
+    comparison_json,
+    comparison_markdown,
+    short_verdicts,
+    tables,
+    text_chart,
+)
 from nanochat_pl.report.evaluated import load_evaluated_runs
-from nanochat_pl.report.overview import Overview, briefly, draw_up, tables, verdicts
-from nanochat_pl.report.stage_charts import text_chart
 from nanochat_pl.report.terminal import print_table
 
 __all__ = ["main"]
@@ -33,7 +40,9 @@ def main(arguments: list[str]) -> int:
         asked = parser.parse_args(arguments)
         if asked.limit < 0:
             raise ValueError(f"--limit={asked.limit} must be 0 or more")
-        overview = draw_up(load_evaluated_runs(asked.paths), metrics=asked.metric, seeds=asked.seeds, limit=asked.limit)
+        report = build_comparison(
+            load_evaluated_runs(asked.paths), metrics=asked.metric, seeds=asked.seeds, limit=asked.limit
+        )
         pages = (
             (asked.markdown, comparison_markdown),
             (asked.html, comparison_html),
@@ -41,24 +50,24 @@ def main(arguments: list[str]) -> int:
         )
         for file, written in pages:
             if file is not None:
-                write_atomically(file, written(overview))
+                write_atomically(file, written(report))
     except (ValueError, OSError) as error:
         return refuse(error)
-    _print(overview)
+    _print(report)
     for file, _ in pages:
         if file is not None:
             print(f"wrote {file}")
     return 0
 
 
-def _print(overview: Overview) -> None:
-    for title, header, rows in tables(overview):
+def _print(report: ComparisonReport) -> None:
+    for title, header, rows in tables(report):
         print_table(title, header, rows)
-    if chart := text_chart(overview):
+    if chart := text_chart(report):
         print(f"over the stages (full: below the 95% interval, shaded: within it)\n{chart}\n")
-    for sentence in (*briefly(list(verdicts(overview))), *overview.notes):
+    for sentence in (*short_verdicts(report), *report.notes):
         print(sentence)
-    for name, questions in overview.answers.items():
+    for name, questions in report.answers.items():
         differ = sum(question.differ for question in questions)
         shown = f"{len(questions)} answer{'s' * (len(questions) != 1)} side by side with --markdown or --html"
         print(f"{name}: {shown}, {differ} of them differ{'s' * (differ == 1)}")

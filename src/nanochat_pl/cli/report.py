@@ -49,10 +49,10 @@ def write_report(
 ) -> int:
     """Read runs and logs, write report.md, report.html and their pictures into one folder."""
     from nanochat_pl.paths import write_atomically
+    from nanochat_pl.report.blocks import Figure, every_figure, render_markdown
     from nanochat_pl.report.html import render_html
-    from nanochat_pl.report.markdown import Figure, every_figure, render_markdown
     from nanochat_pl.report.read import find_chain, read_run
-    from nanochat_pl.report.sections import report_blocks
+    from nanochat_pl.report.run_report import report_blocks
     from nanochat_pl.report.textlog import read_text_log
 
     folders = [path if path.name.strip(".") else path.resolve() for path in folders]  # `.` has no name to go by

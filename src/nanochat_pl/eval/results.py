@@ -24,7 +24,6 @@ __all__ = [
     "MetricRow",
     "config_hash",
     "evaluation_summary",
-    "examples_page",
     "fenced",
     "find_row",
     "keep_other_results",
@@ -265,32 +264,6 @@ def evaluation_summary(
         }
     samples = max((len(e.records) for e in evaluations.values()), default=0)
     return {"schema": SCHEMA, "samples": samples, "models": models, "comparisons": [dict(c) for c in comparisons]}
-
-
-def examples_page(records: Mapping[str, Sequence[Mapping[str, Any]]], limit: int = 30) -> str:
-    """Return a Markdown page with the answers of several checkpoints to the same questions beneath each other.
-
-    Questions on which the checkpoints differ come first, then the others, each in the order asked.
-
-    Args:
-        records: Records by the name of their checkpoint.
-        limit: Questions shown.
-    """
-    by_id = {name: {record["id"]: record for record in answered} for name, answered in records.items()}
-    shared = [key for key in next(iter(by_id.values()), {}) if all(key in answers for answers in by_id.values())]
-    shared.sort(key=lambda key: len({answers[key]["correct"] for answers in by_id.values()}) == 1)
-    lines = [
-        "# Examples",
-        "",
-        f"{min(limit, len(shared))} of {len(shared)} questions; where the checkpoints differ first.",
-    ]
-    for key in shared[:limit]:
-        first = next(iter(by_id.values()))[key]
-        lines += ["", f"## {key}", "", *fenced(first["prompt"]), "", f"Expected: **{first['expected']}**"]
-        for name, answers in by_id.items():
-            verdict = "right" if answers[key]["correct"] else "wrong"
-            lines += ["", f"### {name}: {verdict}", "", *fenced(answers[key]["output"])]
-    return "\n".join(lines) + "\n"
 
 
 class ExampleLog:

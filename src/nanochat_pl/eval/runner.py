@@ -29,15 +29,14 @@ from nanochat_pl.eval.results import (
     MetricRow,
     config_hash,
     evaluation_summary,
-    examples_page,
     keep_other_results,
     results_document,
 )
 from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import check_place, first_distinct, run_folder, run_label, write_atomically, writing
 from nanochat_pl.report import terminal
+from nanochat_pl.report.comparison_report import ComparisonReport, build_comparison, examples_page, short_verdicts
 from nanochat_pl.report.evaluated import EvaluatedRun
-from nanochat_pl.report.overview import Overview, briefly, draw_up, verdicts
 from nanochat_pl.report.read import Result
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.training.claim import claimed
@@ -156,9 +155,9 @@ def _evaluate(
         if loaded.format == "lightning":
             log_evaluation(folder / "results.json", run_folder(loaded.path))
         evaluations[shown], folders[shown], documents[shown] = evaluation, folder, document
-    overview = draw_comparison(evaluations, documents)
+    report = draw_comparison(evaluations, documents)
     if name == EvalName.scienceqa:
-        comparisons = [dataclasses.asdict(compared) for compared in compare_all(evaluations, overview)]
+        comparisons = [dataclasses.asdict(compared) for compared in compare_all(evaluations, report)]
         text = json.dumps(evaluation_summary(evaluations, comparisons), indent=2)
         page = examples_page({shown: e.records for shown, e in evaluations.items()})
         target = folders[names[-1]]
@@ -168,8 +167,8 @@ def _evaluate(
         for shown, folder in folders.items():
             write_atomically(folder / "core.csv", core_csv(evaluations[shown].rows))
     print_table(str(name), evaluations)
-    if overview is not None:
-        for sentence in briefly(list(verdicts(overview))):
+    if report is not None:
+        for sentence in short_verdicts(report):
             print(sentence)
     for shown, folder in folders.items():
         print(f"{shown}: {folder / 'results.json'}")
@@ -304,7 +303,7 @@ def show_progress(shown: str) -> Callable[[int, int], None]:
 
 def draw_comparison(
     evaluations: Mapping[str, Evaluation], documents: Mapping[str, Mapping[str, Any]]
-) -> Overview | None:
+) -> ComparisonReport | None:
     """Compare each checkpoint with the first one as `nanochat-pl compare` does; None where there is only one.
 
     Args:
@@ -313,7 +312,7 @@ def draw_comparison(
     """
     if len(evaluations) < 2:
         return None
-    entrants = [
+    runs = [
         EvaluatedRun(
             label=shown,
             results={
@@ -330,23 +329,23 @@ def draw_comparison(
         for (shown, evaluation), document in zip(evaluations.items(), documents.values(), strict=True)
     ]
     try:
-        return draw_up(entrants)
+        return build_comparison(runs)
     except ValueError as error:  # the figures stand all the same
         log.warning("no comparison: %s", error)
         return None
 
 
-def compare_all(evaluations: Mapping[str, Evaluation], overview: Overview | None) -> list[Comparison]:
-    """Give what evaluation_summary.json says of each checkpoint against the first, with the verdicts of `overview`."""
+def compare_all(evaluations: Mapping[str, Evaluation], report: ComparisonReport | None) -> list[Comparison]:
+    """Give what evaluation_summary.json says of each checkpoint against the first, with the verdicts of `report`."""
     measures = {"strict/accuracy_over_asked": "correct", "loglikelihood/accuracy": "likely_correct"}
-    lines = {line.metric: line for line in overview.lines} if overview is not None else {}
+    lines = {line.metric: line for line in report.metrics} if report is not None else {}
     (first, before), *others = evaluations.items()
     compared = []
     for place, (second, after) in enumerate(others, start=1):
         for metric, measure in measures.items():
             found = compare(before.records, after.records, first=first, second=second, measure=measure)
-            judgement = lines[metric].judgements[place] if metric in lines else None
-            compared.append(found if judgement is None else dataclasses.replace(found, verdict=judgement.verdict))
+            difference = lines[metric].differences[place] if metric in lines else None
+            compared.append(found if difference is None else dataclasses.replace(found, verdict=difference.verdict))
     return compared
 
 

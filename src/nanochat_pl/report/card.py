@@ -11,8 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from nanochat_pl.config.stages import STAGES, StageName
-from nanochat_pl.report.markdown import Block, Heading, Table, Text, render_markdown
-from nanochat_pl.report.plots import Figure
+from nanochat_pl.report.blocks import Block, Figure, Heading, Text, TextTable, render_markdown
 from nanochat_pl.report.read import Result, Run, last_value
 from nanochat_pl.report.scores import evaluation_blocks
 
@@ -98,7 +97,7 @@ def model_card(
     blocks += [Heading(2, "Limits"), *_limits(stage, model, num_parameters, run_config, run)]
     if notes:
         blocks += [Heading(2, "What these files changed"), *(Text(note) for note in notes)]
-    text = render_markdown(blocks, lambda figure: figure.name)
+    text = render_markdown(blocks)
     return f"{_front(header)}{text}\n## How to open it\n\n{opening.strip()}\n"
 
 
@@ -133,7 +132,7 @@ def _what(
         rows.append(("commit", str(run.record["git_commit"]) + (", with changes" if run.dirty else "")))
     if made_from != "lightning":
         rows.append(("taken over from files of", made_from))
-    yield Table(("Model", ""), tuple(rows))
+    yield TextTable(("Model", ""), tuple(rows))
 
 
 def _data(stage: str, config: Mapping[str, Any]) -> Iterator[Block]:
@@ -153,7 +152,7 @@ def _data(stage: str, config: Mapping[str, Any]) -> Iterator[Block]:
             for task, value in tasks.items()
             if isinstance(spec := {"_target_": "JSONL", "path": value} if isinstance(value, str) else value, Mapping)
         )
-        yield Table(("Task", "Kind", "Options"), rows)
+        yield TextTable(("Task", "Kind", "Options"), rows)
 
 
 def _task_options(task: Mapping[str, Any]) -> str:
@@ -175,7 +174,7 @@ def _settings(stage: str, config: Mapping[str, Any], run: Run | None) -> Iterato
         )
         rows += [(words, format(value, form)) for words, value, form in facts if value is not None]
     if rows:
-        yield Table(("Setting", ""), tuple(rows))
+        yield TextTable(("Setting", ""), tuple(rows))
     else:
         yield Text("Not recorded in the files that this model came from.", note=True)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_pl.report.plots import LEGEND, OKABE_ITO, Figure, drawn, png_bytes, styled, thin
+from nanochat_pl.report.charts import LEGEND, OKABE_ITO, Figure, drawn, png_bytes, styled, thin
 from nanochat_pl.report.read import Curve, Run, best_point, last_value, read_metrics, start_of, validation_metric
 
-__all__ = ["Stage", "chains", "draw_history", "history_figure", "run_picture", "smooth"]
+__all__ = ["StageCurves", "chains", "draw_history", "history_figure", "run_picture", "smooth"]
 
 _TRAINING, _VALIDATION = OKABE_ITO[0], OKABE_ITO[3]
 _WIDE_IN, _NARROW_IN = (9.2, 3.7), (4.0, 3.7)
@@ -28,7 +28,7 @@ _LOG_FROM = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageCurves:
     """One stage of a history: its name, and what it logged over its own steps."""
 
     name: str
@@ -79,13 +79,13 @@ def run_picture(folder: Path, stage: str, name: str) -> bytes | None:
         stage: Its stage.
         name: Its name.
     """
-    figure = draw_history([Stage(name=stage, curves=read_metrics(folder / "metrics.csv", []))], name)
+    figure = draw_history([StageCurves(name=stage, curves=read_metrics(folder / "metrics.csv", []))], name)
     return None if figure is None else png_bytes(figure)
 
 
 def history_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw a chain, for a page and for a phone; None where none of its runs logged a loss or a reward."""
-    stages = [stage for run in runs if (stage := Stage(name=run.stage, curves=run.curves)).is_drawn]
+    stages = [stage for run in runs if (stage := StageCurves(name=run.stage, curves=run.curves)).is_drawn]
     title = " → ".join(dict.fromkeys(run.name for run in runs if run.curves))
     wide = draw_history(stages, title)
     if wide is None:
@@ -151,7 +151,7 @@ def smooth(curve: Curve) -> Curve:
     return tuple((step, value) for (step, _), value in zip(curve, values))
 
 
-def draw_history(stages: Sequence[Stage], title: str, size_in: tuple[float, float] = _WIDE_IN) -> Any | None:
+def draw_history(stages: Sequence[StageCurves], title: str, size_in: tuple[float, float] = _WIDE_IN) -> Any | None:
     """Draw stages beside each other over their steps, counted through, as a matplotlib figure; None without any curve.
 
     Each stage is as wide as its share of the steps, but wide enough for its name.
@@ -194,7 +194,7 @@ def draw_history(stages: Sequence[Stage], title: str, size_in: tuple[float, floa
     return figure
 
 
-def _head(figure: Any, stages: Sequence[Stage], title: str) -> float:
+def _head(figure: Any, stages: Sequence[StageCurves], title: str) -> float:
     """Write the title and what the lines are; return the height in inches that is kept free above the axes."""
     from matplotlib.lines import Line2D
 
@@ -220,7 +220,7 @@ def _head(figure: Any, stages: Sequence[Stage], title: str) -> float:
     return (0.5 if beside else 0.72) + (0.4 if len(stages) > 1 else 0.0)
 
 
-def _name_stage(figure: Any, stage: Stage, share: float, middle: float, above: float) -> None:
+def _name_stage(figure: Any, stage: StageCurves, share: float, middle: float, above: float) -> None:
     """Write above its part what a stage is called and, where there is room, how long it was."""
     height = figure.get_size_inches()[1]
     fitting = min(11.0, 11 * (share - 0.05) / _text_in(stage.name, 11))
@@ -231,7 +231,7 @@ def _name_stage(figure: Any, stage: Stage, share: float, middle: float, above: f
             break
 
 
-def _draw_stage(axes: Any, stage: Stage, before: int, share: float) -> None:
+def _draw_stage(axes: Any, stage: StageCurves, before: int, share: float) -> None:
     """Draw what a stage logged, faint, its smoothed course, the validations, and the best of them with its value."""
     from matplotlib.patheffects import withStroke
 
@@ -266,7 +266,7 @@ def _draw_stage(axes: Any, stage: Stage, before: int, share: float) -> None:
         )
 
 
-def _step_ticks(stages: Sequence[Stage], shares: Sequence[float]) -> list[list[int]]:
+def _step_ticks(stages: Sequence[StageCurves], shares: Sequence[float]) -> list[list[int]]:
     """Choose ticks for each stage: where it begins, where all ends, and round steps, those first that have room."""
     from matplotlib.ticker import MaxNLocator
 
@@ -286,7 +286,7 @@ def _step_ticks(stages: Sequence[Stage], shares: Sequence[float]) -> list[list[i
     return [sorted(steps) for steps in chosen]
 
 
-def _label_values(axes: Any, stage: Stage, scale: tuple[float, float, bool], index: int, two_kinds: bool) -> None:
+def _label_values(axes: Any, stage: StageCurves, scale: tuple[float, float, bool], index: int, two_kinds: bool) -> None:
     """Scale the axis of the values, and label it at the left of the first stage and at the right of rewards."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -313,7 +313,7 @@ def _label_values(axes: Any, stage: Stage, scale: tuple[float, float, bool], ind
         axes.spines["left"].set(color="#888888", linestyle=(0, (4, 3)))
 
 
-def _scale(stages: Sequence[Stage]) -> tuple[float, float, bool]:
+def _scale(stages: Sequence[StageCurves]) -> tuple[float, float, bool]:
     """Return lowest and highest value of an axis, and whether it is logarithmic."""
     values = [v for stage in stages for _, v in (*stage.training, *stage.validation) if math.isfinite(v)] or [0.0]
     low, high = min(values), max(values)
@@ -323,12 +323,12 @@ def _scale(stages: Sequence[Stage]) -> tuple[float, float, bool]:
     return (0.0 if 0 <= low < margin else low - margin), high + margin, False
 
 
-def _sides(stages: Sequence[Stage]) -> tuple[float, float]:
+def _sides(stages: Sequence[StageCurves]) -> tuple[float, float]:
     """Return the inches left free at the left and the right, where the values are labelled."""
     return 0.7, 0.68 if len({stage.rewarded for stage in stages}) > 1 else 0.25
 
 
-def _shares(stages: Sequence[Stage], room: float) -> list[float]:
+def _shares(stages: Sequence[StageCurves], room: float) -> list[float]:
     """Share the room out by steps; a stage that would be too narrow for its name gets its width from the others."""
     needed = [max(_text_in(stage.name, 12), _text_in(f"{stage.num_steps:,} steps", 8)) + 0.12 for stage in stages]
     if sum(needed) >= room:

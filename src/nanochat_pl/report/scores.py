@@ -15,9 +15,8 @@ from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import holm_correction, p_text
 from nanochat_pl.paths import first_distinct
-from nanochat_pl.report.markdown import Block, Folded, Heading, Table, Text
-from nanochat_pl.report.overview import format_value
-from nanochat_pl.report.plots import bar_figures
+from nanochat_pl.report.blocks import Block, Folded, Heading, Text, TextTable
+from nanochat_pl.report.charts import bar_figures
 from nanochat_pl.report.read import Result, Run
 
 __all__ = [
@@ -25,6 +24,8 @@ __all__ = [
     "chance_verdict",
     "evaluated_checkpoints",
     "evaluation_blocks",
+    "figure_text",
+    "format_value",
     "overall_verdict",
     "progress_sentence",
     "run_labels",
@@ -36,7 +37,22 @@ _LONG_TABLE_ROWS = 14
 _ALPHA = 0.05
 
 
-def summary_table(runs: Sequence[Run]) -> Table:
+def format_value(value: float, share: bool) -> str:
+    """Return a share in percent, anything else with four decimals."""
+    return f"{value:.1%}" if share else f"{value:.4f}"
+
+
+def figure_text(row: MetricRow | None, missing: str = "–") -> str:
+    """Return a figure with its interval, such as `36.8% [29.9%, 46.4%]`."""
+    if row is None or row.value is None:
+        return missing
+    text = format_value(row.value, row.is_share)
+    if row.interval is not None:
+        text += f" [{format_value(row.interval.low, row.is_share)}, {format_value(row.interval.high, row.is_share)}]"
+    return text
+
+
+def summary_table(runs: Sequence[Run]) -> TextTable:
     """Return Metric | BASE | MID | SFT | RL: the headline figure of every evaluation, of the best checkpoint evaluated.
 
     CORE stands first and ChatCORE last. Other stages, and several runs of one stage, get columns of their own.
@@ -53,7 +69,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
         (key[-1], *(_cell(columns[name][key]) if key in columns.get(name, {}) else "-" for name in shown))
         for key in order
     )
-    return Table(("Metric", *(name.upper() if name in STAGES else name for name in shown)), body)
+    return TextTable(("Metric", *(name.upper() if name in STAGES else name for name in shown)), body)
 
 
 class Verdict(NamedTuple):
@@ -213,7 +229,7 @@ def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str)
     }
 
 
-def _metric_table(columns: Mapping[str, Result], grouped: bool) -> Table:
+def _metric_table(columns: Mapping[str, Result], grouped: bool) -> TextTable:
     """Put the figures of several checkpoints side by side, a row a figure, in the order they were measured."""
     cells: dict[tuple[str, str, str], dict[str, MetricRow]] = {}
     for label, result in columns.items():
@@ -234,14 +250,14 @@ def _metric_table(columns: Mapping[str, Result], grouped: bool) -> Table:
                 " / ".join(f"{n:,}" for n in counts),
             )
         )
-    return Table(("Metric" if alone else "Task, metric", *columns, "Without a model", "n"), tuple(rows))
+    return TextTable(("Metric" if alone else "Task, metric", *columns, "Without a model", "n"), tuple(rows))
 
 
 def _headlines(result: Result) -> list[MetricRow]:
     return [row for row in result.rows if row.group is None and metric_of(row.metric).is_headline]
 
 
-def _headline_table(columns: Mapping[str, Result]) -> Table:
+def _headline_table(columns: Mapping[str, Result]) -> TextTable:
     rows = [
         row
         for result in columns.values()

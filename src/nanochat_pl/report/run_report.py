@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nanochat_pl.config.stages import StageName
+from nanochat_pl.report.blocks import Block, Code, Folded, Heading, Text, TextTable
+from nanochat_pl.report.charts import curve_figures
 from nanochat_pl.report.history import chains, history_figure
-from nanochat_pl.report.markdown import Block, Code, Folded, Heading, Table, Text
-from nanochat_pl.report.plots import curve_figures
 from nanochat_pl.report.read import Run, best_point, last_value, validation_metric
 from nanochat_pl.report.scores import (
     chance_verdict,
@@ -94,7 +94,7 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
     table = {name: [of(run) for run in runs] for name, of in columns.items()}
     table = {name: cells for name, cells in table.items() if any(cells)}
     rows = tuple((label, *(cells[i] or "-" for cells in table.values())) for i, label in enumerate(labels))
-    yield Table(("Stage", *table), rows)
+    yield TextTable(("Stage", *table), rows)
     trained = sum(run.seconds or 0 for run in runs)
     evaluated = sum(result.seconds for run in runs for result in run.results)
     at_least = "at least " if any(run.status != "finished" or run.seconds is None for run in runs) else ""
@@ -122,7 +122,7 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
         yield Text("Nothing has been evaluated yet.", note=True)
 
 
-def _environment(runs: Sequence[Run], labels: Sequence[str]) -> Table:
+def _environment(runs: Sequence[Run], labels: Sequence[str]) -> TextTable:
     facts: dict[str, dict[str, str]] = {}
     for run, label in zip(runs, labels):
         for key, value in _machine(run):
@@ -136,7 +136,7 @@ def _environment(runs: Sequence[Run], labels: Sequence[str]) -> Table:
         everywhere = len(where) == 1 and len(by_label) == len(runs)
         texts = [value if everywhere else f"{', '.join(among)}: {value}" for value, among in where.items()]
         rows.append((key, "; ".join(texts)))
-    return Table(("Where it ran", ""), tuple(rows))
+    return TextTable(("Where it ran", ""), tuple(rows))
 
 
 def _machine(run: Run) -> Iterator[tuple[str, Any]]:
@@ -178,13 +178,13 @@ def _stage(run: Run, label: str) -> Iterator[Block]:
     yield Heading(2, label if run.name in label else f"{label}: {run.name}")
     if argv := run.record.get("argv"):
         yield Code(shlex.join(["python", "train.py", *map(str, argv[1:])]))
-    yield Table(("Result", ""), tuple(_outcome(run)))
+    yield TextTable(("Result", ""), tuple(_outcome(run)))
     settings = [(key, value) for key in _shown_settings(run.stage) if (value := _setting(run, key)) != ""]
     mixture = run.config.get("mixture")
     if isinstance(mixture, Mapping) and isinstance(mixture.get("tasks"), Mapping) and mixture["tasks"]:
         settings.append(("mixture.tasks", ", ".join(mixture["tasks"])))
     if settings:
-        yield Table(("Setting", ""), tuple(settings))
+        yield TextTable(("Setting", ""), tuple(settings))
     yield from curve_figures(run.curves, label)
     if run.config_text:
         yield Folded("All settings (config.yaml)", (Code(run.config_text.rstrip()),))
@@ -294,7 +294,7 @@ def _log(log: TextLog) -> Iterator[Block]:
             rows.append((f"{metric}, first and last", f"{values[0][1]:.4f}, {values[-1][1]:.4f}"))
     if best := best_point(log.curves.get("val/loss", ())):
         rows.append(("val/loss, best", f"{best[1]:.4f} at step {best[0]:,}"))
-    yield Table(("Log", ""), tuple(rows))
+    yield TextTable(("Log", ""), tuple(rows))
     yield from curve_figures(log.curves, "log_" + log.name.replace("\\", "/").rpartition("/")[2])
 
 

@@ -1,9 +1,9 @@
-"""Draw curves and scores: axes with units, the best step marked, intervals as whiskers.
+"""Draw curves and scores with matplotlib: axes with units, the best step marked, intervals as whiskers.
 
-Colours are Okabe and Ito's (2008), told apart by colour-blind readers too; lines differ in shape as well. A figure is
-as wide as a phone shows it, so that its letters stay readable there. Each comes as SVG for pages, where text stays
-text, and as PNG to be pasted where SVG is not taken. Long series are thinned: a curve of ten thousand points on
-400 pixels is only slower.
+Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart; lines differ in shape as well. A figure
+is as wide as a phone shows it, so that its letters stay readable there. Each comes as SVG for pages, where text stays
+text and follows the reader's dark mode, and as PNG to be pasted where SVG is not taken. Long series are thinned: a
+curve of ten thousand points on 400 pixels is only slower.
 """
 
 import base64
@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.report.read import Curve, best_point, validation_metric
@@ -22,15 +22,17 @@ from nanochat_pl.report.read import Curve, best_point, validation_metric
 __all__ = [
     "LEGEND",
     "OKABE_ITO",
-    "Bar",
+    "ChartBar",
+    "ChartLine",
     "Drawing",
     "Figure",
-    "Line",
     "bar_chart",
     "bar_figures",
+    "chance_of",
     "curve_figures",
     "data_url",
     "drawn",
+    "interval_chart",
     "line_chart",
     "plain",
     "png_bytes",
@@ -65,11 +67,20 @@ _FAMILIES = (
     "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS",
 )  # fmt: skip
 """The font that matplotlib brings along, and for scripts that it lacks those that systems have; the first serves."""
+_DARK = """<style>@media (prefers-color-scheme: dark) {
+svg { fill: #e4e6e9 } text { fill: #e4e6e9 !important }
+[style*="fill: #ffffff"] { fill: #16181b !important } [style*="stroke: #ffffff"] { stroke: #16181b !important }
+[style*="fill: #000000"] { fill: #e4e6e9 !important } [style*="stroke: #000000"] { stroke: #a3abb3 !important }
+[style*="stroke: #333333"] { stroke: #e4e6e9 !important } [style*="stroke: #e3e3e3"] { stroke: #363b41 !important }
+[style*="stroke: #0072b2"] { stroke: #4ba3e3 !important } [style*="fill: #0072b2"] { fill: #4ba3e3 !important }
+}</style>"""
+"""Colours for readers in dark mode, on the background of the pages; each is named as matplotlib writes it."""
+_PATCH: Any = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.8}
 LEGEND: Any = {"frameon": False, "fontsize": 9, "columnspacing": 1.2, "handlelength": 1.6}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ChartLine:
     """A named curve of a chart."""
 
     label: str
@@ -77,22 +88,23 @@ class Line:
     best: tuple[int, float] | None = None
     """A point of it to mark as the best step."""
     sparse: bool = False
-    """Measured now and then: its points are shown as marks."""
+    """It was measured now and then: its points are shown as marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    """One score: a share between 0 and 1, with its interval and what chance gives."""
+class ChartBar:
+    """One score with its interval and what chance gives; a share is between 0 and 1."""
 
     part: str
     """What was scored, such as a subject; bars of one part stand together."""
     series: str
-    """Who was scored, such as a checkpoint."""
+    """What it is a score of, such as a checkpoint."""
     value: float
     low: float
     high: float
     n: int
     chance: float | None = None
+    is_share: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class Drawing:
 
     svg: str
     figure: Any = field(compare=False, repr=False)
-    """Matplotlib's, from which the PNG is drawn when it is asked for."""
+    """Matplotlib's figure, from which the PNG is drawn when it is asked for."""
 
     @property
     def png(self) -> bytes:
@@ -110,14 +122,15 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture, with the words for those who do not see it."""
+    """A picture, with a caption that says what it shows."""
 
+    kind: ClassVar[str] = "figure"
     name: str
-    """For a file; letters, digits and underscores."""
+    """Name for a file; letters, digits and underscores."""
     drawing: Drawing
     caption: str
     narrow: Drawing | None = None
-    """The same for a phone; a figure that has it is as wide as the page."""
+    """The same picture for a phone; a figure that has it is as wide as the page."""
 
 
 def thin(points: Curve, limit: int = 600) -> Curve:
@@ -142,7 +155,7 @@ def thin(points: Curve, limit: int = 600) -> Curve:
     return (*kept, points[-1])
 
 
-def line_chart(lines: Sequence[Line], *, y_label: str, x_label: str = "step", from_zero: bool = False) -> Drawing:
+def line_chart(lines: Sequence[ChartLine], *, y_label: str, x_label: str = "step", from_zero: bool = False) -> Drawing:
     """Draw curves over steps.
 
     Args:
@@ -195,7 +208,7 @@ def line_chart(lines: Sequence[Line], *, y_label: str, x_label: str = "step", fr
     return drawn(figure)
 
 
-def bar_chart(bars: Sequence[Bar], *, x_label: str) -> Drawing:
+def bar_chart(bars: Sequence[ChartBar], *, x_label: str) -> Drawing:
     """Draw scores as horizontal bars with whiskers and a dotted line at each part's chance.
 
     Args:
@@ -233,14 +246,38 @@ def bar_chart(bars: Sequence[Bar], *, x_label: str) -> Drawing:
     return drawn(figure)
 
 
+def interval_chart(bars: Sequence[ChartBar], *, title: str) -> Drawing:
+    """Draw scores as points with their intervals, one row each below its name, chance as a dashed line.
+
+    A name has a row of its own, so that long names and narrow screens do no harm. `value` need not be a share: the axis
+    ends at 100% where all are shares, else at the highest interval.
+    """
+    share = all(bar.is_share for bar in bars)
+    figure, axes = _figure(0.75 + 0.42 * len(bars), fitted=True)
+    for row, bar in enumerate(bars):
+        value = f"{bar.value:.1%}" if share else plain(bar.value)
+        axes.text(0, row - 0.42, f"{_shortened(bar.part)}: {value}", ha="left", va="center", fontsize=9, bbox=_PATCH)
+        axes.plot([bar.low, bar.high], [row, row], color=OKABE_ITO[0], linewidth=2.5)
+        axes.plot([bar.value], [row], color=OKABE_ITO[0], marker="o", markersize=6, clip_on=False)
+    if bars[0].chance is not None:
+        axes.axvline(bars[0].chance, color="#333333", linestyle="--", linewidth=1, zorder=1)
+    axes.set_ylim(len(bars) - 0.5, -0.75)
+    axes.set_xlim(0, 1 if share else 1.02 * max(bar.high for bar in bars))
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_formatter(lambda value, position: f"{100 * value:.0f}%" if share else f"{value:g}")
+    axes.set_title(_shortened(title), loc="left", fontsize=10, fontweight="bold")
+    return drawn(figure)
+
+
 def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
     """Draw what a run logged over its steps, the best step marked on the validation curve it was chosen by."""
     chosen = validation_metric(curves)
 
-    def line(metric: str, label: str) -> Line:
+    def line(metric: str, label: str) -> ChartLine:
         validation = metric.startswith(("val/", "pass@"))
         best = best_point(curves[metric], chosen[1]) if chosen and metric == chosen[0] else None
-        return Line(label=label, points=curves[metric], best=best, sparse=validation)
+        return ChartLine(label=label, points=curves[metric], best=best, sparse=validation)
 
     charts: tuple[tuple[str, str, dict[str, str], bool], ...] = (
         ("loss", "loss (nats per token)", {"train/loss": "training", "val/loss": "validation"}, False),
@@ -261,11 +298,11 @@ def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
 
 
 def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterator[Figure]:
-    """Draw the shares of an evaluation by subject and by grade, a figure a metric.
+    """Draw the shares of an evaluation by subject and by grade, one figure for each metric.
 
     Args:
         columns: Rows by the name of their checkpoint.
-        name: Of the evaluation.
+        name: Name of the evaluation.
     """
     for by in _BAR_GROUPS:
         rows = [
@@ -276,14 +313,14 @@ def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterat
         ]
         for metric in dict.fromkeys(row.metric for _, row in rows):
             bars = [
-                Bar(
+                ChartBar(
                     part=row.group[by],
                     series=label,
                     value=row.value,
                     low=row.interval.low,
                     high=row.interval.high,
                     n=row.n,
-                    chance=_chance(row),
+                    chance=chance_of(row),
                 )
                 for label, row in rows
                 if row.metric == metric and row.group and row.interval and row.value is not None
@@ -295,7 +332,7 @@ def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterat
 
 
 def data_url(svg: str) -> str:
-    """Return SVG text as a `data:` address, which keeps its names and styles apart from those of the page."""
+    """Return SVG text as a `data:` address, which keeps its ids and styles apart from those of the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
@@ -319,7 +356,9 @@ def drawn(figure: Any) -> Drawing:
 def svg_text(figure: Any) -> str:
     """Draw a matplotlib figure as SVG."""
     text = _saved(figure, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
-    return text[text.index("<svg") :]  # without the doctype, which names an address that nobody should ask
+    text = text[text.index("<svg") :]  # without the doctype, which names an address that nobody should ask
+    end = text.index(">") + 1
+    return text[:end] + _DARK + text[end:]
 
 
 def png_bytes(figure: Any) -> bytes:
@@ -349,11 +388,17 @@ def _figure(height_in: float, fitted: bool) -> tuple[Any, Any]:
         return figure, figure.add_axes((left, bottom, right - left, top - bottom))
 
 
-def _chance(row: MetricRow) -> float | None:
+def chance_of(row: MetricRow) -> float | None:
+    """Return what guessing reaches, or None where that is not known."""
     return float(row.baseline["chance"]) if row.baseline and "chance" in row.baseline else None
 
 
+def _shortened(text: str, limit: int = 48) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"
+
+
 def plain(value: float) -> str:
+    """Write a number with four digits, and large ones in full."""
     return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 

@@ -1,0 +1,319 @@
+"""Compare checkpoints by their evaluations, and say what of a difference is more than chance.
+
+The others are compared with the first checkpoint given. Where both answered the same questions, those that one of them
+answered better decide, and all such tests of one comparison are corrected together (Holm): otherwise one of twenty
+comparisons of equal models would find a winner. Figures without answers to pair are judged by their intervals alone,
+and the verdict says so. Runs that differ in their seed only can be taken together: one run says nothing about a
+recipe, because another seed may give another order; mean and standard deviation over seeds do.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nanochat_pl.eval.compare import compare, scores_behind, verdict
+from nanochat_pl.eval.metrics import metric_of
+from nanochat_pl.eval.results import MetricRow
+from nanochat_pl.eval.stats import Interval, Spread, holm_correction, seed_spread
+from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key
+
+__all__ = [
+    "ComparedMetric",
+    "Difference",
+    "SeedMetric",
+    "compare_runs",
+    "compare_seeds",
+    "group_by_seed",
+    "settings_that_differ",
+    "verdict_of_intervals",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One figure against that of the reference."""
+
+    difference: float
+    """This figure minus that of the reference."""
+    interval: Interval | None = None
+    """Interval of the difference (`stats.paired_interval`); None where the answers could not be paired."""
+    p_value: float | None = None
+    """The p-value of the paired answers alone (`eval.compare.compare`); None where they could not be paired."""
+    corrected: float | None = None
+    """The p-value after Holm's correction over all tests of the comparison."""
+    verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NamedMetric:
+    evaluation: str
+    task: str
+    metric: str
+
+    @property
+    def name(self) -> str:
+        """Name of the figure within its evaluation: the metric, with the task before it where that is another."""
+        return self.metric if self.task == self.evaluation else f"{self.task} {self.metric}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedMetric(_NamedMetric):
+    """One figure of all runs."""
+
+    rows: Sequence[MetricRow | None]
+    """One for each run; None where it has no such figure."""
+    differences: Sequence[Difference | None]
+    """One for each run; None for the reference, and where there is no figure."""
+
+    @property
+    def reference(self) -> int:
+        """Index of the run that the others are compared with: the first that has the figure."""
+        return next((i for i, row in enumerate(self.rows) if row is not None and row.value is not None), 0)
+
+    @property
+    def baseline(self) -> str:
+        """What the figure is without a model, such as `chance 25.0%`; empty where that is not known."""
+        baseline = next((row.baseline for row in self.rows if row is not None and row.baseline), {})
+        return ", ".join(f"{key} {value:.1%}" for key, value in baseline.items() if isinstance(value, float))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedMetric(_NamedMetric):
+    """One figure of groups of runs that differ in their seed only."""
+
+    spreads: Sequence[Spread | None]
+    """One for each group; None where none of its runs has the figure."""
+    verdicts: Sequence[str]
+    """One for each group, against the first; empty for the first."""
+
+
+def compare_runs(
+    runs: Sequence[EvaluatedRun], *, metrics: Sequence[str] | None = None, alpha: float = 0.05, seed: int = 0
+) -> list[ComparedMetric]:
+    """Compare every run with the first one that has the figure, figure by figure.
+
+    Args:
+        runs: One or more.
+        metrics: Names of figures, or parts before or after their slash; None = all that have a better and a worse, and
+            of pass@1 to pass@n the first and the last.
+        alpha: A verdict names a winner where the corrected p is below.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: Runs were asked different questions, no evaluation is common to two of them, or no figure has one of
+            the names.
+    """
+    names = evaluation_names(runs)
+    shared = [name for name in names if sum(name in run.results for run in runs) > 1]
+    if len(runs) > 1 and not shared:
+        have = "; ".join(f"{run.label} has {', '.join(run.results)}" for run in runs)
+        raise ValueError(f"no evaluation is common to two of them: {have}; {_together(runs, names[0])}")
+    for name in shared:
+        _check_questions([run for run in runs if name in run.results], name)
+    found = [metric for name in names for metric in _metrics(runs, name, metrics)]
+    if metrics and not found:
+        there = sorted({row.metric for run in runs for result in run.results.values() for row in result.rows})
+        raise ValueError(f"no figure is called {' or '.join(metrics)}; there are {', '.join(there)}")
+    # All tests must be known before one of them can be corrected, and only then a verdict can be worded.
+    tested = [replace(metric, differences=list(_differences(metric, runs, seed))) for metric in found]
+    p_values = [d.p_value for metric in tested for d in metric.differences if d is not None and d.p_value is not None]
+    corrected = iter(holm_correction(p_values))
+    return [
+        replace(metric, differences=[*_with_verdicts(metric, runs, corrected, len(p_values), alpha)])
+        for metric in tested
+    ]
+
+
+def _together(runs: Sequence[EvaluatedRun], name: str) -> str:
+    return f"ask them together with `{evaluate_command(runs, name)}`"
+
+
+def _check_questions(runs: Sequence[EvaluatedRun], name: str) -> None:
+    """Refuse answers to different questions: other ids, or other words under the same id."""
+    answered = [run for run in runs if run.results[name].records]
+    asked = [{question_key(record): record.get("prompt") for record in run.results[name].records} for run in answered]
+    for run, prompts in zip(answered[1:], asked[1:]):
+        if prompts == asked[0]:
+            continue
+        first = answered[0]
+        common = prompts.keys() & asked[0].keys()
+        reworded = sum(prompts[key] != asked[0][key] for key in common)
+        raise ValueError(
+            f"{first.label} and {run.label} were asked different questions in {name}: {len(asked[0])} and "
+            f"{len(prompts)}, {len(common)} of the same id, {reworded} of these in other words "
+            f"({first.results[name].file}, {run.results[name].file}); {_together([first, run], name)}"
+        )
+
+
+def _metrics(runs: Sequence[EvaluatedRun], name: str, chosen: Sequence[str] | None) -> Iterator[ComparedMetric]:
+    """Yield the figures of one evaluation that are to be shown, without differences."""
+    rows = [
+        {(row.task, row.metric): row for row in run.results[name].rows if row.group is None}
+        if name in run.results
+        else {}
+        for run in runs
+    ]
+    for task, metric in dict.fromkeys(key for own in rows for key in own):
+        names = {metric, *metric.split("/"), "all"}
+        others = [other for own in rows for of_task, other in own if of_task == task]
+        if names & set(chosen) if chosen else metric_of(metric).direction and not _between(metric, others):
+            figures = [own.get((task, metric)) for own in rows]
+            yield ComparedMetric(
+                evaluation=name, task=task, metric=metric, rows=figures, differences=[None] * len(runs)
+            )
+
+
+def _between(metric: str, others: Sequence[str]) -> bool:
+    """Tell whether it is a pass@k between the first k and the last.
+
+    They say nearly the same, and each would be one more test that the others have to be corrected for.
+    """
+    tries, *more = [int(k[1]) if (k := re.fullmatch(r"pass@(\d+)", name)) else 0 for name in (metric, *others)]
+    return 1 < tries < max(more)
+
+
+def _differences(metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int) -> Iterator[Difference | None]:
+    """Yield differences, with tests where the answers can be paired."""
+    scores = [_scores(metric, run, row) for run, row in zip(runs, metric.rows)]
+    first, before = metric.rows[metric.reference], scores[metric.reference]
+    for index, (row, own) in enumerate(zip(metric.rows, scores)):
+        if index == metric.reference or row is None or row.value is None:
+            yield None
+            continue
+        assert first is not None and first.value is not None
+        difference = Difference(difference=row.value - first.value)
+        if own and before and metric_of(metric.metric).direction:
+            tested = compare(before, own, measure="score", seed=seed)
+            difference = replace(difference, interval=tested.interval, p_value=tested.p_value)
+        yield difference
+
+
+def _scores(metric: ComparedMetric, run: EvaluatedRun, row: MetricRow | None) -> list[dict[str, Any]]:
+    if row is None:
+        return []
+    records = run.results[metric.evaluation].records
+    return scores_behind(row, [record for record in records if str(record.get("task") or metric.task) == metric.task])
+
+
+def _with_verdicts(
+    metric: ComparedMetric, runs: Sequence[EvaluatedRun], corrected: Iterator[float], num_tests: int, alpha: float
+) -> Iterator[Difference | None]:
+    first = runs[metric.reference].label
+    for difference, run, row in zip(metric.differences, runs, metric.rows):
+        if difference is None or row is None:
+            yield None
+        elif difference.p_value is None:
+            yield replace(difference, verdict=_by_intervals(metric, first, run.label, row))
+        else:
+            p = next(corrected)
+            sentence = verdict(
+                first,
+                run.label,
+                difference.difference,
+                p,
+                row.n,
+                share=row.is_share,
+                rows=(metric.rows[metric.reference], row),
+                num_tests=num_tests,
+                alpha=alpha,
+            )
+            yield replace(difference, corrected=p, verdict=sentence)
+
+
+def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow) -> str:
+    """Judge figures without paired answers."""
+    before = metric.rows[metric.reference]
+    assert before is not None and row.value is not None and before.value is not None
+    sign = metric_of(metric.metric).direction
+    if not sign:
+        return "no better or worse"
+    if metric.metric.endswith("bpb") and row.n != before.n:
+        return f"not the same text: {before.n:,} and {row.n:,} tokens"
+    if row.interval is None or before.interval is None:
+        return "no interval, no verdict" if row.value != before.value else "equal"
+    return verdict_of_intervals(first, label, before.interval, row.interval, sign)
+
+
+def verdict_of_intervals(first: str, label: str, before: Interval, after: Interval, sign: int) -> str:
+    """Say which of two figures is better where their intervals do not overlap.
+
+    Args:
+        first: Name of the reference.
+        label: Name of the other.
+        before: Interval of the reference.
+        after: Interval of the other.
+        sign: 1 where higher is better, -1 where lower is.
+    """
+    if before.high >= after.low and after.high >= before.low:
+        return "not distinguishable (intervals overlap; unpaired)"
+    better = (after.low > before.high) == (sign > 0)
+    winner, loser = (label, first) if better else (first, label)
+    return f"{winner} is better than {loser} (intervals do not overlap; unpaired)"
+
+
+def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Say which settings of the same evaluation were not the same for all, one sentence each."""
+    sentences = []
+    for name in evaluation_names(runs):
+        settings = [run.results[name].settings for run in runs if name in run.results]
+        for key in dict.fromkeys(key for own in settings for key in own):
+            values = [own.get(key) for own in settings]
+            plain = all(value is None or isinstance(value, str | int | float) for value in values)
+            if plain and key not in ("checkpoint", "tokenizer") and any(value != values[0] for value in values):
+                sentences.append(f"{name}: {key} was not the same for all: {', '.join(map(str, values))}")
+    return sentences
+
+
+# --- runs that differ in their seed only ---
+
+
+def group_by_seed(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
+    """Return groups of indices of runs that have the same config but for the seed and their names.
+
+    Raises:
+        ValueError: The config of a run is not known.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        if run.config is None:
+            raise ValueError(
+                f"{run.label} cannot be put into a group of seeds: there is no config.yaml of its run beside "
+                f"{run.any_result.file}; give the run folder"
+            )
+        own = {key: value for key, value in run.config.items() if key not in ("seed", "run_name", "resume", "force")}
+        text = json.dumps([own, run.any_result.checkpoint.get("stage")], sort_keys=True, default=str)
+        # Start weights of an earlier stage lie in a folder of the run's own name.
+        run_name = re.escape(str(run.config.get("run_name") or ""))
+        groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
+    return list(groups.values())
+
+
+def compare_seeds(
+    runs: Sequence[EvaluatedRun], metrics: Sequence[ComparedMetric], groups: Sequence[Sequence[int]]
+) -> list[SeedMetric]:
+    """Summarize each figure over the runs of each group by mean, standard deviation and t interval.
+
+    Two groups differ only where the intervals of their means do not overlap.
+    """
+    compared = []
+    for metric in metrics:
+        spreads: list[Spread | None] = []
+        for group in groups:
+            rows = [row for index in group if (row := metric.rows[index]) is not None]
+            values = [row.value for row in rows if row.value is not None]
+            spreads.append(seed_spread(values) if values else None)
+        names = [runs[group[0]].label for group in groups]
+        verdicts = [""]
+        for name, spread in zip(names[1:], spreads[1:]):
+            first, sign = spreads[0], metric_of(metric.metric).direction
+            if first is None or spread is None or not sign:
+                verdicts.append("")
+            elif first.interval is None or spread.interval is None:
+                verdicts.append("one seed is no spread: no verdict")
+            else:
+                verdicts.append(verdict_of_intervals(names[0], name, first.interval, spread.interval, sign))
+        of = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
+        compared.append(SeedMetric(**of, spreads=spreads, verdicts=verdicts))
+    return compared
