@@ -39,22 +39,20 @@ EDITS = {
             '            if "toy_" in name:\n                p.fill_(1.0)\n',
         ),
         (
+            "        self.c_proj = Linear(config.n_embd, config.n_embd)\n",
+            "        self.toy_heads = nn.Parameter(torch.empty(self.n_head)) if config.toy_gains else None\n",
+        ),
+        (
+            "        if kv_cache is None:\n",
+            "        if self.toy_heads is not None:\n            q = q * self.toy_heads.to(q.dtype)[:, None]\n",
+        ),
+        (
             '            "embedding": [self.transformer.wte.weight],\n',
             '            "gain": [p for name, p in self.named_parameters() if "toy_" in name],\n',
         ),
         (
             "        for block in self.transformer.h:\n",
             "        if self.toy_root is not None:\n            x = x * self.toy_root.to(x.dtype)\n",
-        ),
-    ],
-    "model/attention.py": [
-        (
-            "        self.joined = None\n",
-            "        self.toy_heads = nn.Parameter(torch.empty(self.n_head)) if config.toy_gains else None\n",
-        ),
-        (
-            "        k, v = k.transpose(1, 2), v.transpose(1, 2)\n",
-            "        if self.toy_heads is not None:\n            q = q * self.toy_heads.to(q.dtype)[:, None]\n",
         ),
     ],
     "model/accounting.py": [

@@ -1,8 +1,10 @@
 """The model: one GPT class for every recipe.
 
-The default is nanochat's classic decoder (2025-11): rotary positions, QK-norm, parameter-free RMSNorm, squared-ReLU
-MLP, untied embeddings, softcapped logits, no biases. Weights are fp32; the computation runs in `compute_dtype`, the
-loss in fp32 and in chunks over tokens (`loss.py`). Parameters bear nanochat's names, so that its checkpoints load.
+The default is nanochat's classic decoder (2025-11): rotary positions, QK-norm, grouped key/value heads, parameter-free
+RMSNorm, squared-ReLU MLP, untied embeddings, softcapped logits, no biases. Weights are fp32; the computation runs in
+`compute_dtype`, the loss in fp32 and in chunks over tokens (`loss.py`). Parameters bear nanochat's names, so that its
+checkpoints load. What only decoding needs lies elsewhere: the keys and values read so far in `kv_cache.py`, a copy of
+the model that reads its weights faster in `inference.py`.
 """
 
 import math
@@ -12,19 +14,113 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_pl.model.attention import (
-    CausalSelfAttention,
-    Linear,
-    Rotary,
-    document_mask,
-    norm,
-    rotary_tables,
-)
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.kv_cache import KVCache
-from nanochat_pl.model.loss import chunked_cross_entropy, softcapped
+from nanochat_pl.model.loss import chunked_cross_entropy, softcapped, softcapped_in_place
 
-__all__ = ["GPT", "MLP", "Block"]
+__all__ = ["GPT", "MLP", "Block", "CausalSelfAttention", "Linear", "Rotary", "document_mask", "norm", "rotary_tables"]
+
+NORM_EPS = torch.finfo(torch.float32).eps
+"""That of fp32 whatever the input's dtype, because the statistics are computed in fp32."""
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin, each broadcastable to (B, T, H, D/2)."""
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, kept in fp32 and cast to its input's dtype at use.
+
+    Construction draws no random numbers: the weight is NaN until `GPT.init_weights` or `load_state_dict`.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, torch.nan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def norm(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last dimension; no parameters (RMSNorm, Zhang & Sennrich 2019)."""
+    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
+
+
+def rotary_tables(config: GPTConfig, device: torch.device | None = None) -> Rotary:
+    """Return cos and sin of every position's angles, each (1, 10 * sequence_len, 1, D/2) in `rope_table_dtype`."""
+    # Pair i of a head's D/2 channel pairs turns by position / rope_base^(2i/D): the first fast, the last slowly.
+    channel = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    position = torch.arange(config.rotary_rows, dtype=torch.float32, device=device)
+    angle = torch.outer(position, 1.0 / config.rope_base ** (channel / config.head_dim))[None, :, None, :]
+    dtype = getattr(torch, config.rope_table_dtype)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the channel pairs (i, i + D/2) of x (B, T, H, D) by minus their angle.
+
+    The textbook turns by plus the angle; scores are the same either way, and weights trained by nanochat expect this.
+    """
+    cos, sin = rotary
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1).to(x.dtype)
+
+
+def document_mask(positions: Tensor) -> Tensor:
+    """Let each token see itself and what precedes it in its own document.
+
+    Args:
+        positions: (B, T) position of each token inside its document; 0 starts a new one.
+
+    Returns:
+        (B, 1, T, T) bool, True = query (row) sees key (column).
+    """
+    document = (positions == 0).cumsum(dim=1)  # the number of its document, the same for all its tokens
+    t = torch.arange(positions.size(1), device=positions.device)
+    return ((document[:, :, None] == document[:, None, :]) & (t[:, None] >= t))[:, None]
+
+
+class CausalSelfAttention(nn.Module):
+    """Attention of one block; `layer` is its row in the key/value cache."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.c_q = Linear(config.n_embd, self.n_head * self.head_dim)
+        self.c_k = Linear(config.n_embd, self.n_kv_head * self.head_dim)
+        self.c_v = Linear(config.n_embd, self.n_kv_head * self.head_dim)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+
+    def heads(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, T, H, D), keys and values (B, T, Hkv, D); the first two rotated and normed."""
+        B, T, _ = x.shape
+        q = norm(_rotate(self.c_q(x).view(B, T, self.n_head, self.head_dim), rotary))
+        k = norm(_rotate(self.c_k(x).view(B, T, self.n_kv_head, self.head_dim), rotary))
+        return q, k, self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
+        """Mix x (B, T, C) over time.
+
+        Without `mask`, query t sees the keys 0..t. With `kv_cache`, the keys are those read so far and these.
+        """
+        B, T, C = x.shape
+        # 1) Each head makes a query of D numbers for every token; each key/value head a key and a value.
+        q, k, v = self.heads(x, rotary)
+        # 2) A query's softmaxed products with the keys it may see weigh the values: the head's answer for that token.
+        # Without a mask this takes the fast causal path. Where there are fewer key/value heads, several query heads
+        # share one.
+        if kv_cache is None:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            grouped = self.n_kv_head != self.n_head
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+            y = y.transpose(1, 2).reshape(B, T, C)
+        else:
+            y = kv_cache.attend(self.layer, q, k, v, mask)
+        # 3) The heads' answers, side by side again, are mixed and added to the residual stream by the block.
+        return self.c_proj(y.to(x.dtype))
 
 
 class MLP(nn.Module):
@@ -94,11 +190,9 @@ class GPT(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw the classic initial weights; logits are zero, so that the first loss is ln(vocab_size).
 
-        Embedding N(0, 1); matrices N(0, 1/fan_in * min(1, fan_out/fan_in)); everything that writes to the residual
-        stream or to the logits is zero, but drawn all the same: thus the stream of random numbers, and with it every
-        tensor, equals nanochat's (2025-11) from the same seed. Rows of vocabulary padding are zero.
-
-        Also refills the rotary tables, so that a model made on the meta device works after `to_empty`.
+        Embedding N(0, 1); matrices N(0, 1/fan_in * min(1, fan_out/fan_in)); whatever writes to the residual stream or
+        to the logits is zero. Rows of vocabulary padding are zero. The rotary tables are computed anew, so that a model
+        made on the meta device works after `to_empty`.
         """
         vocab_size = self.config.vocab_size
         wte = self.transformer.wte.weight
@@ -109,6 +203,8 @@ class GPT(nn.Module):
                 fan_out, fan_in = module.weight.shape
                 std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
                 module.weight.normal_(std=std, generator=generator)
+        # What is set to zero was drawn all the same: thus the stream of random numbers, and with it every tensor,
+        # equals nanochat's (2025-11) from the same seed.
         self.lm_head.weight[:vocab_size].normal_(generator=generator)
         self.lm_head.weight.zero_()
         for module in self.transformer.h.modules():
@@ -137,20 +233,22 @@ class GPT(nn.Module):
             ValueError: when the row is longer than the rotary tables, when the cache is full, or when both `positions`
                 and `kv_cache` are given.
         """
+        # 1) Who sees whom, and where each token stands. Mask and angles are made once and shared by all layers.
         start: int | None = 0 if positions is None else None
         if kv_cache is not None:
             if positions is not None:
                 raise ValueError("positions and kv_cache exclude each other: cached rows know their own positions")
             self._check_length(kv_cache.longest + idx.size(1))
-            place = kv_cache.place(idx.size(1))
-            start, positions, mask = place.start, place.positions, place.mask
+            ahead = kv_cache.next_position(idx.size(1))
+            start, positions, mask = ahead.start, ahead.positions, ahead.mask
         else:
             self._check_length(idx.size(1))
             mask = None if positions is None else document_mask(positions)
-        if start is not None:
+        if start is not None:  # all rows stand at the same place: a slice of the tables
             rotary = self.cos[:, start : start + idx.size(1)], self.sin[:, start : start + idx.size(1)]
         else:
             rotary = self.cos[0, positions], self.sin[0, positions]
+        # 2) One vector a token goes up the residual stream: each block adds to it, none replaces it.
         x = norm(self.transformer.wte(idx).to(self.compute_dtype))
         for block in self.transformer.h:
             x = block(x, rotary, mask, kv_cache)
@@ -159,11 +257,8 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., C) into softcapped fp32 logits (..., vocab_size)."""
         logits = self.lm_head(hidden).float()
-        if torch.is_grad_enabled():
-            return softcapped(logits, self.config.softcap)[..., : self.config.vocab_size]
-        # The same, as tanh(x) = 2 sigmoid(2x) - 1 and in its own memory: several times faster on a CPU.
-        cap = self.config.softcap
-        return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)[..., : self.config.vocab_size]
+        cap = softcapped if torch.is_grad_enabled() else softcapped_in_place
+        return cap(logits, self.config.softcap)[..., : self.config.vocab_size]
 
     def forward(
         self,
@@ -184,6 +279,7 @@ class GPT(nn.Module):
         hidden = self.hidden(idx, positions, kv_cache)
         if targets is None:
             return self.logits(hidden)
+        # The loss takes the unembedding itself, so that the logits of all tokens never exist at once.
         return chunked_cross_entropy(
             hidden,
             self.lm_head.weight,

@@ -5,21 +5,24 @@ at every use would read them twice), queries, keys and values as one matrix, and
 second layout and few rows multiplied from the other side. What would be the same is shared with the model, not copied.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_pl.model.attention import CausalSelfAttention, Linear
-from nanochat_pl.model.gpt import GPT
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.gpt import GPT, CausalSelfAttention, Linear, Rotary, norm
 from nanochat_pl.runtime import has_fast_bf16
 
-__all__ = ["InferenceCopy", "pick_inference_dtype"]
+__all__ = ["DecodingAttention", "InferenceCopy", "pick_inference_dtype"]
 
 FEW_ROWS = 2
-"""So many rows read the unembedding's second layout; from four on the ordinary one is faster (fp32)."""
+"""Up to this many rows read the unembedding's second layout; from four on the ordinary one is faster (fp32)."""
 
 MOST_ROWS = 64
-"""Up to so many rows `_few_rows` has been seen to be faster."""
+"""Up to this many rows `_few_rows` has been seen to be faster."""
 
 
 def pick_inference_dtype(name: str, device: torch.device | str) -> torch.dtype:
@@ -35,7 +38,22 @@ def pick_inference_dtype(name: str, device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-class _Unembedding(Linear):
+def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """Do what `F.linear` does with the matrix on the left: up to twice as fast for some rows of fp32 on a CPU."""
+    rows = x.numel() // x.size(-1)
+    if not 1 < rows <= MOST_ROWS:
+        return F.linear(x, weight)
+    return (weight @ x.reshape(rows, -1).t()).t().view(*x.shape[:-1], -1)
+
+
+class FewRowsLinear(Linear):
+    """A matrix that is multiplied from the other side where few rows come (see `_few_rows`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _few_rows(x, self.weight)
+
+
+class DecodingUnembedding(Linear):
     """An unembedding that also lies in memory column by column, as a CPU reads it twice as fast for one or two rows."""
 
     columns: Tensor
@@ -46,12 +64,50 @@ class _Unembedding(Linear):
         return _few_rows(x, self.weight)
 
 
-def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """Do what `F.linear` does with the matrix on the left: up to twice as fast for some rows of fp32 on a CPU."""
-    rows = x.numel() // x.size(-1)
-    if not 1 < rows <= MOST_ROWS:
-        return F.linear(x, weight)
-    return (weight @ x.reshape(rows, -1).t()).t().view(*x.shape[:-1], -1)
+class DecodingAttention(CausalSelfAttention):
+    """Attention that makes queries, keys and values by one product, and rotates both by tables as wide as a head."""
+
+    joined: Tensor
+    """The rows of c_q, c_k and c_v, (H * D + 2 * Hkv * D, C); their weights are views of it."""
+
+    def __init__(self, config: GPTConfig, layer: int, product: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__(config, layer)
+        self.product = product
+
+    def heads(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        B, T, _ = x.shape
+        made = self.product(x, self.joined).view(B, T, -1, self.head_dim)
+        turned, v = made.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
+        q, k = norm(_rotate_whole(turned, rotary)).split((self.n_head, self.n_kv_head), dim=2)
+        return q, k, v
+
+
+def _rotate_whole(x: Tensor, rotary: Rotary) -> Tensor:
+    """Do what the model's rotation does in few operations, by the tables of `_whole_head`."""
+    cos, sin = rotary
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
+
+
+def _whole_head(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Make rotary tables as wide as a head, (cos, cos) and (sin, -sin), in the wider of their and the compute dtype."""
+    wide = torch.promote_types(cos.dtype, dtype)
+    return torch.cat((cos, cos), dim=-1).to(wide), torch.cat((sin, -sin), dim=-1).to(wide)
+
+
+def _use_decoding_layers(model: GPT, few_rows: bool) -> None:
+    """Put the layers above in the places of the model's own; parameters keep their names."""
+
+    def put(layer: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is layer:
+                    setattr(parent, name, make(child))
+
+    product = _few_rows if few_rows else F.linear
+    put(CausalSelfAttention, lambda attention: DecodingAttention(model.config, attention.layer, product))
+    if few_rows:
+        model.lm_head = DecodingUnembedding(model.lm_head.in_features, model.lm_head.out_features)
+        put(Linear, lambda linear: FewRowsLinear(linear.in_features, linear.out_features))
 
 
 class InferenceCopy:
@@ -93,55 +149,44 @@ class InferenceCopy:
     @torch.inference_mode(False)  # memory made in that mode could not be written outside of it
     @torch.no_grad()
     def _build(self) -> None:
-        source, dtype = self.source, self.dtype
+        source, dtype, device = self.source, self.dtype, self.source.device
+        few_rows = dtype == torch.float32 and device.type == "cpu"
+        # 1) The model without memory, with the layers that decoding computes in another way.
         with torch.device("meta"):
             model = GPT(source.config, dtype)
-        device = source.device
+            _use_decoding_layers(model, few_rows)
         model.cos, model.sin = _whole_head(source.cos, source.sin, dtype)
+        # 2) Memory of layouts that the source does not have: queries, keys and values together, the columns of the
+        # unembedding. `own` is what is copied whenever the source changes, `originals` where it is copied from.
         own: list[Tensor] = []
         originals: list[Tensor] = []
-        theirs = dict(source.named_parameters())
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-
-        def copied(parameter: Tensor, memory: Tensor) -> nn.Parameter:
-            own.append(memory)
-            originals.append(theirs[names[id(parameter)]])
-            return nn.Parameter(memory, requires_grad=False)
-
-        for module in list(model.modules()):
-            if isinstance(module, CausalSelfAttention):
+        views: dict[int, Tensor] = {}
+        for module in model.modules():
+            if isinstance(module, DecodingAttention):
                 parts = (module.c_q, module.c_k, module.c_v)
                 sizes = [part.weight.size(0) for part in parts]
                 module.joined = torch.empty(sum(sizes), source.config.n_embd, device=device, dtype=dtype)
-                for part, memory in zip(parts, module.joined.split(sizes), strict=True):
-                    part.weight = copied(part.weight, memory)
-        if dtype == torch.float32 and device.type == "cpu":
-            for module in model.modules():
-                if isinstance(module, Linear):
-                    module.product = _few_rows
-            with torch.device("meta"):
-                head = _Unembedding(source.config.n_embd, source.config.padded_vocab_size)
-            head.columns = torch.empty(head.weight.shape[::-1], dtype=dtype).t()
-            own.append(head.columns)
-            originals.append(source.lm_head.weight)
-            model.lm_head = head
+                views |= {id(part.weight): rows for part, rows in zip(parts, module.joined.split(sizes), strict=True)}
+            elif isinstance(module, DecodingUnembedding):
+                module.columns = torch.empty(module.weight.shape[::-1], dtype=dtype).t()
+                own.append(module.columns)
+                originals.append(source.lm_head.weight)
+        # 3) Every parameter by its name, whatever a trick has added. Only what a Linear multiplies by is read whole,
+        # step by step, and copied where its dtype differs. Of an embedding few rows are read, and what a trick adds
+        # (vectors, scalars) is small: that is shared, and the model casts it where it reads it, as in training.
+        theirs = dict(source.named_parameters())
         for name, parameter in list(model.named_parameters()):
-            if not parameter.is_meta:
-                continue
             owner, _, own_name = name.rpartition(".")
-            module = model.get_submodule(owner)
-            # Only what a Linear multiplies by is read whole, step by step. Of an embedding few rows are read, and what
-            # a trick adds (vectors, scalars) is small: the model casts those where it reads them, as in training.
-            if theirs[name].dtype == dtype or not isinstance(module, Linear):
-                setattr(module, own_name, theirs[name])
+            module, original = model.get_submodule(owner), theirs[name]
+            memory = views.get(id(parameter))
+            if memory is None and isinstance(module, Linear) and original.dtype != dtype:
+                memory = torch.empty(parameter.shape, device=device, dtype=dtype)
+            if memory is None:
+                setattr(module, own_name, original)
             else:
-                setattr(module, own_name, copied(parameter, torch.empty(parameter.shape, device=device, dtype=dtype)))
+                own.append(memory)
+                originals.append(original)
+                setattr(module, own_name, nn.Parameter(memory, requires_grad=False))
         self._own, self._originals = own, originals
         self.model = model
         self.refresh()
-
-
-def _whole_head(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Make the tables of `_rotate_whole`, in the wider of their dtype and the compute dtype."""
-    wide = torch.promote_types(cos.dtype, dtype)
-    return torch.cat((cos, cos), dim=-1).to(wide), torch.cat((sin, -sin), dim=-1).to(wide)

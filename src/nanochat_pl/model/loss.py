@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Reduction", "chunk_tokens_for", "chunked_cross_entropy", "softcapped"]
+__all__ = ["Reduction", "chunk_tokens_for", "chunked_cross_entropy", "softcapped", "softcapped_in_place"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -34,6 +34,11 @@ def chunk_tokens_for(vocab_size: int, device_type: str) -> int:
 def softcapped(logits: Tensor, softcap: float) -> Tensor:
     """Squash logits smoothly into (-softcap, softcap)."""
     return softcap * torch.tanh(logits / softcap)
+
+
+def softcapped_in_place(logits: Tensor, softcap: float) -> Tensor:
+    """Do the same in the memory of `logits`, without gradients: several times faster on a CPU."""
+    return logits.mul_(2 / softcap).sigmoid_().mul_(2 * softcap).sub_(softcap)  # tanh(x) = 2 sigmoid(2x) - 1
 
 
 def _walk(
