@@ -1,8 +1,14 @@
 """Files of the Hugging Face hub, fetched whole through trouble.
 
 A download continues where an earlier one broke off, is checked against the hub's size and hash, and only then gets its
-name. What may pass (no connection, server errors) is tried again for about twenty seconds; of what does not, the error
-says how it can be mended. The hub's library is imported only where a socket is opened.
+name. What may pass (no connection, server errors) is tried again for about twenty seconds; for what does not, the error
+says how it can be mended.
+
+Addresses, headers and metadata are huggingface_hub's. The transfer is ours, because its own (2.4) would break promises:
+`hf_hub_download` begins again after a kill, fetches a file once for each process that asks and deletes it under the
+others, and keeps wrong bytes of the right number; `list_repo_files` waits without end for a server that fell silent.
+Everything goes over plain HTTP and nothing over Xet, as with ``HF_HUB_DISABLE_XET=1``. The library is imported only
+where a socket is opened.
 """
 
 import hashlib
@@ -22,7 +28,7 @@ __all__ = ["fetch_hub_file", "fetch_hub_files", "list_hub_files"]
 log = logging.getLogger(__name__)
 
 RepoType = Literal["dataset", "model"]
-_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 
 _ATTEMPTS = 5
 _WAIT = wait_exponential_jitter(initial=1, max=30)  # seconds; about twenty in all
@@ -41,9 +47,8 @@ def fetch_hub_file(
 ) -> Path:
     """Return ``dest``, downloaded from a Hugging Face repository unless it is there already.
 
-    Several processes may ask for one file: the first downloads, the others wait. Errors that pass (no connection,
-    server errors, broken bodies) are tried again; an interrupted download leaves ``.<name>.<etag>.partial`` beside
-    ``dest`` and the next call continues it.
+    Several processes may ask for one file: the first downloads, the others wait. An interrupted download leaves
+    ``.<name>.<hash>.partial`` beside ``dest``, and the next call continues it.
 
     Args:
         repo: ``owner/name``.
@@ -51,7 +56,7 @@ def fetch_hub_file(
         dest: Final path of the file.
         repo_type: Kind of repository.
         revision: Branch, tag or commit.
-        offline: Open no socket; a file that is not there is an error. So does the variable ``HF_HUB_OFFLINE=1``.
+        offline: Open no socket; a file that is not there is an error. The variable ``HF_HUB_OFFLINE=1`` does the same.
         endpoint: Address of the hub; None = the variable ``HF_ENDPOINT``, else huggingface.co.
 
     Raises:
@@ -76,87 +81,52 @@ def fetch_hub_file(
     url = huggingface_hub.hf_hub_url(repo, filename, repo_type=repo_type, revision=revision, endpoint=endpoint)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(dest.with_name(f".{dest.name}.lock")):
-        if dest.is_file():  # another process was faster
-            return dest
-        log.info("fetching %s from %s", what, url)
-        again = f"run again to continue, or put the file at {dest}"
-        _patiently(lambda: _download(url, dest), f"could not fetch {what} from {url}", again)
+        if not dest.is_file():  # else another process was faster
+            log.info("fetching %s from %s", what, url)
+            again = f"run again to continue, or put the file at {dest}"
+            _patiently(lambda: _download(url, dest), f"could not fetch {what} from {url}", again)
     return dest
 
 
 def fetch_hub_files(
-    repo: str,
-    filenames: Sequence[str],
-    folder: str | Path,
-    *,
-    repo_type: RepoType = "dataset",
-    revision: str = "main",
-    offline: bool = False,
-    endpoint: str | None = None,
-    num_threads: int = 4,
+    repo: str, filenames: Sequence[str], folder: str | Path, *, num_threads: int = 4, **options: Any
 ) -> list[Path]:
-    """Fetch several files of one repository into ``folder`` under their own names; see `fetch_hub_file`.
+    """Fetch several files of one repository into ``folder`` under their own names; options as of `fetch_hub_file`.
 
     After an error the files that arrived stay, and the next call fetches the rest.
     """
 
     def fetch(filename: str) -> Path:
-        dest = Path(folder) / filename
-        return fetch_hub_file(
-            repo, filename, dest, repo_type=repo_type, revision=revision, offline=offline, endpoint=endpoint
-        )
+        return fetch_hub_file(repo, filename, Path(folder) / filename, **options)
 
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         return list(pool.map(fetch, filenames))
 
 
 def list_hub_files(
-    repo: str,
-    *,
-    repo_type: RepoType = "dataset",
-    revision: str = "main",
-    offline: bool = False,
-    endpoint: str | None = None,
+    repo: str, *, repo_type: RepoType = "dataset", revision: str = "main", endpoint: str | None = None
 ) -> list[str]:
-    """List the files of a Hugging Face repository by their paths in it; arguments as `fetch_hub_file`.
+    """List the files of a Hugging Face repository by their paths in it; arguments as of `fetch_hub_file`.
 
     Raises:
         FileNotFoundError: If the listing cannot be had: offline, unknown to the hub, no access, or the hub could not be
             reached in several attempts.
     """
-    what = f"the files of the {repo_type} {repo}"
-    if offline:
-        raise FileNotFoundError(f"offline=true forbids listing {what}; set offline=false")
     from huggingface_hub import constants
 
+    what = f"the files of the {repo_type} {repo}"
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"HF_HUB_OFFLINE forbids listing {what}; unset that variable")
     url = f"{endpoint or constants.ENDPOINT}/api/{repo_type}s/{repo}/tree/{quote(revision, safe='')}?recursive=true"
     return _patiently(lambda: _list(url), f"could not list {what} at {url}", "run again")
 
 
-def _patiently(action: Callable[[], _Result], failure: str, again: str) -> _Result:
-    """Try what may pass several times; say of what does not how it can be mended."""
-    try:
-        return Retrying(
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=_WAIT,
-            retry=retry_if_exception(_may_pass),
-            before_sleep=_say_retry,
-            reraise=True,
-        )(action)
-    except Exception as error:
-        hint = _remedy(error, again)
-        if hint is None:
-            raise
-        raise FileNotFoundError(f"{failure} ({first_line(error)}): {hint}") from error
+class _BrokenDownloadError(OSError):
+    """The body is not what the hub announced."""
 
 
 def _list(url: str) -> list[str]:
-    """List files in one attempt, page by page.
-
-    Not by huggingface_hub's own listing: it tries each page again for half a minute, and our attempts would multiply.
-    """
+    """List files in one attempt, page by page."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     names: list[str] = []
@@ -172,16 +142,12 @@ def _list(url: str) -> list[str]:
     return names
 
 
-class _BrokenDownloadError(OSError):
-    """The body is not what the hub announced."""
-
-
 def _download(url: str, dest: Path) -> None:
     """Fetch ``url`` to ``dest`` in one attempt, continuing what earlier attempts left."""
-    import huggingface_hub
+    from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    file = huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+    file = get_hf_file_metadata(url, timeout=_TIMEOUT_S)
     # Named by content: a file that changed on the hub never continues the old one's beginning.
     partial = dest.with_name(f".{dest.name}.{hashlib.sha256(str(file.etag).encode()).hexdigest()[:12]}.partial")
     have_bytes = partial.stat().st_size if partial.is_file() else 0
@@ -189,8 +155,8 @@ def _download(url: str, dest: Path) -> None:
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # sizes and ranges count the file's own bytes
         if have_bytes:
             headers["Range"] = f"bytes={have_bytes}-"
-        client = get_session()
-        with client.stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True) as response:
+        session = get_session()
+        with session.stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True) as response:
             if response.status_code == 416:  # the partial file is longer than the real one
                 partial.unlink(missing_ok=True)
                 raise _BrokenDownloadError(f"the hub has nothing after byte {have_bytes}")
@@ -221,6 +187,30 @@ def _check(partial: Path, size: int | None, etag: str | None) -> None:
         raise _BrokenDownloadError(wrong)
 
 
+def _patiently(action: Callable[[], _Value], failure: str, again: str) -> _Value:
+    """Try what may pass several times; for what does not, raise an error that says how it can be mended."""
+    attempts = Retrying(
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=_WAIT,
+        retry=retry_if_exception(_may_pass),
+        before_sleep=_say_retry,
+        reraise=True,
+    )
+    try:
+        return attempts(action)
+    except Exception as error:
+        status = _status(error)
+        if status in (401, 403):
+            hint = "the repository is private or gated, or its name is wrong: check the name, then `hf auth login`"
+        elif status == 404:
+            hint = "the hub knows no such repository, revision or file; check the names"
+        elif _may_pass(error):
+            hint = f"gave up after {_ATTEMPTS} attempts; {again}"
+        else:
+            raise
+        raise FileNotFoundError(f"{failure} ({first_line(error)}): {hint}") from error
+
+
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
@@ -233,24 +223,12 @@ def _may_pass(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
-    if isinstance(error, OSError):  # of these a full disk, a missing right or a bad name stay; connections come back
+    if isinstance(error, OSError):  # a full disk, a missing right or a bad name stay as they are; connections come back
         return isinstance(error, (ConnectionError, TimeoutError, _BrokenDownloadError))
     return isinstance(error, Exception) and not isinstance(error, (ValueError, TypeError, AttributeError))
 
 
 def _say_retry(state: RetryCallState) -> None:
-    error: Any = state.outcome.exception() if state.outcome else None
+    error = state.outcome.exception() if state.outcome else None
     wait_s = state.next_action.sleep if state.next_action else 0.0
     log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, first_line(error), wait_s)
-
-
-def _remedy(error: Exception, again: str) -> str | None:
-    """Return what a person can do about ``error``; None where the error says so itself."""
-    status = _status(error)
-    if status in (401, 403):
-        return "the repository is private or gated, or its name is wrong: check the name, then `hf auth login`"
-    if status == 404:
-        return "the hub knows no such repository, revision or file; check the names"
-    if _may_pass(error):
-        return f"gave up after {_ATTEMPTS} attempts; {again}"
-    return None
