@@ -145,8 +145,6 @@ def test_formatted_split_is_saved_and_read_without_the_source(tmp_path):
 
 
 def test_hub_files_are_fetched_once_and_never_offline(tmp_path, monkeypatch):
-    import huggingface_hub
-
     source, asked = write(tmp_path / "hub", [row(0)], "train-00000-of-00001"), []
 
     def fetch(repo, name, dest):
@@ -155,7 +153,7 @@ def test_hub_files_are_fetched_once_and_never_offline(tmp_path, monkeypatch):
         return dest.write_bytes((source / "train-00000-of-00001.parquet").read_bytes()) and dest
 
     names = ["README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, repo_type: names)
+    monkeypatch.setattr(tables, "list_hub_files", lambda repo: names)
     monkeypatch.setattr(tables, "fetch_hub_file", fetch)
     with pytest.raises(FileNotFoundError, match="offline=true"):
         ScienceQA(tmp_path / "here", hub="someone/ScienceQA", offline=True)

@@ -24,15 +24,13 @@ def write(file, *rows):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub whose files are named in a list that the test may change; gives (names, what was asked for)."""
-    import huggingface_hub
-
     names, asked = ["README.md", "main/test-00000-of-00001.parquet"], []
 
     def fetch(repo, name, dest):
         asked.append(f"{repo}/{name}")
         return write(dest, {"name": name})
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, repo_type: names)
+    monkeypatch.setattr(tables, "list_hub_files", lambda repo: names)
     monkeypatch.setattr(tables, "fetch_hub_file", fetch)
     return names, asked
 
@@ -88,12 +86,10 @@ def test_missing_files_are_fetched_once_and_only_where_that_is_allowed(tmp_path,
 
 
 def test_a_hub_that_cannot_be_asked_is_named_with_the_reason(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    def refuse(repo, repo_type):
+    def refuse(repo):
         raise ConnectionError("no route to host\nand more")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    monkeypatch.setattr(tables, "list_hub_files", refuse)
     with pytest.raises(FileNotFoundError, match=r"which files a/b has \(no route to host\)"):
         find_split(tmp_path, "test", repo="a/b", fetch=True)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from nanochat_pl.downloads import fetch_hub_file
+from nanochat_pl.downloads import fetch_hub_file, list_hub_files
 from nanochat_pl.paths import first_line
 from nanochat_pl.rows import COMPRESSED, form, read_csv, read_json_values, unreadable
 from nanochat_pl.tasks.columns import Columns
@@ -484,11 +484,9 @@ def _missing(files: Sequence[Path]) -> int:
 
 def _hub_names(repo: str, folder: str, split: str, path: Path) -> list[str]:
     """List the names of the split's files in the repository."""
-    import huggingface_hub
-
     try:
-        names = huggingface_hub.list_repo_files(repo, repo_type="dataset")
-    except Exception as error:  # the transport's exceptions are another class in each version of the library
+        names = list_hub_files(repo)
+    except OSError as error:
         reason = first_line(error)
         raise FileNotFoundError(
             f"could not ask the hub which files {repo} has ({reason}); try again, or put {split}.parquet into {path}"
