@@ -32,6 +32,7 @@ __all__ = [
     "run_dir",
     "run_folder",
     "run_label",
+    "run_name",
     "worded",
     "write_atomically",
     "writing",
@@ -114,6 +115,11 @@ def checkpoint_file(path: str | Path) -> Path:
     raise FileNotFoundError(
         f"neither best.ckpt nor last.ckpt in {folder}, which holds {listing(folder)}; name one file, or train first"
     )
+
+
+def run_name(file: Path) -> str:
+    """Name a file of weights by its run, with its own name where it is neither the run's best nor its last."""
+    return run_folder(file).name + ("" if file.stem in ("best", "last") else f"/{file.stem}")
 
 
 def listing(folder: Path) -> str:

@@ -26,7 +26,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
-    def __str__(self) -> str:
+    def bounds(self) -> str:
         """Complete the sentence "the value must …"."""
         if self.above:
             return f"lie above {self.low} and not above {self.high}"
@@ -146,7 +146,7 @@ def check_request(
         value = getattr(request, setting)
         if value is not None and value not in allowed:
             off = f"; {_OFF[setting]}" if setting in _OFF else ""
-            raise ValueError(f"{setting}={value} must {allowed.words or allowed}{off}")
+            raise ValueError(f"{setting}={value} must {allowed.words or allowed.bounds()}{off}")
     for report in ("logprobs", "prompt_logprobs"):
         count = getattr(request, report)
         if count is not None and not 0 <= count <= config.vocab_size:

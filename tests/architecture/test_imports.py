@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "requests": ("model",),
     "decoding": ("model", "calculator", "sampling", "requests"),
     "engine": ("model", "decoding", "requests"),
-    "serve": ("engine", "tokenizer", "checkpoint", "runtime", "paths"),
+    "serve": ("engine", "requests", "tokenizer", "checkpoint", "runtime", "paths"),
     "eval": ("engine", "model", "tokenizer", "tasks", "runtime", "calculator"),
     "report": ("eval", "paths", "config.stages"),
     "rl": ("engine", "tasks", "runtime", "data.batch"),
@@ -74,8 +74,8 @@ FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
 OUTER = ("config", "training", "eval.runner", "lit", "api", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
-    "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub",
-    "checkpoint.formats", "serve.names", "serve.settings", "cli.chat", "cli.serve", "model.config",
+    "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub", "checkpoint.formats", "requests", "serve.context",
+    "serve.errors", "serve.handle", "serve.middleware", "serve.settings", "cli.chat", "cli.serve", "model.config",
     "model.accounting", "optim.config", "eval.metrics", "optim.schedules", "data.parquet", "data.microworld",
     "world.chats", "world.documents", "world.facts", "world.problems", "world.questions", "world.write",
     "training.claim", "training.signals", "cli.arguments", "cli.chain", "cli.evaluate", "cli.main", "cli.sweep",

@@ -19,9 +19,8 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.app import create_app
 from nanochat_pl.serve.choices import TokenTexts
-from nanochat_pl.serve.connections import timed_protocol
-from nanochat_pl.serve.limits import Limits
-from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.middleware import Limits, timed_protocol
+from nanochat_pl.serve.server import ServedModel
 from nanochat_pl.serve.worker import Worker
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -106,16 +105,16 @@ def served(
     batch_size: int = 4,
     queue_limit: int = 32,
     client_limit: int | None = None,
-) -> Served:
+) -> ServedModel:
     """Offer a tiny model; without `stop` its answers end by length only."""
     model = model or tiny_model(tokenizer)
     stop_ids = [tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id] if stop else []
     engine = TestEngine(model, stop_ids, tokenizer, "float32")
     loaded = LoadedModel(model, tokenizer, Path("outputs/sft/tiny/checkpoints/last.ckpt"), id.split("/")[0], 7, {})
-    return Served(id, loaded, Worker(engine, batch_size, queue_limit, client_limit, id), TokenTexts(tokenizer))
+    return ServedModel(id, loaded, Worker(engine, batch_size, queue_limit, client_limit, id), TokenTexts(tokenizer))
 
 
-def engine_of(model: Served) -> TestEngine:
+def engine_of(model: ServedModel) -> TestEngine:
     """Return the engine of a served model, to slow it or to break it."""
     engine = model.worker._engine
     assert isinstance(engine, TestEngine)
@@ -123,7 +122,7 @@ def engine_of(model: Served) -> TestEngine:
 
 
 @contextlib.contextmanager
-def running(*models: Served, header_timeout_s: float = 10.0, **limits: Any) -> Iterator[str]:
+def running(*models: ServedModel, header_timeout_s: float = 10.0, **limits: Any) -> Iterator[str]:
     """Run a server; yields its address."""
     app = create_app(models, Limits(**limits))
     http = timed_protocol(header_timeout_s)

@@ -25,10 +25,10 @@ from nanochat_pl.cli.chat import main
 from nanochat_pl.decoding import DecodingSession
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.serve.chat import Chat, Settings
 from nanochat_pl.serve.screen import Screen
-from nanochat_pl.serve.session import Chat, Settings
 from nanochat_pl.serve.terminal import Terminal
-from nanochat_pl.serve.text import Part
+from nanochat_pl.serve.text import ContentPart
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TOKENIZER = Tokenizer.train(["the cat sat on the mat Ünïcödé 你好世界 🌍🌍\n\n"] * 3, vocab_size=290)
@@ -285,7 +285,7 @@ def test_a_second_ctrl_c_ends_an_answer_at_once(tutor: str):
     talk = Chat(load_model(tutor), Settings(max_new_tokens=60))
     terminal = Terminal([talk], Screen(console, console), lambda path: talk, interactive=True)
 
-    def answer(chat: Chat) -> Iterator[Part]:
+    def answer(chat: Chat) -> Iterator[ContentPart]:
         for place, part in enumerate(chat.ask("the cat?")):
             yield part
             if place == 3:

@@ -11,7 +11,7 @@ import torch
 
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.serve.context import fit
-from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.server import ServedModel
 from nanochat_pl.serve.streams import event
 from nanochat_pl.tokenizer import Tokenizer
 from tests.integration.serving import engine_of, get, post, running, served, tiny_model, tiny_tokenizer
@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def models(tokenizer: Tokenizer) -> list[Served]:
+def models(tokenizer: Tokenizer) -> list[ServedModel]:
     return [
         served(tokenizer, "sft/tiny"),
         served(tokenizer, "base/tiny", model=tiny_model(tokenizer, seed=2, sequence_len=128)),
@@ -35,7 +35,7 @@ def models(tokenizer: Tokenizer) -> list[Served]:
 
 
 @pytest.fixture(scope="module")
-def url(models: list[Served]) -> Iterator[str]:
+def url(models: list[ServedModel]) -> Iterator[str]:
     with running(*models, max_tokens=200, max_choices=8) as url:
         yield url
 
@@ -46,7 +46,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def greedy(model: Served, messages: list, max_tokens: int) -> tuple[list[int], list[int]]:
+def greedy(model: ServedModel, messages: list, max_tokens: int) -> tuple[list[int], list[int]]:
     """Return the prompt's ids and the engine's own answer."""
     tokenizer = model.loaded.tokenizer
     prompt = fit(messages, tokenizer, model.sequence_len, max_tokens).ids
@@ -229,7 +229,7 @@ def test_completions_stream_and_tell_logprobs(client):
 
 
 @pytest.fixture
-def says(models: list[Served]) -> Iterator[Callable[[list[int]], None]]:
+def says(models: list[ServedModel]) -> Iterator[Callable[[list[int]], None]]:
     """Let the first model want these tokens, whatever it would say."""
 
     def script(tokens: list[int]) -> None:

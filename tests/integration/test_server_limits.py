@@ -23,8 +23,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
-from nanochat_pl.serve.limits import Limits
-from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.middleware import Limits
+from nanochat_pl.serve.server import ServedModel
 from nanochat_pl.tokenizer import Tokenizer
 from tests.integration.serving import (
     engine_of,
@@ -49,7 +49,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def model(tokenizer: Tokenizer) -> Iterator[Served]:
+def model(tokenizer: Tokenizer) -> Iterator[ServedModel]:
     model = served(tokenizer, batch_size=2, queue_limit=2)
     engine_of(model).step_s = 0.02
     yield model

@@ -10,7 +10,7 @@ import pytest
 
 from nanochat_pl.engine import Engine
 from nanochat_pl.eval.harness_model import HarnessModel
-from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.server import ServedModel
 from nanochat_pl.tokenizer import Tokenizer
 from tests.integration.serving import engine_of, post, running, served, tiny_tokenizer
 
@@ -30,18 +30,18 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Served:
+def model(tokenizer: Tokenizer) -> ServedModel:
     return served(tokenizer)
 
 
 @pytest.fixture(scope="module")
-def url(model: Served) -> Iterator[str]:
+def url(model: ServedModel) -> Iterator[str]:
     with running(model) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def ours(model: Served, tokenizer: Tokenizer) -> HarnessModel:
+def ours(model: ServedModel, tokenizer: Tokenizer) -> HarnessModel:
     return HarnessModel(model.loaded.model, tokenizer, Engine(model.loaded.model, [], tokenizer, "float32"))
 
 

@@ -359,9 +359,8 @@ AS_CLIENTS_SEND = [
 
 def our_prompt(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> list[int]:
     """Lay a request's messages out as the server does."""
-    from nanochat_pl.serve.context import fit
+    from nanochat_pl.serve.context import fit, take_turns
     from nanochat_pl.serve.schema import MessageBody
-    from nanochat_pl.serve.turns import take_turns
 
     bodies = [MessageBody(**message) for message in messages]
     roles = ["system" if body.role == "developer" else body.role for body in bodies]

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from nanochat_pl.serve.screen import Screen, labels, visible
-from nanochat_pl.serve.text import Part
+from nanochat_pl.serve.text import ContentPart
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J \rback\x08 [bold]markup[/bold] :smile: \u202egnp\u202c \u061c\x00\x7f"
 laws = settings(deadline=None, max_examples=100)
@@ -31,10 +31,12 @@ def unstyled(text: str) -> str:
 def test_what_models_write_is_never_obeyed():
     for terminal in (True, False):
         shown, out = screen(terminal=terminal)
-        shown.stream([Part("text", HOSTILE), Part("python", HOSTILE), Part("python_output", HOSTILE)])
+        shown.stream(
+            [ContentPart("text", HOSTILE), ContentPart("python", HOSTILE), ContentPart("python_output", HOSTILE)]
+        )
         shown.note(HOSTILE)
         shown.heading(HOSTILE)
-        shown.columns([HOSTILE, "b"], [iter([Part("text", HOSTILE)]), iter([Part("text", "x")])])
+        shown.columns([HOSTILE, "b"], [iter([ContentPart("text", HOSTILE)]), iter([ContentPart("text", "x")])])
         text = unstyled(out.getvalue()) if terminal else out.getvalue()
         without_live = re.sub(r"\x1b\[(\?25[lh]|[0-9]*[AK]|2K|1A)|\r", "", text)  # what the table itself moves
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e]", without_live)
@@ -46,7 +48,7 @@ def test_what_models_write_is_never_obeyed():
 @given(st.text(max_size=60))
 def test_text_without_control_characters_is_shown_as_it_is(text: str):
     shown, out = screen(terminal=False)
-    shown.stream([Part("text", text)])
+    shown.stream([ContentPart("text", text)])
     ours = visible(text)
     assert out.getvalue().rstrip() == ours.rstrip()
     assert visible(ours) == ours
@@ -60,7 +62,7 @@ def test_text_without_control_characters_is_shown_as_it_is(text: str):
 @example(["a\u3000aaa"], 5)
 def test_wrapping_moves_words_and_changes_none(pieces: list[str], width: int):
     shown, out = screen(width)
-    shown.stream([Part("text", piece) for piece in pieces])
+    shown.stream([ContentPart("text", piece) for piece in pieces])
     lines = out.getvalue().split("\n")
     assert "".join("".join(lines).split()) == "".join("".join(pieces).split())
     assert all(cell_len(line) <= width for line in lines)
@@ -68,7 +70,7 @@ def test_wrapping_moves_words_and_changes_none(pieces: list[str], width: int):
 
 def test_words_are_broken_between_lines_only_where_one_is_longer():
     shown, out = screen(10)
-    shown.stream([Part("text", piece) for piece in ("the c", "at sat on", " the mat abcdefghijklmno")])
+    shown.stream([ContentPart("text", piece) for piece in ("the c", "at sat on", " the mat abcdefghijklmno")])
     assert out.getvalue().splitlines() == ["the cat", "sat on the", "mat", "abcdefghij", "klmno"]
 
 
@@ -82,18 +84,18 @@ def test_words_are_broken_between_lines_only_where_one_is_longer():
 )
 def test_tool_calls_are_shown_with_their_results(parts, shown_as):
     shown, out = screen()
-    shown.stream([Part(*part) for part in parts])
+    shown.stream([ContentPart(*part) for part in parts])
     assert unstyled(out.getvalue()) == shown_as + "\n"
     assert "\x1b[2m" in out.getvalue()
     shown, out = screen(120)
-    shown.columns(["a", "b"], [iter([Part(*part) for part in parts]), iter([])])
+    shown.columns(["a", "b"], [iter([ContentPart(*part) for part in parts]), iter([])])
     assert shown_as in unstyled(out.getvalue())
 
 
 def test_an_answer_that_breaks_off_is_shown_as_far_as_it_came():
     def breaks():
-        yield Part("text", "the cat")
-        yield Part("python", "1+")
+        yield ContentPart("text", "the cat")
+        yield ContentPart("python", "1+")
         raise KeyboardInterrupt
 
     shown, out = screen()

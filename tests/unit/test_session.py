@@ -11,8 +11,8 @@ from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.decoding import DecodingSession
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.serve.chat import Chat, Settings
 from nanochat_pl.serve.context import ContextFull
-from nanochat_pl.serve.session import Chat, Settings
 from nanochat_pl.tasks.jsonl import read_conversations
 from nanochat_pl.tokenizer import Tokenizer
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat_pl.serve.text import Part, TextStream, merge_parts
+from nanochat_pl.serve.text import ContentPart, TextStream, merge_parts
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TOKENIZER = Tokenizer.train(
@@ -15,7 +15,7 @@ PLAIN = st.lists(st.integers(0, NUM_PLAIN - 1), max_size=40)
 laws = settings(deadline=None, max_examples=200)
 
 
-def run(tokens, stop=()) -> tuple[list[Part], TextStream]:
+def run(tokens, stop=()) -> tuple[list[ContentPart], TextStream]:
     stream = TextStream(TOKENIZER, stop)
     parts = []
     for token in tokens:
@@ -162,7 +162,7 @@ def test_merging_makes_content_that_renders_as_the_tokens_were():
 
 def test_text_alone_is_a_string():
     assert merge_parts([]) == ""
-    assert merge_parts([Part("text", "a"), Part("text", "b")]) == "ab"
+    assert merge_parts([ContentPart("text", "a"), ContentPart("text", "b")]) == "ab"
 
 
 @pytest.mark.parametrize("stop", ["stop", ["a", ""]])

@@ -10,7 +10,7 @@ import pytest
 
 from nanochat_pl.engine import Engine, Request
 from nanochat_pl.serve import worker as worker_module
-from nanochat_pl.serve.tickets import Closed, End, Full, Ticket
+from nanochat_pl.serve.handle import EndReason, GenerationHandle, QueueFull, WorkerClosed
 from nanochat_pl.serve.worker import Worker
 from tests.integration.serving import TestEngine, tiny_model, tiny_tokenizer, wait_until
 
@@ -39,22 +39,23 @@ def asked(num_tokens: int = 4, prompt: int = 1) -> Request:
     return Request([prompt], num_tokens)
 
 
-def tokens_of(ticket: Ticket) -> list[int]:
-    return [update.event.token for update in ticket if update.event is not None]
+def tokens_of(handle: GenerationHandle) -> list[int]:
+    return [event.token for event in iter(handle.events.get, None)]
 
 
-def end_of(ticket: Ticket) -> End:
-    return list(ticket)[-1].end
+def end_of(handle: GenerationHandle) -> EndReason:
+    tokens_of(handle)
+    return handle.end
 
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(model, engine):
     worker = Worker(engine, batch_size=3, queue_limit=100)
     requests = [Request(prompt, 3 + 5 * i % 17, seed=i) for i, prompt in enumerate(PROMPTS * 3)]
-    tickets = [worker.submit([request], client=str(i % 5))[0] for i, request in enumerate(requests)]
+    handles = [worker.submit([request], client=str(i % 5))[0] for i, request in enumerate(requests)]
     alone = Engine(model, [], None, "float32")
-    for ticket, request in zip(tickets, requests, strict=True):
-        assert tokens_of(ticket) == alone.run([request], 1)[0].tokens
-        assert ticket.end is End.length
+    for handle, request in zip(handles, requests, strict=True):
+        assert tokens_of(handle) == alone.run([request], 1)[0].tokens
+        assert handle.end is EndReason.length
     state = worker.state()
     assert (state.active, state.waiting, state.ended) == (0, 0, {"length": len(requests)})
     assert state.new_tokens == sum(len(alone.run([request])[0].tokens) for request in requests)
@@ -64,8 +65,8 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(model, engine):
 
 def test_asyncio_and_threads_read_the_same(worker):
     async def read() -> list[int]:
-        (ticket,) = worker.submit([asked(12)])
-        return [update.event.token async for update in ticket if update.event is not None]
+        (handle,) = worker.submit([asked(12)])
+        return [event.token async for event in handle]
 
     assert asyncio.run(read()) == tokens_of(worker.submit([asked(12)])[0])
 
@@ -75,7 +76,7 @@ def test_a_full_queue_refuses_all_of_a_request_or_nothing(worker, engine):
     worker.submit([asked(100)] * 2)
     wait_until(lambda: worker.state().active == 2)
     worker.submit([asked()] * 6)
-    with pytest.raises(Full) as caught:
+    with pytest.raises(QueueFull) as caught:
         worker.submit([asked()] * 3)
     assert 1 <= caught.value.retry_after_s <= 60
     assert worker.state().waiting == 6
@@ -89,7 +90,7 @@ def test_one_client_cannot_fill_a_queue_that_is_shared(engine):
     worker.submit([asked(100)])
     wait_until(lambda: worker.state().active == 1)
     worker.submit([asked()] * 3, "many")
-    with pytest.raises(Full, match="one client"):
+    with pytest.raises(QueueFull, match="one client"):
         worker.submit([asked()], "many")
     worker.submit([asked()] * 3, "other")
     worker.close()
@@ -98,10 +99,10 @@ def test_one_client_cannot_fill_a_queue_that_is_shared(engine):
 def test_a_single_request_does_not_wait_for_all_of_a_clients_many(worker):
     many = worker.submit([asked(20) for _ in range(8)], "many")
     (one,) = worker.submit([asked(20)], "one")
-    assert end_of(one) is End.length
-    assert sum(ticket.end is not None for ticket in many) <= 4
-    assert [end_of(ticket) for ticket in many] == [End.length] * 8
-    assert all(ticket.entered <= later.entered for ticket, later in pairwise(many))
+    assert end_of(one) is EndReason.length
+    assert sum(handle.end is not None for handle in many) <= 4
+    assert [end_of(handle) for handle in many] == [EndReason.length] * 8
+    assert all(handle.entered <= later.entered for handle, later in pairwise(many))
 
 
 def test_free_rows_go_to_whoever_holds_the_fewest(engine):
@@ -112,7 +113,7 @@ def test_free_rows_go_to_whoever_holds_the_fewest(engine):
     wait_until(lambda: worker.state().active == 4)
     more = worker.submit([asked(200)], "many")[0]
     other = worker.submit([asked(200)], "other")[0]  # came later, and holds nothing
-    assert end_of(short) is End.length
+    assert end_of(short) is EndReason.length
     wait_until(lambda: other.entered is not None)
     assert more.entered is None
     worker.close()
@@ -124,36 +125,35 @@ def test_what_is_cancelled_leaves_its_row_to_the_next(worker, engine):
     waiting = worker.submit([asked(3), asked(3)])
     wait_until(lambda: worker.state().active == 2)
     waiting[1].cancel()
-    assert end_of(waiting[1]) is End.cancelled
+    assert end_of(waiting[1]) is EndReason.cancelled
     running[0].cancel()
-    assert end_of(waiting[0]) is End.length
+    assert end_of(waiting[0]) is EndReason.length
     assert running[1].end is None
     running[1].cancel()
     running[1].cancel()
     wait_until(lambda: worker.state().active == 0)
-    assert end_of(running[0]) is End.cancelled
+    assert end_of(running[0]) is EndReason.cancelled
     assert len(tokens_of(running[1])) < 200
     assert worker.state().ended == {"cancelled": 3, "length": 1}
     waiting[0].cancel()  # has ended: nothing happens
-    assert end_of(worker.submit([asked()])[0]) is End.length
+    assert end_of(worker.submit([asked()])[0]) is EndReason.length
 
 
 def test_time_runs_while_waiting_and_while_running(worker, engine):
     engine.step_s = 0.02
     running = worker.submit([asked(200)] * 2, time_limit_s=0.6)
     (waiting,) = worker.submit([asked(200)], time_limit_s=0.2)
-    assert end_of(waiting) is End.expired
+    assert end_of(waiting) is EndReason.expired
     assert waiting.entered is None
-    assert {end_of(ticket) for ticket in running} == {End.expired}
+    assert {end_of(handle) for handle in running} == {EndReason.expired}
     assert worker.state().active == 0
 
 
 def test_a_request_that_cannot_be_generated_ends_alone(worker):
     good, bad, late = worker.submit([asked(30), Request([10**6], 5), asked(30)])
-    update = list(bad)[-1]
-    assert update.end is End.refused
-    assert "1000000" in update.message
-    assert end_of(good) is end_of(late) is End.length
+    assert end_of(bad) is EndReason.refused
+    assert "1000000" in bad.message
+    assert end_of(good) is end_of(late) is EndReason.length
 
 
 def test_an_engine_that_breaks_ends_what_ran_and_goes_on(worker, engine, caplog):
@@ -162,8 +162,8 @@ def test_an_engine_that_breaks_ends_what_ran_and_goes_on(worker, engine, caplog)
     wait_until(lambda: worker.state().active == 2)
     waiting = worker.submit([asked(5)] * 2)
     engine.fails = 1
-    assert [end_of(ticket) for ticket in running] == [End.fault] * 2
-    assert [end_of(ticket) for ticket in waiting] == [End.length] * 2
+    assert [end_of(handle) for handle in running] == [EndReason.fault] * 2
+    assert [end_of(handle) for handle in waiting] == [EndReason.length] * 2
     assert worker.state().faults == 1
     assert "the engine broke" in caplog.text
     assert tokens_of(worker.submit([asked(5)])[0]) == tokens_of(worker.submit([asked(5)])[0])
@@ -173,24 +173,24 @@ def test_an_answer_nobody_reads_delays_nobody(worker):
     unread = worker.submit([asked(100), asked(100)])
     assert len(tokens_of(worker.submit([asked(50)])[0])) == 50
     wait_until(lambda: worker.state().active == 0)
-    assert [len(tokens_of(ticket)) for ticket in unread] == [100, 100]
+    assert [len(tokens_of(handle)) for handle in unread] == [100, 100]
 
 
 def test_draining_lets_answers_finish_and_takes_no_more(worker, engine):
     engine.step_s = 0.01
-    tickets = worker.submit([asked(10)] * 3)
+    handles = worker.submit([asked(10)] * 3)
     worker.drain(30)
-    with pytest.raises(Closed):
+    with pytest.raises(WorkerClosed):
         worker.submit([asked()])
-    assert [end_of(ticket) for ticket in tickets] == [End.length] * 3
+    assert [end_of(handle) for handle in handles] == [EndReason.length] * 3
     wait_until(lambda: not worker.state().alive)
 
 
 def test_when_the_grace_is_over_answers_end(worker, engine):
     engine.step_s = 0.01
-    tickets = worker.submit([asked(200)] * 3)
+    handles = worker.submit([asked(200)] * 3)
     worker.close(0.1)
-    assert {end_of(ticket) for ticket in tickets} == {End.shutdown}
+    assert {end_of(handle) for handle in handles} == {EndReason.shutdown}
     assert not worker.state().alive
 
 
@@ -198,10 +198,10 @@ def test_when_the_grace_is_over_answers_end(worker, engine):
 def test_a_worker_that_is_closed_at_once_finishes_nothing(engine, delay_s):
     engine.step_s = 0.02
     worker = Worker(engine)
-    tickets = worker.submit([asked(200)] * 3)
+    handles = worker.submit([asked(200)] * 3)
     time.sleep(delay_s)
     worker.close()
-    assert {end_of(ticket) for ticket in tickets} == {End.shutdown}
+    assert {end_of(handle) for handle in handles} == {EndReason.shutdown}
     assert worker.state().new_tokens < 30
 
 
@@ -217,24 +217,24 @@ def test_without_work_the_caches_memory_is_given_back(monkeypatch, engine):
 def test_a_reader_whose_loop_is_gone_does_not_stop_the_worker(worker, engine):
     engine.step_s = 0.02
 
-    async def leave() -> Ticket:
+    async def leave() -> GenerationHandle:
         return worker.submit([asked(20)])[0]
 
-    ticket = asyncio.run(leave())
-    assert end_of(worker.submit([asked(30)])[0]) is End.length
-    assert ticket.end is End.length
+    handle = asyncio.run(leave())
+    assert end_of(worker.submit([asked(30)])[0]) is EndReason.length
+    assert handle.end is EndReason.length
 
 
 def test_many_threads_submit_and_cancel_at_once(engine):
     worker = Worker(engine, batch_size=4, queue_limit=1000)
-    ends: list[End] = []
+    ends: list[EndReason] = []
 
     def client(number: int) -> None:
         for i in range(10):
-            (ticket,) = worker.submit([asked(1 + i, prompt=number + 1)], str(number))
+            (handle,) = worker.submit([asked(1 + i, prompt=number + 1)], str(number))
             if i % 3 == 0:
-                ticket.cancel()
-            ends.append(end_of(ticket))
+                handle.cancel()
+            ends.append(end_of(handle))
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -242,7 +242,7 @@ def test_many_threads_submit_and_cancel_at_once(engine):
     for thread in threads:
         thread.join()
     state = worker.state()
-    assert len(ends) == 80 and set(ends) <= {End.length, End.cancelled}
+    assert len(ends) == 80 and set(ends) <= {EndReason.length, EndReason.cancelled}
     assert (state.active, state.waiting, sum(state.ended.values())) == (0, 0, 80)
     worker.close()
 

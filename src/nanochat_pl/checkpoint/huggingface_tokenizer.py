@@ -112,7 +112,7 @@ CHAT_TEMPLATE = """\
     {{- '<|assistant_start|>' -}}
 {%- endif -%}
 """
-"""What the server lays out (`serve.turns`, `Tokenizer.render_conversation`), in Jinja.
+"""What the server lays out (`serve.context`, `Tokenizer.render_conversation`), in Jinja.
 
 With `add_generation_prompt` the next answer is opened, or a last message of the assistant's left open. Marked as
 `generation` is what `render_conversation` supervises. A loop goes over `message.content` itself: by that other servers

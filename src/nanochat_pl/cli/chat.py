@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
-from nanochat_pl.serve.settings import Settings, read_setting, shown_setting
+from nanochat_pl.serve.settings import SETTINGS, Settings, read_setting, shown_setting
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> int:
     share_cores()
     parser = _parser()
     try:
-        asked = parser.parse_args(arguments)
-        if asked.prompt is not None and asked.question:
+        options = parser.parse_args(arguments)
+        if options.prompt is not None and options.question:
             raise ValueError("-p asks one question and prints its answer alone; give --question for all of them")
-        if asked.complete and asked.system is not None:
+        if options.complete and options.system is not None:
             raise ValueError("--system belongs to a conversation, and --complete continues plain text: leave one out")
-        return _chat(asked)
+        return _chat(options)
     except (ValueError, OSError) as error:
         return refuse(error)
     except KeyboardInterrupt:
@@ -56,22 +56,10 @@ def _parser() -> Arguments:
     )
     parser.add_argument("--complete", action="store_true", help="continue plain text, as base models can")
     parser.add_argument("--system", metavar="TEXT", help="system message; joins the first question")
-    for flags, name, meaning in (
-        (("-t", "--temperature"), "temperature", "0 = always the likeliest token"),
-        (("-k", "--top-k"), "top_k", "sample among so many tokens; 0 = all"),
-        (("--top-p",), "top_p", "sample among the fewest that reach this probability together"),
-        (("--min-p",), "min_p", "sample among those at least this share as likely as the likeliest"),
-        (("--repetition-penalty",), "repetition_penalty", "above 1, what was said is said again less often"),
-        (("--frequency-penalty",), "frequency_penalty", "taken off a token's logit each time the answer has had it"),
-        (("--presence-penalty",), "presence_penalty", "taken off once the answer has had it"),
-        (("-n", "--max-new-tokens"), "max_new_tokens", "longest answer"),
-        (("--seed",), "seed", "the same questions, the same answers"),
-    ):
+    for name, typed in SETTINGS.items():
         default = getattr(Settings, name)
-        shown = shown_setting(name, default)
-        parser.add_argument(
-            *flags, type=_typed(name), default=default, metavar="N", help=f"{meaning} (default {shown})"
-        )
+        meaning = f"{typed.meaning} (default {shown_setting(name, default)})"
+        parser.add_argument(*typed.flags, type=_reader(name), default=default, metavar="N", help=meaning)
     parser.add_argument(
         "--context",
         choices=("drop", "refuse"),
@@ -86,33 +74,33 @@ def _parser() -> Arguments:
     return parser
 
 
-def _typed(name: str) -> Callable[[str], Any]:
-    def typed(text: str) -> Any:
+def _reader(name: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
         try:
             return read_setting(name, text)
         except ValueError as error:
             raise ArgumentTypeError(str(error)) from None
 
-    return typed
+    return read
 
 
-def _chat(asked: Namespace) -> int:
-    """Open the models and go through what is to be asked."""
+def _chat(options: Namespace) -> int:
+    """Open the models and ask what the options say."""
     from rich.console import Console
 
     from nanochat_pl.checkpoint import load_model
+    from nanochat_pl.serve.chat import Chat
     from nanochat_pl.serve.screen import Screen
-    from nanochat_pl.serve.session import Chat
     from nanochat_pl.serve.terminal import Terminal
 
-    settings = Settings(**{field.name: getattr(asked, field.name) for field in fields(Settings)})
-    device = _device(asked.device)
+    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    device = _device(options.device)
 
     def open_chat(path: str) -> Chat:
         loaded = load_model(path, device)
-        return Chat(loaded, settings, system=asked.system, policy=asked.context, dtype=asked.dtype)
+        return Chat(loaded, settings, system=options.system, policy=options.context, dtype=options.dtype)
 
-    one_shot = asked.prompt is not None or bool(asked.question)
+    one_shot = options.prompt is not None or bool(options.question)
     if sys.stdin is None:  # whoever started this has closed it
         sys.stdin = io.TextIOWrapper(io.BytesIO())
     interactive = not one_shot and sys.stdin.isatty() and sys.stdout.isatty()
@@ -121,19 +109,19 @@ def _chat(asked: Namespace) -> int:
         stream.reconfigure(errors="replace")  # whatever the locale can say; never a traceback
     out = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     notes = out if interactive else Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False)
-    chats = [open_chat(path) for path in (asked.checkpoint, *asked.compare)]
-    terminal = Terminal(chats, Screen(out, notes), open_chat, complete=asked.complete, interactive=interactive)
+    chats = [open_chat(path) for path in (options.checkpoint, *options.compare)]
+    terminal = Terminal(chats, Screen(out, notes), open_chat, complete=options.complete, interactive=interactive)
     terminal.introduce()
-    if asked.prompt is not None:
-        text = sys.stdin.read().rstrip("\n") if asked.prompt == "-" else asked.prompt
+    if options.prompt is not None:
+        text = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
         if not text.strip():
             raise ValueError("there is nothing to ask: the text of -p is empty")
         terminal.ask(text)
-    elif asked.question:
-        for question in asked.question:
+    elif options.question:
+        for question in options.question:
             terminal.ask_anew(question)
     elif interactive:
-        _interact(terminal, asked.no_history)
+        _interact(terminal, options.no_history)
     else:
         for line in sys.stdin:
             if line.strip() and not terminal.take(line.rstrip("\r\n")):
@@ -151,8 +139,7 @@ def _device(name: str) -> "torch.device":
 
 
 def _interact(terminal: "Terminal", no_history: bool) -> None:
-    from nanochat_pl.serve.prompt import history_file, prompt_session
-    from nanochat_pl.serve.terminal import COMMANDS
+    from nanochat_pl.serve.terminal import COMMANDS, history_file, prompt_session
 
     commands = [f"/{name}" for name in COMMANDS]
     history = None if no_history else history_file()

@@ -91,10 +91,8 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     from nanochat_pl.checkpoint import load_model
     from nanochat_pl.runtime import pick_device
     from nanochat_pl.serve.app import create_app
-    from nanochat_pl.serve.connections import timed_protocol
-    from nanochat_pl.serve.limits import Limits
-    from nanochat_pl.serve.models import Served, serve_model
-    from nanochat_pl.serve.names import model_id
+    from nanochat_pl.serve.middleware import Limits, timed_protocol
+    from nanochat_pl.serve.server import ServedModel, model_id, serve_model
 
     limits = Limits(
         api_keys=keys,
@@ -110,7 +108,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         request_timeout_s=options.request_timeout,
         context=options.context,
     )
-    device, served = pick_device(options.device), list[Served]()
+    device, served = pick_device(options.device), list[ServedModel]()
     _check_names(models)
     for name, path in models:
         loaded = load_model(path, device)
@@ -129,7 +127,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         )
     app = create_app(served, limits)
 
-    class Server(uvicorn.Server):
+    class DrainingServer(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             print(f"shutting down; answers under way have {options.grace:g} s", file=sys.stderr, flush=True)
             app.state.server.drain(options.grace)
@@ -150,7 +148,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     # uvicorn raises the signal that ended it once more, for whoever handled it before; that it ended well is enough
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    server = Server(config)
+    server = DrainingServer(config)
     server.run(sockets=[listening])
     return 0 if server.started else 1
 
@@ -210,7 +208,7 @@ def _check_origin(text: str) -> None:
 
 def _check_host(text: str) -> None:
     """Refuse what no client sends as the name in `Host`: it would let nobody in."""
-    from nanochat_pl.serve.names import host_name
+    from nanochat_pl.serve.middleware import host_name
 
     if text == "*" or host_name(text) == text:
         return
@@ -236,7 +234,7 @@ def _check_proxies(text: str | None) -> None:
 def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
     """Refuse paths that hold no model, and names that would be given twice as far as they are known without torch."""
     from nanochat_pl.checkpoint import check_model
-    from nanochat_pl.serve.names import run_name
+    from nanochat_pl.paths import run_name
 
     taken: dict[object, str] = {}
     for name, path in models:
@@ -255,7 +253,8 @@ def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
 def _check_names(models: Sequence[tuple[str | None, str]]) -> None:
     """Refuse models of one name before the first is loaded; only files whose runs are called alike are opened."""
     from nanochat_pl.checkpoint import check_model, read_model
-    from nanochat_pl.serve.names import model_id, run_name
+    from nanochat_pl.paths import run_name
+    from nanochat_pl.serve.server import model_id
 
     given = [name for name, _ in models if name is not None]
     here = [(source.file, path) for name, path in models if name is None and (source := check_model(path)) is not None]
@@ -308,7 +307,7 @@ def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
     One that only its own machine reaches, be it through a proxy, knows its own names and those it is given; one that
     others reach has names that it does not know, unless they are given.
     """
-    from nanochat_pl.serve.names import host_name
+    from nanochat_pl.serve.middleware import host_name
 
     if "*" in options.allow_host or not (options.allow_host or _is_loopback(listening)):
         return ()

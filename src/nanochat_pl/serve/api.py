@@ -1,26 +1,46 @@
-"""OpenAI's routes: chats, completions, models."""
+"""OpenAI's routes: chats, completions, models.
+
+A request goes through five forms: its body (`schema`), a `Request` for the engine with the prompt's ids, the worker's
+`GenerationHandle`, a `ChoiceStream` that makes text of the tokens, and the answer's model (`responses`).
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from nanochat_pl.engine import TokenLogprobs
-from nanochat_pl.serve.answers import ChatCompletion, ErrorBody, ModelCard, ModelList, TextCompletion
-from nanochat_pl.serve.choices import Choice, Scored, merged
-from nanochat_pl.serve.context import ContextFull, Policy, Prompt, fit, fit_text
+from nanochat_pl.serve.choices import ChoiceStream, Generation, ScoredToken, TokenTexts
+from nanochat_pl.serve.context import ContextFull, FittedPrompt, Policy, fit, fit_text, take_turns
 from nanochat_pl.serve.errors import ApiError
-from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.responses import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ErrorBody,
+    FinishReason,
+    ModelCard,
+    ModelList,
+    TextChoice,
+    TextChunk,
+    TextChunkChoice,
+    TextCompletion,
+    TextLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
 from nanochat_pl.serve.schema import ChatBody, CompletionBody, MessageBody
-from nanochat_pl.serve.server import Answer, Sampling, Server
+from nanochat_pl.serve.server import ServedModel, Server
 from nanochat_pl.serve.streams import EventStream, event, unless_gone
-from nanochat_pl.serve.text import Part
-from nanochat_pl.serve.turns import take_turns
+from nanochat_pl.serve.text import ContentPart
 
-__all__ = ["ERRORS", "api_routes", "fitted"]
+__all__ = ["ERRORS", "api_routes", "fit_prompt"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is at fault, or there is too much to do."},
@@ -48,60 +68,88 @@ def api_routes(server: Server) -> APIRouter:
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer a conversation, whole or as server-sent events (stream=true)."""
         served = server.model(body.model)
+        # 1) The conversation as the model was trained on it. Long ones take their time, so not on the event loop.
         messages = await asyncio.to_thread(_conversation, body.messages, server)
-        sampling = _sampling(body, server.max_tokens(body.asked_tokens), body.num_logprobs)
-        prompt = await fitted(fit, messages, served, sampling, body.context or server.limits.context)
-        answer = server.begin(request, served, [prompt.ids], sampling, "chatcmpl")
+        max_tokens = server.max_tokens(body.asked_tokens)
+        prompt = await fit_prompt(fit, messages, served, max_tokens, body.context or server.limits.context)
+        # 2) The worker gives it a row, or lets it wait for one.
+        generation = server.generate(
+            request, served, body, [prompt.ids], max_tokens, "chatcmpl", logprobs=body.num_logprobs
+        )
+        # 3) The answer as it comes, or whole; either way a client that goes away frees the row.
         if body.stream:
-            events = _chat_events(answer, body.include_usage, prompt)
+            events = _chat_events(generation, served.texts, body.include_usage, prompt)
             return await EventStream.begin(request, events, server.limits)
-        whole = await unless_gone(request.receive, _whole(answer))
-        choices = [
-            {
-                "index": choice.index,
-                "message": _message(choice),
-                "logprobs": None if body.num_logprobs is None else _chat_logprobs(served, scored),
-                "finish_reason": choice.finish_reason,
-                **_truncated(prompt),
-            }
-            for choice, scored in zip(answer.choices, whole, strict=True)
-        ]
-        envelope = _envelope(answer, "chat.completion", choices) | _dropped(prompt)
-        return JSONResponse(envelope | {"usage": answer.usage()})
+        await unless_gone(request.receive, generation.finish())
+        answer = ChatCompletion(
+            **_envelope(generation),
+            object="chat.completion",
+            choices=[
+                ChatChoice(
+                    index=choice.index,
+                    message=_message(choice),
+                    logprobs=None if body.num_logprobs is None else _chat_logprobs(served.texts, choice.scored),
+                    finish_reason=choice.finish_reason,
+                    **_truncated(prompt),
+                )
+                for choice in generation.choices
+            ],
+            usage=generation.usage(),
+            **_dropped(prompt),
+        )
+        return JSONResponse(answer.sent())
 
     @router.post("/completions", response_model=None, responses={200: _ok(TextCompletion), **ERRORS}, name="complete")
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Continue text, whole or as server-sent events (stream=true)."""
-        served, prompts = server.model(body.model), body.prompts()
+        served, prompts, n = server.model(body.model), body.prompts(), body.n or 1
         server.check_chars([prompt for prompt in prompts if isinstance(prompt, str)], "prompt")
-        sampling = _sampling(body, server.max_tokens(body.asked_tokens, COMPLETION_TOKENS), body.logprobs)
-        if body.scores_prompt:
-            sampling = replace(sampling, prompt_logprobs=body.logprobs)
-        server.check_choices(len(prompts), sampling.n)  # before all of them are encoded
+        max_tokens = server.max_tokens(body.asked_tokens, COMPLETION_TOKENS)
+        server.check_choices(len(prompts), n)  # before all of them are encoded
         policy: Policy = "refuse" if body.scores_prompt else body.context or server.limits.context
-        read = [await fitted(fit_text, prompt, served, sampling, policy) for prompt in prompts]
-        answer = server.begin(request, served, [prompt.ids for prompt in read], sampling, "cmpl")
+        fitted = [await fit_prompt(fit_text, prompt, served, max_tokens, policy) for prompt in prompts]
+        generation = server.generate(
+            request,
+            served,
+            body,
+            [prompt.ids for prompt in fitted],
+            max_tokens,
+            "cmpl",
+            logprobs=body.logprobs,
+            prompt_logprobs=body.logprobs if body.scores_prompt else None,
+        )
+        # for each answer, what is given back of its prompt, and whether that was cut
         echoes = [
-            _Echo(served, prompt, laid_out.ids if body.scores_prompt else ())
-            for prompt, laid_out in zip(prompts if body.echo else [""] * len(prompts), read, strict=True)
-            for _ in range(sampling.n)
+            _Echo(served, prompt if body.echo else "", read, body.scores_prompt)
+            for prompt, read in zip(prompts, fitted, strict=True)
+            for _ in range(n)
         ]
-        cuts = [_truncated(prompt) for prompt in read for _ in range(sampling.n)]
         if body.stream:
-            events = _text_events(answer, body.include_usage, echoes, cuts, body.scores_prompt)
+            events = _text_events(generation, served.texts, body.include_usage, echoes, body.scores_prompt)
             return await EventStream.begin(request, events, server.limits)
-        whole = await unless_gone(request.receive, _whole(answer))
+        await unless_gone(request.receive, generation.finish())
         choices = []
-        for choice, scored, echo, cut in zip(answer.choices, whole, echoes, cuts, strict=True):
-            shown: dict[str, Any] = {"index": choice.index, "text": echo.text + choice.text()}
-            if (parts := choice.tool_parts()) is not None:
-                shown["parts"] = parts
-            shown["logprobs"] = None
+        for choice, echo in zip(generation.choices, echoes, strict=True):
+            logprobs = None
             if body.logprobs is not None:
-                own, rest = echo.logprobs(choice), _text_logprobs(served, scored, len(echo.text))
-                shown["logprobs"] = {name: [*own[name], *rest[name]] for name in rest}
-            choices.append(shown | {"finish_reason": choice.finish_reason} | cut)
-        return JSONResponse(_envelope(answer, "text_completion", choices) | {"usage": answer.usage()})
+                logprobs = echo.logprobs(choice) + _text_logprobs(served.texts, choice.scored, len(echo.text))
+            choices.append(
+                TextChoice(
+                    index=choice.index,
+                    text=echo.text + choice.text(),
+                    logprobs=logprobs,
+                    finish_reason=choice.finish_reason,
+                    **_tool_parts(choice),
+                    **echo.cut,
+                )
+            )
+        answer = TextCompletion(
+            **_envelope(generation),
+            object="text_completion",
+            choices=choices,
+            usage=generation.usage(),
+        )
+        return JSONResponse(answer.sent())
 
     return router
 
@@ -110,7 +158,7 @@ def _ok(model: type) -> dict[str, Any]:
     return {"model": model, "description": "The answer; with stream=true, its pieces as server-sent events."}
 
 
-def _card(served: Served) -> ModelCard:
+def _card(served: ServedModel) -> ModelCard:
     loaded = served.loaded
     return ModelCard(
         id=served.id,
@@ -123,60 +171,41 @@ def _card(served: Served) -> ModelCard:
 
 
 def _conversation(messages: Sequence[MessageBody], server: Server) -> list[dict[str, Any]]:
-    said = [message.said() for message in messages]
-    server.check_messages([text if isinstance(text, str) else "".join(part["text"] for part in text) for text in said])
+    contents = [message.said() for message in messages]
+    server.check_messages([c if isinstance(c, str) else "".join(part["text"] for part in c) for c in contents])
     return take_turns(
         [
             {"role": "system" if message.role == "developer" else message.role, "content": content}
-            for message, content in zip(messages, said, strict=True)
+            for message, content in zip(messages, contents, strict=True)
         ]
     )
 
 
-def _sampling(body: ChatBody | CompletionBody, max_tokens: int, logprobs: int | None) -> Sampling:
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k if body.top_k and body.top_k > 0 else None,
-        top_p=body.top_p,
-        min_p=body.min_p,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        presence_penalty=body.presence_penalty or 0.0,
-        seed=body.seed,
-        stop=body.stop_strings(),
-        n=body.n or 1,
-        logprobs=logprobs,
-    )
-
-
-async def fitted(how: Any, content: Any, served: Served, sampling: Sampling, policy: Policy) -> Prompt:
-    """Lay out what a model is to read, away from the event loop: long texts take their time.
+async def fit_prompt(how: Any, content: Any, served: ServedModel, max_tokens: int, policy: Policy) -> FittedPrompt:
+    """Encode what a model is to read, away from the event loop, since long texts take their time.
 
     Args:
         how: `fit` for a conversation, `fit_text` for text or token ids.
-        content: what is laid out.
+        content: what is encoded.
         served: the model.
-        sampling: its `max_tokens` need room.
+        max_tokens: the new tokens that need room.
         policy: see `fit`.
 
     Raises:
-        ApiError: it cannot be read.
+        ApiError: 400, it cannot be read.
     """
     param = "messages" if how is fit else "prompt"
     try:
         if how is fit_text and not isinstance(content, str):
-            return Prompt(_checked(content, served, sampling.max_tokens))
-        return await asyncio.to_thread(
-            how, content, served.loaded.tokenizer, served.sequence_len, sampling.max_tokens, policy
-        )
+            return FittedPrompt(_checked(content, served, max_tokens))
+        return await asyncio.to_thread(how, content, served.loaded.tokenizer, served.sequence_len, max_tokens, policy)
     except ContextFull as error:
         raise ApiError(400, str(error), param=param, code="context_length_exceeded") from None
     except ValueError as error:
         raise ApiError(400, str(error), param=param, code="invalid_value") from None
 
 
-def _checked(ids: list[int], served: Served, max_tokens: int) -> list[int]:
+def _checked(ids: list[int], served: ServedModel, max_tokens: int) -> list[int]:
     """Refuse ids that the model cannot read."""
     vocab_size = served.loaded.tokenizer.vocab_size
     if not ids:
@@ -191,158 +220,177 @@ def _checked(ids: list[int], served: Served, max_tokens: int) -> list[int]:
     return ids
 
 
-async def _whole(answer: Answer) -> list[list[Scored]]:
-    """Wait for all answers; return the scores of each."""
-    scored: list[list[Scored]] = [[] for _ in answer.choices]
-    async with answer.noted():
-        async for choice, piece in merged(answer.choices):
-            if piece is not None:
-                scored[choice.index] += piece.scored
-    return scored
+def _envelope(generation: Generation) -> dict[str, Any]:
+    return {"id": generation.id, "created": generation.created, "model": generation.model}
 
 
-def _message(choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text(), "refusal": None}
-    if (parts := choice.tool_parts()) is not None:
-        message["parts"] = parts
-    return message
+def _message(choice: ChoiceStream) -> AnswerMessage:
+    return AnswerMessage(role="assistant", content=choice.text(), refusal=None, **_tool_parts(choice))
 
 
-def _envelope(answer: Answer, kind: str, choices: list[Any]) -> dict[str, Any]:
-    return {
-        "id": answer.id,
-        "object": kind,
-        "created": answer.created,
-        "model": answer.served.id,
-        "choices": choices,
-    }
+# What is sent only where there is something to say
 
 
-def _dropped(prompt: Prompt) -> dict[str, int]:
+def _tool_parts(choice: ChoiceStream) -> dict[str, Any]:
+    parts = choice.tool_parts()
+    return {} if parts is None else {"parts": parts}
+
+
+def _dropped(prompt: FittedPrompt) -> dict[str, Any]:
     return {"dropped_messages": prompt.dropped} if prompt.dropped else {}
 
 
-def _truncated(prompt: Prompt) -> dict[str, bool]:
+def _truncated(prompt: FittedPrompt) -> dict[str, Any]:
     return {"truncated": True} if prompt.truncated else {}
 
 
-async def _chat_events(answer: Answer, include_usage: bool, prompt: Prompt) -> AsyncGenerator[str, None]:
-    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> str:
-        cut = {} if index in begun else _truncated(prompt)
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish, **cut}
-        usage = {"usage": None} if include_usage else {}
-        return event(_envelope(answer, "chat.completion.chunk", [choice]) | usage | extra)
+# Streams
 
+
+async def _chat_events(
+    generation: Generation, texts: TokenTexts, include_usage: bool, prompt: FittedPrompt
+) -> AsyncGenerator[str, None]:
+    def chunk(choices: list[ChatChunkChoice], **more: Any) -> str:
+        return event(ChatChunk(**_envelope(generation), object="chat.completion.chunk", choices=choices, **more).sent())
+
+    def piece(
+        index: int, finish: FinishReason | None = None, logprobs: ChatLogprobs | None = None, **delta: Any
+    ) -> str:
+        more = dict(usage)
+        is_first = index not in begun
+        if not begun:
+            more |= _dropped(prompt)
+        begun.add(index)
+        choice = ChatChunkChoice(
+            index=index,
+            delta=ChatDelta(**delta),
+            logprobs=logprobs,
+            finish_reason=finish,
+            **(_truncated(prompt) if is_first else {}),
+        )
+        return chunk([choice], **more)
+
+    usage: dict[str, Any] = {"usage": None} if include_usage else {}
     begun: set[int] = set()
-    extra = _dropped(prompt)
-    async with answer.noted():
-        async for choice, piece in merged(answer.choices):
+    async with generation.recorded():
+        async for choice, delta in generation.deltas():
             if choice.index not in begun:
-                yield chunk(choice.index, {"role": "assistant", "content": ""})
-                begun.add(choice.index)
-                extra = {}
-            if piece is None:
-                yield chunk(choice.index, {}, choice.finish_reason)
+                yield piece(choice.index, role="assistant", content="")
+            if delta is None:
+                yield piece(choice.index, choice.finish_reason)
                 continue
             # a token's score goes with the first part that it completed
-            logprobs = _chat_logprobs(answer.served, piece.scored) if piece.scored else None
-            deltas: list[dict[str, Any]] = [
+            logprobs = _chat_logprobs(texts, delta.scored) if delta.scored else None
+            contents: list[dict[str, Any]] = [
                 {"content": text} if kind == "text" else {"part": {"type": kind, "text": text}}
-                for kind, text in piece.parts
+                for kind, text in delta.parts
             ]
-            for i, delta in enumerate(deltas or [{}]):
-                yield chunk(choice.index, delta, logprobs=logprobs if i == 0 else None)
+            for i, content in enumerate(contents or [{}]):
+                yield piece(choice.index, logprobs=logprobs if i == 0 else None, **content)
         if include_usage:
-            yield event(_envelope(answer, "chat.completion.chunk", []) | {"usage": answer.usage()})
+            yield chunk([], usage=generation.usage())
         yield event("[DONE]")
 
 
 async def _text_events(
-    answer: Answer,
-    include_usage: bool,
-    echoes: Sequence["_Echo"],
-    cuts: Sequence[dict[str, bool]],
-    scores_prompt: bool,
+    generation: Generation, texts: TokenTexts, include_usage: bool, echoes: Sequence["_Echo"], scores_prompt: bool
 ) -> AsyncGenerator[str, None]:
-    def chunk(index: int, text: str, finish: str | None = None, logprobs: Any = None, part: Any = None) -> str:
-        tool = {} if part is None else {"part": part}
-        cut = untold.pop(index, {})
-        choice = {"index": index, "text": text, **tool, "logprobs": logprobs, "finish_reason": finish, **cut}
-        return event(_envelope(answer, "text_completion", [choice]) | ({"usage": None} if include_usage else {}))
+    def chunk(choices: list[TextChunkChoice], **more: Any) -> str:
+        return event(TextChunk(**_envelope(generation), object="text_completion", choices=choices, **more).sent())
 
-    untold = dict(enumerate(cuts))  # the first chunk of a choice says it
+    def piece(
+        index: int, text: str, finish: FinishReason | None = None, logprobs: TextLogprobs | None = None, **part: Any
+    ) -> str:
+        cut = {} if index in begun else echoes[index].cut
+        begun.add(index)
+        choice = TextChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=finish, **part, **cut)
+        return chunk([choice], **usage)
+
+    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    begun: set[int] = set()
     silent = dict(enumerate(echoes))  # echoes that are still to be given
-    async with answer.noted():
+    async with generation.recorded():
         for index, echo in enumerate(echoes if not scores_prompt else ()):
             if silent.pop(index).text:
-                yield chunk(index, echo.text)
-        async for choice, piece in merged(answer.choices):
+                yield piece(index, echo.text)
+        async for choice, delta in generation.deltas():
             if choice.index in silent:
                 echo = silent.pop(choice.index)
-                yield chunk(choice.index, echo.text, logprobs=echo.logprobs(choice))
-            if piece is None:
-                yield chunk(choice.index, "", choice.finish_reason)
+                yield piece(choice.index, echo.text, logprobs=echo.logprobs(choice))
+            if delta is None:
+                yield piece(choice.index, "", choice.finish_reason)
                 continue
             before = len(echoes[choice.index].text)
-            logprobs = _text_logprobs(answer.served, piece.scored, before) if piece.scored else None
-            for i, (kind, text) in enumerate(piece.parts or [Part("text", "")]):
-                tool = None if kind == "text" else {"type": kind, "text": text}
-                yield chunk(choice.index, "" if tool else text, logprobs=logprobs if i == 0 else None, part=tool)
+            logprobs = _text_logprobs(texts, delta.scored, before) if delta.scored else None
+            for i, (kind, text) in enumerate(delta.parts or [ContentPart("text", "")]):
+                part: dict[str, Any] = {} if kind == "text" else {"part": {"type": kind, "text": text}}
+                yield piece(choice.index, "" if part else text, logprobs=logprobs if i == 0 else None, **part)
         if include_usage:
-            yield event(_envelope(answer, "text_completion", []) | {"usage": answer.usage()})
+            yield chunk([], usage=generation.usage())
         yield event("[DONE]")
 
 
 class _Echo:
-    """A prompt that is given back.
+    """A prompt that is given back before its continuation.
 
     Args:
         served: the model that reads it.
-        prompt: as it was sent.
-        scored: its ids, where their log-probabilities are given as well; empty = they are not.
+        prompt: as it was sent; empty = it is not given back.
+        read: what the model reads of it.
+        is_scored: whether its log-probabilities are given as well.
     """
 
-    def __init__(self, served: Served, prompt: str | list[int], scored: Sequence[int]):
+    def __init__(self, served: ServedModel, prompt: str | list[int], read: FittedPrompt, is_scored: bool):
         is_text = isinstance(prompt, str)
         self.text = prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)
-        self._served, self._ids, self._begin = served, scored, int(is_text)  # text begins behind <|bos|>
+        self.cut = _truncated(read)
+        """What is sent where its beginning was lost."""
+        self._served, self._ids = served, read.ids if is_scored else []
+        self._begin = int(is_text)  # text begins behind <|bos|>
 
-    def logprobs(self, choice: Choice) -> dict[str, list[Any]]:
+    def logprobs(self, choice: ChoiceStream) -> TextLogprobs:
         """Return what is reported of the prompt's tokens."""
         texts, tokenizer = self._served.texts, self._served.loaded.tokenizer
-        told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        report = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         num_chars = 0
         for token, score in zip(self._ids[self._begin :], choice.prompt_logprobs[self._begin :]):
-            begun = [
-                byte & 0xC0 != 0x80 for byte in tokenizer.decode_bytes([token])
-            ]  # else it goes on with a character
-            told["tokens"].append(texts.text(token))
-            told["token_logprobs"].append(None if score is None else score.logprob)
-            told["top_logprobs"].append(None if score is None else _rivals(self._served, score))
-            told["text_offset"].append(max(0, num_chars - (begun[:1] == [False])))
+            data = tokenizer.decode_bytes([token])
+            begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
+            report.tokens.append(texts.text(token))
+            report.token_logprobs.append(None if score is None else score.logprob)
+            report.top_logprobs.append(None if score is None else _rivals(texts, score))
+            report.text_offset.append(max(0, num_chars - (begun[:1] == [False])))
             num_chars += sum(begun)
-        return told
+        return report
 
 
-def _chat_logprobs(served: Served, scored: Sequence[Scored]) -> dict[str, Any]:
-    entry = served.texts.entry
+# Log-probabilities
+
+
+def _chat_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken]) -> ChatLogprobs:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": texts.text(token), "logprob": logprob, "bytes": texts.bytes(token)}
+
     content = [
-        entry(each.token, each.logprobs.logprob) | {"top_logprobs": [entry(*rival) for rival in each.logprobs.top]}
+        TokenLogprob(
+            **entry(each.token, each.logprobs.logprob),
+            top_logprobs=[TopLogprob(**entry(*rival)) for rival in each.logprobs.top],
+        )
         for each in scored
     ]
-    return {"content": content, "refusal": None}
+    return ChatLogprobs(content=content, refusal=None)
 
 
-def _rivals(served: Served, score: TokenLogprobs) -> dict[str, float]:
+def _rivals(texts: TokenTexts, score: TokenLogprobs) -> dict[str, float]:
     """Name the likeliest tokens by their texts; of two that look alike the likelier counts."""
-    return {served.texts.text(token): logprob for token, logprob in reversed(score.top)}
+    return {texts.text(token): logprob for token, logprob in reversed(score.top)}
 
 
-def _text_logprobs(served: Served, scored: Sequence[Scored], before: int) -> dict[str, list[Any]]:
-    """Return what is reported of an answer's tokens, behind so many characters of an echo."""
-    return {
-        "tokens": [served.texts.text(each.token) for each in scored],
-        "token_logprobs": [each.logprobs.logprob for each in scored],
-        "top_logprobs": [_rivals(served, each.logprobs) for each in scored],
-        "text_offset": [before + each.offset for each in scored],
-    }
+def _text_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken], before: int) -> TextLogprobs:
+    """Return what is reported of an answer's tokens, where an echo of `before` characters comes first."""
+    return TextLogprobs(
+        tokens=[texts.text(each.token) for each in scored],
+        token_logprobs=[each.logprobs.logprob for each in scored],
+        top_logprobs=[_rivals(texts, each.logprobs) for each in scored],
+        text_offset=[before + each.offset for each in scored],
+    )

@@ -1,4 +1,4 @@
-"""The web application: routes, gate, errors and page put together over the models it offers."""
+"""The web application: routes, middleware, errors and page, put together over the models it offers."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,25 +12,23 @@ from fastapi.staticfiles import StaticFiles
 
 from nanochat_pl.serve.api import api_routes
 from nanochat_pl.serve.errors import add_error_handlers
-from nanochat_pl.serve.gate import Gate, record_of
-from nanochat_pl.serve.limits import Limits
-from nanochat_pl.serve.models import Served
-from nanochat_pl.serve.original import original_routes
-from nanochat_pl.serve.server import Server
+from nanochat_pl.serve.middleware import Limits, RequestMiddleware, record_of
+from nanochat_pl.serve.nanochat_api import nanochat_routes
+from nanochat_pl.serve.server import ServedModel, Server
 
 __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "static"
 
 
-def create_app(models: Sequence[Served], limits: Limits | None = None) -> FastAPI:
+def create_app(models: Sequence[ServedModel], limits: Limits | None = None) -> FastAPI:
     """Make the application; the first model is the default one.
 
-    Its `state.server` is the `Server`: call `drain` on it before a graceful end. When the application ends, so do the
-    workers of its models.
+    Its `state.server` is the `Server`: call `drain` on it before a graceful end. When the application ends, the workers
+    of its models end, too.
 
     Raises:
-        ValueError: for no model, or two of one name.
+        ValueError: there is no model, or two have one name.
     """
     limits = limits or Limits()
     server = Server(models, limits)
@@ -51,10 +49,10 @@ def create_app(models: Sequence[Served], limits: Limits | None = None) -> FastAP
     )
     app.state.server = server
     app.include_router(api_routes(server))
-    app.include_router(original_routes(server))
+    app.include_router(nanochat_routes(server))
     _add_page(app)
     add_error_handlers(app)
-    app.add_middleware(Gate, limits=limits, metrics=server.metrics)
+    app.add_middleware(RequestMiddleware, limits=limits, metrics=server.metrics)
     if limits.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -67,13 +65,13 @@ def create_app(models: Sequence[Served], limits: Limits | None = None) -> FastAP
 
 
 def _add_page(app: FastAPI) -> None:
-    """Serve the page's files, each by a route of its own: a mount at / would answer for every mistyped route."""
+    """Serve each file of the page by its own route: a mount at / would answer for every mistyped route."""
     files = StaticFiles(directory=PAGE, check_dir=False)
 
     async def send(request: Request, name: str) -> Response:
         record_of(request.scope).route = "page"
         response = await files.get_response(name, request.scope)
-        # Asked for again each time, by its ETag: modules of two versions do not fit together.
+        # Browsers ask again each time, by the ETag: modules of two versions do not fit together.
         response.headers["Cache-Control"] = "no-cache"
         return response
 

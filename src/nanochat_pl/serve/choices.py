@@ -1,42 +1,46 @@
-"""From a ticket's tokens to an answer: text and tools, log-probabilities, why it ended, how long it is."""
+"""From the engine's events to answers: text and tools, log-probabilities, why each ended, how many tokens it took."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from nanochat_pl.engine import Event, TokenLogprobs
+from nanochat_pl.requests import Event, TokenLogprobs
 from nanochat_pl.serve.errors import error_of_end
-from nanochat_pl.serve.text import Part, TextStream, merge_parts
-from nanochat_pl.serve.tickets import End, Ticket
+from nanochat_pl.serve.handle import GenerationHandle
+from nanochat_pl.serve.middleware import RequestRecord
+from nanochat_pl.serve.responses import FinishReason, Usage
+from nanochat_pl.serve.text import ContentPart, TextStream, merge_parts
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["Choice", "Piece", "Scored", "TokenTexts", "merged"]
+__all__ = ["ChoiceDelta", "ChoiceStream", "Generation", "ScoredToken", "TokenTexts"]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredToken:
     """A sampled token with how likely it was."""
 
     token: int
     start: int
-    """Bytes before it, those of tools among them."""
+    """How many bytes stand before it, those of tools included."""
     offset: int
-    """Characters of text before the one it begins with."""
+    """How many characters of text stand before the one it begins with."""
     logprobs: TokenLogprobs
 
 
 @dataclass
-class Piece:
-    """What has become certain of an answer."""
+class ChoiceDelta:
+    """What has become certain of an answer since the last delta."""
 
-    parts: list[Part] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
+    parts: list[ContentPart] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
 
 
 class TokenTexts:
-    """Write tokens as log-probabilities name them: each by itself, with its bytes."""
+    """Write single tokens as log-probabilities name them, with their bytes."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -50,75 +54,72 @@ class TokenTexts:
         """Return a token's bytes; None for special tokens, which are no text."""
         return None if token in self._special else list(self._tokenizer.decode_bytes([token]))
 
-    def entry(self, token: int, logprob: float) -> dict[str, Any]:
-        """Return what chats report of one token."""
-        return {"token": self.text(token), "logprob": logprob, "bytes": self.bytes(token)}
 
-
-class Choice:
-    """One answer on its way.
+class ChoiceStream:
+    """One answer while it is generated.
 
     Args:
         index: its number among the answers of its request.
-        ticket: where its tokens come from.
+        handle: where its tokens come from.
         tokenizer: the model's.
+        texts: the bytes of its tokens.
         stop: strings that end it; they are no part of it.
 
     Attributes:
         parts: text and tools so far.
-        num_tokens: new tokens it needed, those of tools among them.
+        scored: its scored tokens, where the whole answer was awaited.
+        num_tokens: how many new tokens it took, those of tools included.
         finish_reason: set when it has ended.
-        prompt_logprobs: of the prompt's tokens, where they were asked for; known with the first piece, or at the end.
+        prompt_logprobs: of the prompt's tokens, where they were asked for; known with the first delta, or at the end.
     """
 
-    def __init__(self, index: int, ticket: Ticket, tokenizer: Tokenizer, stop: Sequence[str]):
-        self.index, self.ticket = index, ticket
-        self.parts: list[Part] = []
+    def __init__(
+        self, index: int, handle: GenerationHandle, tokenizer: Tokenizer, texts: TokenTexts, stop: Sequence[str]
+    ):
+        self.index, self.handle = index, handle
+        self.parts: list[ContentPart] = []
+        self.scored: list[ScoredToken] = []
         self.num_tokens = 0
-        self.finish_reason: Literal["stop", "length"] | None = None
+        self.finish_reason: FinishReason = "length"
         self.prompt_logprobs: Sequence[TokenLogprobs | None] = ()
-        self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.special_id(name) for name in SPECIAL_TOKENS)
-        self._stream = TextStream(tokenizer, stop)
-        self._scored: list[Scored] = []
-        self._counts = ticket.request.logprobs is not None
+        self._texts, self._stream = texts, TextStream(tokenizer, stop)
+        self._uncertain: list[ScoredToken] = []
         self._num_read = self._num_given = 0  # bytes
         self._num_chars = 0  # of text
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def deltas(self) -> AsyncGenerator[ChoiceDelta, None]:
         """Yield the answer as it becomes certain; where it is left early, its row is freed.
 
         Raises:
             ApiError: it did not end well.
         """
         try:
-            async for update in self.ticket:
-                error = error_of_end(update)
-                if error is not None:
-                    raise error
-                parts = self._take(update.event) if update.event is not None else []
-                if update.end is not None and not self._stream.stopped:
+            async for event in self.handle:
+                parts = self._take(event)
+                if event.completion is not None:  # the last event: what was held back has become certain
                     parts += self._stream.finish()
-                ended = update.end is not None or self._stream.stopped
-                if ended:
-                    stopped = update.end is End.stop or self._stream.stopped
-                    self.finish_reason = "stop" if stopped else "length"
+                    self.finish_reason = "length" if event.completion.stop_token is None else "stop"
+                if self._stream.stopped:
+                    self.finish_reason = "stop"
                 self.parts += parts
-                piece = Piece(parts, self._certain(parts, ended))
-                if piece.parts or piece.scored:
-                    yield piece
-                if ended:
+                delta = ChoiceDelta(parts, self._certain(parts, event.completion is not None))
+                if delta.parts or delta.scored:
+                    yield delta
+                if self._stream.stopped or event.completion is not None:
                     return
+            if (error := error_of_end(self.handle)) is not None:
+                raise error
         finally:
-            self.ticket.cancel()
+            self.handle.cancel()
 
-    async def finish(self) -> Piece:
-        """Wait for the whole answer."""
-        whole = Piece()
-        async for piece in self.pieces():
-            whole.parts += piece.parts
-            whole.scored += piece.scored
-        return whole
+    async def finish(self) -> None:
+        """Wait for the whole answer.
+
+        Raises:
+            ApiError: it did not end well.
+        """
+        async for delta in self.deltas():
+            self.scored += delta.scored
 
     def text(self) -> str:
         """Return the answer without its use of tools."""
@@ -129,77 +130,120 @@ class Choice:
         content = merge_parts(self.parts)
         return None if isinstance(content, str) else content
 
-    def _take(self, event: Event) -> list[Part]:
+    def _take(self, event: Event) -> list[ContentPart]:
+        """Push an event's token into the text, and note its score and where it stands."""
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
+        request, ended = self.handle.request, event.completion
         if event.token is None:
-            ended = event.completion
-            if self.ticket.request.prompt_logprobs is not None and event.logprobs and ended:
+            if request.prompt_logprobs is not None and event.logprobs and ended:
                 # who scores texts counts one token of the model's own behind them, whatever it is
                 assert ended.stop_token is not None
-                self._scored.append(Scored(ended.stop_token, self._num_read, self._num_chars, event.logprobs))
+                self._uncertain.append(ScoredToken(ended.stop_token, self._num_read, self._num_chars, event.logprobs))
             return []
         self.num_tokens += 1
-        if self._counts:
-            self._count(event.token, event.logprobs)
+        if request.logprobs is not None:
+            data = self._texts.bytes(event.token) or ()
+            begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
+            if event.logprobs is not None:
+                offset = max(0, self._num_chars - (begun[:1] == [False]))
+                self._uncertain.append(ScoredToken(event.token, self._num_read, offset, event.logprobs))
+            self._num_read += len(data)
+            self._num_chars += sum(begun) if self._stream.kind == "text" else 0
         return self._stream.push(event.token, event.sampled)
 
-    def _count(self, token: int, logprobs: TokenLogprobs | None) -> None:
-        """Note a token's score, if it has one, and where it stands."""
-        data = b"" if token in self._special else self._tokenizer.decode_bytes([token])
-        begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
-        if logprobs is not None:
-            offset = self._num_chars - (begun[:1] == [False])
-            self._scored.append(Scored(token, self._num_read, max(0, offset), logprobs))
-        self._num_read += len(data)
-        if self._stream.kind == "text":
-            self._num_chars += sum(begun)
-
-    def _certain(self, parts: Sequence[Part], ended: bool) -> list[Scored]:
-        """Let go of the scores of what was given out: a stop string is no part of the answer, nor are its tokens."""
+    def _certain(self, parts: Sequence[ContentPart], ended: bool) -> list[ScoredToken]:
+        """Return the scores of what was given out: a stop string is no part of the answer, nor are its tokens."""
         self._num_given += sum(len(text.encode()) for _, text in parts)
         everything = ended and not self._stream.stopped
-        certain = [entry for entry in self._scored if everything or entry.start < self._num_given]
-        self._scored = self._scored[len(certain) :]
+        certain = [entry for entry in self._uncertain if everything or entry.start < self._num_given]
+        self._uncertain = self._uncertain[len(certain) :]
         return certain
 
 
-async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None], None]:
-    """Yield the pieces of several answers as they come, and None with each one's end.
+class Generation:
+    """The answers to one HTTP request while they are generated.
 
-    No piece is asked for before the last one was taken, so that a slow reader does not fill the memory.
-
-    Raises:
-        ApiError: one of them did not end well; the others are ended too.
+    Args:
+        model: its id.
+        choices: one for each answer.
+        num_prompt_tokens: each prompt counted once.
+        record: the request's line in the log.
+        kind: the first letters of the answer's id.
     """
-    if len(choices) == 1:
-        async with contextlib.aclosing(choices[0].pieces()) as pieces:
-            async for piece in pieces:
-                yield choices[0], piece
-        yield choices[0], None
-        return
-    news: asyncio.Queue[tuple[Choice, Piece | Exception | None]] = asyncio.Queue(maxsize=1)
 
-    async def forward(choice: Choice) -> None:
+    def __init__(
+        self, model: str, choices: list[ChoiceStream], num_prompt_tokens: int, record: RequestRecord, kind: str
+    ):
+        self.model, self.choices, self.num_prompt_tokens = model, choices, num_prompt_tokens
+        self.id, self.created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
+        self._record = record
+        record.model, record.prompt_tokens = model, num_prompt_tokens
+
+    def usage(self) -> Usage:
+        """Count the tokens so far."""
+        new, read = sum(choice.num_tokens for choice in self.choices), self.num_prompt_tokens
+        return Usage(prompt_tokens=read, completion_tokens=new, total_tokens=read + new)
+
+    async def finish(self) -> None:
+        """Wait for all answers.
+
+        Raises:
+            ApiError: one of them did not end well; the others are ended too.
+        """
+        async with self.recorded():
+            await asyncio.gather(*(choice.finish() for choice in self.choices))
+
+    @asynccontextmanager
+    async def recorded(self) -> AsyncIterator[None]:
+        """Free all rows at the end of the block, and record what they yielded."""
         try:
-            async for piece in choice.pieces():
-                await news.put((choice, piece))
-        except Exception as error:  # raised where somebody listens
-            await news.put((choice, error))
-        else:
-            await news.put((choice, None))
+            yield
+        finally:
+            handles = [choice.handle for choice in self.choices]
+            for handle in handles:
+                handle.cancel()
+            self._record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
+            firsts = [handle.first_token - handle.submitted for handle in handles if handle.first_token is not None]
+            self._record.first_token_s = min(firsts, default=None)
 
-    tasks = [asyncio.ensure_future(forward(choice)) for choice in choices]
-    try:
-        running = len(tasks)
-        while running:
-            choice, told = await news.get()
-            if isinstance(told, Exception):
-                raise told
-            running -= told is None
-            yield choice, told
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for choice in choices:
-            choice.ticket.cancel()
+    async def deltas(self) -> AsyncGenerator[tuple[ChoiceStream, ChoiceDelta | None], None]:
+        """Yield the deltas of all answers as they come, and None at the end of each.
+
+        No delta is asked for before the last one was taken, so that a slow reader does not fill the memory.
+
+        Raises:
+            ApiError: one of them did not end well; the others are ended too.
+        """
+        if len(self.choices) == 1:
+            (choice,) = self.choices
+            async with contextlib.aclosing(choice.deltas()) as deltas:
+                async for delta in deltas:
+                    yield choice, delta
+            yield choice, None
+            return
+        news: asyncio.Queue[tuple[ChoiceStream, ChoiceDelta | Exception | None]] = asyncio.Queue(maxsize=1)
+
+        async def forward(choice: ChoiceStream) -> None:
+            try:
+                async for delta in choice.deltas():
+                    await news.put((choice, delta))
+            except Exception as error:  # raised where somebody listens
+                await news.put((choice, error))
+            else:
+                await news.put((choice, None))
+
+        tasks = [asyncio.ensure_future(forward(choice)) for choice in self.choices]
+        try:
+            running = len(tasks)
+            while running:
+                choice, item = await news.get()
+                if isinstance(item, Exception):
+                    raise item
+                running -= item is None
+                yield choice, item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for choice in self.choices:
+                choice.handle.cancel()

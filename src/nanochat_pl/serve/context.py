@@ -1,7 +1,16 @@
-"""A conversation into a context of limited length: what a model is shown of it, and what had to go.
+"""From a conversation as clients send it to the tokens that a model reads, within a context of limited length.
 
-Oldest turns go first, a question together with its answer, so that what is left is still a conversation; the system
-message stays. Who speaks with the model is told how much went: `Prompt.dropped`, `Prompt.truncated`.
+A model has seen one system message in front, then turns that begin with the user's. Clients send more than that, and
+OpenAI's API answers all of it, so each further form has one rule (`take_turns`):
+
+- System messages before the first turn become one. A later one is read as the user's words, in its place.
+- Neighbouring messages of one role become one message, with an empty line between them. Neighbouring texts of one
+  message are one text.
+- Where the assistant begins, an empty message of the user's stands before it.
+- A last message of the assistant's is not answered but continued.
+
+What does not fit is left out (`fit`): the oldest turns first, a question together with its answer, so that what is left
+is still a conversation; the system message stays. `FittedPrompt.dropped` and `.truncated` say how much went.
 """
 
 import sys
@@ -11,10 +20,12 @@ from typing import Any, Literal, get_args
 
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["ContextFull", "Message", "Policy", "Prompt", "fit", "fit_text"]
+__all__ = ["ContextFull", "FittedPrompt", "Message", "Policy", "fit", "fit_text", "take_turns"]
 
 Message = Mapping[str, Any]
 Policy = Literal["drop", "refuse"]
+BETWEEN = "\n\n"
+"""Stands between joined messages, as `Tokenizer.render_conversation` joins a system message with the user's first."""
 
 
 class ContextFull(ValueError):
@@ -22,15 +33,48 @@ class ContextFull(ValueError):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class FittedPrompt:
     """What a model reads before it answers."""
 
     ids: list[int]
-    """From `<|bos|>` to `<|assistant_start|>` and the beginning of an answer that is continued, or plain text's."""
+    """From `<|bos|>` to `<|assistant_start|>`, and on to the end of an answer that is continued; or those of a text."""
     dropped: int = 0
-    """Messages that were left out at the front."""
+    """How many messages were left out at the front."""
     truncated: bool = False
     """Whether the last message (or the plain text) lost its beginning."""
+
+
+def take_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a conversation as models know it: at most one system message, then user and assistant by turns.
+
+    Args:
+        messages: one or more, with `role` system, user or assistant; `content` is text, or of an assistant a list of
+            parts.
+
+    Returns:
+        New messages; a conversation that is by turns already is equal to its result.
+    """
+    system: list[str] = []
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "system" and not turns:
+            system.append(content)
+            continue
+        role = "user" if role == "system" else role
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] = _joined(turns[-1]["content"], content)
+        else:
+            turns.append({"role": role, "content": content})
+    for turn in turns:
+        if not isinstance(turn["content"], str):
+            turn["content"] = _runs(turn["content"])
+    if turns and turns[0]["role"] == "assistant":
+        turns.insert(0, {"role": "user", "content": ""})
+    head = BETWEEN.join(filter(None, system))
+    if not turns:  # nothing but system messages: they are what is asked
+        return [{"role": "user", "content": head}]
+    return [*([{"role": "system", "content": head}] if head else []), *turns]
 
 
 def fit(
@@ -39,8 +83,8 @@ def fit(
     sequence_len: int,
     max_new_tokens: int,
     policy: Policy = "drop",
-) -> Prompt:
-    """Lay a conversation out for its next answer so that the answer has room.
+) -> FittedPrompt:
+    """Render a conversation for its next answer so that the answer has room.
 
     Room is kept for `max_new_tokens`, or for a quarter of the context where that is less.
 
@@ -48,8 +92,8 @@ def fit(
         messages: an optional system message, then user and assistant by turns. Where the last is the assistant's, the
             answer goes on from its end.
         tokenizer: the model's.
-        sequence_len: tokens of its context.
-        max_new_tokens: the longest answer that is asked for.
+        sequence_len: how many tokens its context has.
+        max_new_tokens: the longest answer that is wanted.
         policy: `drop` leaves the oldest turns out, and cuts a last message that does not fit by itself at its front;
             `refuse` raises instead.
 
@@ -60,7 +104,7 @@ def fit(
     budget = _budget(sequence_len, max_new_tokens, policy)
     ids = _opened(messages, tokenizer)  # also checks every message
     if len(ids) <= budget:
-        return Prompt(ids)
+        return FittedPrompt(ids)
     if policy == "refuse":
         raise ContextFull(
             f"the conversation has {len(ids)} tokens; this model's maximum context length is {sequence_len} tokens, "
@@ -70,23 +114,23 @@ def fit(
     system, turns = list(messages[:1]), list(messages[1:])
     if system[0].get("role") != "system":
         system, turns = [], list(messages)
-    kept: Prompt | None = None
+    kept: FittedPrompt | None = None
     last = len(turns) - 1 - (turns[-1]["role"] == "assistant")  # the user's last message
     tail: list[int] = []
     for first in range(last, -1, -2):
-        turn, laid_out = turns[first : first + 2], _opened if first == last else _rendered
-        ids = [*laid_out([*system, *turn], tokenizer), *tail]
+        turn, render = turns[first : first + 2], _opened if first == last else _rendered
+        ids = [*render([*system, *turn], tokenizer), *tail]
         if len(ids) > budget:
             break
-        kept = Prompt(ids, dropped=first)
-        tail = [*laid_out(turn, tokenizer)[1:], *tail]
+        kept = FittedPrompt(ids, dropped=first)
+        tail = [*render(turn, tokenizer)[1:], *tail]
     return kept or _cut(system, turns[last:], last, tokenizer, sequence_len, budget)
 
 
 def fit_text(
     text: str, tokenizer: Tokenizer, sequence_len: int, max_new_tokens: int, policy: Policy = "drop"
-) -> Prompt:
-    """Lay plain text out to be continued; as `fit`, but without turns.
+) -> FittedPrompt:
+    """Encode plain text to be continued; as `fit`, but without turns.
 
     Raises:
         ContextFull: under `refuse` when it does not fit.
@@ -94,14 +138,14 @@ def fit_text(
     budget = _budget(sequence_len, max_new_tokens, policy)
     ids = tokenizer.encode(text)
     if len(ids) + 1 <= budget:
-        return Prompt([tokenizer.bos_id, *ids])
+        return FittedPrompt([tokenizer.bos_id, *ids])
     if policy == "refuse":
         raise ContextFull(
             f"the text has {len(ids) + 1} tokens; this model's maximum context length is {sequence_len} tokens, of "
             f"which {budget} can be read if a continuation is to have room. Shorten it, or let its beginning go "
             "(context=drop)"
         )
-    return Prompt([tokenizer.bos_id, *_end(ids, budget - 1, tokenizer)], truncated=True)
+    return FittedPrompt([tokenizer.bos_id, *_end(ids, budget - 1, tokenizer)], truncated=True)
 
 
 def _budget(sequence_len: int, max_new_tokens: int, policy: str) -> int:
@@ -132,7 +176,7 @@ def _cut(
     tokenizer: Tokenizer,
     sequence_len: int,
     budget: int,
-) -> Prompt:
+) -> FittedPrompt:
     """Keep the system message and the end of the last turn: of the user's message, and of an answer to be continued."""
     head = [tokenizer.bos_id, tokenizer.special_id("<|user_start|>")]
     if system:  # as `render_conversation` joins it to the user's first message
@@ -150,7 +194,7 @@ def _cut(
     begun = _opened(turn, tokenizer)[1 + len(question) + len(close) + 1 :]
     begun = _end(begun, room, tokenizer)
     question = _end(question, room - len(begun), tokenizer)
-    return Prompt([*head, *question, *close, *begun], dropped=dropped, truncated=True)
+    return FittedPrompt([*head, *question, *close, *begun], dropped=dropped, truncated=True)
 
 
 def _end(ids: Sequence[int], size: int, tokenizer: Tokenizer) -> list[int]:
@@ -159,3 +203,27 @@ def _end(ids: Sequence[int], size: int, tokenizer: Tokenizer) -> list[int]:
     while start and start < len(ids) and tokenizer.decode_bytes([ids[start]])[0] & 0xC0 == 0x80:
         start += 1
     return list(ids[start:])
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Join two contents of one role."""
+    if not first or not second:
+        return first or second
+    if isinstance(first, str) and isinstance(second, str):
+        return first + BETWEEN + second
+    return [*_parts(first), {"type": "text", "text": BETWEEN}, *_parts(second)]
+
+
+def _runs(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Join texts behind each other: cut apart they would be other tokens."""
+    runs: list[Any] = []
+    for part in parts:
+        if part["type"] == "text" and runs and runs[-1]["type"] == "text":
+            runs[-1] = {"type": "text", "text": runs[-1]["text"] + part["text"]}
+        else:
+            runs.append(part)
+    return runs
+
+
+def _parts(content: Any) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)

@@ -9,12 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat_pl.serve.tickets import Closed, End, Full, Update
+from nanochat_pl.serve.handle import EndReason, GenerationHandle, QueueFull, WorkerClosed
+from nanochat_pl.serve.responses import ErrorBody
 
 __all__ = ["ApiError", "ClientGone", "add_error_handlers", "error_of_end", "error_response"]
 
 CLIENT_GONE = 499
-"""Status in logs of a request whose client went away; nobody reads it."""
+"""Status in the log of a request whose client went away; nobody reads it."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _KINDS = {  # pydantic's error type -> OpenAI's code
@@ -31,8 +32,8 @@ class ApiError(Exception):
         status: HTTP status.
         message: what is wrong, what was expected, what to do.
         param: the field of the request that is at fault.
-        code: short name for programs.
-        headers: of the answer.
+        code: a short name for programs.
+        headers: sent with the answer.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """Return the answer's JSON."""
+        """Return the answer's body."""
         kind = "invalid_request_error"
         if self.status >= 500:
             kind = "timeout_error" if self.status == 504 else "server_error"
         elif self.status == 429:
             kind = "rate_limit_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return ErrorBody.model_validate({"error": error}).sent()
 
 
 class ClientGone(Exception):
@@ -67,54 +69,54 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-def error_of_end(update: Update) -> ApiError | None:
-    """Say what a client is told of a request's end; None where it ended well."""
+def error_of_end(handle: GenerationHandle) -> ApiError | None:
+    """Return what a client is told of a request's end; None where it ended well."""
     # openai's clients repeat requests that failed on the server's side, unless told not to
     no_retry = {"x-should-retry": "false"}
-    match update.end:
-        case End.refused:
-            return ApiError(400, update.message)
-        case End.expired:
+    match handle.end:
+        case EndReason.refused:
+            return ApiError(400, handle.message)
+        case EndReason.expired:
             return ApiError(
                 504,
                 "the time limit of a request was reached; ask for fewer tokens, or again when there is less to do",
                 code="request_timeout",
                 headers=no_retry,
             )
-        case End.shutdown:
+        case EndReason.shutdown:
             return ApiError(503, "the server is shutting down", code="shutting_down")
-        case End.fault:
+        case EndReason.fault:
             return ApiError(500, "the engine failed; the server's log says why", code="engine_fault", headers=no_retry)
     return None
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let all errors of an app have OpenAI's form."""
+    """Give all errors of an application OpenAI's form."""
 
-    def told(request: Request, error: ApiError, logged: str | None = None) -> Response:
-        # by name, since the gate, whose record it is, imports this module
+    def answer(request: Request, error: ApiError, logged: str | None = None) -> Response:
+        # by name, since the middleware, whose record it is, imports this module
         if (record := request.scope.get("nanochat_pl.record")) is not None:
             record.refuse(error, logged)
         return error_response(error)
 
     def api(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return told(request, error)
+        return answer(request, error)
 
     def full(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Full)
+        assert isinstance(error, QueueFull)
         wait = {"Retry-After": str(error.retry_after_s)}
-        return told(request, ApiError(429, f"{error}; try again later", code="queue_full", headers=wait))
+        return answer(request, ApiError(429, f"{error}; try again later", code="queue_full", headers=wait))
 
     def closed(request: Request, error: Exception) -> Response:
-        return told(request, ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}))
+        return answer(request, ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}))
 
     def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return told(request, _of_validation(error.errors()))
+        return answer(request, _of_validation(error.errors()))
 
     def plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -122,17 +124,17 @@ def add_error_handlers(app: FastAPI) -> None:
         path = ""
         if error.status_code == 400:  # FastAPI, of what its reader gives up on: bytes that are no text, depth, digits
             why = "the body cannot be read as JSON: it must be UTF-8, nested less deep, with shorter numbers"
-            return told(request, ApiError(400, why, code="invalid_json"))
+            return answer(request, ApiError(400, why, code="invalid_json"))
         if message == http.HTTPStatus(error.status_code).phrase:
             path = f": {request.method} {request.url.path}"  # which may hold what somebody typed: not for the log
         code = _CODES.get(error.status_code)
         said = ApiError(error.status_code, message + path, code=code, headers=error.headers)
-        return told(request, said, message)
+        return answer(request, said, message)
 
     for kind, handler in (
         (ApiError, api),
-        (Full, full),
-        (Closed, closed),
+        (QueueFull, full),
+        (WorkerClosed, closed),
         (ClientGone, gone),
         (RequestValidationError, invalid),
         (HTTPException, plain),
@@ -166,7 +168,7 @@ _FORMS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def _of_validation(errors: Sequence[Any]) -> ApiError:
-    """Tell of the first fault of a body, in words of this server's own."""
+    """Return the first error of a body, in this server's own words."""
     first = errors[0]
     place = [part for part in first["loc"] if part != "body"]
     kind, param = str(first["type"]), _path(place)
@@ -198,7 +200,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _found(error: Mapping[str, Any]) -> str:
-    """Show the value that is at fault; of text and containers only what they are, since logs hold nobody's words."""
+    """Show the value that is at fault; of text and containers only the kind, since logs hold nobody's words."""
     value, kind = error["input"], error["type"]
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()

@@ -1,20 +1,23 @@
 """What may be asked over HTTP: OpenAI's requests, with a few extensions.
 
-A setting that cannot take effect is an error: unknown fields are refused, and so are those of OpenAI's and of other
-servers that this one knows of but does not do, unless their value is the one that changes nothing. What is only a label
-is accepted. Extensions: `top_k`, `min_p`, `repetition_penalty`, `context`, and an assistant's `parts`, which tell its
+A setting that cannot take effect is an error. Unknown fields are refused, and so are fields that OpenAI and
+other servers know but this one does not support, unless their value is the one that changes nothing. Labels are
+accepted. Extensions: `top_k`, `min_p`, `repetition_penalty`, `context`, and an assistant's `parts`, which tell its
 text from its use of tools.
 
-Where a field has several forms, the value's own type says which one was meant, and a fault is told of that form alone.
+Where a field has several forms, the type of the value says which one was meant, and errors speak of that form alone.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody"]
+from nanochat_pl.requests import RANGES, Request
+
+__all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody", "SamplingBody"]
 
 LABELS = frozenset(
     {
@@ -29,20 +32,29 @@ LABELS = frozenset(
         "cache_prompt",
     }
 )
-"""Fields that never change an answer, whatever they say."""
+"""Fields that never change an answer, whatever their value."""
 
 Role = Literal["system", "developer", "user", "assistant"]
 Text = Annotated[str, Field(min_length=1)]
 Ids = list[Annotated[int, Field(ge=0)]]
 
 
-def fault(param: str, says: str) -> PydanticCustomError:
-    """Make the fault of one field, told as its name followed by `says`."""
+def unsupported(param: str, says: str) -> PydanticCustomError:
+    """Make the error of one field; clients read the field's name followed by `says`."""
     return PydanticCustomError("unsupported_parameter", "{says}", {"param": param, "says": says})
 
 
+def _within(setting: str, **narrower: Any) -> Any:
+    """Declare a field that may be left out, with the range that the engine gives this setting."""
+    allowed = RANGES[setting]
+    bounds: dict[str, Any] = {"gt" if allowed.above else "ge": allowed.low}
+    if allowed.high < math.inf:
+        bounds["le"] = allowed.high
+    return Field(None, **bounds | narrower)
+
+
 def _is_empty(value: Any) -> bool:
-    """Say whether a value asks for nothing: null, or a list or an object of nothing else, however deep."""
+    """Tell whether a value asks for nothing: null, or a list or an object of nothing else, however deep."""
     found = [value]
     while found:
         one = found.pop()
@@ -60,12 +72,12 @@ def _changes_nothing(value: Any, neutral: Any) -> bool:
 
 
 def _form(value: Any) -> str | None:
-    """Choose between text and a list by what was sent."""
+    """Choose between text and a list by the type of what was sent."""
     return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
 
 
 def _form_of_prompt(value: Any) -> str | None:
-    """Choose a prompt's form by what it holds first."""
+    """Choose a prompt's form by its first element."""
     if not isinstance(value, list):
         return "#text" if isinstance(value, str) else None
     first = value[0] if value else ""
@@ -73,40 +85,40 @@ def _form_of_prompt(value: Any) -> str | None:
 
 
 class _Body(BaseModel):
-    """A request's object: nothing unknown, no number written as text."""
+    """An object of a request; it may hold nothing unknown, and no number written as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     without_effect: ClassVar[Mapping[str, tuple[Any, ...] | Callable[[Any], bool]]] = {}
-    """Fields that are known but not supported -> values that change nothing, beside null, or a function that tells."""
+    """Fields that are known but not supported -> the values, beside null, that change nothing, or a test for them."""
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_changes_nothing(cls, data: Any) -> Any:
+    def _drop_ineffective(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         kept = {}
         for name, value in data.items():
             if name in cls.without_effect:
                 if not _changes_nothing(value, cls.without_effect[name]):
-                    raise fault(name, "is not supported by this server; leave it out")
+                    raise unsupported(name, "is not supported by this server; leave it out")
             elif name in cls.model_fields or not _is_empty(value):
                 kept[name] = value
         return kept
 
 
 class PartBody(_Body):
-    """A piece of a message; those of tools are an assistant's."""
+    """A piece of a message; only an assistant's may be of tools."""
 
     type: Literal["text", "python", "python_output"]
     text: str
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_what_is_no_text(cls, data: Any) -> Any:
+    def _refuse_other_media(cls, data: Any) -> Any:
         kind = data.get("type") if isinstance(data, dict) else None
         if isinstance(kind, str) and kind not in ("text", "python", "python_output"):
-            raise fault(
+            raise unsupported(
                 "type", f"{kind[:40]!r} is not supported: these models read text, so only text parts are accepted"
             )
         return data
@@ -139,12 +151,12 @@ class MessageBody(_Body):
         | None
     ) = None
     parts: list[PartBody] | None = None
-    """Of an assistant that used a tool; then they, and not `content`, are what it said."""
+    """Of an assistant that used a tool; they then count instead of `content`."""
 
     @model_validator(mode="before")
     @classmethod
     def _check_role_first(cls, data: Any) -> Any:
-        """Tell of a role that there is not, rather than of the fields that only such a message has."""
+        """Let an unknown role be the error, rather than the fields that only such a message has."""
         if isinstance(data, dict) and "role" in data and data["role"] not in get_args(Role):
             return {"role": data["role"]}
         return data
@@ -154,12 +166,12 @@ class MessageBody(_Body):
         for field, parts in (("content", self.content), ("parts", self.parts)):
             for i, part in enumerate(parts if isinstance(parts, list) and self.role != "assistant" else ()):
                 if part.type != "text":
-                    raise fault(f"{field}[{i}].type", f"{part.type!r} belongs to an assistant's message")
+                    raise unsupported(f"{field}[{i}].type", f"{part.type!r} belongs to an assistant's message")
         return self
 
     def said(self) -> str | list[dict[str, str]]:
-        """Return the content as conversations hold it; None is the empty text."""
-        parts = self.parts or self.content  # an empty list of parts says nothing of what was said
+        """Return the content as conversations hold it; null is the empty text."""
+        parts = self.parts or self.content  # an empty list of parts does not replace the content
         if parts is None or isinstance(parts, str):
             return parts or ""
         if all(part.type == "text" for part in parts):
@@ -176,23 +188,23 @@ class StreamOptions(_Body):
     """Send a last chunk with the number of tokens."""
 
 
-class _Sampling(_Body):
+class SamplingBody(_Body):
     """Settings that both kinds of requests share; null = the default."""
 
     model: str | None = None
     """Id of a loaded model; the first one where left out."""
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
+    max_tokens: int | None = _within("max_new_tokens", ge=1)
+    temperature: float | None = _within("temperature", le=2)
     """0 = greedy; 1 where left out."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    """Sample among so many tokens; 0, -1 = all."""
-    min_p: float | None = Field(None, ge=0, le=1)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    top_p: float | None = _within("top_p")
+    top_k: int | None = _within("top_k", ge=-1)
+    """Sample among this many tokens; 0, -1 = all."""
+    min_p: float | None = _within("min_p")
+    frequency_penalty: float | None = _within("frequency_penalty")
     """Taken off a token's logit for each time the answer has had it."""
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = _within("presence_penalty")
     """Taken off a token's logit once the answer has had it."""
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    repetition_penalty: float | None = _within("repetition_penalty")
     """Above 1, tokens of the prompt and the answer come again less often (vLLM's)."""
     n: int | None = Field(None, ge=1)
     stop: (
@@ -207,7 +219,7 @@ class _Sampling(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     context: Literal["drop", "refuse"] | None = None
-    """What is too long loses its oldest turns (a text: its beginning), or is refused; left out: the server's policy."""
+    """What is too long loses its oldest turns (a text: its beginning) or is refused; left out: the server's policy."""
 
     @model_validator(mode="before")
     @classmethod
@@ -215,19 +227,34 @@ class _Sampling(_Body):
         return {name: data[name] for name in data if name not in LABELS} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> "_Sampling":
+    def _check_stream_options(self) -> "SamplingBody":
         if self.include_usage and not self.stream:
-            raise fault("stream_options", "needs stream=true; set that or leave it out")
+            raise unsupported("stream_options", "needs stream=true; set that or leave it out")
         return self
 
     @property
     def asked_tokens(self) -> dict[str, int | None]:
-        """The most new tokens, by the names under which they can be asked for."""
+        """The limit on new tokens, by the names under which it can be given."""
         return {"max_tokens": self.max_tokens}
 
+    @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Return the stop strings as a tuple."""
+        """The strings that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def request(self, prompt: Sequence[int], max_new_tokens: int, seed: str, **reports: Any) -> Request:
+        """Return what the engine is asked for; what was left out has OpenAI's default.
+
+        Args:
+            prompt: ids.
+            max_new_tokens: of one answer.
+            seed: names the answer's random stream.
+            reports: `logprobs` and `prompt_logprobs`, see `Request`.
+        """
+        given = {name: getattr(self, name) for name in RANGES if getattr(self, name, None) is not None}
+        if given.get("top_k", 1) < 1:  # all tokens
+            del given["top_k"]
+        return Request(prompt, max_new_tokens, **{"temperature": 1.0} | given, seed=seed, **reports)
 
     @property
     def include_usage(self) -> bool:
@@ -256,7 +283,7 @@ _SHARED_WITHOUT_EFFECT: dict[str, tuple[Any, ...] | Callable[[Any], bool]] = {
 }
 
 
-class ChatBody(_Sampling):
+class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
     without_effect = _SHARED_WITHOUT_EFFECT | {
@@ -279,9 +306,9 @@ class ChatBody(_Sampling):
 
     messages: list[MessageBody] = Field(min_length=1)
     continue_final_message: bool | None = None
-    """Whether a last message of the assistant's is continued (vLLM's): it always is, and no other message ever."""
+    """Whether a last message of the assistant's is continued (vLLM's): it always is, and no other message ever is."""
     add_generation_prompt: bool | None = None
-    """Whether an answer of its own is begun: always, but for a message that is continued."""
+    """Whether a new answer is begun: always, except where a message is continued."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """`max_tokens` under its newer name."""
     logprobs: bool | None = None
@@ -290,9 +317,9 @@ class ChatBody(_Sampling):
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatBody":
         if self.top_logprobs and not self.logprobs:
-            raise fault("top_logprobs", "needs logprobs=true; set that or leave it out")
+            raise unsupported("top_logprobs", "needs logprobs=true; set that or leave it out")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise fault("max_tokens", "and max_completion_tokens differ; set one of them")
+            raise unsupported("max_tokens", "and max_completion_tokens differ; set one of them")
         return self
 
     @model_validator(mode="after")
@@ -301,21 +328,21 @@ class ChatBody(_Sampling):
         whose = "the assistant's, which is continued" if continued else "not the assistant's"
         for name, happens in (("continue_final_message", continued), ("add_generation_prompt", not continued)):
             if getattr(self, name) not in (None, happens):
-                raise fault(name, f"must be {str(happens).lower()} where the last message is {whose}")
+                raise unsupported(name, f"must be {str(happens).lower()} where the last message is {whose}")
         return self
 
     @property
     def asked_tokens(self) -> dict[str, int | None]:
-        """See `_Sampling`."""
+        """See `SamplingBody`."""
         return {"max_completion_tokens": self.max_completion_tokens, "max_tokens": self.max_tokens}
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens are reported beside the chosen one; None = nothing is."""
+        """How many of the likeliest tokens are reported beside the chosen one; None = nothing is reported."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionBody(_Sampling):
+class CompletionBody(SamplingBody):
     """`POST /v1/completions`."""
 
     without_effect = _SHARED_WITHOUT_EFFECT | {"suffix": ("",)}
@@ -335,20 +362,20 @@ class CompletionBody(_Sampling):
     max_tokens: int | None = Field(None, ge=0)
     """16 where left out; 0 writes nothing, and needs `echo`."""
     logprobs: int | None = Field(None, ge=0, le=5)
-    """How likely each token is, with so many of the likeliest; with `echo` those of the prompt too."""
+    """How likely each token is, with this many of the likeliest; with `echo` those of the prompt too."""
     echo: bool | None = None
     """Give the prompt back before its continuation."""
     best_of: int | None = Field(None, ge=1)
-    """As many as `n`: all that is written is given back."""
+    """Must equal `n`, since all that is written is given back."""
 
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":
         if self.max_tokens == 0 and not self.echo:
-            raise fault("max_tokens", "must be 1 or more where there is no echo=true; found 0")
+            raise unsupported("max_tokens", "must be 1 or more where there is no echo=true; found 0")
         if self.scores_prompt and self.context == "drop":
-            raise fault("context", "must not be 'drop' where echo and logprobs ask for the whole prompt")
+            raise unsupported("context", "must not be 'drop' where echo and logprobs ask for the whole prompt")
         if self.best_of not in (None, self.n or 1):
-            raise fault("best_of", f"must equal n, which is {self.n or 1}: all that is written is given back")
+            raise unsupported("best_of", f"must equal n, which is {self.n or 1}: all that is written is given back")
         return self
 
     @property

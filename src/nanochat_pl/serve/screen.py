@@ -18,8 +18,8 @@ from rich.text import Text
 
 from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.paths import first_distinct, run_folder
-from nanochat_pl.serve.session import Chat, Stats
-from nanochat_pl.serve.text import Part
+from nanochat_pl.serve.chat import AnswerStats, Chat
+from nanochat_pl.serve.text import ContentPart
 
 __all__ = ["Screen", "figures", "labels", "model_card", "visible"]
 
@@ -44,7 +44,7 @@ class _Marks:
     def __init__(self) -> None:
         self._open = False
 
-    def take(self, part: Part) -> Iterator[tuple[str, str]]:
+    def take(self, part: ContentPart) -> Iterator[tuple[str, str]]:
         text = visible(part.text)
         if part.type == "python_output" and self._open:
             yield f" = {text}", "dim"
@@ -133,7 +133,7 @@ class Screen:
         """Say whose answer follows."""
         self.out.print(Text(visible(text), style="bold"), soft_wrap=True)
 
-    def stream(self, parts: Iterable[Part]) -> None:
+    def stream(self, parts: Iterable[ContentPart]) -> None:
         """Show one answer as it comes."""
         marks, wrapped = _Marks(), _Wrapped(self.out)
         try:
@@ -151,7 +151,7 @@ class Screen:
         """Say whether so many answers have room side by side."""
         return count > 1 and self.out.is_terminal and self.out.width >= count * COLUMN
 
-    def columns(self, headings: Sequence[str], answers: Sequence[Iterator[Part]]) -> None:
+    def columns(self, headings: Sequence[str], answers: Sequence[Iterator[ContentPart]]) -> None:
         """Show several answers as they come, by turns, side by side."""
         texts, marks = [Text() for _ in answers], [_Marks() for _ in answers]
         waiting, drawn = dict(enumerate(answers)), 0.0
@@ -198,7 +198,7 @@ def model_card(chat: Chat) -> str:
     )
 
 
-def figures(stats: Stats) -> str:
+def figures(stats: AnswerStats) -> str:
     """Say how long an answer is, how fast it came, and what ended it where that was not the model."""
     said = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
     if stats.tokens_per_s is not None:

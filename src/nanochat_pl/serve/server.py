@@ -1,98 +1,108 @@
-"""What the routes share: the models by name, the limits, and how a request's answers are begun."""
+"""What the routes share: the models that are offered, the limits, and how the answers to a request are begun."""
 
 import secrets
 import time
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from nanochat_pl.engine import Request
-from nanochat_pl.serve.choices import Choice
+from nanochat_pl.checkpoint import LoadedModel
+from nanochat_pl.engine import Engine
+from nanochat_pl.paths import run_name
+from nanochat_pl.serve.choices import ChoiceStream, Generation, TokenTexts
 from nanochat_pl.serve.errors import ApiError
-from nanochat_pl.serve.gate import Record, record_of
-from nanochat_pl.serve.limits import Limits
-from nanochat_pl.serve.metrics import Metrics
-from nanochat_pl.serve.models import Served
+from nanochat_pl.serve.middleware import Limits, Metrics, record_of
+from nanochat_pl.serve.responses import Suggestion
+from nanochat_pl.serve.schema import SamplingBody
+from nanochat_pl.serve.worker import Worker
 
-__all__ = ["Answer", "Sampling", "Server"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the answers of a request are drawn."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    seed: int | None = None
-    """None = another stream each time."""
-    stop: Sequence[str] = ()
-    n: int = 1
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+__all__ = ["ServedModel", "Server", "model_id", "serve_model"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answers to one request, on their way."""
+class ServedModel:
+    """A loaded model with its worker."""
 
-    served: Served
-    choices: list[Choice]
-    num_prompt_tokens: int
-    """Each prompt counted once."""
-    record: Record
     id: str
+    loaded: LoadedModel
+    worker: Worker
+    texts: TokenTexts
+    suggestions: tuple[Suggestion, ...] = ()
+    """Questions that the page offers to begin with."""
     created: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970, of the loading."""
 
-    def usage(self) -> dict[str, int]:
-        """Count tokens so far."""
-        new = sum(choice.num_tokens for choice in self.choices)
-        read = self.num_prompt_tokens
-        return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
+    @property
+    def sequence_len(self) -> int:
+        """How many tokens its context has."""
+        return self.loaded.model.config.sequence_len
 
-    @asynccontextmanager
-    async def noted(self) -> AsyncIterator[None]:
-        """Free all rows at the end of the block, and note for the log what they yielded."""
-        try:
-            yield
-        finally:
-            tickets = [choice.ticket for choice in self.choices]
-            for ticket in tickets:
-                ticket.cancel()
-            self.record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
-            firsts = [ticket.first_token - ticket.submitted for ticket in tickets if ticket.first_token is not None]
-            self.record.first_token_s = min(firsts, default=None)
+
+def serve_model(
+    loaded: LoadedModel,
+    id: str | None = None,
+    *,
+    batch_size: int = 16,
+    queue_limit: int = 256,
+    client_limit: int | None = None,
+    dtype: str = "auto",
+    suggestions: Sequence[Mapping[str, Any]] = (),
+) -> ServedModel:
+    """Start a worker for a model.
+
+    Args:
+        loaded: from `load_model`.
+        id: what clients call it; None = see `model_id`.
+        batch_size: how many answers are generated at once.
+        queue_limit: how many answers may wait.
+        client_limit: how many of these may be one client's; None = all.
+        dtype: of decoding; see `Engine`.
+        suggestions: what the page offers to ask, each as the fields of `responses.Suggestion`.
+    """
+    tokenizer = loaded.tokenizer
+    engine = Engine(loaded.model, tokenizer.stop_ids, tokenizer, dtype)
+    id = id or model_id(loaded.stage, loaded.path)
+    worker = Worker(engine, batch_size, queue_limit, client_limit, id)
+    shown = tuple(Suggestion(**suggestion) for suggestion in suggestions)
+    return ServedModel(id, loaded, worker, TokenTexts(tokenizer), shown)
+
+
+def model_id(stage: str, file: Path, taken: Sequence[str] = ()) -> str:
+    """Name a model `<stage>/<run>`; see `paths.run_name`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    name = f"{stage}/{run_name(file)}"
+    if name in taken:
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        raise ValueError(f"two models would be called {name}; name one of them: NAME={shown}")
+    return name
 
 
 class Server:
-    """Models, limits and figures behind the routes.
+    """The models, limits and metrics behind the routes.
 
     Raises:
-        ValueError: for no model, or two of one name.
+        ValueError: there is no model, or two have one name.
     """
 
-    def __init__(self, models: Sequence[Served], limits: Limits):
+    def __init__(self, models: Sequence[ServedModel], limits: Limits):
         ids = [served.id for served in models]
         if not ids or len(set(ids)) < len(ids):
             raise ValueError(f"a server needs one model or more, each with a name of its own; found {ids}")
-        self.models: Mapping[str, Served] = {served.id: served for served in models}
+        self.models: Mapping[str, ServedModel] = {served.id: served for served in models}
         self.limits = limits
-        self.metrics = Metrics(models)
+        self.metrics = Metrics({served.id: served.worker for served in models})
         self.began = time.monotonic()
         self.draining = False
         """Whether no more requests are taken."""
 
     def drain(self, grace_s: float) -> None:
-        """Take no more requests, and end those that are not done after `grace_s` seconds; returns at once."""
+        """Take no more requests, and end those that are not done after `grace_s` seconds. Returns at once."""
         self.draining = True
         for served in self.models.values():
             served.worker.drain(grace_s)
@@ -103,11 +113,11 @@ class Server:
         for served in self.models.values():
             served.worker.close()
 
-    def model(self, id: str | None) -> Served:
-        """Return a model by name, the first one for None.
+    def model(self, id: str | None) -> ServedModel:
+        """Return a model by its name, or the first one for None.
 
         Raises:
-            ApiError: 404, listing what there is.
+            ApiError: 404, with the names that there are.
         """
         if id is None:
             return next(iter(self.models.values()))
@@ -120,15 +130,18 @@ class Server:
             )
         return self.models[id]
 
-    def max_tokens(self, asked: Mapping[str, int | None], default: int | None = None) -> int:
-        """Return how many new tokens a choice may have.
+    def max_tokens(self, wanted: Mapping[str, int | None], default: int | None = None) -> int:
+        """Return how many new tokens an answer may have.
 
         Args:
-            asked: by the client, under the name it used; the first that is not None counts.
-            default: where it did not ask; None = the server's limit.
+            wanted: what the client wants, under the name it used; the first that is not None counts.
+            default: where the client did not say; None = the server's limit.
+
+        Raises:
+            ApiError: 400, the client wants more than the server's limit.
         """
         limit = self.limits.max_tokens
-        for name, value in asked.items():
+        for name, value in wanted.items():
             if value is not None and value > limit:
                 raise ApiError(400, f"{name}={value} is above this server's {limit}", param=name, code="invalid_value")
             if value is not None:
@@ -136,7 +149,7 @@ class Server:
         return min(default or limit, limit)
 
     def check_choices(self, num_prompts: int, n: int, most: int | None = None) -> None:
-        """Refuse more answers than one request may want, by the name of what asks for them."""
+        """Refuse more answers than one request may want; the error names the field that asks for them."""
         limit = min(self.limits.max_choices, most or self.limits.max_choices)
         if num_prompts * n > limit:
             each = f", {n} to each of {num_prompts} prompts" if n > 1 < num_prompts else ""
@@ -148,7 +161,7 @@ class Server:
             )
 
     def check_chars(self, texts: Sequence[str], param: str) -> None:
-        """Refuse texts that are too long together."""
+        """Refuse texts that are together too long."""
         total = sum(map(len, texts))
         if total > (limit := self.limits.max_total_chars):
             is_chat = param == "messages"
@@ -163,7 +176,7 @@ class Server:
             )
 
     def check_messages(self, texts: Sequence[str]) -> None:
-        """Refuse too many messages, or too long ones."""
+        """Refuse too many messages, or messages that are too long."""
         limits = self.limits
         if len(texts) > limits.max_messages:
             raise ApiError(
@@ -185,47 +198,43 @@ class Server:
                 )
         self.check_chars(texts, "messages")
 
-    def begin(
-        self, http: HttpRequest, served: Served, prompts: Sequence[Sequence[int]], sampling: Sampling, kind: str
-    ) -> Answer:
-        """Queue the answers of a request: choice j of prompt i is number i * n + j.
+    def generate(
+        self,
+        http: HttpRequest,
+        served: ServedModel,
+        body: SamplingBody,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        kind: str,
+        **reports: int | None,
+    ) -> Generation:
+        """Queue the answers of a request: answer j to prompt i is number i * n + j.
 
         Args:
             http: whose client they are for.
             served: the model.
+            body: how they are drawn.
             prompts: ids, with room behind them.
-            sampling: of all of them.
-            kind: first letters of the answer's id.
+            max_new_tokens: of each answer.
+            kind: the first letters of the answer's id.
+            reports: which log-probabilities are wanted, see `Request`.
 
         Raises:
-            ApiError: 400 for more answers than one request may want.
-            Full, Closed: see `Worker.submit`.
+            ApiError: 400, these are more answers than one request may want.
+            QueueFull, WorkerClosed: see `Worker.submit`.
         """
-        self.check_choices(len(prompts), sampling.n, served.worker.most_together)
-        seed: Any = secrets.token_hex(8) if sampling.seed is None else sampling.seed
+        n = body.n or 1
+        self.check_choices(len(prompts), n, served.worker.most_together)
+        seed: Any = secrets.token_hex(8) if body.seed is None else body.seed  # without one, other answers each time
         requests = [
-            Request(
-                prompt,
-                sampling.max_tokens,
-                sampling.temperature,
-                sampling.top_k,
-                sampling.top_p,
-                sampling.min_p,
-                seed=f"{seed}/{i}/{j}",
-                logprobs=sampling.logprobs,
-                prompt_logprobs=sampling.prompt_logprobs,
-                repetition_penalty=sampling.repetition_penalty,
-                frequency_penalty=sampling.frequency_penalty,
-                presence_penalty=sampling.presence_penalty,
-            )
+            body.request(prompt, max_new_tokens, f"{seed}/{i}/{j}", **reports)
             for i, prompt in enumerate(prompts)
-            for j in range(sampling.n)
+            for j in range(n)
         ]
         record = record_of(http.scope)
-        tickets = served.worker.submit(requests, record.client, self.limits.request_timeout_s)
+        handles = served.worker.submit(requests, record.client, self.limits.request_timeout_s)
         choices = [
-            Choice(index, ticket, served.loaded.tokenizer, sampling.stop) for index, ticket in enumerate(tickets)
+            ChoiceStream(index, handle, served.loaded.tokenizer, served.texts, body.stop_strings)
+            for index, handle in enumerate(handles)
         ]
-        answer = Answer(served, choices, sum(map(len, prompts)), record, f"{kind}-{uuid.uuid4().hex}")
-        record.model, record.prompt_tokens = served.id, answer.num_prompt_tokens
-        return answer
+        return Generation(served.id, choices, sum(map(len, prompts)), record, kind)

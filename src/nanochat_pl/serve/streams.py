@@ -1,4 +1,4 @@
-"""Answers that are generated while somebody reads them, or no longer does."""
+"""Server-sent events of an answer that is still being generated, and what happens when its reader goes away."""
 
 import asyncio
 import json
@@ -10,16 +10,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanochat_pl.serve.errors import ApiError, ClientGone
-from nanochat_pl.serve.gate import record_of
-from nanochat_pl.serve.limits import Limits
+from nanochat_pl.serve.middleware import Limits, record_of
 
 __all__ = ["EventStream", "event", "unless_gone"]
 
 T = TypeVar("T")
 
-
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""JSON lets them stand, but many readers end a line there."""
+"""JSON allows them, but many readers end a line there."""
 
 
 def event(data: Any) -> str:
@@ -36,7 +34,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         work: what is done for it.
 
     Raises:
-        ClientGone: it did.
+        ClientGone: the client went away.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(receive))
@@ -57,15 +55,15 @@ async def _gone(receive: Receive) -> None:
 
 
 SILENCE = ": nothing new yet\n\n"
-"""A comment; readers of server-sent events pass over it."""
+"""A comment; readers of server-sent events ignore it."""
 
 
 class EventStream(Response):
-    """Server-sent events of a generator, which is closed when the last was sent, or nobody reads.
+    """Server-sent events of a generator, which is closed when the last was sent or nobody reads any more.
 
     Args:
-        first: the first event, ready or on its way.
-        rest: yields the others; an `ApiError` it raises becomes the last one.
+        first: the first event, ready or not yet.
+        rest: yields the other events; an `ApiError` it raises becomes the last one.
         limits: how long a reader may take nothing, and how long a stream may be silent.
     """
 
@@ -78,10 +76,10 @@ class EventStream(Response):
 
     @classmethod
     async def begin(cls, request: Request, events: AsyncGenerator[str, None], limits: Limits) -> "EventStream":
-        """Wait for the first event, at most as long as a stream may be silent: what goes wrong has a status till then.
+        """Wait for the first event, at most as long as a stream may be silent: until then an error can have a status.
 
         Raises:
-            ApiError, ClientGone: it did go wrong.
+            ApiError, ClientGone: as `events` does, or the client went away.
         """
         first = asyncio.ensure_future(anext(events))
         try:
@@ -126,7 +124,7 @@ class EventStream(Response):
 
 
 async def _stop(pending: asyncio.Future[str], events: AsyncGenerator[str, None]) -> None:
-    """End a generator that may be on its way to the next event."""
+    """Close a generator that may be computing its next event."""
     pending.cancel()
     await asyncio.gather(pending, return_exceptions=True)
     await events.aclose()

@@ -5,36 +5,34 @@ several lines where wanted. Ctrl-C ends an answer, never the chat.
 """
 
 import contextlib
+import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.serve.chat import Chat
 from nanochat_pl.serve.context import ContextFull
-from nanochat_pl.serve.prompt import unechoed_controls
 from nanochat_pl.serve.screen import Screen, figures, labels, model_card
-from nanochat_pl.serve.session import Chat
-from nanochat_pl.serve.settings import read_setting, shown_setting
-from nanochat_pl.serve.text import Part
+from nanochat_pl.serve.settings import SETTINGS, read_setting, shown_setting
+from nanochat_pl.serve.text import ContentPart
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyPressEvent
 
-__all__ = ["COMMANDS", "Terminal"]
+__all__ = ["COMMANDS", "Terminal", "history_file", "prompt_session"]
 
 COMMANDS = {
     "help": ("", "this list"),
     "system": ("[text|off]", "show or set the system message"),
-    "temperature": ("[number]", "0 = always the likeliest token"),
-    "topk": ("[number|off]", "sample among so many tokens"),
-    "topp": ("[number|off]", "sample among the fewest of so much probability"),
-    "minp": ("[number|off]", "sample among this share of the likeliest or more"),
-    "repetition": ("[number|off]", "above 1, what was said is said again less often"),
-    "frequency": ("[number|off]", "the same by how often the answer has said it; above 0"),
-    "presence": ("[number|off]", "the same by whether the answer has said it; above 0"),
-    "tokens": ("[number]", "longest answer"),
-    "seed": ("[number|off]", "the same questions, the same answers"),
+    **{
+        typed.command: ("[number|off]" if typed.can_be_off else "[number]", typed.command_meaning or typed.meaning)
+        for typed in SETTINGS.values()
+    },
     "regenerate": ("", "answer the last question again"),
     "edit": ("[text]", "ask something else in place of the last question"),
     "save": ("file", "the conversation as JSON; fine-tuning reads it too"),
@@ -46,17 +44,7 @@ COMMANDS = {
 }
 OF_CONVERSATIONS = ("system", "regenerate", "edit", "save", "load")
 """Commands that mean nothing where plain text is continued."""
-SETTINGS = {
-    "temperature": "temperature",
-    "topk": "top_k",
-    "topp": "top_p",
-    "minp": "min_p",
-    "tokens": "max_new_tokens",
-    "seed": "seed",
-    "repetition": "repetition_penalty",
-    "frequency": "frequency_penalty",
-    "presence": "presence_penalty",
-}
+_SETTING_OF = {typed.command: name for name, typed in SETTINGS.items()}
 
 
 class Terminal:
@@ -147,8 +135,8 @@ class Terminal:
             raise ValueError(f"/{name} does not apply to --complete, which continues plain text; chat without it")
         if argument and not COMMANDS[name][0]:
             raise ValueError(f"/{name} takes nothing behind it, found {argument!r}")
-        if name in SETTINGS:
-            self._set(SETTINGS[name], argument)
+        if name in _SETTING_OF:
+            self._set(_SETTING_OF[name], argument)
         else:
             getattr(self, f"_{name}")(argument)
         return True
@@ -174,7 +162,7 @@ class Terminal:
         self.ask(question)
         self.screen.heading("")
 
-    def answer(self, begin: Callable[[Chat], Iterator[Part]]) -> None:
+    def answer(self, begin: Callable[[Chat], Iterator[ContentPart]]) -> None:
         """Show the answer of every model to the same.
 
         Raises:
@@ -194,13 +182,13 @@ class Terminal:
                         self.screen.stream(answer)
         self._say_figures()
 
-    def _begin(self, begin: Callable[[Chat], Iterator[Part]], chat: Chat) -> Iterator[Part]:
+    def _begin(self, begin: Callable[[Chat], Iterator[ContentPart]], chat: Chat) -> Iterator[ContentPart]:
         """Begin an answer; a model whose context is full says so in its place, so that the others still answer."""
         try:
             return begin(chat)
         except ContextFull as error:
             self.num_refused += 1
-            return iter([Part("text", f"({error})")])
+            return iter([ContentPart("text", f"({error})")])
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -220,7 +208,7 @@ class Terminal:
 
         before = signal.signal(signal.SIGINT, stop)
         try:
-            with unechoed_controls():
+            with _unechoed_controls():
                 yield
         except KeyboardInterrupt:
             pass  # what came so far was said
@@ -328,8 +316,8 @@ class Terminal:
                 of = f"prompt of {chat.stats.prompt_tokens} of {chat.sequence_len} tokens"
                 self.screen.note(f"{whose}{figures(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
         chat = self.chats[0]
-        values = {name: getattr(chat.settings, name) for name in SETTINGS.values()}
-        said = ", ".join(f"{name} {shown_setting(name, value)}" for name, value in values.items())
+        names = sorted(SETTINGS, key=lambda name: name.endswith("penalty"))  # the penalties last
+        said = ", ".join(f"{name} {shown_setting(name, getattr(chat.settings, name))}" for name in names)
         self.screen.note(f"{len(chat.messages)} messages · {said} · full context: {chat.policy}")
 
     def _clear(self, _: str) -> None:
@@ -342,7 +330,7 @@ class Terminal:
             del self.chats[1:]
         elif argument:
             first, other = self.chats[0], self._open_chat(argument)
-            other.set(**{name: getattr(first.settings, name) for name in SETTINGS.values()})
+            other.set(**asdict(first.settings))
             other.system, other.messages = first.system, [dict(message) for message in first.messages]
             self.chats.append(other)
             self._introduce(other)
@@ -351,3 +339,74 @@ class Terminal:
     def _needs_conversation(self) -> None:
         if not self.chats[0].messages:
             raise ValueError("nothing was asked yet")
+
+
+def history_file() -> Path:
+    """Return where questions are kept between chats: the folder that the system has for such things."""
+    state = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME")
+    return Path(state or Path.home() / ".local" / "state") / "nanochat_pl" / "chat_history"
+
+
+@contextlib.contextmanager
+def _unechoed_controls() -> Iterator[None]:
+    """Keep the terminal from writing `^C` into what is being shown; without a terminal, change nothing."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+    except (ImportError, OSError, ValueError, termios.error):  # another system, or no terminal
+        yield
+        return
+    changed = [*before]
+    changed[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSession[str]":
+    """Make the line that people type into.
+
+    Args:
+        history: the file that keeps what was typed, readable by its owner only; None = it is forgotten at the end.
+        commands: what Tab completes, with the slash.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.shortcuts import CompleteStyle
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: "KeyPressEvent") -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: "KeyPressEvent") -> None:
+        event.current_buffer.insert_text("\n")
+
+    if history is not None:
+        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+    return PromptSession(
+        [("bold", "> ")],
+        multiline=True,  # Enter still sends; this is for lines that are pasted or asked for
+        prompt_continuation=[("", "  ")],
+        key_bindings=keys,
+        completer=WordCompleter(list(commands), sentence=True),
+        complete_while_typing=False,
+        complete_style=CompleteStyle.READLINE_LIKE,
+        history=InMemoryHistory() if history is None else FileHistory(str(history)),
+    )

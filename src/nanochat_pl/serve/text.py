@@ -1,7 +1,7 @@
-"""Tokens to text, as they come: never half a character, never a special token, never what stands behind a stop string.
+"""Tokens become text as they come: never half a character or a special token, and nothing behind a stop string.
 
-A token is a piece of bytes, and a character may need several: decoding tokens one by one shows U+FFFD where a letter
-was meant. Terminal, server and page all show what a `TextStream` gives out.
+A token is a piece of bytes, and a character may need several of them: decoding tokens one by one shows U+FFFD where a
+letter was meant. Terminal, server and page all show what a `TextStream` gives out.
 """
 
 import codecs
@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["Part", "PartType", "TextStream", "merge_parts"]
+__all__ = ["ContentPart", "PartType", "TextStream", "merge_parts"]
 
 PartType = Literal["text", "python", "python_output"]
 
 
-class Part(NamedTuple):
-    """A piece of an answer: some of its text, or the whole of what was handed to a tool or came from it."""
+class ContentPart(NamedTuple):
+    """A piece of an answer: some of its text, or all that was handed to a tool or came from it."""
 
     type: PartType
     text: str
@@ -25,17 +25,17 @@ class Part(NamedTuple):
 class TextStream:
     """Follow one answer, token by token.
 
-    Text is given out as soon as it is certain; what stands between `<|python_start|>` and `<|python_end|>`, and a
-    tool's result, when it is complete. Special tokens never become text. Only what a tool put there is a
-    `python_output`: where a model writes `<|output_start|>` of its own accord, what follows is ordinary text.
+    Text is given out as soon as it is certain; a tool's result, and what stands between `<|python_start|>` and
+    `<|python_end|>`, when it is complete. Special tokens never become text. Only what a tool put there is a
+    `python_output`: where a model itself writes `<|output_start|>`, what follows is ordinary text.
 
     Differs: nanochat (2025-11) shows tool tokens as text and repairs split characters by decoding all tokens again
     with each new one.
 
     Args:
         tokenizer: the model's.
-        stop: the first of these strings to be completed ends the text. The text before it is given out; it, and all
-            that follows, never. It is looked for in text only, from one tool call to the next. What may be its
+        stop: the first of these strings that is completed ends the text. The text before it is given out; the string
+            and all that follows are not. It is looked for in text only, between two tool calls. What may be its
             beginning is held back; how the text is cut into tokens makes no difference.
 
     Raises:
@@ -48,7 +48,7 @@ class TextStream:
         if not all(stop):
             raise ValueError("a stop string is empty and would stop everything; leave it out")
         self.stopped = False
-        """Whether a stop string was met."""
+        """Whether a stop string was found."""
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._special = {tokenizer.special_id(name): name for name in SPECIAL_TOKENS}
         self.kind: PartType = "text"
@@ -56,11 +56,11 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
-    def push(self, token: int, sampled: bool = True) -> list[Part]:
+    def push(self, token: int, sampled: bool = True) -> list[ContentPart]:
         """Take the next token and return what has become certain, usually one part or none.
 
         Args:
-            token: id; those that end an answer may come or not.
+            token: id; the one that ends an answer may be pushed or not.
             sampled: False where a tool put the token there.
 
         Raises:
@@ -81,11 +81,11 @@ class TextStream:
             return self._turn_to("text")
         return []
 
-    def finish(self) -> list[Part]:
-        """Return what was held back; bytes that became no character are U+FFFD, a tool call may be incomplete."""
+    def finish(self) -> list[ContentPart]:
+        """Return what was held back; bytes that became no character are U+FFFD, and a tool call may be incomplete."""
         return [] if self.stopped else self._turn_to("text")
 
-    def _take(self, text: str) -> list[Part]:
+    def _take(self, text: str) -> list[ContentPart]:
         self._held += text
         if self.kind != "text":
             return []
@@ -97,7 +97,7 @@ class TextStream:
         else:
             certain = len(self._held) - self._uncertain()
             text, self._held = self._held[:certain], self._held[certain:]
-        return [Part("text", text)] if text else []
+        return [ContentPart("text", text)] if text else []
 
     def _uncertain(self) -> int:
         """Count the characters at the end that may be the beginning of a stop string."""
@@ -109,20 +109,20 @@ class TextStream:
                     break
         return longest
 
-    def _turn_to(self, kind: PartType) -> list[Part]:
+    def _turn_to(self, kind: PartType) -> list[ContentPart]:
         """Give out all of the present part and begin another."""
         parts = self._take(self._decoder.decode(b"", final=True))
         self._decoder.reset()
         if not self.stopped and self._held:
-            parts.append(Part(self.kind, self._held))
+            parts.append(ContentPart(self.kind, self._held))
         self._held, self.kind = "", kind
         return parts
 
 
-def merge_parts(parts: Iterable[Part]) -> str | list[dict[str, str]]:
-    """Return an assistant's content as conversations hold it: the text, or the list of parts where a tool was used.
+def merge_parts(parts: Iterable[ContentPart]) -> str | list[dict[str, str]]:
+    """Return an assistant's content as conversations hold it: its text, or a list of parts where a tool was used.
 
-    Neighbouring pieces of text become one; see `Tokenizer.render_conversation`.
+    Neighbouring pieces of text become one, as `Tokenizer.render_conversation` wants them.
     """
     merged: list[dict[str, str]] = []
     for kind, text in parts:

@@ -15,28 +15,30 @@ from typing import Any, Literal
 from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.engine import Completion, Engine, Request
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.serve.context import Policy, Prompt, fit, fit_text
+from nanochat_pl.serve.context import FittedPrompt, Policy, fit, fit_text
 from nanochat_pl.serve.settings import Settings
-from nanochat_pl.serve.text import Part, TextStream, merge_parts
+from nanochat_pl.serve.text import ContentPart, TextStream, merge_parts
 
-__all__ = ["Chat", "Settings", "Stats"]
+__all__ = ["AnswerStats", "Chat", "Settings"]
+
+_Parts = Generator[ContentPart, None, None]
 
 
 @dataclass(frozen=True)
-class Stats:
-    """Figures of one answer."""
+class AnswerStats:
+    """How long one answer is and how fast it came."""
 
     prompt_tokens: int
     new_tokens: int
-    """Those of tools among them."""
+    """Those of tools included."""
     first_token_s: float | None
-    """Seconds of computing until the first new token, reading the prompt included; None where there was none."""
+    """Seconds of computing until the first new token, reading the prompt included; None where there was no token."""
     total_s: float
     """Seconds of computing; waiting for whoever listens, or for other models, is not counted."""
     ended: Literal["end", "length", "context", "stopped"]
     """What ended it: the model itself, `max_new_tokens`, the end of the context, or whoever listened."""
     dropped: int
-    """Messages at the front that the model was no longer shown."""
+    """How many messages at the front the model was no longer shown."""
     truncated: bool
     """Whether the question lost its beginning."""
 
@@ -56,7 +58,7 @@ class Chat:
     Args:
         loaded: from `load_model`.
         settings: how answers are drawn.
-        system: joins the first question that the model is shown.
+        system: the system message, which joins the first question that the model is shown.
         policy: what happens when the context is full, see `serve.context.fit`.
         dtype: of decoding, see `Engine`.
 
@@ -77,7 +79,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         """User and assistant by turns, the assistant last; without the system message."""
         self.system = system
-        self.stats: Stats | None = None
+        self.stats: AnswerStats | None = None
         """Of the last answer."""
         self.engine = Engine(loaded.model, self.tokenizer.stop_ids, loaded.tokenizer, dtype)
         self.sequence_len = loaded.model.config.sequence_len
@@ -110,7 +112,7 @@ class Chat:
         """What was asked last."""
         return self.messages[-2]["content"] if self.messages else None
 
-    def ask(self, question: str) -> Iterator[Part]:
+    def ask(self, question: str) -> Iterator[ContentPart]:
         """Ask, and yield the answer's parts as they come.
 
         Raises:
@@ -119,7 +121,7 @@ class Chat:
         self._attempt = 0
         return self._answer(self.messages, question)
 
-    def regenerate(self) -> Iterator[Part]:
+    def regenerate(self) -> Iterator[ContentPart]:
         """Answer the last question again, from another random stream.
 
         Raises:
@@ -130,7 +132,7 @@ class Chat:
         self._attempt += 1
         return self._answer(self.messages[:-2], self.question)
 
-    def edit(self, question: str) -> Iterator[Part]:
+    def edit(self, question: str) -> Iterator[ContentPart]:
         """Ask this in place of the last question.
 
         Raises:
@@ -141,10 +143,10 @@ class Chat:
         self._attempt = 0
         return self._answer(self.messages[:-2], question)
 
-    def complete(self, text: str) -> Iterator[Part]:
+    def complete(self, text: str) -> Iterator[ContentPart]:
         """Continue plain text, as a base model does; the conversation is neither read nor changed."""
         self._attempt += 1
-        prompt = self._room(fit_text, _encodable(text))
+        prompt = self._fit(fit_text, _encodable(text))
         return self._generate(prompt, "text", [self.tokenizer.bos_id])
 
     def stop(self) -> None:
@@ -207,7 +209,7 @@ class Chat:
         self.messages, self.stats = messages[has_system:], None
 
     def _checked(self, settings: Settings) -> Settings:
-        """Let the engine judge; also makes its copy of the weights, so that the first answer does not wait for it."""
+        """Let the engine check them; this also copies the weights, so that the first answer does not wait for that."""
         self.engine.session(1).submit(self._request([self.tokenizer.bos_id], settings, ""))
         return settings
 
@@ -216,29 +218,33 @@ class Chat:
         drawn = {name: value for name, value in asdict(settings).items() if name != "seed"}
         return Request(ids, **drawn, seed=f"{seed}/{stream}/{self._attempt}", stop_ids=stop_ids)
 
-    def _room(self, lay_out: Any, content: Any) -> Prompt:
+    def _fit(self, how: Any, content: Any) -> FittedPrompt:
         self._stopping, self.stats = False, None
-        return lay_out(content, self.tokenizer, self.sequence_len, self.settings.max_new_tokens, self.policy)
+        return how(content, self.tokenizer, self.sequence_len, self.settings.max_new_tokens, self.policy)
 
-    def _answer(self, before: list[dict[str, Any]], question: str) -> Iterator[Part]:
-        asked = [*before, {"role": "user", "content": _encodable(question)}]
-        prompt = self._room(fit, self.conversation[: bool(self.system)] + asked)
-        return self._remember(asked, self._generate(prompt, str(len(before))))
+    def _answer(self, before: list[dict[str, Any]], question: str) -> Iterator[ContentPart]:
+        messages = [*before, {"role": "user", "content": _encodable(question)}]
+        prompt = self._fit(fit, self.conversation[: bool(self.system)] + messages)
+        return self._remember(messages, self._generate(prompt, str(len(before))))
 
-    def _remember(self, asked: list[dict[str, Any]], answer: Generator[Part, None, None]) -> Iterator[Part]:
-        said: dict[str, Any] = {"role": "assistant", "content": ""}
-        self.messages = [*asked, said]
-        parts: list[Part] = []
+    def _remember(
+        self, messages: list[dict[str, Any]], answer: Generator[ContentPart, None, None]
+    ) -> Iterator[ContentPart]:
+        answered: dict[str, Any] = {"role": "assistant", "content": ""}
+        self.messages = [*messages, answered]
+        parts: list[ContentPart] = []
         try:
             for part in answer:
                 parts.append(part)
                 yield part
         finally:
             answer.close()
-            said["content"] = merge_parts(parts)
+            answered["content"] = merge_parts(parts)
 
-    def _generate(self, prompt: Prompt, stream: str, stop_ids: list[int] | None = None) -> Generator[Part, None, None]:
-        """Yield the parts of one answer, and leave its figures in `stats`."""
+    def _generate(
+        self, prompt: FittedPrompt, stream: str, stop_ids: list[int] | None = None
+    ) -> Generator[ContentPart, None, None]:
+        """Yield the parts of one answer, and leave its `stats`."""
         settings, text, completion = self.settings, TextStream(self.tokenizer), Completion()
         total_s, first_token_s = 0.0, None
         session = self.engine.session(1)
@@ -258,7 +264,7 @@ class Chat:
             stopped = session.cancel(number)
             completion = stopped or completion
             new_tokens = len(completion.tokens)
-            self.stats = Stats(
+            self.stats = AnswerStats(
                 prompt_tokens=len(prompt.ids),
                 new_tokens=new_tokens,
                 first_token_s=first_token_s if new_tokens else None,

@@ -1,4 +1,4 @@
-"""nanochat's own routes (chat_web, 2025-11), so that its page and scripts go on working, and what operators look at.
+"""The routes of nanochat's own server (chat_web, 2025-11), so that its page and scripts work here, and the metrics.
 
 Differs: errors have OpenAI's form here too; a conversation that is too long loses its oldest turns.
 """
@@ -11,17 +11,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from nanochat_pl.serve.api import ERRORS, fitted
-from nanochat_pl.serve.choices import merged
-from nanochat_pl.serve.context import fit
-from nanochat_pl.serve.metrics import CONTENT_TYPE
-from nanochat_pl.serve.schema import OriginalBody
-from nanochat_pl.serve.server import Answer, Sampling, Server
+from nanochat_pl.serve.api import ERRORS, fit_prompt
+from nanochat_pl.serve.choices import Generation
+from nanochat_pl.serve.context import fit, take_turns
+from nanochat_pl.serve.schema import OriginalBody, SamplingBody
+from nanochat_pl.serve.server import Server
 from nanochat_pl.serve.streams import EventStream, event
-from nanochat_pl.serve.turns import take_turns
 
-__all__ = ["original_routes"]
+__all__ = ["nanochat_routes"]
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of /metrics."""
 _AROUND = {
     "python": ("<|python_start|>", "<|python_end|>"),
     "python_output": ("<|output_start|>", "<|output_end|>"),
@@ -29,7 +29,7 @@ _AROUND = {
 }
 
 
-def original_routes(server: Server) -> APIRouter:
+def nanochat_routes(server: Server) -> APIRouter:
     """Make `POST /chat/completions`, `/health`, `/stats`; and `/metrics`."""
     router = APIRouter()
 
@@ -38,15 +38,16 @@ def original_routes(server: Server) -> APIRouter:
         """Answer with the first model, token by token: `{"token": "…", "gpu": 0}` …, at last `{"done": true}`."""
         served = server.model(None)
         server.check_messages([message.content for message in body.messages])
-        sampling = Sampling(
-            max_tokens=server.max_tokens({"max_tokens": body.max_tokens}, 512),
-            temperature=0.8 if body.temperature is None else body.temperature,
-            top_k=50 if body.top_k is None else body.top_k or None,
+        max_tokens = server.max_tokens({"max_tokens": body.max_tokens}, 512)
+        temperature, top_k = body.temperature, body.top_k
+        settings = SamplingBody.model_validate(
+            {"temperature": 0.8 if temperature is None else temperature, "top_k": 50 if top_k is None else top_k}
         )
         messages = take_turns([message.model_dump() for message in body.messages])
-        prompt = await fitted(fit, messages, served, sampling, "drop")
-        answer = server.begin(request, served, [prompt.ids], sampling, "chat")
-        return await EventStream.begin(request, _events(answer), server.limits)
+        prompt = await fit_prompt(fit, messages, served, max_tokens, "drop")
+        generation = server.generate(request, served, settings, [prompt.ids], max_tokens, "chat")
+        gpu = served.loaded.model.device.index or 0
+        return await EventStream.begin(request, _events(generation, gpu), server.limits)
 
     @router.get("/health", responses=ERRORS)
     async def health() -> JSONResponse:
@@ -90,11 +91,10 @@ def _devices(server: Server) -> list[dict[str, Any]]:
     ]
 
 
-async def _events(answer: Answer) -> AsyncGenerator[str, None]:
-    gpu = answer.served.loaded.model.device.index or 0
-    async with answer.noted():
-        async for _, piece in merged(answer.choices):
-            for kind, text in piece.parts if piece else ():
+async def _events(generation: Generation, gpu: int) -> AsyncGenerator[str, None]:
+    async with generation.recorded():
+        async for _, delta in generation.deltas():
+            for kind, text in delta.parts if delta else ():
                 before, after = _AROUND[kind]
                 yield event({"token": f"{before}{text}{after}", "gpu": gpu})
         yield event({"done": True})

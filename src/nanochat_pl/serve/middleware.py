@@ -1,0 +1,454 @@
+"""What every request passes before a route: the time of its connection, host, key, size, the log and the metrics."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanochat_pl.serve.context import Policy
+from nanochat_pl.serve.errors import CLIENT_GONE, ApiError, error_response
+
+if TYPE_CHECKING:
+    from nanochat_pl.serve.worker import Worker
+
+__all__ = [
+    "PROTECTED",
+    "Limits",
+    "Metrics",
+    "RequestMiddleware",
+    "RequestRecord",
+    "host_name",
+    "record_of",
+    "timed_protocol",
+]
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("nanochat_pl.serve.access")
+"""Gets one line of JSON for each request."""
+
+PROTECTED = ("/v1/", "/chat/", "/stats", "/metrics", "/openapi.json")
+"""Paths that need a key where there is one; the page and /health are open."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{0,5})?")
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What whoever runs a server allows; batch and queue belong to each model's `Worker`.
+
+    Raises:
+        ValueError: a limit allows nothing, a key is empty or cannot be sent, or the policy is unknown.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    """Requests must bear one of them; none = whoever reaches the server may use it."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of other origins that may use it, `*` = all; none = only its own."""
+    hosts: tuple[str, ...] = ()
+    """Names it may be called by (the header `Host`, without a port); none = any. A server that only its own machine
+    reaches needs them: otherwise a page from elsewhere could make its own name lead there, and read along."""
+    max_messages: int = 500
+    max_message_chars: int = 8_000
+    max_total_chars: int = 32_000
+    """Of all messages or prompts of a request together."""
+    max_body_bytes: int = 1 << 20
+    max_tokens: int = 2048
+    """Most new tokens of an answer, and a chat's default."""
+    max_choices: int = 32
+    """How many answers one request may ask for: `n` times its prompts."""
+    request_timeout_s: float = 120.0
+    """From its arrival to its last token, waiting included."""
+    stalled_client_s: float = 60.0
+    """A client that ought to send its body or read its stream, and does neither for this long, is left."""
+    heartbeat_s: float = 15.0
+    """After this long without anything new a stream sends a comment line: proxies cut connections that are silent."""
+    context: Policy = "refuse"
+    """What happens to a conversation that is too long, unless the request says it."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.startswith(("max_", "request_", "stalled_", "heartbeat_")) and not value > 0:
+                raise ValueError(f"{name}={value} must be above 0")
+        if not all(self.api_keys):
+            raise ValueError("an API key is empty; put a long random string there")
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
+            raise ValueError("an API key holds blanks or characters beyond ASCII, which no header can carry")
+        if self.context not in get_args(Policy):
+            raise ValueError(f"context={self.context!r} is unknown; choose one of {', '.join(get_args(Policy))}")
+
+
+@dataclass
+class RequestRecord:
+    """What a request's line in the log says; it is filled in on the way.
+
+    Logs never hold what was said, only how long it was.
+    """
+
+    request_id: str
+    client: str
+    """Whose it is, for sharing out rows: the number of its key and its address. Not logged."""
+    route: str | None = None
+    """A name, where no route of the API answers; None = the route's pattern."""
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token_s: float | None = None
+    error: str | None = None
+    """The code of an error, also of one that came after the status."""
+    param: str | None = None
+    reason: str | None = None
+    """The field that is at fault, and what is wrong with it; names and numbers only, never what was said."""
+
+    def refuse(self, error: ApiError, logged: str | None = None) -> None:
+        """Note why a request was not answered.
+
+        Args:
+            error: what the client is told.
+            logged: the message for the log, where it must not be the client's.
+        """
+        self.error, self.param, self.reason = error.code, error.param, (logged or error.message)[:300]
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """Return the record of a request that passed `RequestMiddleware`."""
+    record = scope["nanochat_pl.record"]
+    assert isinstance(record, RequestRecord)
+    return record
+
+
+class Metrics:
+    """Prometheus' metrics of one server: requests are counted here, the workers' own counts are read when asked.
+
+    The registry is the server's own, so that two servers in a process do not mix.
+    """
+
+    def __init__(self, workers: Mapping[str, "Worker"]):
+        self.registry = CollectorRegistry()
+        self.requests = Counter("nanochat_requests", "Requests over HTTP", ("route", "status"), registry=self.registry)
+        self.seconds = Histogram(
+            "nanochat_request_seconds",
+            "From a request's arrival to the end of its answer",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "nanochat_time_to_first_token_seconds",
+            "From a request's submission to its first token, waiting included",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.registry.register(_Workers(workers))
+        ProcessCollector(registry=self.registry)
+
+    def count(self, record: "RequestRecord", route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended."""
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+        if record.first_token_s is not None:
+            self.first_token.labels(record.model).observe(record.first_token_s)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Workers(Collector):
+    """What the workers count themselves."""
+
+    def __init__(self, workers: Mapping[str, "Worker"]):
+        self._workers = workers
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        states = [(model, worker.state()) for model, worker in self._workers.items()]
+        for name, what, field in (
+            ("nanochat_active_rows", "Requests that are being generated", "active"),
+            ("nanochat_rows", "Requests that can be generated at once", "batch_size"),
+            ("nanochat_queue_length", "Requests that wait for a row", "waiting"),
+        ):
+            gauge = GaugeMetricFamily(name, what, labels=["model"])
+            for model, state in states:
+                gauge.add_metric([model], getattr(state, field))
+            yield gauge
+        for name, what, field in (
+            ("nanochat_prompt_tokens", "Tokens of prompts that were read", "prompt_tokens"),
+            ("nanochat_completion_tokens", "New tokens, those of tools among them", "new_tokens"),
+            ("nanochat_engine_steps", "Steps of the engine", "steps"),
+            ("nanochat_engine_faults", "Failures of the engine", "faults"),
+        ):
+            counter = CounterMetricFamily(name, what, labels=["model"])
+            for model, state in states:
+                counter.add_metric([model], getattr(state, field))
+            yield counter
+        ended = CounterMetricFamily("nanochat_generations", "Generations that ended", labels=["model", "end"])
+        for model, state in states:
+            for end, count in state.ended.items():
+                ended.add_metric([model, end], count)
+        yield ended
+
+
+class RequestMiddleware:
+    """What every request passes: host, key, id, body limits, the log and the metrics.
+
+    It is written against ASGI itself, not as a wrapped function of a request: a stream passes through as it is, and a
+    client's leaving reaches whoever generates for it. Only CORS stands outside of it.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics):
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._keys = [key.encode() for key in limits.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, headers = time.monotonic(), Headers(scope=scope)
+        key = self._key(headers)
+        address = scope["client"][0] if scope.get("client") else ""
+        record = RequestRecord(_request_id(headers), f"{key}@{address}")
+        method = scope["method"]
+        # whatever can be got can also be asked for its headers alone
+        scope = {**scope, "method": "GET" if method == "HEAD" else method, "nanochat_pl.record": record}
+        status: int | None = None
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = record.request_id
+                for name, value in _HEADERS.items():
+                    out.setdefault(name, value)
+            elif method == "HEAD":
+                message["body"] = b""
+            await send(message)
+
+        try:
+            # a request without the header (HTTP/1.0, as of health checks) is no page's
+            if self._limits.hosts and "host" in headers and host_name(headers["host"]) not in self._limits.hosts:
+                raise ApiError(
+                    421,
+                    f"this server is called {' or '.join(self._limits.hosts)} and by no other name; whoever runs it "
+                    "may add one with --allow-host NAME",
+                    code="wrong_host",
+                )
+            if key is None and _is_protected(scope):
+                raise _no_key("authorization" in headers)
+            await self._app(scope, _limited(receive, headers, self._limits), sending)
+        except ApiError as error:
+            record.refuse(error)
+            await error_response(error)(scope, receive, sending)
+        except Exception:
+            log.exception("request %s failed", record.request_id)
+            record.error = "internal"
+            if status is not None:
+                raise  # the answer is under way: only breaking it off says that it is not whole
+            fault = ApiError(500, "a fault of the server; its log says more, under the request's id", code="internal")
+            await error_response(fault)(scope, receive, sending)
+        finally:
+            self._note(method, scope, record, status or CLIENT_GONE, time.monotonic() - began)
+
+    def _key(self, headers: Headers) -> int | None:
+        """Return the number of the key that a request bears, 0 where none is needed, or None for a wrong one."""
+        if not self._keys:
+            return 0
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        # every key is compared, each in constant time: how long it takes tells nothing
+        fits = [hmac.compare_digest(sent.strip().encode(), key) for key in self._keys]
+        return fits.index(True) if scheme.lower() == "bearer" and any(fits) else None
+
+    def _note(self, method: str, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        # the route's pattern, not the path: paths are endless, and may hold what somebody typed
+        route = record.route or getattr(scope.get("route"), "path", None) or "other"
+        self._metrics.count(record, route, status, seconds)
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "request_id": record.request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+            "model": record.model,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "first_token_s": None if record.first_token_s is None else round(record.first_token_s, 4),
+            "error": record.error,
+            "param": record.param,
+            "reason": record.reason,
+        }
+        access.info(json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+def _is_protected(scope: Scope) -> bool:
+    """Say whether a path needs the key, also below the place where the application is mounted in another one."""
+    path = scope["path"]
+    return path.startswith(PROTECTED) or path.removeprefix(scope.get("root_path", "")).startswith(PROTECTED)
+
+
+def _no_key(is_wrong: bool) -> ApiError:
+    """Tell a wrong key from none."""
+    send = "send the header Authorization: Bearer <key>"
+    return ApiError(
+        401,
+        f"the API key is wrong: {send} with a key of this server" if is_wrong else f"there is no API key: {send}",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _request_id(headers: Headers) -> str:
+    """Take the client's id where it can do no harm in a log, else make one."""
+    theirs = headers.get("x-request-id", "")
+    return theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
+
+
+_ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")
+
+
+def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
+    """Refuse a body that is compressed or longer than allowed, announced or not, or does not come."""
+    encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
+    if encoding not in ("", "identity"):
+        # a name that is none may hold what somebody typed: not for the log
+        known = all(part.strip() in _ENCODINGS for part in encoding.split(","))
+        shown = f"Content-Encoding: {encoding}" if known and len(encoding) < 40 else "an unknown Content-Encoding"
+        raise ApiError(
+            415,
+            f"the body is sent with {shown}, which is not supported; send it uncompressed, without that header",
+            code="unsupported_content_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
+    most, announced = limits.max_body_bytes, headers.get("content-length", "")[:20]
+    if announced.isdecimal() and int(announced) > most:
+        raise ApiError(
+            413,
+            f"the body has {announced} bytes, which exceed context limits: at most {most} are read",
+            code="body_too_large",
+        )
+    seen, complete = 0, False
+
+    async def receiving() -> Message:
+        nonlocal seen, complete
+        if complete:  # what comes now is that the client has left
+            return await receive()
+        try:
+            async with asyncio.timeout(limits.stalled_client_s):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"nothing came for {limits.stalled_client_s:g} seconds") from None
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if seen > most:
+                raise HTTPException(413, f"the body's bytes exceed context limits: at most {most} are read")
+        return message
+
+    return receiving
+
+
+def host_name(host: str) -> str:
+    """Return the name in a header `Host` as it is compared; empty for what is no name.
+
+    The port is left out, letters are small, the dot that may end a name is gone, and an IPv6 address is short.
+    """
+    found = _HOST.fullmatch(host.lower())
+    if found is None:
+        return ""
+    name = found[1]
+    if name.startswith("["):
+        try:
+            return f"[{ipaddress.IPv6Address(name[1:-1])}]"
+        except ValueError:
+            return ""
+    return name.removesuffix(".")
+
+
+def _answer(status: str, error: ApiError) -> bytes:
+    """Write a whole answer, for where no application is asked."""
+    body = error_response(error).body
+    head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + bytes(body)
+
+
+_TOO_LATE = _answer("408 Request Timeout", ApiError(408, "the head of a request did not come in time"))
+_NO_REQUEST = _answer("400 Bad Request", ApiError(400, "this is no request of HTTP/1.1 or HTTP/1.0"))
+
+
+def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Make uvicorn's HTTP protocol with a limit on the time that a request's head may take.
+
+    By itself uvicorn waits for the end of a request's head for ever. The time runs from the connection, and after an
+    answer from the first byte of the next request; it is not prolonged by what trickles in. How long a connection may
+    be idle after an answer is uvicorn's `timeout_keep_alive`, how long a body may take `Limits.stalled_client_s`.
+
+    Args:
+        seconds: until a connection without a whole head is answered with status 408 and closed.
+
+    Returns:
+        A class for `uvicorn.Config(http=...)`.
+    """
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen when uvicorn is imported
+        _waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._await_head()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(error)
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is no HTTP request in the form of all errors."""
+            self.transport.write(_NO_REQUEST)
+            self.transport.close()
+
+        def _await_head(self) -> None:
+            """Let the time run while no request is being answered."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget()
+            elif self._waiting is None:
+                self._waiting = self.loop.call_later(seconds, self._close)
+
+        def _forget(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+        def _close(self) -> None:
+            if not self.transport.is_closing():
+                self.transport.write(_TOO_LATE)
+                self.transport.close()
+
+    return TimedProtocol
