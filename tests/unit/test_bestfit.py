@@ -103,7 +103,7 @@ def test_every_token_of_a_document_is_in_one_of_its_pieces_with_a_bos_before_it(
 
 
 @pytest.mark.parametrize("buffer_documents", [1, 7, 50])
-def test_every_token_that_is_read_is_laid_once(buffer_documents):
+def test_every_token_that_is_read_is_in_one_row(buffer_documents):
     rng = np.random.default_rng(buffer_documents)
     lengths = rng.integers(1, 60, 40).tolist()
     rows = FittedRows(itertools.islice(documents(lengths), 200), 32, split=True, buffer_documents=buffer_documents)
@@ -117,7 +117,7 @@ def test_every_token_that_is_read_is_laid_once(buffer_documents):
 
 
 @pytest.mark.parametrize("is_split", [False, True])
-def test_a_buffer_set_down_anywhere_goes_on_as_if_never_stopped(is_split):
+def test_a_buffer_restored_at_any_row_continues_exactly(is_split):
     lengths = np.random.default_rng(5).integers(1, 120, 60).tolist()
     whole = [tokens for _, tokens in itertools.islice(documents(lengths), 3000)]
     options = {"split": is_split, "buffer_documents": 9}

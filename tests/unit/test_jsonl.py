@@ -194,12 +194,12 @@ def test_every_known_form_is_read_and_named(tmp_path, caplog, value, messages, f
 
 
 @pytest.mark.parametrize(("value", "fault"), LOST)
-def test_what_would_be_learned_otherwise_than_it_says_is_refused(tmp_path, value, fault):
+def test_weights_and_tool_calls_in_conversations_are_refused(tmp_path, value, fault):
     with pytest.raises(ValueError, match=fault):
         JSONL(write(tmp_path, chat("Bye"), value))
 
 
-def test_what_a_file_needed_is_counted_in_one_line(tmp_path, caplog):
+def test_repairs_of_a_file_are_logged_in_one_line(tmp_path, caplog):
     caplog.set_level("INFO")
     parts = chat([{"type": "text", "text": "Hi"}])
     path = write(tmp_path, parts, parts, {"messages": str(chat("Hi"))}, [{"role": "Human", "content": "Hi"}, parts[1]])

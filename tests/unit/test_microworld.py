@@ -169,7 +169,7 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_what_measurements_were_made_with_stays_as_it_is(world, name):
+def test_the_sets_behind_published_measurements_keep_their_hashes(world, name):
     digest = hashlib.sha256()
     for file in sorted(world.glob(f"{name}.parquet" if "/" in name else f"{name}/*.parquet")):
         digest.update(json.dumps(pq.read_table(file).to_pylist(), ensure_ascii=False, sort_keys=True).encode())
@@ -308,14 +308,14 @@ def test_writers_that_start_together_leave_one_complete_world(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_an_interrupted_write_is_made_good(tmp_path):
+def test_an_interrupted_write_is_repeated(tmp_path):
     (tmp_path / "world.part" / "text").mkdir(parents=True)
     (tmp_path / "world.part" / "text" / "shard_00000.parquet").write_bytes(b"half")
     assert (write_microworld(tmp_path / "world") / "microworld.json").is_file()
     assert not (tmp_path / "world.part").exists()
 
 
-def test_a_folder_of_someone_else_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a generated world"):
         write_microworld(tmp_path)
@@ -335,7 +335,7 @@ def test_manners_are_conversations_by_turns_and_no_split_holds_one_of_another(wo
     assert not splits["train"] & splits["test"]
 
 
-def test_what_the_checks_ask_is_practised_in_other_words(world):
+def test_manners_practise_the_questions_of_the_checks_in_other_words(world):
     """Only what has one wording (a greeting, no words at all) is the same in training and in the checks."""
     practised = set()
     for path in ("manners/train", "smoltalk/train", "sums/train", "gsm8k/train"):

@@ -291,7 +291,7 @@ def test_a_resume_with_another_tokenizer_is_noticed_where_it_can_be(files):
         next(iter(make(files, cursor=cursor, logical_shards=1, tokenizer=OneToken())))
 
 
-def test_one_ranks_cursor_is_not_taken_for_the_whole(files):
+def test_the_cursor_of_one_of_several_ranks_is_refused(files):
     cursors = [next(iter(make(files, rank=rank, world_size=2))).cursor for rank in range(2)]
     with pytest.raises(ValueError, match=r"no place for logical shards 1, 3 \(it has 0, 2\)"):
         make(files, cursor=cursors[0])

@@ -37,7 +37,7 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def test_the_last_shard_by_name_validates_and_this_is_said(folder, caplog):
+def test_the_last_shard_by_name_is_for_validation_and_is_logged(folder, caplog):
     with caplog.at_level(logging.INFO):
         shards = list_shards(folder)
     assert names(shards.train) == ["shard_a.parquet", "shard_b.parquet"]
@@ -54,7 +54,7 @@ def test_a_named_validation_shard_is_taken_out_of_training(folder, tmp_path_fact
     assert len(list_shards(folder, elsewhere).train) == 3
 
 
-def test_half_written_and_hidden_files_are_not_seen(folder):
+def test_half_written_and_hidden_files_are_passed_over(folder):
     for name in ("shard_d.parquet.tmp", ".shard_e.parquet", "_shard_f.parquet", "notes.txt"):
         (folder / name).write_text("no parquet")
     assert len(list_shards(folder).train) == 2
@@ -191,7 +191,7 @@ def test_row_groups_of_any_size_make_streams_of_equal_length(tmp_path):
 
 
 @pytest.mark.parametrize(("logical_shards", "shard"), [(1, 0), (2, 0), (2, 1), (3, 2)])
-def test_a_stream_set_down_at_any_document_goes_on_as_if_never_stopped(folder, logical_shards, shard):
+def test_a_stream_resumed_at_any_document_continues_exactly(folder, logical_shards, shard):
     files = list_shards(folder).train
     straight = list(itertools.islice(DocumentStream(files, logical_shards, shard), 20))
     for start, (_, position) in enumerate(straight):

@@ -139,7 +139,7 @@ def test_lines_that_are_no_word_are_named(tmp_path):
         SimpleSpelling(tmp_path / "words.txt")
 
 
-def test_what_is_missing_or_makes_no_sense_is_said_with_a_remedy(tmp_path, words):
+def test_missing_files_and_bad_settings_are_refused_with_a_remedy(tmp_path, words):
     for task in (SimpleSpelling, SpellingBee):
         with pytest.raises(
             FileNotFoundError, match=r"no list of words .*none\.txt; fetch one with `curl .*words_alpha"

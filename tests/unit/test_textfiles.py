@@ -175,7 +175,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), FAULTS)
-def test_faults_are_named_and_nothing_half_made_stays(tmp_path, name, content, message):
+def test_bad_sources_are_refused_and_leave_no_partial_files(tmp_path, name, content, message):
     file = tmp_path / "root" / "own" / name
     file.parent.mkdir(parents=True)
     file.write_bytes(content)

@@ -99,7 +99,7 @@ def test_an_answer_may_be_number_letter_or_text_of_a_choice(tmp_path, answer, en
     assert only(ScienceQA(folder))["answer"] == "B"
 
 
-def test_what_could_be_number_or_text_is_settled_by_the_column_or_refused(tmp_path):
+def test_an_ambiguous_answer_is_read_like_the_rest_of_its_column_or_refused(tmp_path):
     numbers = {"question": "2 + 2?", "choices": ["1", "2", "4", "3"]}
     texts = write(tmp_path / "a" / "train.jsonl", [numbers | {"answer": "4"}, numbers | {"answer": "1"}])
     assert [c["answer"] for c in ScienceQA(texts)] == ["C", "A"]
@@ -298,7 +298,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("make", "place", "row", "answer"), OTHERS)
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_other_tasks_repair_alike(tmp_path, make, place, row, answer, ending):
+def test_other_tasks_repair_the_same_values(tmp_path, make, place, row, answer, ending):
     write(tmp_path / f"{place}.{ending}", [row])
     assert only(make(tmp_path))["answer"] == answer
 
@@ -326,7 +326,7 @@ OTHERS_REFUSED = [
 
 @pytest.mark.parametrize(("make", "place", "row", "column"), OTHERS_REFUSED)
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_other_tasks_refuse_alike(tmp_path, make, place, row, column, ending):
+def test_other_tasks_refuse_the_same_values(tmp_path, make, place, row, column, ending):
     write(tmp_path / f"{place}.{ending}", [row])
     with pytest.raises(ValueError, match=rf"\.{ending}, row 0 \(counted from 0\), column {column}: "):
         make(tmp_path)
@@ -358,14 +358,14 @@ def test_a_question_that_would_be_right_or_wrong_whatever_is_said_is_refused(tmp
         task(tmp_path)
 
 
-def test_rows_of_one_name_are_told_apart(tmp_path):
+def test_rows_with_the_same_id_get_different_ones(tmp_path):
     write(tmp_path / "test.jsonl", [PROBLEM | {"task_id": name} for name in ("a", "a", "b", "a", "a-2")])
     assert [c["id"] for c in HumanEval(tmp_path, shuffle=False)] == ["a", "a-2", "b", "a-3", "a-2-2"]
     write(tmp_path / "ARC-Easy" / "train.jsonl", [ARC_ROW | {"id": "x"}] * 2)
     assert [c["id"] for c in ARC(tmp_path, shuffle=False)] == ["x", "x-2"]
 
 
-def test_a_solution_s_number_is_not_what_it_tells_a_tool(tmp_path):
+def test_a_number_in_a_tool_call_is_not_the_final_answer(tmp_path):
     write(tmp_path / "train.jsonl", [{"question": "Q?", "answer": '<<"#### 7"=7>>7\n#### 8'}])
     assert only(GSM8K(tmp_path))["answer"] == "8"
 
@@ -570,7 +570,7 @@ PARSERS_OWN = "Expecting|Extra data|Unterminated|Invalid|Exceeds|delimiter"
 
 
 @pytest.mark.parametrize("text", BROKEN_JSON)
-def test_faults_of_json_are_told_in_our_own_words(text):
+def test_errors_in_json_say_what_json_needs_there(text):
     with pytest.raises(ValueError) as error:
         parse_json(text.encode())
     assert BROKEN_JSON[text] in str(error.value) and not re.search(PARSERS_OWN, str(error.value))
@@ -623,7 +623,7 @@ def test_reading_leaves_nothing_in_the_library_s_cache(tmp_path, monkeypatch):
     assert len(chats) == 1 and not (tmp_path / "cache").exists()
 
 
-def test_a_saved_split_is_not_read_once_its_source_is_mended(tmp_path, caplog):
+def test_a_saved_split_is_not_read_after_its_source_changed(tmp_path, caplog):
     source, saved = tmp_path / "source", tmp_path / "formatted"
     write(source / "train.parquet", [GOOD])
     assert only(ScienceQA(source, formatted_dir=saved))["answer"] == "B"

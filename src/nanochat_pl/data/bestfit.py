@@ -90,6 +90,7 @@ class FittedRows:
         row: list[Tokens] = []
         room = self._capacity
         while room and self._fill():
+            # a piece that has waited too long goes before all others
             arrival = self._overdue(room)
             if arrival is None:
                 arrival = self._best(room)
@@ -97,6 +98,7 @@ class FittedRows:
             row.append(piece.tokens[:room])
             tail = piece.tokens[room:]
             if self._split and len(tail):
+                # the tail stays in the buffer as old as its piece, with a BOS of its own
                 # `first` does not count the BOS that was set before a piece which does not begin its document
                 first = piece.first + room - (piece.first > 0)
                 self._put(DocumentPiece(piece.address, first, np.concatenate([piece.tokens[:1], tail])), arrival)

@@ -326,6 +326,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
     What is left of a row is padding whose positions begin anew, so that it attends to no conversation; rows of
     padding alone fill up the last micro-batch.
     """
+    # choose a row for each conversation: first fit, longest first
     packed: list[list[Example]] = []
     room: list[int] = []
     for example in sorted(examples, key=lambda example: -len(example.inputs)):
@@ -336,6 +337,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
             room.append(sequence_len)
         packed[row].append(example)
         room[row] -= length
+    # begin with padding alone, then write the conversations over it
     micro_batches = max(-(-len(packed) // batch_rows), 1)
     inputs = np.full((micro_batches * batch_rows, sequence_len), pad_id)
     targets = np.full_like(inputs, IGNORE)

@@ -31,8 +31,8 @@ def column_work(a: int, b: int, op: str) -> str:
     """
     width = len(str(max(a, b)))
     steps, carry = [], 0
-    for place in range(width):
-        x, y = a // 10**place % 10, b // 10**place % 10
+    for digit in range(width):
+        x, y = a // 10**digit % 10, b // 10**digit % 10
         if op == "+":
             total = x + y + carry
             steps.append(f"{x}+{y}" + ("+1" if carry else "") + f"={total}")

@@ -61,9 +61,9 @@ def _defines(code: str, name: str) -> bool:
 def _blocks(completion: str) -> tuple[str, list[str]]:
     """Return the text before the first fence, and what stands in fences that are Python's or nobody's."""
     blocks: list[str] = []
-    before, place = None, 0
+    before, position = None, 0
     never: set[str] = set()
-    while fence := _FENCE.search(completion, place):
+    while fence := _FENCE.search(completion, position):
         before = completion[: fence.start()] if before is None else before
         mark, room = f"{fence['fence'][0]}{{{len(fence['fence'])},}}[ \\t]*\\r?$", len(fence["indent"] or "") + 3
         # As in Markdown, a fence that is indented further belongs to what is inside, such as a docstring.
@@ -76,7 +76,7 @@ def _blocks(completion: str) -> tuple[str, list[str]]:
         inside = completion[fence.end() : end.start() if end else len(completion)]
         if _PYTHON.match(fence["info"].strip()) and inside.strip():
             blocks.append(inside)
-        place = end.end() if end else len(completion)
+        position = end.end() if end else len(completion)
     if before is None:  # at most a fence in the last line, which is not followed by a block
         before = re.sub(r"\n[ \t]*(?:`{3,}|~{3,})[ \t]*\s*\Z", "", completion)
     return before, blocks

@@ -141,11 +141,11 @@ def _fit_list(value: Any, feature: Any, repairs: Counter[str]) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise Unfit(f"{shown(value)} where a list is needed")
     fitted = []
-    for place, item in enumerate(value, 1):
+    for index, item in enumerate(value, 1):
         try:
             fitted.append(fit(item, feature, repairs))
         except Unfit as error:
-            raise Unfit(f"item {place} is {error}") from error
+            raise Unfit(f"item {index} is {error}") from error
     return fitted
 
 
@@ -299,14 +299,14 @@ def answer_numbers(
         if forms.keys() == {"numbers"}:
             found.append(forms["numbers"])
             continue
-        usable = {form: place for form, place in forms.items() if form in common} if isinstance(answer, str) else {}
+        usable = {form: index for form, index in forms.items() if form in common} if isinstance(answer, str) else {}
         usable = usable or forms
-        places = set(usable.values())
-        if len(places) == 1:
+        indices = set(usable.values())
+        if len(indices) == 1:
             repairs[f"answers given as {next(iter(usable))}"] += 1
-            found.append(places.pop())
-        elif places:
-            meanings = " or ".join(f"choice {place} (by {form})" for form, place in usable.items())
+            found.append(indices.pop())
+        elif indices:
+            meanings = " or ".join(f"choice {index} (by {form})" for form, index in usable.items())
             found.append(Unfit(f"{shown(answer)} may be {meanings}, counted from 0; give the number"))
         else:
             found.append(
@@ -326,9 +326,9 @@ def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None)
     elif isinstance(answer, float | Decimal) and abs(float(answer)) < 2**53 and answer == int(answer):
         number = {"whole fractions": int(answer)}
     if number and labels is not None:  # where choices are labelled 1, 2, 3, a number may be a label
-        place = next(iter(number.values()))
-        if str(place) in labels and labels.index(str(place)) != place:
-            number["labels"] = labels.index(str(place))
+        index = next(iter(number.values()))
+        if str(index) in labels and labels.index(str(index)) != index:
+            number["labels"] = labels.index(str(index))
     if number or not isinstance(answer, str):
         return number
     text = answer.strip()
@@ -406,14 +406,14 @@ def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], re
         text = (answer if isinstance(answer, str) else fit_text(answer, repairs, optional=False)).strip()
     except Unfit as error:
         return error
-    places = {
-        *(place for place, label in enumerate(labels) if label == text),
-        *(place for place, choice in enumerate(choices) if choice.strip() == text),
+    indices = {
+        *(index for index, label in enumerate(labels) if label == text),
+        *(index for index, choice in enumerate(choices) if choice.strip() == text),
     }
-    if len(places) == 1:
+    if len(indices) == 1:
         repairs["answers given as texts of choices" if text not in labels else "answers with spaces"] += 1
-        return labels[places.pop()]
-    if places:
+        return labels[indices.pop()]
+    if indices:
         return Unfit(f"{shown(answer)} may be a label or the text of another choice; give the label")
     return text
 

@@ -100,9 +100,9 @@ def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
         The parts of an assistant's turn: text, the call, its output, text that ends in `#### ` and the number.
     """
     lines, count = [], 0
-    for place, found in enumerate(word, 1):
+    for position, found in enumerate(word, 1):
         count += found == letter
-        lines.append(f"{place}:{found}" + (f" yes, that makes {count}" if found == letter else ""))
+        lines.append(f"{position}:{found}" + (f" yes, that makes {count}" if found == letter else ""))
     by_hand = (
         f"I am looking for '{letter}' in '{word}'. These are its letters:\n{spelled(word)}\n\n"
         "Now one after the other:\n" + "\n".join(lines) + f"\nBy hand I find {count}."

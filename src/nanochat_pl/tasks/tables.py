@@ -178,14 +178,20 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
 
     repairs: dict[str, Counter[str]] = {}
     forms: Counter[str] = Counter()
+
+    def rewrite(row: dict[str, Any]) -> dict[str, Any]:
+        assert columns.rewrite is not None
+        return columns.rewrite(row, repairs.setdefault(columns.names[0][0], Counter()), forms)
+
     tables, counts = [], []
     for file in files:
+        # what already has the declared types is read as a whole; all else value by value
         table = _typed(file, columns)
         if table is not None and columns.answer is not None:
             sizes = pc.list_value_length(table[str(columns.choices)]).to_pylist()
             check_counting(str(file), columns.answer, table[columns.answer].to_pylist(), sizes)
         if table is None:
-            rows = read_rows(file, *columns.names, rewrite=_rewriter(columns, repairs, forms))
+            rows = read_rows(file, *columns.names, rewrite=rewrite if columns.rewrite else None)
             table = _repaired(rows, file, columns, repairs)
         elif columns.rewrite is not None:
             forms[columns.names[0][0]] += len(table)
@@ -195,6 +201,7 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
         raise ValueError(f"{_shown_files(files)} holds no rows; give the task a path with a file that does")
     names = [name for name in columns.features if any(name in table.column_names for table in tables)]
     features = datasets.Features({name: columns.features[name] for name in names})
+    # join the files; an optional column that one of them lacks is empty there
     whole = []
     for table in tables:
         for name in names:
@@ -218,14 +225,6 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
     return table
 
 
-def _rewriter(columns: Columns, repairs: dict[str, Counter[str]], forms: Counter[str]) -> Any:
-    rewrite = columns.rewrite
-    if rewrite is None:
-        return None
-    done = repairs.setdefault(columns.names[0][0], Counter())
-    return lambda row: rewrite(row, done, forms)
-
-
 def _first_blank(column: "pa.ChunkedArray") -> int | None:
     """Find the first row with a text that is empty or white space, also as one of a list."""
     import pyarrow as pa
@@ -238,9 +237,9 @@ def _first_blank(column: "pa.ChunkedArray") -> int | None:
             texts = texts.field("text")
         if pa.types.is_list(texts.type):
             parents, texts = pc.list_parent_indices(texts), texts.flatten()
-        place = pc.index(pc.equal(pc.utf8_trim_whitespace(texts), ""), True).as_py()
-        if place >= 0:
-            return start + (place if parents is None else parents[place].as_py())
+        index = pc.index(pc.equal(pc.utf8_trim_whitespace(texts), ""), True).as_py()
+        if index >= 0:
+            return start + (index if parents is None else parents[index].as_py())
         start += len(chunk)
     return None
 
