@@ -21,8 +21,8 @@ CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**28}
 """Logits of one chunk: few enough for the caches of a CPU, enough to fill a GPU (benchmarks/bench_loss.py)."""
 
 MIN_CHUNK_TOKENS = 256
-"""Fewer would not pay for a chunk's pass over the unembedding's gradient: at vocabularies of 8,192 and 65,536 this is
-the fastest on a CPU, in fp32 and bf16."""
+"""Fewer would not pay for a chunk's pass over the unembedding's gradient: at vocabularies of 8,192 and 65,536 this
+number is the fastest on a CPU, in fp32 and bf16."""
 
 
 def chunk_tokens_for(vocab_size: int, device_type: str) -> int:
@@ -61,7 +61,7 @@ def _walk(
     N, V, dtype = hidden.size(0), weight.size(0), hidden.dtype
     matrix = weight.to(dtype)
     rows = min(chunk_tokens, N)
-    # Every chunk uses the same memory: fresh pages for so large buffers would cost more than the arithmetic on them.
+    # Every chunk uses the same memory: fresh pages for such large buffers would cost more than the arithmetic on them.
     product = hidden.new_empty(rows, V)
     capped = product if dtype == torch.float32 else hidden.new_empty(rows, V, dtype=torch.float32)
     softmax = torch.empty_like(capped)
@@ -75,23 +75,28 @@ def _walk(
         n = h.size(0)
         target = targets[start : start + rows, None]
         supervised = target >= 0
-        target = target.clamp(min=0)
+        target = target.clamp(min=0)  # an index that exists, for tokens whose loss is dropped below
+        # 1) Logits of this chunk, (n, V). The product runs in the compute dtype, all that follows in fp32.
         t = torch.mm(h, matrix.T, out=product[:n])
         if dtype != torch.float32:
             t = capped[:n].copy_(t)
         t.div_(softcap).tanh_()  # the capped logits are softcap * t
+        # 2) Softmax without its division: exp(softcap * t - softcap) lies in (0, 1]. Padding rows take no part.
         p = torch.add(offset, t, alpha=softcap, out=softmax[:n]).exp_()
         p[:, vocab_size:].zero_()
         total = p.sum(dim=1, keepdim=True)
+        # 3) -log softmax of the target; the offset that was taken off comes back.
         loss = total.log() + softcap * (1 - t.gather(1, target))
         losses.append(torch.where(supervised, loss, 0.0).squeeze(1))
         if token_weights is None:
             continue
+        # 4) The gradient with respect to the raw logits, in the softmax's memory:
         # d loss / d capped = softmax - onehot; d capped / d raw = 1 - t^2.
         w = token_weights[start : start + rows, None]
         p.mul_(w / total).scatter_add_(1, target, -w)
         p.addcmul_(p, t.square_(), value=-1)
         g = p if dtype == torch.float32 else product[:n].copy_(p)
+        # 5) From there to both factors of the product. The unembedding's gradient sums over all chunks, in fp32.
         if need_hidden_grad:
             hidden_grads.append(torch.mm(g, matrix))
         if summand32 is not None and weight_grad is not None:
@@ -102,7 +107,7 @@ def _walk(
 
 
 def _refuse_second_derivative() -> None:
-    """Autograd records a backward pass only when asked to differentiate it, and the walk leaves nothing to record."""
+    """Refuse where autograd wants to record this backward pass (create_graph=True): the walk leaves it nothing."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the chunked loss can be differentiated only once; use create_graph=False")
 

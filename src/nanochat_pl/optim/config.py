@@ -1,8 +1,8 @@
 """Hyper-parameters of the optimizers and their schedules, as one checked dataclass.
 
 This is the schema of the `optim` group of the configuration: no default is written anywhere else, and a value out of
-range is refused here, with the remedy in the message, before a model is built or data is touched.  No torch at import.
-The numbers are nanochat's of 2025-11 (spec: era A); learning rates are those of a model `reference_width` wide.
+range is refused here, with the remedy in the message, before a model is built or data is touched. It imports no torch.
+The numbers are nanochat's of 2025-11; learning rates are those of a model `reference_width` wide.
 """
 
 import math
@@ -15,7 +15,7 @@ NS_DTYPES = ("auto", "float32", "bfloat16")
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """Say how the two optimizers, Muon for the matrices and AdamW for the rest, move the weights."""
+    """How the two optimizers, Muon for the matrices and AdamW for the rest, move the weights."""
 
     matrix_lr: float = 0.02
     """Muon's learning rate for the weight matrices of the blocks; the same at every width."""

@@ -1,7 +1,8 @@
 """From parameter roles to the two optimizers, and what a training step does with them.
 
 A model says which role each parameter plays, the config which hyper-parameters a role gets; neither knows the other.
-`ROLES` is the one table of roles: a model need not have parameters of each.  Schedule and clipping look at all of it.
+`ROLES` is the one table of roles; a model need not have parameters of each. The schedule and the clipping of gradients
+act on all parameters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +20,11 @@ __all__ = ["build_optimizers", "check_roles", "clip_gradients", "set_schedule"]
 
 
 class Role(NamedTuple):
-    """What the parameters of one role are updated by, and how fast."""
+    """Which optimizer updates the parameters of a role, and how fast."""
 
     optimizer: type[torch.optim.Optimizer]
     learning_rate: Callable[[OptimConfig, int], float]
-    """Of the settings and the model's width; `init_lr_frac` is applied to all roles alike."""
+    """Gives the rate from the settings and the model's width; `init_lr_frac` is applied to all roles alike."""
 
 
 def _adamw_scale(cfg: OptimConfig, width: int) -> float:

@@ -2,11 +2,11 @@
 
 A matrix's update costs about thirty matrix products, so ranks share the work: gradients arrive averaged on every rank
 (as DistributedDataParallel leaves them), each rank owns a fair part of the matrices, keeps momentum for these alone,
-updates them, and the updated matrices are exchanged while the next shape is computed.  Every rank then holds the same
-parameters to the bit, and they are those that one process would have computed.  Matrices of one shape are updated as
+updates them, and the updated matrices are exchanged while the next shape is computed. Every rank then holds the same
+parameters to the bit, and they are those that one process would have computed. Matrices of one shape are updated as
 one batch: far fewer kernels on a GPU, fewer thread barriers on a CPU (`benchmarks/bench_muon.py`).
 
-Rule of nanochat, 2025-11 (after Keller Jordan, https://kellerjordan.github.io/posts/muon/).
+The rule is that of nanochat, 2025-11 (after Keller Jordan, https://kellerjordan.github.io/posts/muon/).
 """
 
 import functools
@@ -38,15 +38,18 @@ class Muon(torch.optim.Optimizer):
     For each matrix W with gradient G: `buf += (1 - momentum) (G - buf)`; the direction is `buf`, with Nesterov
     `G + momentum (buf - G)`; `W -= lr * sqrt(max(1, rows / cols)) * orthogonalize(direction)`.
 
-    With a process group every rank must call `step`, `consolidate_state_dict` and `load_state_dict` alike.  A matrix
-    without a gradient on its owner stays as it is.  Per parameter the state is one `momentum_buffer`, on the owner
-    only, as `torch.optim.Muon` names it; `ns_dtype` is `auto`, `float32` or `bfloat16`.
+    `torch.optim.Muon` (2.13) follows the same rule and keeps the same state, one `momentum_buffer` a parameter. It is
+    not used because there every rank updates every matrix, one after the other, and always in bfloat16, norm included,
+    which a CPU without bfloat16 in hardware has to emulate.
+
+    With a process group every rank must call `step`, `consolidate_state_dict` and `load_state_dict` alike. A matrix
+    without a gradient on its owner stays as it is. `ns_dtype` is `auto`, `float32` or `bfloat16`.
 
     Raises:
         ValueError: A parameter is not a matrix or is sharded itself (a DTensor).
     """
 
-    # What consolidate_state_dict() gathered, by parameter number; None when stale.  A class attribute, because
+    # What consolidate_state_dict() gathered, by parameter number; None when stale. A class attribute, because
     # copying an Optimizer leaves its other attributes behind.
     _consolidated: dict[int, dict[str, Tensor]] | None = None
 
@@ -63,7 +66,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as `torch.optim.Optimizer` does, after a look at its parameters."""
+        """Add a group as `torch.optim.Optimizer` does, and check that all its parameters are whole matrices."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for param in group["params"]:
@@ -91,12 +94,15 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._consolidated = None
+        self._consolidated = None  # what was gathered for a checkpoint is about to be out of date
         rank, owners = runtime.rank(), self._owners()
         in_flight: _Exchange | None = None
         for group, bucket in self._buckets():
+            # 1) Update those matrices of this shape that are this rank's own.
             own = [p for p in bucket if owners[p] == rank]
             self._update(own, group)
+            # 2) Send them and receive the others', without waiting: that goes on while the next shape is computed.
+            # Only then are the parameters of the shape before overwritten with what came.
             if runtime.world_size() > 1:
                 exchange = _Exchange(bucket, owners, own)
                 if in_flight is not None:
@@ -109,8 +115,8 @@ class Muon(torch.optim.Optimizer):
     def consolidate_state_dict(self) -> None:
         """Gather all ranks' momentum on every rank: `state_dict()` holds the whole of it until the next step.
 
-        A collective: all ranks call it.  Lightning does before it saves.  The copies lie in host memory; a matrix never
-        updated is gathered as zeros, which is where its momentum begins.  Nothing to do in one process.
+        All ranks must call it together, as Lightning does before it saves. The copies lie in host memory; a matrix that
+        was never updated is gathered as zeros, which is where its momentum begins. One process has nothing to gather.
         """
         if runtime.world_size() == 1:
             return
@@ -155,11 +161,14 @@ class Muon(torch.optim.Optimizer):
         if not pairs:
             return
         params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
+        # 1) The momentum is a running mean of the gradients; with Nesterov the newest gradient counts once more.
         momenta = [self._momentum(p) for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         directions = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
+        # 2) Its nearest orthogonal matrix: all directions of the update get the same length.
         dtype = choose_ns_dtype(group["ns_dtype"], params[0].device)
         updates = newton_schulz(torch.stack(list(directions)), group["ns_steps"], dtype).to(params[0].dtype)
+        # 3) The step. A tall matrix gets a longer one, so that each output moves by about as much as in a square one.
         rows, cols = params[0].shape
         torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
 
@@ -195,8 +204,8 @@ class Muon(torch.optim.Optimizer):
 def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple[int, ...]:
     """Share matrices out to ranks: the costliest first, each to the rank with the least to do.
 
-    A function of its arguments alone, so ranks agree without a word.  Equal shapes follow each other, which spreads
-    each of them evenly too.
+    The result depends on the arguments alone, so that all ranks find the same one. Equal shapes follow each other,
+    which spreads each of them evenly too.
 
     Args:
         shapes: `(rows, cols)` of each matrix.
@@ -219,7 +228,7 @@ def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple
 
 
 class _Exchange:
-    """One all-gather of a bucket: what each rank has for the parameters it owns, to every rank; begins at once."""
+    """One all-gather of a bucket, begun at once: every rank sends what it has for the parameters that it owns."""
 
     def __init__(self, bucket: Bucket, owners: dict[Tensor, int], own: list[Tensor]) -> None:
         world_size = runtime.world_size()

@@ -1,8 +1,8 @@
 """Newton-Schulz: the nearest (semi-)orthogonal matrix, roughly, by matrix products alone.
 
-Muon replaces each update G = U S V^T by about U V^T, all directions equally long.  A singular value decomposition is
+Muon replaces each update G = U S V^T by about U V^T, all directions equally long. A singular value decomposition is
 slow and wants float32; an odd quintic polynomial applied to the singular values a few times is matrix products only,
-runs in bfloat16, and batches.  The coefficients (Keller Jordan, https://kellerjordan.github.io/posts/muon/) rise
+runs in bfloat16, and batches. The coefficients (Keller Jordan, https://kellerjordan.github.io/posts/muon/) rise
 steeply at zero rather than converge: after five iterations the singular values lie between about 0.7 and 1.2.
 """
 
@@ -25,8 +25,8 @@ NORM_EPS = 1e-7
 def choose_ns_dtype(name: str, device: torch.device) -> torch.dtype:
     """Resolve `optim.ns_dtype` on `device`: auto is bfloat16 where the device is fast at it, else float32.
 
-    A function of the device alone, so that ranks with equal devices compute alike.  On a CPU with AVX512-bf16 or AMX
-    bfloat16 is about three times faster (`benchmarks/bench_muon.py`); on others it is emulated and slower.
+    The answer depends on the device alone, so that ranks with equal devices compute alike. On a CPU with AVX512-bf16 or
+    AMX bfloat16 is about three times faster (`benchmarks/bench_muon.py`); on others it is emulated and slower.
 
     Raises:
         ValueError: The name is not one of auto, float32, bfloat16.
@@ -46,7 +46,7 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     Args:
         matrices: `(..., M, N)`, floating point; left as it is.
         steps: Iterations; 5 is the usual number.
-        dtype: Arithmetic of the iterations.  The norm before them is taken in the dtype of `matrices`.
+        dtype: Arithmetic of the iterations. The norm before them is taken in the dtype of `matrices`.
 
     Returns:
         `(..., M, N)` in `dtype`, singular values near 1 (a zero matrix stays zero).
@@ -71,10 +71,10 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _rounding(dtype: torch.dtype, device: torch.device) -> bool:
-    """Say whether bfloat16 is to be had by rounding float32 products.
+    """Say whether bfloat16 arithmetic is imitated by rounding the results of float32 products.
 
-    A CPU without it in hardware would emulate it a hundred times slower; hardware, too, adds up in float32 and rounds
-    once.
+    A CPU without bfloat16 in hardware would emulate it a hundred times slower; hardware, too, adds up in float32 and
+    rounds once.
     """
     return dtype == torch.bfloat16 and device.type == "cpu" and not runtime.has_fast_bf16(device)
 

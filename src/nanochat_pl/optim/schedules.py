@@ -1,8 +1,8 @@
 """Learning rate and momentum as pure functions of the step.
 
 Nothing here has a memory: a run that resumes at step s is at once where the straight run was, whatever the number of
-ranks.  The shapes are nanochat's of 2025-11: linear warmup, plateau, linear warmdown for the learning rate; a linear
-ramp for Muon's momentum.  Fine-tuning is the same function with `warmdown_frac=1` (a straight line down).
+ranks. The shapes are nanochat's of 2025-11: linear warmup, plateau, linear warmdown for the learning rate; a linear
+ramp for Muon's momentum. Fine-tuning is the same function with `warmdown_frac=1` (a straight line down).
 """
 
 from nanochat_pl.optim.config import OptimConfig
