@@ -19,8 +19,8 @@ from nanochat_pl.cli.report import main
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.stages import STAGES
 from nanochat_pl.eval.results import Evaluation, MetricRow, proportion_row, results_document
-from nanochat_pl.eval.stats import Interval
-from nanochat_pl.report import charts, run_report, scores
+from nanochat_pl.eval.stats import Interval, binomial_test
+from nanochat_pl.report import charts, run_report
 from nanochat_pl.report.blocks import Code, TextTable, render_markdown
 from nanochat_pl.report.charts import ChartLine, Drawing, curve_figures, line_chart, thin
 from nanochat_pl.report.html import render_html
@@ -349,7 +349,7 @@ def test_the_test_against_chance_is_the_exact_binomial_one(chance: float, n: int
     stats = pytest.importorskip("scipy.stats")
     for count in {0, 1, n // 4, n // 2, n}:
         tails = stats.binom.cdf(count, n, chance), stats.binom.sf(count - 1, n, chance)
-        assert scores._chance_p(count, n, chance) == pytest.approx(min(1.0, 2 * min(tails)), rel=1e-9)
+        assert binomial_test(count, n, chance) == pytest.approx(min(1.0, 2 * min(tails)), rel=1e-9)
 
 
 @pytest.mark.parametrize(("low", "said"), [(-0.05, True), (0.02, False)])

@@ -1,7 +1,7 @@
 """`nanochat-pl failures RESULTS`: sort the wrong answers of an evaluation by what is wrong with them.
 
-Reads the `examples.jsonl` beside a `results.json`; no model is loaded and nothing is asked again. How answers are
-sorted is decided in `eval/failures.py`; here it is shown.
+The command reads the `examples.jsonl` beside a `results.json`; no model is loaded and nothing is asked again.
+`eval/failures.py` decides how answers are sorted; this module shows them.
 """
 
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_failures
-from nanochat_pl.eval.results import fenced
 from nanochat_pl.paths import write_atomically
+from nanochat_pl.report.blocks import Block, Code, Heading, Text, TextTable, render_markdown
 from nanochat_pl.report.evaluated import find_results, read_result
 from nanochat_pl.report.read import Result
 from nanochat_pl.report.terminal import print_table
@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sorted:
+class SortedFailures:
     """One evaluation with its failures."""
 
     result: Result
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _sort(path: str) -> list[Sorted]:
+def _sort(path: str) -> list[SortedFailures]:
     results = [read_result(file) for file in find_results(path)]
     answered = [result for result in results if result.records]
     if not answered:
@@ -64,34 +64,34 @@ def _sort(path: str) -> list[Sorted]:
             f"no answers to sort beside {names}: figures such as bpb have none, and for others examples.jsonl is "
             f"missing; ask questions with `python evaluate.py ckpt={checkpoint} eval=scienceqa`"
         )
-    return [Sorted(result=result, tasks=sort_failures(result.records, _task(result))) for result in answered]
+    return [SortedFailures(result=result, tasks=sort_failures(result.records, _task(result))) for result in answered]
 
 
 def _task(result: Result) -> str:
-    """Name the task of records that name none: the one that the figures are of, else the evaluation."""
+    """Return the task of records that name none: the only one of the figures, else the evaluation."""
     tasks = {row.task for row in result.rows}
     return tasks.pop() if len(tasks) == 1 else result.name
 
 
-def _said(evaluation: Sorted) -> str:
+def _summary(evaluation: SortedFailures) -> str:
     asked, wrong = sum(t.asked for t in evaluation.tasks), sum(len(t.failures) for t in evaluation.tasks)
     result = evaluation.result
     return f"{result.name} of {result.checkpoint.get('path', result.file)}: {wrong} of {asked} answers are wrong"
 
 
-def _kinds(evaluation: Sorted, limit: int) -> Iterator[tuple[Kind, int, list[tuple[str, Failure]]]]:
-    """Give each kind that occurs, how often, and its first examples with their tasks."""
+def _kinds(evaluation: SortedFailures, limit: int) -> Iterator[tuple[Kind, int, list[tuple[str, Failure]]]]:
+    """Yield each kind that occurs, how often it does, and its first examples with their tasks."""
     for kind in KINDS:
         found = [(task.task, f) for task in evaluation.tasks for f in task.failures if f.kind == kind.name]
         if found:
             yield kind, len(found), found[:limit]
 
 
-def _print(evaluation: Sorted, limit: int) -> None:
+def _print(evaluation: SortedFailures, limit: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    print(_said(evaluation))
+    print(_summary(evaluation))
     console = Console()
     kinds = [kind.name for kind, _, _ in _kinds(evaluation, 0)]
     rows = []
@@ -115,32 +115,28 @@ def _short(text: object, limit: int = 100) -> str:
     return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 2 :]}"
 
 
-def _markdown(evaluations: Sequence[Sorted], limit: int) -> str:
-    lines = ["# Failures"]
+def _markdown(evaluations: Sequence[SortedFailures], limit: int) -> str:
+    blocks: list[Block] = [Heading(1, "Failures")]
     for evaluation in evaluations:
         kinds = list(_kinds(evaluation, limit))
-        header = ["task", "asked", "wrong", *(kind.name for kind, _, _ in kinds)]
-        lines += ["", f"## {_said(evaluation)}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        for task in evaluation.tasks:
-            cells = [task.task, task.asked, len(task.failures), *(task.kinds.get(k.name, 0) for k, _, _ in kinds)]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+        header = ("task", "asked", "wrong", *(kind.name for kind, _, _ in kinds))
+        counts = [
+            (task.task, task.asked, len(task.failures), *(task.kinds.get(kind.name, 0) for kind, _, _ in kinds))
+            for task in evaluation.tasks
+        ]
+        rows = tuple(tuple(map(str, row)) for row in counts)
+        blocks += [Heading(2, _summary(evaluation)), TextTable(header, rows)]
         for kind, count, examples in kinds:
-            lines += ["", f"### {kind.name}: {count}", "", f"Rule: {kind.rule}.", "", f"What to try: {kind.remedy}"]
+            blocks += [Heading(3, f"{kind.name}: {count}"), Text(f"Rule: {kind.rule}.")]
+            blocks.append(Text(f"What to try: {kind.remedy}"))
             for name, failure in examples:
-                record = failure.record
-                lines += ["", f"#### {name} {record['id']}", "", *fenced(str(record["prompt"]))]
-                lines += [
-                    "",
-                    "Expected:",
-                    *fenced(str(record["expected"])),
-                    "",
-                    "Written:",
-                    *fenced(str(record["output"])),
-                ]
-    return "\n".join(lines) + "\n"
+                record = {key: str(failure.record[key]) for key in ("id", "prompt", "expected", "output")}
+                blocks += [Heading(4, f"{name} {record['id']}"), Code(record["prompt"])]
+                blocks += [Code(record["expected"], "Expected:"), Code(record["output"], "Written:")]
+    return render_markdown(blocks, escaped=False)
 
 
-def _json(evaluations: Sequence[Sorted]) -> str:
+def _json(evaluations: Sequence[SortedFailures]) -> str:
     document = {
         "kinds": [{"name": kind.name, "rule": kind.rule, "remedy": kind.remedy} for kind in KINDS],
         "evaluations": [

@@ -1,4 +1,4 @@
-"""One table for a sweep: a row a job, its overrides and final figures, rewritten whenever a job ends."""
+"""One table for a sweep, with the overrides and final figures of each job, rewritten whenever a job ends."""
 
 import csv
 import json

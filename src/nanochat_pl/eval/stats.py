@@ -7,7 +7,7 @@ the standard library only; random resampling is seeded, so that equal records al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, cos, pi, sin, sqrt, tan
+from math import comb, cos, exp, fsum, lgamma, log, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 __all__ = [
     "Interval",
     "Spread",
+    "binomial_test",
     "bootstrap_interval",
     "holm_correction",
     "mcnemar_exact",
@@ -174,6 +175,18 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     # Integers of any size: exact where a float binomial would underflow beyond a thousand questions.
     tail = sum(comb(discordant, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def binomial_test(successes: int, trials: int, chance: float) -> float:
+    """Return the two-sided p-value that `chance` alone gives a result at least as far: twice the smaller exact tail."""
+
+    def tail(numbers: range) -> float:
+        if not 0 < chance < 1:
+            return float((trials if chance else 0) in numbers)
+        odds, constant = log(chance / (1 - chance)), lgamma(trials + 1) + trials * log(1 - chance)
+        return fsum(exp(constant - lgamma(k + 1) - lgamma(trials - k + 1) + k * odds) for k in numbers)
+
+    return min(1.0, 2 * min(tail(range(successes + 1)), tail(range(successes, trials + 1))))
 
 
 def p_text(p_value: float, alpha: float = 0.05) -> str:

@@ -1,8 +1,8 @@
-"""The model card: what goes with a model to people who have only its files.
+"""Write the model card, for people who have only the files of a model.
 
-It says what the model is, what it was trained on and how, what it can do — each figure with its interval and with what
-is reached without a model — and what must not be expected of it. Only what is known is said: of a model that another
-program trained there is less. The same run always gives the same card.
+It says what the model is, what it was trained on and how, what it can do (each figure with its interval and with what
+is reached without a model), and what must not be expected of it. Only what is known is said; the card of a model that
+another program trained is shorter. The same run always gives the same card.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.report.blocks import Block, Figure, Heading, Text, TextTable, render_markdown
-from nanochat_pl.report.read import Result, Run, last_value
+from nanochat_pl.report.read import Result, Run, last_value, setting
 from nanochat_pl.report.scores import evaluation_blocks
 
 __all__ = ["evaluation_document", "model_card", "results_of"]
@@ -26,17 +26,19 @@ _SETTINGS = (
 _RL_SETTINGS = (
     "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
 )  # fmt: skip
+_SIZES = {
+    "n_layer": "layers", "n_embd": "channels", "n_head": "query heads", "n_kv_head": "key/value heads",
+    "sequence_len": "context, tokens", "vocab_size": "vocabulary, ids",
+}  # fmt: skip
+_SHAPE = _SIZES | {"softcap": "logits capped at", "rope_base": "rotary base", "rope_table_dtype": "rotary tables"}
 _FEW = 200
-"""Questions below which a figure is pointed out as uncertain."""
+"""A figure over fewer questions is pointed out as uncertain."""
 
 
 def results_of(run: Run, checkpoint: str, step: int) -> tuple[Result, ...]:
-    """Choose the evaluations of one state of a run: of that file, else of another file of the same step.
+    """Return the evaluations of one state of a run, of the file `checkpoint` or of another file of the same step.
 
-    Args:
-        run: where the results lie.
-        checkpoint: stem of the file, such as `best`.
-        step: of its weights; results of the same file from before it was written anew are left out.
+    Results of the same file from before it was written anew, at another step, are left out.
     """
     chosen: dict[str, Result] = {}
     for result in run.results:
@@ -47,7 +49,7 @@ def results_of(run: Run, checkpoint: str, step: int) -> tuple[Result, ...]:
 
 
 def evaluation_document(results: Sequence[Result]) -> dict[str, Any]:
-    """Give all figures of evaluations as plain data, the answers left out."""
+    """Return all figures of evaluations as plain data, without the answers."""
     return {
         "evaluations": [
             {
@@ -75,20 +77,20 @@ def model_card(
     made_from: str = "lightning",
     header: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write the card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        name: of the model, for the title.
-        stage: that trained it, or `unknown`.
-        step: of that stage.
-        model: fields of its config.
-        num_parameters: of all tables and matrices.
-        run_config: resolved config of the run; empty where unknown.
-        run: what its folder says, with the results of these weights only; None where there is no folder.
-        notes: what this format changed, a sentence each.
-        opening: how to open the files; Markdown, taken as it is.
-        made_from: format of the files that the model came from.
-        header: what Hugging Face's pages read at the top of a card.
+        name: Name of the model, for the title.
+        stage: The stage that trained it, or `unknown`.
+        step: Optimizer updates within that stage.
+        model: Fields of its `GPTConfig`.
+        num_parameters: Number of all parameters.
+        run_config: Resolved config of the run; empty where unknown.
+        run: What its folder says, with the results of these weights only; None where there is no folder.
+        notes: What this format changed, one sentence each.
+        opening: How to open the files; Markdown, taken as it is.
+        made_from: Format of the files that the model came from.
+        header: Metadata that Hugging Face's pages read at the top of a card.
     """
     blocks: list[Block] = [Heading(1, name), *_what(stage, step, model, num_parameters, run, made_from)]
     blocks += [Heading(2, "Data"), *_data(stage, run_config)]
@@ -107,25 +109,7 @@ def _what(
     words = STAGES[StageName(stage)].sentence if stage in STAGES else "How it was trained is not recorded."
     yield Text(f"A small language model of the nanochat family with {num_parameters:,} parameters. {words}")
     rows = [("stage", f"{stage}, step {step:,}"), ("parameters", f"{num_parameters:,}")]
-    rows += [
-        (words, f"{model[key]:,}")
-        for key, words in (
-            ("n_layer", "layers"),
-            ("n_embd", "channels"),
-            ("n_head", "query heads"),
-            ("n_kv_head", "key/value heads"),
-            ("sequence_len", "context, tokens"),
-            ("vocab_size", "vocabulary, ids"),
-        )
-    ]
-    rows += [
-        (words, str(model[key]))
-        for key, words in (
-            ("softcap", "logits capped at"),
-            ("rope_base", "rotary base"),
-            ("rope_table_dtype", "rotary tables"),
-        )
-    ]
+    rows += [(words, f"{model[key]:,}" if key in _SIZES else str(model[key])) for key, words in _SHAPE.items()]
     if run is not None and run.summary.get("init_from"):
         rows.append(("start weights", str(run.summary["init_from"])))
     if run is not None and run.record.get("git_commit"):
@@ -136,8 +120,8 @@ def _what(
 
 
 def _data(stage: str, config: Mapping[str, Any]) -> Iterator[Block]:
-    data, tasks = _section(config, "data"), _section(_section(config, "mixture"), "tasks")
-    if not data:
+    data, tasks = setting(config, "data"), setting(config, "mixture.tasks")
+    if not isinstance(data, Mapping) or not data:
         yield Text("Not recorded in the files that this model came from.", note=True)
         return
     source = {
@@ -146,7 +130,7 @@ def _data(stage: str, config: Mapping[str, Any]) -> Iterator[Block]:
         "hub": f"{data.get('hub_text')} from the hub",
     }.get(str(data.get("source")), str(data.get("source")))
     yield Text(f"Source: {source}. Earlier stages of the chain have data of their own.")
-    if stage != "base" and tasks:
+    if stage != "base" and isinstance(tasks, Mapping) and tasks:
         rows = tuple(
             (task, str(spec.get("_target_", "?")).rpartition(".")[2], _task_options(spec))
             for task, value in tasks.items()
@@ -162,7 +146,7 @@ def _task_options(task: Mapping[str, Any]) -> str:
 
 def _settings(stage: str, config: Mapping[str, Any], run: Run | None) -> Iterator[Block]:
     keys = _SETTINGS + (_RL_SETTINGS if stage == "rl" else ())
-    rows = [(key, str(value)) for key in keys if (value := _setting(config, key)) is not None]
+    rows = [(key, str(value)) for key in keys if (value := setting(config, key)) is not None]
     if run is not None:
         facts = (
             ("steps of the whole run", run.summary.get("num_steps"), ","),
@@ -196,7 +180,7 @@ def _limits(
         f"It reads {model['sequence_len']:,} tokens at once, question and answer together: so it was trained.",
         "Nothing was done to make its answers harmless: it has no filter and was not trained to refuse.",
     ]
-    if _section(config, "data").get("source") == "microworld":
+    if setting(config, "data.source") == "microworld":
         said.append(
             "It was trained on the few facts of a small generated data set, to try the program out; it knows no others."
         )
@@ -218,14 +202,3 @@ def _front(header: Mapping[str, Any] | None) -> str:
     import yaml
 
     return f"---\n{yaml.safe_dump(dict(header), sort_keys=False)}---\n\n"
-
-
-def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = config.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _setting(config: Mapping[str, Any], key: str) -> Any:
-    section, _, name = key.rpartition(".")
-    value = (_section(config, section) if section else config).get(name)
-    return None if isinstance(value, Mapping | list) else value

@@ -4,7 +4,7 @@ Terminal, Markdown, HTML and JSON show the same `ComparisonReport`, so that none
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ __all__ = [
 MANY = 8
 """Above this number of verdicts the terminal only counts those that name no winner."""
 _BAR = 32
-_ANSWER_FIELDS = frozenset({"prompt", "expected", "output", "correct"})
+_ANSWER_FIELDS = {"prompt", "expected", "output", "correct"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,16 +207,13 @@ def _spread_text(spread: Spread | None, share: bool) -> str:
 # --- the same questions ---
 
 
-def shared_questions(
-    records: Mapping[str, Sequence[Record]], needed: Set[str] = _ANSWER_FIELDS
-) -> list[SharedQuestion]:
+def shared_questions(records: Mapping[str, Sequence[Record]]) -> list[SharedQuestion]:
     """Return the questions that all checkpoints answered, in the order of the first one's answers.
 
     Args:
-        records: Answers by the label of the checkpoint.
-        needed: Fields that an answer must have; others are passed over.
+        records: Answers by the label of the checkpoint, with at least `id` and `prompt`.
     """
-    answers = {label: {question_key(r): r for r in own if needed <= r.keys()} for label, own in records.items()}
+    answers = {label: {question_key(record): record for record in own} for label, own in records.items()}
     return [
         SharedQuestion(
             task=key[0],
@@ -238,7 +235,9 @@ def side_by_side(runs: Sequence[EvaluatedRun], limit: int) -> dict[str, list[Sha
     shown = {}
     for name in evaluation_names(runs):
         records = {
-            run.label: run.results[name].records for run in runs if name in run.results and run.results[name].records
+            run.label: [record for record in run.results[name].records if record.keys() >= _ANSWER_FIELDS]
+            for run in runs
+            if name in run.results and run.results[name].records
         }
         if len(records) < min(2, len(runs)):
             continue

@@ -41,6 +41,7 @@ __all__ = [
     "read_results",
     "read_run",
     "result_files",
+    "setting",
     "start_of",
     "validation_metric",
 ]
@@ -308,6 +309,14 @@ def read_config(folder: Path, problems: list[str]) -> tuple[dict[str, Any], str]
         problems.append(f"config.yaml cannot be read ({why})")
         return {}, ""
     return (content, text) if isinstance(content, dict) else ({}, text)
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key of a config, None where it is missing."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _is_run(folder: Path) -> bool:

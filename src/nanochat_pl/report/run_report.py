@@ -1,8 +1,8 @@
-"""Say what runs achieved: the parts of a report, in the order they are read.
+"""Compose the report of runs, in the order in which it is read.
 
-First how it went, as one picture of all stages and in figures side by side, and what came out; then where it ran, each
+It begins with one picture of all stages, their figures side by side, and what came out. Then follow where it ran, each
 stage with its settings and curves, the evaluations (`scores`), and what the models wrote. What was not recorded is left
-out, what is missing is said.
+out; what is missing is named.
 """
 
 import json
@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nanochat_pl.config.stages import StageName
-from nanochat_pl.report.blocks import Block, Code, Folded, Heading, Text, TextTable
+from nanochat_pl.report.blocks import Answers, Block, Code, Folded, Heading, Text, TextTable
 from nanochat_pl.report.charts import curve_figures
+from nanochat_pl.report.comparison_report import shared_questions
 from nanochat_pl.report.history import chains, history_figure
-from nanochat_pl.report.read import Run, best_point, last_value, validation_metric
+from nanochat_pl.report.read import Run, best_point, last_value, setting, validation_metric
 from nanochat_pl.report.scores import (
     chance_verdict,
     evaluated_checkpoints,
@@ -55,7 +56,7 @@ def report_blocks(
 
     Args:
         runs: Runs in the order of training.
-        logs: Old text logs, each a section of its own.
+        logs: Old text logs; each gets its own section.
         usd_per_hour: Price of the whole machine for an hour; None = no cost is given.
     """
     names = list(dict.fromkeys([run.name for run in runs] + [log.name for log in logs]))
@@ -65,10 +66,8 @@ def report_blocks(
     if runs:
         blocks += _overview(runs, labels, usd_per_hour)
         environment = _environment(runs, labels)
-        blocks += [
-            Heading(2, "Environment"),
-            environment if environment.rows else Text("Nothing was recorded.", note=True),
-        ]
+        blocks.append(Heading(2, "Environment"))
+        blocks.append(environment if environment.rows else Text("Nothing was recorded.", note=True))
         for run, label in zip(runs, labels):
             blocks += _stage(run, label)
         blocks += evaluation_blocks(runs, labels)
@@ -86,7 +85,7 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
         "Train loss": lambda run: _number(last_value(run.curves, "train/loss")) if run.stage != "rl" else "",
         "Val loss": lambda run: _number(last_value(run.curves, "val/loss")),
         "Bits per byte": lambda run: _number(last_value(run.curves, "val/bpb")),
-        "pass@1": lambda run: _share(last_value(run.curves, "pass@1")),
+        "pass@1": lambda run: _number(last_value(run.curves, "pass@1"), ".1%"),
         "Best step": lambda run: _count(run.summary.get("best_step")),
         "Tokens/s": lambda run: _count(run.median_speed),
         "Time": lambda run: _time(run.seconds),
@@ -140,7 +139,7 @@ def _environment(runs: Sequence[Run], labels: Sequence[str]) -> TextTable:
 
 
 def _machine(run: Run) -> Iterator[tuple[str, Any]]:
-    """Give what run.json and summary.json say of where a run ran; facts that this version does not know as well."""
+    """Yield what run.json and summary.json say of where a run ran, also facts that this version does not know."""
     record = {key: value for key, value in run.record.items() if key not in ("argv", "started")}
     commit, branch = record.pop("git_commit", None), record.pop("git_branch", None)
     yield "git commit", f"{commit} (branch {branch})" if commit and branch else commit
@@ -179,10 +178,11 @@ def _stage(run: Run, label: str) -> Iterator[Block]:
     if argv := run.record.get("argv"):
         yield Code(shlex.join(["python", "train.py", *map(str, argv[1:])]))
     yield TextTable(("Result", ""), tuple(_outcome(run)))
-    settings = [(key, value) for key in _shown_settings(run.stage) if (value := _setting(run, key)) != ""]
-    mixture = run.config.get("mixture")
-    if isinstance(mixture, Mapping) and isinstance(mixture.get("tasks"), Mapping) and mixture["tasks"]:
-        settings.append(("mixture.tasks", ", ".join(mixture["tasks"])))
+    settings = [
+        (key, str(value)) for key in _shown_settings(run.stage) if (value := setting(run.config, key)) is not None
+    ]
+    if isinstance(tasks := setting(run.config, "mixture.tasks"), Mapping) and tasks:
+        settings.append(("mixture.tasks", ", ".join(tasks)))
     if settings:
         yield TextTable(("Setting", ""), tuple(settings))
     yield from curve_figures(run.curves, label)
@@ -199,24 +199,18 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
         yield "started", str(run.record["started"])
     if run.step is not None:
         yield "steps", _steps(run)
-    for key, text in (
-        ("init_from", "start weights"),
-        ("device", "device"),
-        ("compute_dtype", "compute dtype"),
-    ):
+    for key, text in (("init_from", "start weights"), ("device", "device"), ("compute_dtype", "compute dtype")):
         if summary.get(key):
             yield text, str(summary[key])
+    bytes_per_token = filter(None, (_number(summary.get(f"{of}_bytes_per_token"), ".2f") for of in ("train", "val")))
     texts = (
         ("parameters", _count(summary.get("num_parameters"))),
         ("vocabulary", _count(summary.get("vocab_size"))),
-        (
-            "bytes per token, training and validation text",
-            _pair(summary, "train_bytes_per_token", "val_bytes_per_token"),
-        ),
+        ("bytes per token, training and validation text", ", ".join(bytes_per_token)),
         ("tokens", _count(last_value(run.curves, "tokens"))),
-        ("training FLOPs", _power(last_value(run.curves, "total_training_flops"))),
+        ("training FLOPs", _number(last_value(run.curves, "total_training_flops"), ".2e")),
         ("tokens per second, median", _count(run.median_speed)),
-        ("MFU", _percent(last_value(run.curves, "train/mfu"))),
+        ("MFU", f"{mfu:.1f}%" if (mfu := last_value(run.curves, "train/mfu")) is not None else ""),
         ("training time", _time(last_value(run.curves, "total_training_time"))),
         ("time in all", _time(run.seconds)),
     )
@@ -238,28 +232,23 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
 def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
     blocks: list[Block] = []
     for name in sorted({result.name for run in runs for result in run.results}):
-        answered = {
-            label: {str(r["id"]): r for r in result.records if {"id", "prompt", "output"} <= r.keys()}
-            for label, result in evaluated_checkpoints(runs, labels, name).items()
-        }
-        answered = {label: records for label, records in answered.items() if records}
-        if not answered:
-            continue
-        shared = [key for key in next(iter(answered.values())) if all(key in records for records in answered.values())]
-        # What tells the checkpoints apart first; sorting keeps the order asked.
-        shared.sort(key=lambda key: len({bool(records[key].get("correct")) for records in answered.values()}) == 1)
-        for key in shared[:_SHOWN_QUESTIONS]:
-            first = next(iter(answered.values()))[key]
-            inside: list[Block] = [Code(_cut(first["prompt"])), Text(f"Expected: {first.get('expected', '?')}")]
-            for label, records in answered.items():
-                correct = records[key].get("correct")
-                verdict = "not judged" if correct is None else "right" if correct else "wrong"
-                inside += [Text(f"{label} ({verdict}):"), Code(_cut(records[key]["output"]))]
-            blocks.append(Folded(f"{name}: {_cut(str(first['prompt']), 80)}", tuple(inside)))
+        results = evaluated_checkpoints(runs, labels, name)
+        needed = {"id", "prompt", "output"}
+        records = {label: [r for r in result.records if needed <= r.keys()] for label, result in results.items()}
+        shared = shared_questions({label: own for label, own in records.items() if own})
+        # What tells the checkpoints apart comes first; sorting keeps the order asked.
+        for question in sorted(shared, key=lambda question: not question.differ)[:_SHOWN_QUESTIONS]:
+            answers = []
+            for label, answer in question.answers.items():
+                right = None if answer.get("correct") is None else bool(answer["correct"])
+                verdict = {None: "not judged", True: "right", False: "wrong"}[right]
+                answers.append((f"{label} ({verdict}):", _cut(answer["output"]), right))
+            shown = (Code(_cut(question.prompt)), Text(f"Expected: {question.expected}"), Answers(tuple(answers)))
+            blocks.append(Folded(f"{name}: {_cut(question.prompt, 80)}", shown))
     for run, label in zip(runs, labels):
         blocks += _continued(run, label)
         for sample in [sample for sample in run.samples if "answers" in sample][-_SHOWN_QUESTIONS:]:
-            inside = [Code(_cut(sample.get("question", "")))]
+            inside: list[Block] = [Code(_cut(sample.get("question", "")))]
             for answer in sample.get("answers", [])[:_SHOWN_QUESTIONS]:
                 inside += [Text(f"reward {answer.get('reward')}:"), Code(_cut(answer.get("text", "")))]
             blocks.append(Folded(f"{label}, step {sample.get('step')}", tuple(inside)))
@@ -269,7 +258,7 @@ def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
 
 
 def _continued(run: Run, label: str) -> Iterator[Block]:
-    """Show what the model wrote after fixed prompts while it learned: of each the first, a middle and the last time."""
+    """Show what the model wrote after fixed prompts while it learned: the first, a middle and the last time."""
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for sample in run.samples:
         if "prompt" in sample:
@@ -298,14 +287,7 @@ def _log(log: TextLog) -> Iterator[Block]:
     yield from curve_figures(log.curves, "log_" + log.name.replace("\\", "/").rpartition("/")[2])
 
 
-# --- words and figures ---
-
-
-def _setting(run: Run, key: str) -> str:
-    value: Any = run.config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return "" if value is None else str(value)
+# --- numbers as text ---
 
 
 def _steps(run: Run) -> str:
@@ -315,32 +297,17 @@ def _steps(run: Run) -> str:
     return f"{run.step:,}" if total in (None, run.step) else f"{run.step:,} of {total:,}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}%"
+def _number(value: float | None, form: str = ".4f") -> str:
+    """Format a number; an unknown one is empty."""
+    return "" if value is None else format(value, form)
 
 
 def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _power(value: float | None) -> str:
-    return "" if value is None else f"{value:.2e}"
+    return _number(value, ",.0f")
 
 
 def _bytes(value: float | None) -> str:
     return "" if value is None else f"{value / 2**30:.2f} GiB"
-
-
-def _pair(source: Mapping[str, Any], *keys: str) -> str:
-    return ", ".join(f"{source[key]:.2f}" for key in keys if source.get(key) is not None)
 
 
 def _time(seconds: float | None) -> str:

@@ -1,19 +1,18 @@
-"""What the evaluations of runs say, side by side and with their intervals.
+"""Put the figures of evaluations into words and tables, side by side and with their intervals.
 
-Nothing is claimed inside the noise: accuracies that luck explains are called that, and every figure stands beside what
-needs no model. Of long tables the headline figures come first.
+Nothing is claimed inside the noise: accuracies that luck explains are called that, and every figure is shown with what
+is reached without a model. Long tables begin with the headline figures.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import exp, fsum, lgamma, log
 from typing import NamedTuple
 
 from nanochat_pl.config.stages import STAGES, training_order
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import holm_correction, p_text
+from nanochat_pl.eval.stats import binomial_test, holm_correction, p_text
 from nanochat_pl.paths import first_distinct
 from nanochat_pl.report.blocks import Block, Folded, Heading, Text, TextTable
 from nanochat_pl.report.charts import bar_figures
@@ -53,9 +52,9 @@ def figure_text(row: MetricRow | None, missing: str = "–") -> str:
 
 
 def summary_table(runs: Sequence[Run]) -> TextTable:
-    """Return Metric | BASE | MID | SFT | RL: the headline figure of every evaluation, of the best checkpoint evaluated.
+    """Return Metric | BASE | MID | SFT | RL: the headline figures of each stage's best checkpoint that was evaluated.
 
-    CORE stands first and ChatCORE last. Other stages, and several runs of one stage, get columns of their own.
+    CORE comes first and ChatCORE last. Other stages, and several runs of one stage, get their own columns.
     """
     labels = run_labels(runs)
     columns = {label: _headline_rows(run) for run, label in zip(runs, labels) if run.stage != "tokenizer"}
@@ -73,21 +72,21 @@ def summary_table(runs: Sequence[Run]) -> TextTable:
 
 
 class Verdict(NamedTuple):
-    """How the accuracies of one evaluation stand to chance."""
+    """How the accuracies of one evaluation compare with chance."""
 
     text: str
     above: tuple[str, ...]
-    """Those better than chance."""
+    """Names of those that are better than chance."""
     num_compared: int
 
 
 def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
-    """Say how the accuracies stand to what chance gives; None if nothing can be compared.
+    """Compare the accuracies with chance; None if nothing can be compared.
 
-    Where there are no choices to guess among, always the commonest answer stands for chance. Each accuracy is tested
-    against its chance (exact binomial test, two-sided), all of them corrected together (Holm):
-    of twenty tasks one would otherwise be better by luck. Where chances differ from question to question their mean
-    stands for them, which errs towards saying nothing. CORE and ChatCORE, where 0 is chance, go by their intervals.
+    Where there are no choices to guess among, always giving the commonest answer takes the place of chance. Each
+    accuracy is tested against its chance (exact binomial test, two-sided), and all are corrected together (Holm):
+    otherwise one of twenty tasks would be better by luck. Where chances differ from question to question their mean is
+    used, which errs towards saying nothing. CORE and ChatCORE, where 0 is chance, are judged by their intervals.
     """
     compared = [
         (row, guess)
@@ -97,7 +96,7 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
     if not compared:
         return None
     alone = len({row.task for row, _ in compared}) == 1
-    corrected = holm_correction([_chance_p(row.count or 0, row.n, chance) for row, chance in compared])
+    corrected = holm_correction([binomial_test(row.count or 0, row.n, chance) for row, chance in compared])
     found = [(row, (row.value or 0.0) - chance) for (row, chance), p in zip(compared, corrected) if p < _ALPHA]
     above = [_name(row, alone) for row, difference in found if difference > 0]
     below = [_name(row, alone) for row, difference in found if difference < 0]
@@ -126,16 +125,16 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
 
 
 def _guess(row: MetricRow) -> float | None:
-    """Return what needs no model: chance, else always the commonest answer; None where neither is known."""
+    """Return what is reached without a model: chance, else always the commonest answer; None if neither is known."""
     baseline = row.baseline or {}
     guess = baseline.get("chance", baseline.get("majority"))
     return float(guess) if isinstance(guess, int | float) else None
 
 
 def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """Say which headline figures the stages of one chain have moved beyond their intervals; empty where none.
+    """Say which headline figures moved beyond their intervals over the stages of one chain; empty where none did.
 
-    Each is told from the first stage that has it to the last.
+    Each is compared between the first stage that has it and the last.
     """
     if len({run.name for run in runs}) != 1:
         return ""
@@ -157,7 +156,7 @@ def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
 
 
 def overall_verdict(verdicts: Sequence[Verdict]) -> str:
-    """Say in one sentence what all evaluations of a report come to beside chance; empty where nothing was compared."""
+    """Compare all evaluations of a report with chance in one sentence; empty where nothing was compared."""
     compared = sum(verdict.num_compared for verdict in verdicts)
     above = [name for verdict in verdicts for name in verdict.above]
     if not compared:
@@ -172,24 +171,12 @@ def overall_verdict(verdicts: Sequence[Verdict]) -> str:
     return f"{len(above)} of {compared} accuracies are better than guessing."
 
 
-def _chance_p(count: int, n: int, chance: float) -> float:
-    """Return twice the smaller tail of the binomial distribution, at most 1: the chance of a result at least as far."""
-
-    def tail(numbers: range) -> float:
-        if not 0 < chance < 1:
-            return float((n if chance else 0) in numbers)
-        odds, constant = log(chance / (1 - chance)), lgamma(n + 1) + n * log(1 - chance)
-        return fsum(exp(constant - lgamma(k + 1) - lgamma(n - k + 1) + k * odds) for k in numbers)
-
-    return min(1.0, 2 * min(tail(range(count + 1)), tail(range(count, n + 1))))
-
-
 def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
-    """Give the section on evaluations: of each its verdict on chance, its tables and its bars; nothing without any.
+    """Yield the section on evaluations, each with its verdict on chance, its tables and its bars; nothing without any.
 
     Args:
         runs: Runs in the order of training.
-        labels: Their names in the report, as `run_labels` gives them.
+        labels: Their labels, from `run_labels`.
     """
     names = sorted({result.name for run in runs for result in run.results})
     if names:
@@ -202,7 +189,8 @@ def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Bl
             if verdict is not None:
                 yield Text(f"{label}: {verdict.text}.", note=not verdict.above)
         table = _metric_table(columns, grouped=False)
-        if len(table.rows) > _LONG_TABLE_ROWS and (short := _headline_table(columns)).rows:
+        headlines = {label: replace(result, rows=_headlines(result)) for label, result in columns.items()}
+        if len(table.rows) > _LONG_TABLE_ROWS and (short := _metric_table(headlines, grouped=False)).rows:
             yield short
             yield Folded(f"All {len(table.rows)} figures of {name}", (table,))
         elif table.rows:
@@ -214,13 +202,13 @@ def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Bl
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Name each run as short as tells them apart: stage, stage and run name, or folder."""
+    """Return the shortest labels that tell runs apart: stage, stage and run name, or folder."""
     labels = first_distinct([run.stage for run in runs], [f"{run.stage}/{run.name}" for run in runs])
     return labels or [str(run.folder) for run in runs]
 
 
 def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str) -> dict[str, Result]:
-    """Return the results of the evaluation `name`, each under its run's label, with its file's name unless the best."""
+    """Return the results of an evaluation by the label of the run, with the name of the file unless it is the best."""
     return {
         label if result.checkpoint_name == "best" else f"{label}:{result.checkpoint_name}": result
         for run, label in zip(runs, labels)
@@ -230,7 +218,7 @@ def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str)
 
 
 def _metric_table(columns: Mapping[str, Result], grouped: bool) -> TextTable:
-    """Put the figures of several checkpoints side by side, a row a figure, in the order they were measured."""
+    """Put the figures of several checkpoints side by side, one in each row, in the order they were measured."""
     cells: dict[tuple[str, str, str], dict[str, MetricRow]] = {}
     for label, result in columns.items():
         for row in result.rows:
@@ -257,23 +245,8 @@ def _headlines(result: Result) -> list[MetricRow]:
     return [row for row in result.rows if row.group is None and metric_of(row.metric).is_headline]
 
 
-def _headline_table(columns: Mapping[str, Result]) -> TextTable:
-    rows = [
-        row
-        for result in columns.values()
-        for row in result.rows
-        if row.group is None and metric_of(row.metric).is_headline
-    ]
-    chosen = {(row.task, row.metric) for row in rows}
-    short = {
-        label: replace(result, rows=tuple(row for row in result.rows if (row.task, row.metric) in chosen))
-        for label, result in columns.items()
-    }
-    return _metric_table(short, grouped=False)
-
-
 def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
-    """Find the headline figures of a run by their place in the summary table and their names."""
+    """Return the headline figures of a run by their place in the summary table and their names."""
     found: dict[tuple[int, str, str], MetricRow] = {}
     for result in run.results:
         rows = _headlines(result)
@@ -289,7 +262,7 @@ def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
 
 
 def _name(row: MetricRow, alone: bool = False) -> str:
-    """Name a figure by its task and metric; by its metric only where its task stands `alone`."""
+    """Name a figure by its task and metric, or by its metric only where there is no other task (`alone`)."""
     words = metric_of(row.metric).words
     words = row.metric if words is None else words
     if alone and words:
@@ -309,7 +282,7 @@ def _cell(row: MetricRow) -> str:
 
 
 def _baseline(row: MetricRow) -> str:
-    """Write `chance 33.8%, majority 35.0% (A)`; of a figure that is no share `chance 0`."""
+    """Return `chance 33.8%, majority 35.0% (A)`, or `chance 0` for a figure over several tasks."""
     if metric_of(row.metric).is_composite:  # its baseline may be those of its tasks, which are scaled to 0
         return "chance 0"
     text = ""
