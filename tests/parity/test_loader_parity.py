@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from nanochat_pl.data.packing import TokenBatches, merge_cursors
+from nanochat_pl.data.batch import merge_cursors
+from nanochat_pl.data.packing import TokenBatches
 from nanochat_pl.data.parquet import list_shards
 from nanochat_pl.tokenizer import Tokenizer
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from nanochat_pl.data.batch import Batch, merge_cursors
 from nanochat_pl.data.corpus import TextCorpus
-from nanochat_pl.data.packing import PACKINGS, Batch, PackedBatches, TokenBatches, merge_cursors
+from nanochat_pl.data.packing import PACKINGS, PackedBatches, TokenBatches
 from nanochat_pl.data.parquet import Address, DocumentStream
 from nanochat_pl.tokenizer import Tokenizer
 

@@ -147,10 +147,7 @@ class FittedRows:
         return bool(self._held)
 
     def _spread_ages(self) -> None:
-        """Give the pieces of the first buffer every age up to the longest wait, as in the middle of a run.
-
-        Otherwise a run would begin with the largest pieces alone.
-        """
+        """Give the pieces of the first buffer every age; otherwise a run would begin with the largest pieces alone."""
         pieces = list(self._held.values())
         self._held.clear()
         self._by_length.clear()

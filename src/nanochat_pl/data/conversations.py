@@ -321,12 +321,8 @@ def _render(rows: Sequence[Mapping[str, Any]], index: int, tokenizer: Renderer, 
 
 
 def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_id: int, cursor: Cursor) -> Batch:
-    """Put conversations into rows of T, longest first, each into the first row that has room for it.
-
-    What is left of a row is padding whose positions begin anew, so that it attends to no conversation; rows of
-    padding alone fill up the last micro-batch.
-    """
-    # choose a row for each conversation: first fit, longest first
+    """Put conversations into rows of T, longest first, each into the first row that has room for it."""
+    # choose a row for each conversation
     packed: list[list[Example]] = []
     room: list[int] = []
     for example in sorted(examples, key=lambda example: -len(example.inputs)):
@@ -337,7 +333,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
             room.append(sequence_len)
         packed[row].append(example)
         room[row] -= length
-    # begin with padding alone, then write the conversations over it
+    # begin with padding alone, of which rows fill up the last micro-batch, then write the conversations over it
     micro_batches = max(-(-len(packed) // batch_rows), 1)
     inputs = np.full((micro_batches * batch_rows, sequence_len), pad_id)
     targets = np.full_like(inputs, IGNORE)
@@ -349,6 +345,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
             inputs[row, start:end], targets[row, start:end] = example.inputs, example.targets
             positions[row, start:end] = np.arange(end - start)
             start = end
+        # positions begin anew at the padding behind, so that it attends to no conversation
         positions[row, start:] = np.arange(sequence_len - start)
     shape = (micro_batches, batch_rows, sequence_len)
     tensors = [torch.from_numpy(array.reshape(shape)) for array in (inputs, targets, positions)]

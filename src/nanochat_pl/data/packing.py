@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanochat_pl.data.batch import BATCHES_AHEAD, IGNORE, Batch, Cursor, compute_ahead, merge_cursors
+from nanochat_pl.data.batch import BATCHES_AHEAD, IGNORE, Batch, Cursor, compute_ahead
 from nanochat_pl.data.bestfit import BUFFER_DOCUMENTS, FittedRows
 from nanochat_pl.data.corpus import Corpus, CorpusStream, Encoder, TextCorpus, Tokens
 from nanochat_pl.data.parquet import Address
 
-__all__ = ["PACKINGS", "Batch", "Cursor", "PackedBatches", "TokenBatches", "fixed_batches", "merge_cursors"]
+__all__ = ["PACKINGS", "PackedBatches", "TokenBatches", "fixed_batches"]
 
 PACKINGS = ("stream", "bestfit", "bestfit_split")
 

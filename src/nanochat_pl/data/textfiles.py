@@ -241,10 +241,7 @@ def _measure(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.ndarray:
-    """Choose the documents for validation, in the order of their hashes, as far as they fit their share of characters.
-
-    At least one is taken, the shortest if none fits, and one is left.
-    """
+    """Choose documents for validation, in the order of their hashes, as far as they fit their share of characters."""
     different, inverse = np.unique(hashes, return_inverse=True)
     if not len(different):
         raise _no_text(source)
@@ -265,6 +262,7 @@ def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.n
             size += sizes[i]
         if size > 0.95 * wanted:
             break
+    # at least one is taken, the shortest if none fits, and at least one is left
     return different[taken or [int(sizes.argmin())]]
 
 
@@ -304,11 +302,7 @@ def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int
 
 
 def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
-    """Yield the documents of one file.
-
-    Raises:
-        ValueError: if it is damaged, has no such column, or has a row without a text in it.
-    """
+    """Yield the documents of one file; ValueError if it is damaged, or lacks the column or a text in it."""
     import pyarrow as pa
 
     kind = form(file)

@@ -24,8 +24,9 @@ from nanochat_pl.config.inputs import prepare_root, prepare_text
 from nanochat_pl.config.provenance import together
 from nanochat_pl.config.schema import DataConfig, DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.targets import make
+from nanochat_pl.data.batch import Batch
 from nanochat_pl.data.corpus import TextCorpus
-from nanochat_pl.data.packing import Batch, TokenBatches
+from nanochat_pl.data.packing import TokenBatches
 from nanochat_pl.data.parquet import read_documents
 from nanochat_pl.data.textfiles import TEXT_ENDINGS, TextSource, convert_whole, find_text_files, is_text_file
 from nanochat_pl.engine import Engine

@@ -103,14 +103,12 @@ class Columns:
 
 
 def _lettered(value: Mapping[Any, Any]) -> list[Any]:
-    """Read `{"A": ..., "B": ...}`: the texts in the order of the letters; none where the keys are no such letters.
-
-    Parquet gives every row all letters of the file: those at the end that hold nothing are left out.
-    """
+    """Read `{"A": ..., "B": ...}`: the texts in the order of the letters; none where the keys are no such letters."""
     held = {key.upper(): text for key, text in value.items() if isinstance(key, str)}
     if len(held) < len(value) or sorted(held) != _letters(value):
         return []
     texts = [held[letter] for letter in sorted(held)]
+    # parquet gives every row all letters of the file, of which the last may hold nothing
     while texts and texts[-1] is None:
         texts.pop()
     return texts
@@ -208,11 +206,7 @@ def chats() -> Columns:
 
 
 def _chat(row: Mapping[str, Any], repairs: Counter[str], forms: Counter[str]) -> dict[str, Any]:
-    """Make the messages of a row of any form.
-
-    Raises:
-        ValueError: if they are no conversation.
-    """
+    """Make the messages of a row of any form; ValueError if they are no conversation."""
     from nanochat_pl.tasks.forms import form_of, read_messages, recognise
 
     named = ""

@@ -117,13 +117,7 @@ def _is_there(value: Mapping[str, Any], key: str) -> bool:
 
 
 def _check_marks(value: Mapping[str, Any], where: str) -> None:
-    """Refuse marks that say how much a message or an example is to be learned, and tool calls that would be dropped.
-
-    Here every answer is learned, each as much as any other.
-
-    Raises:
-        ValueError: names the key.
-    """
+    """Refuse marks that say how much a message counts (here all count alike), and tool calls that would be dropped."""
     for key in _WEIGHTS:
         if key in value and _is_less(value[key], key):
             raise ValueError(

@@ -196,13 +196,8 @@ def written(text: str) -> Any:
 
 
 def _escaped(text: str) -> str:
-    """Double the backslashes of a list in which they begin LaTeX commands, as in one that was written by hand.
-
-    A program that writes lists in Python or JSON writes `\\\\theta`; in `\\theta` it would have meant a tab.
-
-    Raises:
-        Unfit: if backslashes begin such commands, and other escapes as well.
-    """
+    """Double the backslashes of a hand-written list that begin LaTeX commands; Unfit if others begin escapes."""
+    # A program that writes lists in Python or JSON writes `\\theta`, since in `\theta` it would have meant a tab.
     found = list(_ESCAPE.finditer(text))
     if not found or _RAW.search(text):
         return text
@@ -220,11 +215,7 @@ def _escaped(text: str) -> str:
 
 
 def _with_commas(text: str) -> str:
-    """Put the commas into lists printed by NumPy (`['a' 'b']`, `[{} {}]`); Python would join the strings to one.
-
-    Raises:
-        ValueError: if a list has commas between some of its strings and none between others.
-    """
+    """Put the commas into lists printed by NumPy (`['a' 'b']`, `[{} {}]`), which Python would join to one string."""
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline) if t.type not in _SKIPPED]
     if any(token.string == "..." for token in tokens):
         raise Unfit(_SHORTENED)
@@ -247,11 +238,7 @@ def _with_commas(text: str) -> str:
 
 
 class _WithoutArrays(ast.NodeTransformer):
-    """Replace `array([...], dtype=object)`, as pandas writes a column of arrays, by its list.
-
-    Raises:
-        ValueError: if an object has a key twice, or a list is shortened.
-    """
+    """Replaces `array([...], dtype=object)`, as pandas writes a column of arrays, by its list."""
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
         keys = [ast.dump(key) for key in node.keys if key is not None]

@@ -199,10 +199,7 @@ def _read_split(files: Sequence[Path], split: str) -> list[dict[str, Any]]:
 
 
 def _has_image(file: Path, num_rows: int) -> list[bool]:
-    """Tell which rows have a picture: its path or its bytes are there.
-
-    In a parquet file, the small leaf of the paths is read, and pictures only in row groups where one has no path.
-    """
+    """Tell which rows have a picture: its path or its bytes are there."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -221,6 +218,7 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
                 found += map(_is_picture, parquet.read_row_group(group, columns=["image"]).column(0).to_pylist())
                 continue
             here: list[bool] = []
+            # first the small leaf of the paths; pictures are read only where one has no path
             for leaf in leaves:
                 part = parquet.read_row_group(group, columns=[f"image.{leaf}"]).column(0)
                 records = part.is_valid().to_pylist()

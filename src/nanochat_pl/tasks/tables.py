@@ -357,10 +357,7 @@ def _json_rows(file: Path, lists: bool) -> Iterator[dict[str, Any]]:
 
 
 def _typed(file: Path, columns: Columns) -> "pa.Table | None":
-    """Read a parquet file whose columns have the declared types and no null; return None for any other file.
-
-    Python looks at no value, so that large files are read as fast as possible.
-    """
+    """Read a parquet file of the declared types without nulls, fast: no value enters Python; None for other files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets.table import table_cast
