@@ -1,4 +1,4 @@
-"""`load_model(path)`: the only way to open a trained model, of whatever format."""
+"""`load_model(path)` opens a trained model of any format; there is no other way."""
 
 import logging
 from dataclasses import dataclass
@@ -22,17 +22,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what belongs to it."""
+    """A trained model, its tokenizer, and what its files say about them."""
 
     model: "GPT"
     tokenizer: "Tokenizer"
     path: Path
     """The file the weights came from."""
     stage: str
-    """Stage that trained it; `unknown` where the files do not say."""
+    """The stage that trained it; `unknown` where the files do not say."""
     step: int
+    """Optimizer updates within that stage."""
     config: dict[str, Any]
-    """The resolved config of the run that trained it; empty where another program did."""
+    """The resolved config of the run that trained it; empty if another program did."""
     format: str = "lightning"
     """`lightning` (this project's own), `nanochat`, `sciassist`, `huggingface` or `package`."""
 
@@ -64,54 +65,48 @@ def load_model(
         offline: open no socket.
 
     Raises:
-        FileNotFoundError: nothing there; the message lists what exists.
-        ValueError: several models there, or a file that is damaged, carries code or is of another kind of model.
+        FileNotFoundError: if nothing is there; the message lists what exists.
+        ValueError: if there are several models, or a file is damaged, carries code or is of another kind of model.
     """
     from nanochat_pl.model.gpt import GPT
     from nanochat_pl.runtime import pick_compute_dtype
 
-    stored = read_model(path, hub_folder, offline)
-    model = GPT(stored.config, compute_dtype or pick_compute_dtype("auto", device))
-    model.load_state_dict(stored.state)
+    state = read_model(path, hub_folder, offline)
+    model = GPT(state.config, compute_dtype or pick_compute_dtype("auto", device))
+    model.load_state_dict(state.state)
     return LoadedModel(
         model=model.to(device).eval(),
-        tokenizer=stored.tokenizer,
-        path=stored.file,
-        stage=stored.stage,
-        step=stored.step,
-        config=stored.run_config,
-        format=stored.format,
+        tokenizer=state.tokenizer,
+        path=state.file,
+        stage=state.stage,
+        step=state.step,
+        config=state.run_config,
+        format=state.format,
     )
 
 
 def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> "ModelState":
-    """Read a model without building it; `path` and errors as `load_model`.
-
-    Args:
-        path: what to open.
-        hub_folder: where models of the hub are kept.
-        offline: open no socket.
-    """
-    source = locate_model(path, hub_folder, offline)
-    if source.format == "lightning":
+    """Read a model without building it; arguments and errors are those of `load_model`."""
+    files = locate_model(path, hub_folder, offline)
+    if files.format == "lightning":
         from nanochat_pl.checkpoint.lightning import read
-    elif source.format == "nanochat":
+    elif files.format == "nanochat":
         from nanochat_pl.checkpoint.nanochat import read
-    elif source.format == "sciassist":
+    elif files.format == "sciassist":
         from nanochat_pl.checkpoint.sciassist import read
-    elif source.format == "package":
+    elif files.format == "package":
         from nanochat_pl.checkpoint.archive import read
     else:
         from nanochat_pl.checkpoint.huggingface import read
-    is_folder = source.file.name.startswith("model.safetensors")  # its reader wants what lies beside it as well
-    stored = read(source.file.parent if is_folder else source.file)
-    for note in stored.notes:
-        log.info("%s: %s", stored.file, note)
-    return stored
+    is_folder = files.file.name.startswith("model.safetensors")  # its reader wants what lies beside it as well
+    state = read(files.file.parent if is_folder else files.file)
+    for note in state.notes:
+        log.info("%s: %s", state.file, note)
+    return state
 
 
 def locate_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> ModelFiles:
-    """Say which files a path stands for, fetching those of the hub; loads no torch. As `read_model`."""
+    """Return the files that a path stands for, fetching those of the hub; loads no torch."""
     return HubModel.parse(path, hub_folder).fetch(offline) if is_hub_address(path) else find_model_files(path)
 
 
@@ -119,10 +114,10 @@ def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: 
     """Make sure that a path stands for one model, without fetching anything large or loading torch.
 
     Returns:
-        Its files; None where they are on the hub and not here yet.
+        Its files; None if they are on the hub and not here yet.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`, as far as names and metadata tell.
+        FileNotFoundError, ValueError: those of `load_model`, as far as names and metadata tell.
     """
     if not is_hub_address(path):
         return find_model_files(path)

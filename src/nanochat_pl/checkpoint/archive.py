@@ -1,6 +1,6 @@
 """One archive with all there is to know about a trained model: weights, settings, tokenizer, results, model card.
 
-For keeping and for handing on: it holds any model of this project, needs no program of ours to be looked into
+It is meant for keeping and for handing on. It holds any model of this project, its parts open without a program of ours
 (safetensors, JSON, Markdown), and the same model gives the same bytes on every machine: entries stand in a fixed order,
 without dates, uncompressed. Unpacked it is a folder of the same files, which opens as well.
 """
@@ -22,7 +22,7 @@ from safetensors.torch import load, load_file, save_file
 
 from nanochat_pl.checkpoint.formats import ARCHIVE_FILES, MAX_JSON_BYTES, parse_json, read_json
 from nanochat_pl.checkpoint.safe_load import check_packing
-from nanochat_pl.checkpoint.state import ModelState, check_tokenizer, check_weights
+from nanochat_pl.checkpoint.state import ModelState, check_tokenizer, check_weights, weight_shapes
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.paths import atomic_file, reason
 from nanochat_pl.tokenizer import Tokenizer
@@ -30,10 +30,10 @@ from nanochat_pl.tokenizer import Tokenizer
 __all__ = ["FILES", "read", "write"]
 
 FILES = ("README.md", "meta.json", "tokenizer.json", "evaluation.json", "SHA256SUMS", "model.safetensors")
-"""Entries in their order: what people read first stands first."""
+"""The entries in their order; what people read first stands first."""
 
 _SUMS = "SHA256SUMS"
-"""Checksums as `sha256sum --check` reads them."""
+"""The entry with checksums, as `sha256sum --check` reads them."""
 
 _FORMAT = "nanochat_pl.package/1"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
@@ -44,13 +44,13 @@ def write(model: ModelState, file: Path, card: str, evaluation: Mapping[str, Any
     """Write the archive, whole or not at all.
 
     Args:
-        model: the model.
+        model: what to write.
         file: the archive's path; a file there is replaced.
         card: README.md.
         evaluation: evaluation.json, plain data; None = nothing was measured.
 
     Raises:
-        ValueError: weights, config and tokenizer do not fit together.
+        ValueError: if weights, config and tokenizer do not fit together.
     """
     check_weights(model.state, model.config, model.file)
     check_tokenizer(model.tokenizer, model.config, model.file)
@@ -93,8 +93,8 @@ def read(path: str | Path) -> ModelState:
     """Read an archive, or the folder it was unpacked to; nothing in it can run.
 
     Raises:
-        FileNotFoundError: nothing there, or a file is missing.
-        ValueError: damaged, of another program, or not fitting together.
+        FileNotFoundError: if nothing is there, or a file is missing.
+        ValueError: if a part is damaged, of another program, or does not fit the others.
     """
     path = Path(path)
     if not path.exists():
@@ -121,7 +121,7 @@ def read(path: str | Path) -> ModelState:
     check_tokenizer(tokenizer, config, path)
     return ModelState(
         config=config,
-        state=state,
+        state={name: state[name] for name in weight_shapes(config)},  # safetensors gives them in any order
         tokenizer=tokenizer,
         stage=stage,
         step=step,
@@ -132,12 +132,7 @@ def read(path: str | Path) -> ModelState:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare what an archive or its folder is read from with its checksums; those of earlier versions have none.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is not what was written.
-    """
+    """Compare the files that are read with the archive's checksums; archives of earlier versions have none."""
     with contextlib.nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
         if not ((path / _SUMS).is_file() if archive is None else _SUMS in archive.namelist()):
             return

@@ -42,16 +42,16 @@ FORMATS = {
     "huggingface": "config.json of model_type nanochat with *.safetensors",
     "package": "a .zip of `nanochat-pl export`, or the folder it was unpacked to",
 }
-"""What opens, and how people know it."""
+"""Every format that opens, and what its files are called."""
 
 ARCHIVE_FILES = ("meta.json", "tokenizer.json", "model.safetensors")
-"""What an archive cannot be without; see `nanochat_pl.checkpoint.archive`."""
+"""The files that every archive has; see `nanochat_pl.checkpoint.archive`."""
 
 SHAPE = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 """The fields of nanochat's model config."""
 
 MAX_JSON_BYTES = 64 * 2**20
-"""Metadata are a page and a vocabulary some megabytes; a larger file is neither."""
+"""Metadata take a page and a vocabulary some megabytes; a larger file is neither."""
 MAX_JSON_VALUES = 8_000_000
 """A vocabulary of Hugging Face's form has about four for each token."""
 
@@ -79,14 +79,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model on this machine."""
+    """The files of one model on this machine."""
 
     format: str
     """One of FORMATS."""
     file: Path
-    """The file with the weights, or with the list of those that hold them."""
+    """The file with the weights, or with the list of the files that hold them."""
     others: tuple[Path, ...] = ()
-    """Files it cannot be opened without."""
+    """Further files that opening it needs."""
 
 
 def find_model_files(path: str | Path) -> ModelFiles:
@@ -98,8 +98,8 @@ def find_model_files(path: str | Path) -> ModelFiles:
             nanochat lays out `base_checkpoints/d20/`.
 
     Raises:
-        FileNotFoundError: nothing there, or a file beside the weights is missing; says what there is.
-        ValueError: several models, or none that opens; lists them.
+        FileNotFoundError: if nothing is there, or a file beside the weights is missing; the message says what there is.
+        ValueError: if there are several models, or none that opens; the message lists them.
     """
     path = Path(path)
     if is_model_archive(path):
@@ -117,7 +117,7 @@ def find_model_files(path: str | Path) -> ModelFiles:
 
 
 def is_model_archive(path: Path) -> bool:
-    """Say whether a file or folder is an archive of `nanochat-pl export`, or one unpacked, by the names in it alone."""
+    """Tell by names alone whether a file or folder is an archive of `nanochat-pl export`, packed or unpacked."""
     if path.is_dir():
         return all((path / name).is_file() for name in ARCHIVE_FILES)
     if not (path.suffix == ".zip" and path.is_file()):
@@ -130,7 +130,7 @@ def is_model_archive(path: Path) -> bool:
 
 
 def _of_folder(folder: Path) -> Candidate | None:
-    """Give the model of another format in a folder; None = a run folder of this project."""
+    """Return the model of another format in a folder; None for a run folder of this project."""
     run = any((folder / name).exists() for name in ("checkpoints", "best.ckpt", "last.ckpt"))
     patterns = [pattern for pattern in _PATTERNS if not (run and "/" in pattern)]  # what a run folder holds is its own
     names = sorted({file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)})
@@ -145,12 +145,12 @@ def choose(names: Collection[str], where: str, more: Iterable[str] = ()) -> Cand
     """Choose the one model among the names of a folder's files (`/` between folders); None if there is none.
 
     Args:
-        names: relative to the folder.
-        where: the folder, for people.
-        more: further models there, as people would name them.
+        names: paths relative to the folder.
+        where: the folder as messages name it.
+        more: further models there, as messages name them.
 
     Raises:
-        ValueError: there are several; lists them.
+        ValueError: if there are several; the message lists them.
     """
     found = _candidates(names)
     several = [choice.weights for choice in found] + list(more)
@@ -161,13 +161,13 @@ def choose(names: Collection[str], where: str, more: Iterable[str] = ()) -> Cand
 
 
 def tokenizer_paths(weights: str) -> list[str]:
-    """List where the tokenizer of a nanochat or SciAssist file may lie, the first that exists counts.
+    """List where the tokenizer of a nanochat or SciAssist file may lie; the first that exists counts.
 
     Args:
         weights: path of the weights, `/` between folders.
 
     Returns:
-        Paths as `weights` is one: beside it, in `tokenizer/` beside it, and, for a file of a nanochat base folder
+        Paths of the same form: beside the weights, in `tokenizer/` beside it, and, for a file of a nanochat base folder
         (`<base>/base_checkpoints/d20/model_….pt`), in `<base>/tokenizer/`.
     """
     folder = PurePosixPath(weights).parent
@@ -181,7 +181,7 @@ def tokenizer_file(weights: Path) -> Path:
     """Find the tokenizer that belongs to a nanochat or SciAssist file; see `tokenizer_paths`.
 
     Raises:
-        FileNotFoundError: there is none; says where it was looked for.
+        FileNotFoundError: if there is none; the message says where it was looked for.
     """
     places = [Path(place) for place in tokenizer_paths(os.path.realpath(weights).replace(os.sep, "/"))]
     file = next((place for place in places if place.is_file()), None)
@@ -212,11 +212,7 @@ def _by_name(name: str) -> Candidate | None:
 
 
 def _of_file(path: Path) -> Candidate | None:
-    """Give what a file is by its name; None = this project's own, whatever it is called.
-
-    Raises:
-        ValueError: a file that never opens by itself.
-    """
+    """Return what a file is by its name; None for this project's own, whatever it is called."""
     if path.name == "config.json" or path.name in _HF_WEIGHTS:
         names = [file.name for file in path.parent.iterdir()]
         choice = next((c for c in _candidates(names) if c.format == "huggingface"), None)
@@ -229,12 +225,7 @@ def _of_file(path: Path) -> Candidate | None:
 
 
 def _needed(kind: str, weights: Path) -> tuple[Path, ...]:
-    """List the files beside the weights.
-
-    Raises:
-        FileNotFoundError: one is missing.
-        ValueError: the metadata are of another kind of model.
-    """
+    """List the files that the weights need beside them; an error if one is missing or of another kind of model."""
     if kind == "huggingface":
         return _hugging_face_files(weights)
     meta = Path(metadata_path(weights.as_posix()))
@@ -248,7 +239,7 @@ def check_model_type(config: Path) -> None:
     """Check that a Hugging Face folder's `config.json` is of a nanochat.
 
     Raises:
-        ValueError: it is of another model, or no such file at all.
+        ValueError: if it is of another model, or no such file at all.
     """
     kind = read_json(config).get("model_type")
     if kind != "nanochat":
@@ -268,11 +259,7 @@ def _hugging_face_files(weights: Path) -> tuple[Path, ...]:
 
 
 def metadata_path(weights: str) -> str:
-    """Give where the metadata of a file of weights lie: beside it, `meta_` for `model_`, `.json` for `.pt`.
-
-    Args:
-        weights: path, `/` between folders.
-    """
+    """Return where the metadata of a file of weights lie: `a/meta_000012.json` for `a/model_000012.pt`."""
     path = PurePosixPath(weights)
     return path.with_name(path.name.replace("model_", "meta_", 1)).with_suffix(".json").as_posix()
 
@@ -281,8 +268,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none; says what was found.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON object; the message says what was found.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
@@ -298,11 +285,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON, after a look at how many values it holds: each takes some twenty times its place in the text.
+    """Parse JSON after counting its values, each of which takes some twenty times its place in the text.
 
     Raises:
-        ValueError: it is none, or has more than MAX_JSON_VALUES values.
-        RecursionError: it is nested too deeply.
+        ValueError: if it is no JSON, or has more than MAX_JSON_VALUES values.
+        RecursionError: if it is nested too deeply.
     """
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
@@ -310,10 +297,10 @@ def parse_json(data: bytes) -> Any:
 
 
 def model_config(meta: Mapping[str, Any], where: Path) -> GPTConfig:
-    """Give the config that metadata describe, in the classic architecture.
+    """Return the config that metadata describe, in the classic architecture.
 
     Raises:
-        ValueError: fields are missing, unknown or impossible; names them.
+        ValueError: if fields are missing, unknown or impossible; the message names them.
     """
     stored = meta.get("model_config")
     if not isinstance(stored, Mapping):

@@ -1,8 +1,9 @@
 """Models on the Hugging Face hub, by the address `hf://owner/repo[@revision][/folder or file]`.
 
-A repository is read by the same rule as a folder (`source.choose`). What one model consists of, and no more, is fetched
-below `<outputs>/hub/owner/repo[@revision]/`, the weights last: where they are, the rest is, and nothing is asked again.
-The repository's listing is kept beside it, so that an address means the same model whichever of several is here.
+A repository is read by the same rule as a folder (`formats.choose`). The files of one model, and no more, are fetched
+below `<outputs>/hub/owner/repo[@revision]/`, the weights last: if they are there, so is the rest, and the hub is not
+asked again. The repository's listing is kept beside them, so that an address means the same model whichever of several
+is here.
 """
 
 import json
@@ -26,13 +27,13 @@ from nanochat_pl.paths import write_atomically
 __all__ = ["HUB_FOLDER", "HubModel", "is_hub_address"]
 
 HUB_FOLDER = "outputs/hub"
-"""Where models of the hub are kept if nothing else is said."""
+"""Where models of the hub are kept by default."""
 
 _LISTING = ".listing.json"
 
 
 def is_hub_address(path: str | Path) -> bool:
-    """Say whether this is an address on the hub and no path (pathlib folds its two slashes into one)."""
+    """Tell an address on the hub from a path (pathlib folds its two slashes into one)."""
     return str(path).startswith("hf:/")
 
 
@@ -53,7 +54,7 @@ class HubModel:
         """Read an address.
 
         Raises:
-            ValueError: it is none; says how one looks.
+            ValueError: if it is none; the message says what one looks like.
         """
         parts = str(address).removeprefix("hf:").strip("/").split("/")
         owner, name = (*parts, "", "")[:2]
@@ -65,40 +66,34 @@ class HubModel:
         return cls(f"hf://{'/'.join(parts)}", f"{owner}/{name}", revision or "main", inside, Path(root) / owner / kept)
 
     def here(self) -> ModelFiles | None:
-        """Give the model as it lies on this machine; None = not (wholly) fetched.
+        """Return the model as it lies on this machine; None if it was not fetched, or not wholly.
 
         Raises:
-            ValueError: several models; lists them.
+            ValueError: if there are several models; the message lists them.
         """
-        place = self.folder / self.inside
+        path = self.folder / self.inside
         try:
             if (self.folder / _LISTING).is_file():  # else someone copied the files there
                 names = read_json(self.folder / _LISTING)["names"]
-                place = self.folder / self._chosen(names)[1]
-                if not place.is_file():
+                path = self.folder / self._chosen(names)[1]
+                if not path.is_file():
                     return None
-            return find_model_files(place)
+            return find_model_files(path)
         except FileNotFoundError:
             return None
 
     def look(self, offline: bool = False) -> None:
-        """Make sure that the model is here or can be fetched, without fetching it.
-
-        Raises:
-            FileNotFoundError, ValueError: as `fetch`.
-        """
+        """Make sure that the model is here or can be fetched, without fetching it; errors are those of `fetch`."""
         if self.here() is None:
             self._files(self._names(offline))
 
     def fetch(self, offline: bool = False) -> ModelFiles:
         """Bring the model to this machine unless it is here.
 
-        Args:
-            offline: open no socket.
-
         Raises:
-            FileNotFoundError: not here and not to be had, or no model in that place; says what there is.
-            ValueError: several models there, or one that does not open here.
+            FileNotFoundError: if it is not here and cannot be had, or there is no model in that place; the message says
+                what there is.
+            ValueError: if there are several models, or one that does not open here.
         """
         if (source := self.here()) is not None:
             return source
@@ -132,7 +127,7 @@ class HubModel:
         return [name for name in names if ".." not in name.split("/") and not name.startswith("/")]
 
     def _chosen(self, names: list[str]) -> tuple[str, str]:
-        """Give format and weights of the model that the address stands for."""
+        """Return format and weights of the model that the address stands for."""
         is_file = self.inside in names
         top = str(PurePosixPath(self.inside).parent) if is_file else self.inside
         prefix = "" if top in ("", ".") else f"{top}/"
@@ -151,12 +146,12 @@ class HubModel:
         return choice.format, prefix + choice.weights
 
     def _files(self, names: list[str]) -> tuple[str, list[str]]:
-        """Give the model's format and files; the last of them holds the weights or lists their files."""
+        """Return the model's format and files; the last of them holds the weights or lists their files."""
         kind, weights = self._chosen(names)
         return kind, [*self._needed(kind, weights, names), weights]
 
     def _needed(self, kind: str, weights: str, names: list[str]) -> list[str]:
-        """List what belongs to the weights in the repository, besides themselves."""
+        """List the other files in the repository that belong to the weights."""
         if kind == "huggingface":
             folder = PurePosixPath(weights).parent
             beside = [name for name in names if PurePosixPath(name).parent == folder and name != weights]
@@ -165,7 +160,7 @@ class HubModel:
             endings = (".json", "tokenizer.pkl", *([".safetensors"] if weights.endswith(".json") else []))
             return [name for name in beside if name.endswith(endings)]
         wanted = {"its metadata": [metadata_path(weights)], "its tokenizer": tokenizer_paths(weights)}
-        found = {what: next((name for name in places if name in names), None) for what, places in wanted.items()}
+        found = {what: next((name for name in paths if name in names), None) for what, paths in wanted.items()}
         if missing := [f"{what} ({' or '.join(wanted[what])})" for what, name in found.items() if name is None]:
             raise FileNotFoundError(
                 f"{self.address} has {weights} without {' and '.join(missing)}; nothing was fetched"

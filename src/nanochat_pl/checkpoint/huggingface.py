@@ -1,8 +1,8 @@
 """Hugging Face's folder: what `transformers` opens as `NanoChatForCausalLM` (safetensors, config.json, tokenizer.json).
 
 The two libraries compute the same function but for one thing: nanochat trains with rotary tables rounded to bfloat16,
-transformers computes its own in float32. `notes` says so in words, and the tests in numbers. What transformers' class
-has no place for is refused with a list (`unsupported`), never left out.
+transformers computes its own in float32. `notes` tells the user, and the tests hold by how much. A model with parts
+that transformers' class does not have is refused with a list of them (`unsupported`); nothing is dropped in silence.
 
 Stage, step, run config and table rounding have no place in Hugging Face's files; they lie beside them in
 `nanochat_pl.json`, which other programs ignore.
@@ -42,7 +42,7 @@ from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 __all__ = ["notes", "read", "unsupported", "write"]
 
 NORM_EPS = 1.1920929e-07
-"""Of float32: what our norms add, and what transformers must be told, whose own default is 1e-6."""
+"""The epsilon of float32: our norms add it, and transformers must be told, because its own default is 1e-6."""
 
 _OURS = "nanochat_pl.json"
 _INDEX = "model.safetensors.index.json"
@@ -67,11 +67,11 @@ _FIXED = {
     "tie_word_embeddings": False,
     "quantization_config": None,
 }
-"""Keys of config.json with the only value that our model computes, which transformers takes where they are absent."""
+"""Keys of config.json and the one value that our model computes, which is also transformers' default."""
 
 
 def unsupported(model: ModelState) -> list[str]:
-    """List what a folder cannot hold of this model; empty = `write` will not refuse."""
+    """List the parts of a model that a folder cannot hold; if there are none, `write` will not refuse it."""
     unknown = sorted(model.state.keys() - _names(model.config.n_layer).keys())
     lost = [f"the weight {name}" for name in unknown]
     classic = Architecture()
@@ -87,7 +87,7 @@ def unsupported(model: ModelState) -> list[str]:
 
 
 def notes(model: ModelState) -> tuple[str, ...]:
-    """Say in which respects the exported model differs from the one it is made of."""
+    """Return in which respects the exported model differs from the original, in sentences for the user."""
     said = []
     if model.config.rope_table_dtype == "bfloat16":
         said.append(
@@ -109,15 +109,15 @@ def notes(model: ModelState) -> tuple[str, ...]:
 
 
 def write(model: ModelState, folder: Path, card: str | None = None) -> tuple[str, ...]:
-    """Write the files of a Hugging Face folder and return what to tell people (`notes`).
+    """Write the files of a Hugging Face folder and return the `notes`.
 
     Args:
-        model: the model.
-        folder: made if needed; files of the same names are replaced.
+        model: what to write.
+        folder: created if needed; files of the same names are replaced.
         card: README.md; None = a short one with the notes.
 
     Raises:
-        ValueError: the format cannot hold the model; lists all that would be lost.
+        ValueError: if the format cannot hold the model; the message lists all that would be lost.
     """
     if lost := unsupported(model):
         raise ValueError(
@@ -165,8 +165,8 @@ def read(path: str | Path) -> ModelState:
     """Read a Hugging Face folder, ours or another's; any file in it stands for the folder.
 
     Raises:
-        FileNotFoundError: a file of the folder is missing.
-        ValueError: it is another kind of model, or a NanoChat that computes what ours does not; says what.
+        FileNotFoundError: if a file of the folder is missing.
+        ValueError: if it is another kind of model, or a NanoChat that computes something else than ours.
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     document = read_json(folder / "config.json")
@@ -269,7 +269,7 @@ def _tokenizer_config_json(model: ModelState) -> dict[str, Any]:
 
 
 def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path) -> GPTConfig:
-    """Turn config.json into ours, or say why that cannot be."""
+    """Turn config.json into our config; a `ValueError` lists all that ours cannot express."""
     kind = document.get("model_type")
     if kind != "nanochat":
         raise ValueError(
@@ -320,7 +320,7 @@ def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path)
 
 
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
-    """Give the tokenizer and its file: `tokenizer.json`, or nanochat's pickle in folders that have only that."""
+    """Return the tokenizer and its file: `tokenizer.json`, or nanochat's pickle in folders that have only that."""
     file = folder / "tokenizer.json"
     if not file.is_file() and (folder / "tokenizer.pkl").is_file():
         file = folder / "tokenizer.pkl"
@@ -332,7 +332,7 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
-    """Give all tensors by their names there, as float32, and the number formats they were stored in."""
+    """Return all tensors by their names there, as float32, and the number formats they were stored in."""
     files = ["model.safetensors"]
     if not (folder / files[0]).is_file() and (folder / _INDEX).is_file():
         shards = read_json(folder / _INDEX).get("weight_map")

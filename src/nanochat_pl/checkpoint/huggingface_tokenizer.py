@@ -16,8 +16,8 @@ from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 __all__ = ["CHAT_TEMPLATE", "check_agreement", "from_tokenizer_json", "learned_tokens", "to_tokenizer_json"]
 
 BROKEN = "<\ufdd0|"
-"""How the template writes the `<|` of a speaker's words, so that it begins no control token; the tokenizer reads it as
-`<|`. U+FDD0 is no character and stands in no text."""
+"""How the template writes the `<|` in a speaker's words, so that it begins no control token; the tokenizer reads it as
+`<|`. U+FDD0 is no character and occurs in no text."""
 
 CHAT_TEMPLATE = """\
 {#- How a conversation is read stands in docs/exchange.md. -#}
@@ -112,11 +112,11 @@ CHAT_TEMPLATE = """\
     {{- '<|assistant_start|>' -}}
 {%- endif -%}
 """
-"""What the server lays out (`serve.context`, `Tokenizer.render_conversation`), in Jinja.
+"""The conversation as the server renders it (`serve.context`, `Tokenizer.render_conversation`), in Jinja.
 
-With `add_generation_prompt` the next answer is opened, or a last message of the assistant's left open. Marked as
-`generation` is what `render_conversation` supervises. A loop goes over `message.content` itself: by that other servers
-tell that it may be a list.
+With `add_generation_prompt` the next answer is opened, or a last message of the assistant is left open. What
+`render_conversation` supervises is marked as `generation`. The loop goes over `message.content` itself, by which other
+servers tell that it may be a list.
 """
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -125,12 +125,12 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i,
 _CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
 
 _NORMALIZER = {"type": "Replace", "pattern": {"Regex": "(?<=<)\ufdd0(?=\\|)"}, "content": ""}
-"""Takes U+FDD0 alone away: the `<` before it keeps its place, by which transformers finds where an answer begins."""
+"""Removes U+FDD0 and nothing else: the `<` before it keeps its place, by which transformers finds an answer's start."""
 _READ_NORMALIZERS = (None, _NORMALIZER, {"type": "Replace", "pattern": {"String": BROKEN}, "content": "<|"})
-"""What an import takes; the last is of earlier exports, and means the same."""
+"""The normalizers that an import accepts; the last is that of earlier exports and means the same."""
 
 _ODD_OPTIONS = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
-"""What a BPE of this form leaves empty; with a wrong prefix the library panics."""
+"""Options that a BPE of this form leaves empty; with a wrong prefix the library panics."""
 
 _PROBES = (
     "The quick brown fox, isn't it? I'LL say WE'VE 'twas  two  spaces\tand\ttabs.",
@@ -142,7 +142,7 @@ _PROBES = (
     "'s'S 'ſ 'k'K don't DON'T 'Re 'vE it's's",
     "",
 )
-"""Text on which split patterns and regex engines are apt to differ."""
+"""Texts on which split patterns and regex engines are apt to differ."""
 
 
 def learned_tokens(tokenizer: Tokenizer) -> list[bytes]:
@@ -153,9 +153,9 @@ def learned_tokens(tokenizer: Tokenizer) -> list[bytes]:
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of `tokenizer.json`; the ids it gives to text are ours, with `<|bos|>` in front.
 
-    One difference cannot be helped: in text that is no conversation the library reads control tokens spelt out as
-    control tokens, ours never. In conversations the template breaks them (`BROKEN`), which the normalizer mends after
-    control tokens have been looked for.
+    One difference cannot be avoided: in text that is no conversation the library reads control tokens that are spelt
+    out as control tokens, and ours never does. In conversations the template breaks them (`BROKEN`), and the normalizer
+    mends them after the library has looked for control tokens.
     """
     tokens = learned_tokens(tokenizer)
     written = ["".join(_CHAR_OF[byte] for byte in token) for token in tokens]
@@ -215,7 +215,7 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
     """Read the content of `tokenizer.json`.
 
     Raises:
-        ValueError: It is no byte-level BPE of nanochat's form, or gives text other ids than our tokenizer would.
+        ValueError: if it is no byte-level BPE of nanochat's form, or gives text other ids than our tokenizer would.
     """
     try:
         model, steps = content["model"], content["pre_tokenizer"]["pretokenizers"]
@@ -251,7 +251,7 @@ def check_agreement(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
     """Encode hard text and every token's own text with both libraries.
 
     Raises:
-        ValueError: They disagree; shows where.
+        ValueError: if they disagree; the message shows where.
     """
     import tokenizers
 

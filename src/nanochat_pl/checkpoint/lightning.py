@@ -1,7 +1,7 @@
 """Lightning's `.ckpt` as this project writes it: weights, optimizer state, and what makes the file self-contained.
 
-Beside Lightning's own entries a file carries `nanochat_pl`: the stage, the model's config, the resolved run config and
-the tokenizer, all as plain data, so that one file is enough to evaluate, chat or fine-tune, and so that it loads with
+Besides Lightning's own entries a file has `nanochat_pl`: the stage, the model's config, the resolved run config and the
+tokenizer, all as plain data. So one file is enough to evaluate, chat or fine-tune, and it loads with
 `weights_only=True`: nothing in it can run.
 """
 
@@ -28,13 +28,13 @@ FORMAT = 1
 def checkpoint_metadata(
     stage: str, model_config: GPTConfig, config: dict[str, Any], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Describe a run in plain data, for the inside of its checkpoints.
+    """Describe a run in plain data: the entry `nanochat_pl` of its checkpoints.
 
     Args:
         stage: name of the stage that trains.
         model_config: shape and architecture.
         config: the resolved run config, plain containers.
-        tokenizer: stored whole.
+        tokenizer: stored whole, so that the checkpoint needs no other file.
     """
     text = json.dumps(tokenizer.state()).encode()
     return {
@@ -51,8 +51,8 @@ def read(path: Path) -> ModelState:
     """Read one checkpoint file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: truncated, carrying code, not written by this project, or not of one model.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, carries code, was not written by this project, or is not of one model.
     """
     checkpoint = read_checkpoint(path)
     check_tensors(checkpoint.get("state_dict"), path)
@@ -79,8 +79,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read all of a checkpoint file onto the CPU without running any code in it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: truncated, carrying code, or not written by this project.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, carries code, or was not written by this project.
     """
     checkpoint = read_torch(path, remedy=lambda: other_checkpoints(path))
     ours = checkpoint.get("nanochat_pl") if isinstance(checkpoint, dict) else None
@@ -97,16 +97,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def stored_tokenizer(checkpoint: dict[str, Any]) -> Tokenizer:
-    """Give the tokenizer inside a checkpoint."""
+    """Return the tokenizer inside a checkpoint."""
     return Tokenizer.from_state(json.loads(bytes(checkpoint["nanochat_pl"]["tokenizer"].numpy())))
 
 
 def stored_model_config(checkpoint: dict[str, Any]) -> GPTConfig:
-    """Give the model's config inside a checkpoint."""
+    """Return the model's config inside a checkpoint."""
     return GPTConfig(**checkpoint["nanochat_pl"]["model_config"])
 
 
 def model_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Give the model's state dict inside a checkpoint, without Lightning's `model.` prefix."""
+    """Return the model's state dict inside a checkpoint, without Lightning's `model.` prefix."""
     state = checkpoint["state_dict"]
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}

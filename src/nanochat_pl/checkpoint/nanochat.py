@@ -1,8 +1,8 @@
-"""nanochat's own files: `model_NNNNNN.pt`, `meta_NNNNNN.json` and `tokenizer.pkl`, of the classic model, both ways.
+"""nanochat's own files, read and written: `model_NNNNNN.pt`, `meta_NNNNNN.json` and `tokenizer.pkl`.
 
 nanochat's files do not say which model they are of: the rotary base, the softcap and more stand in the program alone.
-Their tensors' names tell: each later model added some. Only the classic one (until January 10, 2026) computes what
-`GPT` does by default; files of a later one are refused with the names that gave them away.
+The names of their tensors tell it, because each later model added some. Only the classic one (until January 10, 2026)
+computes what `GPT` does by default; files of a later one are refused with the names that gave them away.
 """
 
 import base64
@@ -45,15 +45,15 @@ STAGES = {
     "chatsft_checkpoints": "sft",
     "chatrl_checkpoints": "rl",
 }
-"""nanochat's folders -> our stages."""
+"""The names of nanochat's folders and the stages that they stand for."""
 
 
 def read(path: Path) -> ModelState:
     """Read `model_NNNNNN.pt` with the metadata and the tokenizer that belong to it.
 
     Raises:
-        FileNotFoundError: one of the three is missing.
-        ValueError: damaged, carrying code, not a classic model, or not fitting together; says which and why.
+        FileNotFoundError: if one of the three is missing.
+        ValueError: if one is damaged, carries code, is not of a classic model, or does not fit the others.
     """
     meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
@@ -81,14 +81,14 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
 
     Args:
         path: the file.
-        config: what its metadata say.
+        config: that of its metadata.
 
     Returns:
-        The config, with `pad_vocab_to` where the file has padded rows; the weights as `ModelState.state` has them; what
-        was converted, in words.
+        The config, with `pad_vocab_to` if the file has padded rows; the weights, as in `ModelState.state`; notes on
+        what was converted.
 
     Raises:
-        ValueError: damaged, carrying code, of a later nanochat, or not fitting the config.
+        ValueError: if it is damaged, carries code, is of a later nanochat, or does not fit the config.
     """
     found = read_tensors(path)
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
@@ -114,10 +114,10 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
 
 
 def _left_behind(path: Path) -> tuple[str, ...]:
-    """Say that a run's optimizer state lies beside its weights and is not taken over; it is not opened.
+    """Note that a run's optimizer state lies beside its weights and is not taken over; it is not opened.
 
-    nanochat writes one file a rank, of slices that fit that number of ranks, and not where in the data the run was in
-    this project's terms: what would go on from it were another run.
+    nanochat writes one file a rank, with slices that fit that number of ranks, and does not say in this project's terms
+    where in the data the run was: a run that went on from it would be another one.
     """
     suffix = path.stem.removeprefix("model")
     files = sorted(file.name for file in path.parent.glob(f"optim{suffix}*.pt"))
@@ -128,12 +128,7 @@ def _left_behind(path: Path) -> tuple[str, ...]:
 
 
 def read_tokenizer(weights: Path, config: GPTConfig) -> Tokenizer:
-    """Read the tokenizer that belongs to a file of weights; see `tokenizer_file`.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it carries code, is damaged, or has another size than the model.
-    """
+    """Read the tokenizer that belongs to a file of weights (see `tokenizer_file`); it must have the model's size."""
     file = tokenizer_file(weights)
     tokenizer = Tokenizer.load(file)
     check_tokenizer(tokenizer, config, file)
@@ -141,10 +136,9 @@ def read_tokenizer(weights: Path, config: GPTConfig) -> Tokenizer:
 
 
 def unsupported(model: ModelState) -> list[str]:
-    """Name what nanochat's classic files cannot hold of a model: in them it would compute something else.
+    """List the settings of a model that nanochat's classic files cannot express; empty if it can be written.
 
-    Returns:
-        A line for each setting; empty = the model can be written.
+    Written nevertheless, the model would compute something else over there.
     """
     config, classic = model.config, Architecture()
     settings = {field.name: getattr(config, field.name) for field in fields(Architecture)}
@@ -165,15 +159,15 @@ def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None
 
     Args:
         model: what to write.
-        folder: made if need be.
+        folder: created if needed.
         meta: further entries of the metadata, such as `val_bpb` or `user_config`.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: the format cannot hold the model; lists what would be lost.
-        FileExistsError: there is such a file already; nothing was written.
+        ValueError: if the format cannot hold the model; the message lists what would be lost.
+        FileExistsError: if there is such a file already; nothing was written.
     """
     stage = {} if model.stage == UNKNOWN_STAGE else {"stage": model.stage}  # ours: nanochat tells it by the folder
     details = {"step": model.step} | stage | dict(meta or {}) | {"model_config": classic_config(model.config)}
@@ -201,12 +195,12 @@ def write_files(model: ModelState, folder: Path, suffix: str, meta: Mapping[str,
 
 
 def classic_config(config: GPTConfig) -> dict[str, int]:
-    """Give the part of a config that nanochat's metadata hold."""
+    """Return the part of a config that nanochat's metadata hold."""
     return {name: getattr(config, name) for name in SHAPE}
 
 
 def tokenizer_pickle(tokenizer: Tokenizer) -> bytes:
-    """Give the bytes of nanochat's `tokenizer.pkl`: a pickled `tiktoken.Encoding`."""
+    """Return the bytes of nanochat's `tokenizer.pkl`: a pickled `tiktoken.Encoding`."""
     state = tokenizer.state()
     encoding = tiktoken.Encoding(
         "rustbpe",
@@ -218,10 +212,10 @@ def tokenizer_pickle(tokenizer: Tokenizer) -> bytes:
 
 
 def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
-    """Give nanochat's `token_bytes.pt`, int32 (V,): UTF-8 bytes of each token decoded alone, 0 for special tokens.
+    """Return nanochat's `token_bytes.pt`, int32 (V,): UTF-8 bytes of each token decoded alone, 0 for special tokens.
 
-    That counts 3 for every byte that is no UTF-8 alone (nanochat, until 2026-07); `Tokenizer.token_bytes` counts 1, but
-    here its bits per byte are to be nanochat's.
+    Every byte that is no UTF-8 by itself counts 3 there (nanochat, until 2026-07). `Tokenizer.token_bytes` counts 1,
+    but nanochat's bits per byte should come out as it computes them.
     """
     raw = tokenizer.token_bytes()
     lengths = [len(tokenizer.decode([token]).encode()) if raw[token] else 0 for token in range(tokenizer.vocab_size)]
@@ -234,7 +228,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def _later_model(state: Mapping[str, torch.Tensor]) -> str | None:
-    """Say which later nanochat made these weights, and which names tell; None for the classic one."""
+    """Return which later nanochat made these weights, and which names tell; None for the classic one."""
     gates = [name for name in state if name.endswith(".ve_gate.weight")]
     widths = {state[name].shape[-1] for name in gates if state[name].dim()}
     marks = {
@@ -255,7 +249,7 @@ def _named(state: Mapping[str, Any], *beginnings: str) -> list[str]:
 
 
 def _stage(path: Path, meta: Mapping[str, Any]) -> str:
-    """Tell the stage: by what `write` noted, by nanochat's folders, else by what only one stage's metadata have."""
+    """Find the stage: by `write`'s note, by nanochat's folders, else by entries that only one stage's metadata have."""
     if isinstance(meta.get("stage"), str):
         return meta["stage"]
     folders = [path.resolve().parent.name, path.resolve().parent.parent.name]

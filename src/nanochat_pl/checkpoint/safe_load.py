@@ -1,7 +1,8 @@
 """Files of torch, read without running anything: the one place where a `.pt` or `.ckpt` is opened.
 
 `torch.save` writes a pickle, and a pickle can run any code. torch's weights-only reader builds tensors and plain values
-and refuses the rest; this module calls it, and says in one way what is wrong with a file that it refuses.
+and refuses the rest. This module calls it, words what is wrong with a file that it refuses, and itself refuses files
+that stand for more than memory holds.
 """
 
 import pickle
@@ -20,9 +21,9 @@ from nanochat_pl.paths import reason
 __all__ = ["check_packing", "check_size", "check_tensors", "read_tensors", "read_torch"]
 
 MAX_VALUES = 10_000_000
-"""Of one file, beside the numbers in its tensors; a checkpoint of sixty-four processes has some hundred thousand."""
+"""The most values of one file, not counting its tensors' numbers; a checkpoint of 64 processes has some 100,000."""
 MAX_DEPTH = 100
-"""Levels of containers within containers; a checkpoint has about ten."""
+"""The most levels of containers within containers; a checkpoint has about ten."""
 
 
 def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy of it") -> Any:
@@ -30,11 +31,11 @@ def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy o
 
     Args:
         path: the file; its tensors are mapped, not copied, where its format allows.
-        remedy: what to do about a damaged one, or what finds that out.
+        remedy: what the user can do about a damaged file, or a function that finds that out.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: truncated, changed since it was written, carrying code, or no such file at all.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, changed since it was written, carries code, or is no such file at all.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -69,7 +70,7 @@ def check_packing(path: Path) -> None:
     """Check that a zip archive unpacks to no more than its own size: torch and this project compress nothing.
 
     Raises:
-        ValueError: an entry is compressed, or entries share their bytes or their name.
+        ValueError: if an entry is compressed, or entries share their bytes or their name.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -83,13 +84,13 @@ def check_packing(path: Path) -> None:
 
 
 def check_size(content: Any, where: Path) -> None:
-    """Check that what was read can be gone through and laid out: a small file may stand for something without end.
+    """Check that what was read fits into memory when it is gone through: a small file may stand for something endless.
 
-    Containers that a pickle refers to many times take no room in it, and neither do the numbers of a tensor that are
-    all the same one (stride 0).
+    A pickle may refer to one container many times at no cost, and all numbers of a tensor may be the same one (stride
+    0).
 
     Raises:
-        ValueError: it is nested more than MAX_DEPTH levels deep, holds itself, has more than MAX_VALUES values, or a
+        ValueError: if it is nested more than MAX_DEPTH levels deep, holds itself, has more than MAX_VALUES values, or a
             tensor has more numbers than its storage.
     """
     sizes: dict[int, int] = {}
@@ -122,23 +123,14 @@ def check_size(content: Any, where: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file that maps names to tensors, as nanochat saves a model.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as `read_torch`; also where it holds anything else; says what.
-    """
+    """Read a file that maps names to tensors, as nanochat saves a model; errors as of `read_torch` and below."""
     state = read_torch(path)
     check_tensors(state, path)
     return state
 
 
 def check_tensors(state: Any, where: Path) -> None:
-    """Check that `state` maps names to tensors that hold their numbers.
-
-    Raises:
-        ValueError: it does not; says what was found.
-    """
+    """Raise `ValueError`, which says what was found, unless `state` maps names to tensors that hold their numbers."""
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{where} holds {_kind(state)}, expected a dict of tensors by name, as nanochat saves a model")
     wrong = [f"{_short(key)} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
@@ -156,7 +148,7 @@ def _is_weight(key: Any, value: Any) -> bool:
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
-    """Say whether a tensor has more numbers than its storage; one of another layout than strided says nothing."""
+    """Tell whether a strided tensor has more numbers than its storage; other layouts do not say."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return False
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()

@@ -1,6 +1,7 @@
-"""The folder of a fine-tuned science tutor: `model_finetuned.pt`, `meta_finetuned.json`, `tokenizer/`, both ways.
+"""The folder of a fine-tuned science tutor: `model_finetuned.pt`, `meta_finetuned.json` and `tokenizer/`, both ways.
 
-nanochat's weights and tokenizer under fixed names; the metadata say which step was the best and what it was trained on.
+Weights and tokenizer are in nanochat's form, under fixed names; the metadata say which step was the best and what the
+model was trained on.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ def read(path: Path) -> ModelState:
     """Read `model_finetuned.pt` with the metadata and the tokenizer that belong to it.
 
     Raises:
-        FileNotFoundError: one of the three is missing.
-        ValueError: damaged, carrying code, not a classic model, or not fitting together; says which and why.
+        FileNotFoundError: if one of the three is missing.
+        ValueError: if one is damaged, carries code, is not of a classic model, or does not fit the others.
     """
     meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
@@ -46,17 +47,7 @@ def read(path: Path) -> ModelState:
 def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
     """Write the three, with the best step, the model's config and the resolved config of its run in the metadata.
 
-    Args:
-        model: what to write.
-        folder: made if need be.
-        meta: further entries, such as `best_val_loss`.
-
-    Returns:
-        The files.
-
-    Raises:
-        ValueError: the format cannot hold the model; lists what would be lost.
-        FileExistsError: there is such a file already; nothing was written.
+    `meta` holds further entries, such as `best_val_loss`. The result and the errors are those of `nanochat.write`.
     """
     run = {"config": model.run_config} | _training(model.run_config) if model.run_config else {}
     details = {"best_step": model.step} | run | dict(meta or {}) | {"model_config": classic_config(model.config)}
@@ -64,7 +55,7 @@ def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None
 
 
 def _training(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the figures of a fine-tuning that its config settles."""
+    """Return the figures of a fine-tuning that its config settles."""
     data, stage = run.get("data") or {}, run.get("stage") or {}
     known = {
         "num_train_samples": data.get("train_rows"),

@@ -1,4 +1,4 @@
-"""A trained model as it lies on disk, whatever the format: what every reader gives and every writer takes.
+"""A trained model as it lies on disk, whatever the format: what every reader returns and every writer takes.
 
 Each format has a reader, which makes a `ModelState` of a file or folder, and most a writer, which takes one. Readers
 check the weights against the shape that the files claim, so that a wrong file fails where it is named.
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 __all__ = ["ModelState", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
 
 MAX_CONFIG_DEPTH = 100
-"""Levels of a run's config, which has about six: what writes it out goes down level by level."""
+"""Levels of nesting in a run's config; a real one has about six. Whatever writes it out goes down level by level."""
 
 UNKNOWN_STAGE = "unknown"
-"""Stage of a checkpoint that does not say how it was trained."""
+"""The stage of a checkpoint that does not say how it was trained."""
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """One trained model with what belongs to it."""
+    """One trained model: weights, shape, tokenizer, and where they come from."""
 
     config: GPTConfig
     state: "dict[str, Tensor]"
     """Weights by our names, without a prefix, float32 on the CPU."""
     tokenizer: "Tokenizer"
     stage: str
-    """Stage that trained it; `unknown` where the files do not say."""
+    """The stage that trained it; `unknown` where the files do not say."""
     step: int
     """Optimizer updates within that stage."""
     run_config: dict[str, Any]
-    """Resolved config of the run, as `config.yaml` has it; empty where unknown."""
+    """The resolved config of the run, as `config.yaml` has it; empty where unknown."""
     file: Path
     """Where the weights came from."""
     format: str
     """`lightning`, `nanochat`, `sciassist`, `huggingface` or `package`."""
     notes: tuple[str, ...] = ()
-    """What was converted or assumed on reading, for people."""
+    """What was converted or assumed on reading, in sentences for the user."""
 
     def __post_init__(self) -> None:
         """Refuse a stage or step that no run has: names of files and folders are made of them."""
@@ -66,17 +66,13 @@ class ModelState:
 
 
 def check_shape(config: GPTConfig, where: str | Path) -> None:
-    """Check that the shape a file gave is one of whole numbers: files hold anything.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Raise `ValueError` unless the shape that a file gave consists of whole numbers: files hold anything."""
     if wrong := [f"{name}={getattr(config, name)!r}" for name in SHAPE if type(getattr(config, name)) is not int]:
         raise ValueError(f"{where} has {', '.join(wrong)}, expected whole numbers; it is damaged")
 
 
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Give the name and shape of every weight of a model, in the order of its state dict; nothing is laid out."""
+    """Return name and shape of every weight of a model, in the order of its state dict, without memory for them."""
     import torch
 
     from nanochat_pl.model.gpt import GPT
@@ -89,8 +85,8 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
     """Check that `state` holds the weights of a model of this config, and nothing else.
 
     Raises:
-        ValueError: weights are missing, too many, of another shape, of numbers that they share, or not finite; names
-            them.
+        ValueError: if weights are missing, unknown, of another shape, share their numbers or are not finite; the
+            message names them.
     """
     check_shape(config, where)
     layers = {int(found[1]) for name in state if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
@@ -130,11 +126,7 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
 
 
 def check_tokenizer(tokenizer: "Tokenizer", config: GPTConfig, where: str | Path) -> None:
-    """Check that a tokenizer has as many ids as the model has.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """Raise `ValueError` unless a tokenizer has as many ids as the model."""
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
             f"the tokenizer at {where} has {tokenizer.vocab_size} ids, the model {config.vocab_size}; they do not "

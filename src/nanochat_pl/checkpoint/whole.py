@@ -1,8 +1,8 @@
 """Whether a checkpoint file is whole, told by its checksums without opening it, and which whole one is the newest.
 
 `torch.save` writes a zip archive with a CRC-32 of each entry: the pickled structure and the bytes of every tensor.
-torch's reader looks at none of them. Here they are compared before anything else is done with a file, about as fast as
-the disk gives it. No torch is loaded, so that a run learns within its first seconds where it may go on.
+torch's reader ignores them. Here they are compared before anything else is done with a file, about as fast as the disk
+can read it. This module loads no torch, so that a run learns within its first seconds where it can go on.
 """
 
 import functools
@@ -17,7 +17,7 @@ __all__ = ["fault", "is_zip", "newest_checkpoint", "other_checkpoints", "packing
 
 
 def is_zip(path: Path) -> bool:
-    """Say whether a file is a zip archive, whole or damaged."""
+    """Tell whether a file is a zip archive, whole or damaged."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # the end of one, with numbers that make no sense
@@ -25,7 +25,7 @@ def is_zip(path: Path) -> bool:
 
 
 def fault(path: Path) -> str | None:
-    """Say what is wrong with the bytes of a file of `torch.save`, as the end of a sentence; None = they are whole.
+    """Return what is wrong with the bytes of a file of `torch.save`, as the end of a sentence; None if nothing is.
 
     Each file is read once in a process, unless it changes. A file whose writer stored no checksums (see
     `torch.serialization.set_crc32_options`) counts as whole.
@@ -54,12 +54,10 @@ def _fault(path: Path, inode: int, size: int, changed: int) -> str | None:
 
 
 def packing_fault(archive: zipfile.ZipFile, size: int) -> str | None:
-    """Say why an archive of `size` bytes is packed as no model is saved: nothing is compressed, no name stands twice.
+    """Return why an archive of `size` bytes cannot be a saved model, as the end of a sentence; None if it can.
 
-    Of two entries of one name some programs read the first and some the last, and an archive could show each another.
-
-    Returns:
-        The end of a sentence; None = it is packed as models are.
+    In a saved model nothing is compressed and no name stands twice. Where two entries have one name, some programs read
+    the first and some the last, so that an archive could show each program another model.
     """
     entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
@@ -73,7 +71,7 @@ def packing_fault(archive: zipfile.ZipFile, size: int) -> str | None:
 
 
 def stored_step(path: Path) -> int:
-    """Read the number of updates behind a checkpoint, without building anything in it; -1 = it does not say."""
+    """Read the number of updates behind a checkpoint, without building anything in it; -1 if it does not say."""
     try:
         with zipfile.ZipFile(path) as archive:
             structure = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -89,16 +87,16 @@ def stored_step(path: Path) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Find where a run goes on: its `last.ckpt`, or the newest whole checkpoint where that is missing or damaged.
+    """Find where a run goes on: its `last.ckpt`, or the newest whole checkpoint if that is missing or damaged.
 
     Args:
         folder: a run's `checkpoints/`.
 
     Returns:
-        The file; None where there is no checkpoint.
+        The file; None if there is no checkpoint.
 
     Raises:
-        ValueError: there are checkpoints, but none is whole; says what is wrong with each.
+        ValueError: if there are checkpoints, but none is whole; the message says what is wrong with each.
     """
     files = sorted(folder.glob("*.ckpt"))
     last = folder / "last.ckpt"
@@ -115,7 +113,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def other_checkpoints(path: Path) -> str:
-    """Say what may be used in place of a damaged checkpoint: the newest whole one beside it."""
+    """Return advice on a damaged checkpoint: which whole one beside it is the newest."""
     whole = _newest_first(file for file in path.parent.glob("*.ckpt") if not _is_same(file, path))
     if not whole:
         return "no whole checkpoint lies beside it; use another copy of it"
@@ -130,6 +128,6 @@ def _is_same(file: Path, other: Path) -> bool:
 
 
 def _newest_first(files: Iterable[Path]) -> list[Path]:
-    """Sort whole checkpoints by their step, those of the same step by age, the newest first."""
+    """Sort the whole ones among checkpoints by their step, those of the same step by age, the newest first."""
     whole = [file for file in files if fault(file) is None]
     return sorted(whole, key=lambda file: (stored_step(file), file.stat().st_mtime_ns, file.name), reverse=True)
