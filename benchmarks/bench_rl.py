@@ -22,7 +22,7 @@ from nanochat_pl.engine import Engine
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.rl.losses import micro_batches, policy_loss
-from nanochat_pl.rl.rollouts import Group, Questions, Sampling, roll_out
+from nanochat_pl.rl.rollouts import Group, Questions, SamplingSettings, roll_out
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.tasks.base import Conversation, Mixture, Task
 
@@ -96,7 +96,7 @@ def main() -> None:
     asked = list(enumerate(questions.usable))
 
     def rollout(part: list[tuple[int, int]], rows: int) -> list[Group]:
-        sampling = Sampling(options.samples, options.tokens, 1.0, 50, rows)
+        sampling = SamplingSettings(options.samples, options.tokens, 1.0, 50, rows)
         settings = {"algorithm": "reinforce", "max_resamples": 0, "seed": 0, "step": 0}
         return roll_out(engine, questions, part, sampling, **settings).groups  # type: ignore[arg-type]
 

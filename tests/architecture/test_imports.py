@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve": ("engine", "requests", "tokenizer", "checkpoint", "runtime", "paths"),
     "eval": ("engine", "model", "tokenizer", "tasks", "runtime", "calculator"),
     "report": ("eval", "paths", "config.stages"),
-    "rl": ("engine", "tasks", "runtime", "data.batch"),
+    "rl": ("engine", "tokenizer", "tasks", "runtime", "data.batch"),
     "config": ("paths", "downloads", "data", "world", "tasks", "model", "optim", "tokenizer", "checkpoint", "eval"),
     "eval.runner": (*PURE, "config", "training"),
     "eval.evaluations": (*PURE, "config"),

@@ -17,21 +17,21 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.rl.losses import by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import (
-    Answer,
     Group,
     Questions,
-    Sampling,
+    SampledAnswer,
+    SamplingSettings,
     advantages,
-    figures,
     roll_out,
-    sums,
+    rollout_metrics,
+    rollout_sums,
 )
 from nanochat_pl.tasks.answers import pass_at_k
 from nanochat_pl.tasks.base import Conversation, Mixture, Task
 
 ALGORITHMS = ("reinforce", "rloo", "grpo", "dapo")
 END = 9
-SAMPLING = Sampling(num_samples=3, max_new_tokens=4, temperature=1.0, top_k=None, batch_size=64)
+SAMPLING = SamplingSettings(num_samples=3, max_new_tokens=4, temperature=1.0, top_k=None, batch_size=64)
 
 
 class Letters(Task):
@@ -95,12 +95,12 @@ def groups() -> list[Group]:
     """Two questions: an answer with a forced token, a truncated one, and one of the end token alone."""
     return [
         Group(0, 0, [8, 8], [
-            Answer([1, 2, 3, END], [1, 0, 1, 1], 1.0, False, advantage=0.5),
-            Answer([4, 5, 6, 7], [1, 1, 1, 1], 0.0, True, advantage=-0.5),
+            SampledAnswer([1, 2, 3, END], [1, 0, 1, 1], 1.0, False, advantage=0.5),
+            SampledAnswer([4, 5, 6, 7], [1, 1, 1, 1], 0.0, True, advantage=-0.5),
         ]),
         Group(1, 1, [8, 8, 8, 8], [
-            Answer([END], [1], 2.0, False, advantage=1.5),
-            Answer([3, END], [1, 1], 0.0, False, advantage=-1.5),
+            SampledAnswer([END], [1], 2.0, False, advantage=1.5),
+            SampledAnswer([3, END], [1, 1], 0.0, False, advantage=-1.5),
         ]),
     ]  # fmt: skip
 
@@ -334,15 +334,15 @@ def test_dapo_gives_up_after_so_many_rounds():
     assert all(answer.advantage == 0 for group in hopeless.groups for answer in group.answers)
 
 
-def test_figures_of_ranks_add_up():
+def test_metrics_of_several_ranks_add_up():
     asked = [(slot, slot) for slot in range(6)]
-    together = sums(rollout(asked).groups)
-    apart = [sums(rollout(asked[rank::2]).groups) for rank in range(2)]
+    together = rollout_sums(rollout(asked).groups)
+    apart = [rollout_sums(rollout(asked[rank::2]).groups) for rank in range(2)]
     assert [a + b for a, b in zip(*apart, strict=True)] == pytest.approx(together)
 
 
-def test_figures_are_means_over_answers():
-    found = figures(sums(groups()))
+def test_metrics_are_means_over_answers():
+    found = rollout_metrics(rollout_sums(groups()))
     assert found["reward"] == 0.75
     assert found["rl/reward_std"] == pytest.approx(math.sqrt(5 / 4 - 0.75**2))
     assert found["rl/no_signal_frac"] == 0

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanochat_pl.engine import Completion, Engine
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow
@@ -20,12 +20,13 @@ from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = [
     "ANSWER_ROOM_TOKENS",
+    "Answered",
     "Progress",
     "Question",
     "QuestionLoop",
     "RenderedPrompt",
+    "answer_greedily",
     "by_room",
-    "generate_greedily",
     "render_prompts",
     "warn_of_long",
 ]
@@ -159,17 +160,44 @@ def by_room(lengths: Sequence[int], sequence_len: int, batch_size: int) -> Itera
         yield beyond, max(1, batch_size * sequence_len // max(lengths))
 
 
-def generate_greedily(
-    engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int, seed: int
-) -> list[Completion]:
-    """Continue every prompt with the likeliest tokens; long ones fewer at once."""
-    answered: dict[int, Completion] = {}
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    for rows, at_once in by_room(lengths, engine.model.config.sequence_len, batch_size):
-        some = [prompts[row] for row in rows]
+class Answered(NamedTuple):
+    """A question and what the model wrote."""
+
+    question: Question
+    prompt: RenderedPrompt
+    completion: Completion
+    output: str
+
+
+def answer_greedily(
+    tokenizer: Tokenizer,
+    engine: Engine,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    max_prompt_tokens: int | None,
+    batch_size: int,
+    seed: int,
+) -> list[Answered]:
+    """Let the model answer each question with the likeliest tokens; long questions fewer at once."""
+    config = engine.model.config
+    prompts = render_prompts(
+        tokenizer,
+        questions,
+        context_tokens=config.rotary_rows,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+    completions: dict[int, Completion] = {}
+    lengths = [len(prompt.ids) + max_new_tokens for prompt in prompts]
+    for rows, at_once in by_room(lengths, config.sequence_len, batch_size):
+        some = [prompts[row].ids for row in rows]
         found = engine.generate(some, max_new_tokens, temperature=0.0, seed=seed, batch_size=at_once)
-        answered.update(zip(rows, found, strict=True))
-    return [answered[row] for row in range(len(prompts))]
+        completions.update(zip(rows, found, strict=True))
+    return [
+        Answered(question, prompts[row], completions[row], tokenizer.decode(completions[row].tokens))
+        for row, question in enumerate(questions)
+    ]
 
 
 def warn_of_long(task: str, records: Iterable[Mapping[str, Any]], sequence_len: int) -> None:

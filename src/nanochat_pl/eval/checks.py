@@ -175,11 +175,13 @@ _EXPECTATIONS: dict[str, Callable[[Any, str, Completion], bool]] = {
 
 # -- the file -------------------------------------------------------------------------------------------------------
 
-_Text = Annotated[str, Field(min_length=1)]
-_Texts = _Text | Annotated[list[_Text], Field(min_length=1)]
-_TEXTS = "a text or a list of texts is needed, none of them empty, found {} (quote numbers, yes and no)"
-_COUNT = "a whole number from 1 up is needed, found {}"
-_FLAG = "true or false is needed, found {}"
+_Text = Annotated[str, Field(min_length=1, description="a text is needed, found {}")]
+_Texts = Annotated[
+    _Text | Annotated[list[_Text], Field(min_length=1)],
+    Field(description="a text or a list of texts is needed, none of them empty, found {} (quote numbers, yes and no)"),
+]
+_Count = Annotated[PositiveInt, Field(description="a whole number from 1 up is needed, found {}")]
+_Flag = Annotated[bool, Field(description="true or false is needed, found {}")]
 
 
 def _different(letters: list[str]) -> list[str]:
@@ -189,28 +191,32 @@ def _different(letters: list[str]) -> list[str]:
 
 
 class _ExpectEntry(BaseModel, extra="forbid", strict=True):
-    """What the file may expect of an answer; a description says what is needed in words."""
+    """What the file may expect of an answer; the description of a field is the message for what does not fit it."""
 
-    contains: _Texts = Field("", description=_TEXTS)
-    not_contains: _Texts = Field("", description=_TEXTS)
-    matches: _Text = Field("", description="a regular expression is needed, found {} (quote numbers, yes and no)")
-    letters: Annotated[list[_Text], Field(min_length=2), AfterValidator(_different)] = Field(
-        [], description="a list of two letters or more, all different, is needed, found {} (quote Y and N)"
+    contains: _Texts = ""
+    not_contains: _Texts = ""
+    matches: str = Field(
+        "", min_length=1, description="a regular expression is needed, found {} (quote numbers, yes and no)"
     )
-    max_tokens: PositiveInt = Field(1, description=_COUNT)
-    stops: bool = Field(True, description=_FLAG)
-    uses_tool: bool = Field(True, description=_FLAG)
+    letters: Annotated[list[_Text], AfterValidator(_different)] = Field(
+        [],
+        min_length=2,
+        description="a list of two letters or more, all different, is needed, found {} (quote Y and N)",
+    )
+    max_tokens: _Count = 1
+    stops: _Flag = True
+    uses_tool: _Flag = True
 
 
 class _CheckEntry(BaseModel, extra="forbid", strict=True):
-    """The fields of one entry, each with what is needed in words; how they go together is checked besides."""
+    """The fields of one entry; how they go together is checked besides."""
 
-    id: _Text = Field(description="a text is needed, found {}")
-    category: _Text = Field(description="a text is needed, found {}")
+    id: _Text
+    category: _Text
     prompt: str = Field("", description="a text is needed, found {}")
     messages: Any = None
-    repeat: PositiveInt = Field(1, description=_COUNT)
-    max_new_tokens: PositiveInt = Field(_MAX_NEW_TOKENS, description=_COUNT)
+    repeat: _Count = 1
+    max_new_tokens: _Count = _MAX_NEW_TOKENS
     expect: _ExpectEntry
 
 

@@ -9,17 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nanochat_pl.engine import Completion, Engine
+from nanochat_pl.engine import Engine
 from nanochat_pl.eval.answers import recalled_answer
-from nanochat_pl.eval.ask import (
-    Progress,
-    Question,
-    QuestionLoop,
-    RenderedPrompt,
-    generate_greedily,
-    render_prompts,
-    warn_of_long,
-)
+from nanochat_pl.eval.ask import Answered, Progress, Question, QuestionLoop, answer_greedily, warn_of_long
 from nanochat_pl.eval.results import Evaluation, ExampleLog, mean_row, proportion_row
 from nanochat_pl.tokenizer import Tokenizer
 
@@ -50,7 +42,7 @@ def evaluate_recall(
     Raises:
         ValueError: No questions, or one without id or answer.
     """
-    loop, config = QuestionLoop(conversations, log, progress), engine.model.config
+    loop = QuestionLoop(conversations, log, progress)
     for index, question in enumerate(loop.questions):
         if not recalled_answer(str(question.get("answer") or "")):
             raise ValueError(
@@ -58,19 +50,19 @@ def evaluate_recall(
             )
 
     def answer(chunk: Sequence[Question]) -> list[dict[str, Any]]:
-        prompts = render_prompts(
+        written = answer_greedily(
             tokenizer,
+            engine,
             chunk,
-            context_tokens=config.rotary_rows,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
+            batch_size=batch_size,
+            seed=seed,
         )
-        completions = generate_greedily(engine, [prompt.ids for prompt in prompts], max_new_tokens, batch_size, seed)
-        outputs = [tokenizer.decode(completion.tokens) for completion in completions]
-        return [_judge(*asked) for asked in zip(chunk, prompts, completions, outputs, strict=True)]
+        return list(map(_judge, written))
 
     records = loop.run(answer)
-    warn_of_long(task, records, config.sequence_len)
+    warn_of_long(task, records, engine.model.config.sequence_len)
     correct, baseline = [r["correct"] for r in records], _baseline(loop.questions)
     rows = [
         proportion_row(task, "exact_match", correct, baseline=baseline, bootstrap_seed=seed),
@@ -87,7 +79,8 @@ def _baseline(questions: Sequence[Question]) -> dict[str, float | str]:
     return {"majority": count / len(questions), "majority_answer": answer}
 
 
-def _judge(question: Question, prompt: RenderedPrompt, completion: Completion, output: str) -> dict[str, Any]:
+def _judge(answered: Answered) -> dict[str, Any]:
+    question, prompt, completion, output = answered
     return {
         "id": str(question["id"]),
         "prompt": next(m["content"] for m in question["messages"] if m["role"] == "user"),

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.stats import Interval, bootstrap_interval, wilson_interval
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "ExampleLog",
     "MetricRow",
     "config_hash",
+    "dashboard_metrics",
     "evaluation_summary",
     "fenced",
     "find_row",
+    "headline_metrics",
     "keep_other_results",
     "mean_row",
     "proportion_row",
@@ -93,8 +96,8 @@ class MetricRow:
 
     @property
     def is_share(self) -> bool:
-        """Whether the figure is a share of the questions, shown in percent."""
-        return self.count is not None or self.metric.startswith("pass@")
+        """Whether the value is a share of the questions, shown in percent."""
+        return self.count is not None or metric_of(self.metric).unit == "share"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,30 @@ def find_row(rows: Sequence[MetricRow], metric: str) -> MetricRow:
     if metric not in overall:
         raise KeyError(f"no metric {metric!r} among {', '.join(sorted(overall))}")
     return overall[metric]
+
+
+def headline_metrics(rows: Sequence[MetricRow]) -> list[tuple[str, str]]:
+    """Return task and metric of what is shown: all rows of one task; of several tasks the rows with a better and worse.
+
+    A detail, such as pass@2 beside pass@1, is not shown then. Where no row is known to have a better, all are shown.
+    """
+    overall = [(row.task, row.metric) for row in rows if row.group is None]
+    if len({task for task, _ in overall}) < 2:
+        return overall
+    telling = [key for key in overall if (known := metric_of(key[1])).direction and not known.is_detail]
+    return telling or overall
+
+
+def dashboard_metrics(name: str, rows: Sequence[MetricRow]) -> dict[str, float]:
+    """Return the values as a dashboard names them: `<evaluation>/<task>/<metric>`, or the name of a composite alone.
+
+    Rows of some of the questions and those that could not be measured are left out.
+    """
+    return {
+        row.metric if metric_of(row.metric).is_composite else f"{name}/{row.task}/{row.metric}": row.value
+        for row in rows
+        if row.group is None and row.value is not None
+    }
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -5,9 +5,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName, training_
 from nanochat_pl.config.targets import trusted_data, trusted_tasks
 from nanochat_pl.eval.compare import Comparison, compare
 from nanochat_pl.eval.core import core_csv
-from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext
-from nanochat_pl.eval.metrics import metric_of
+from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext, EvalTask
 from nanochat_pl.eval.results import (
     REQUESTS,
     Evaluation,
@@ -29,6 +27,7 @@ from nanochat_pl.eval.results import (
     MetricRow,
     config_hash,
     evaluation_summary,
+    headline_metrics,
     keep_other_results,
     results_document,
 )
@@ -52,46 +51,14 @@ def evaluate(
     """Evaluate the checkpoints at `paths` and print a table; return the folder with the results of each.
 
     Args:
-        cfg: the checked config.
-        paths: whatever `load_model` opens.
-        data_overrides: data keys that replace those in the checkpoints' configs.
-        mixture: the tasks to ask; None = those of the last checkpoint's config.
+        paths: Whatever `load_model` opens.
+        data_overrides: Keys of `data` that replace those in the checkpoints' configs.
+        mixture: The tasks to ask; None = those of the last checkpoint's config.
 
     Raises:
-        ValueError: the checkpoints do not say what to measure or to ask, and neither does the command line; or
+        ValueError: The checkpoints do not say what to measure or to ask, and neither does the command line; or
             another process writes the same results.
     """
-    made: list[Path] = []
-    try:
-        with contextlib.ExitStack() as owned:
-            return _evaluate(cfg, paths, data_overrides, mixture, owned, made)
-    except BaseException:
-        forget_folders(made)
-        raise
-
-
-def forget_folders(made: Sequence[Path]) -> None:
-    """Remove the folders of an evaluation that was refused before it wrote anything: a lock at most lies in them.
-
-    Args:
-        made: those that were not there before.
-    """
-    for folder in sorted(made, key=lambda folder: -len(folder.parts)):  # a folder before the one that it lies in
-        with contextlib.suppress(OSError):  # it has become another's, or holds answers to go on from
-            if [entry.name for entry in folder.iterdir()] == [".lock"]:
-                (folder / ".lock").unlink()
-            folder.rmdir()
-
-
-def _evaluate(
-    cfg: EvaluateConfig,
-    paths: Sequence[str],
-    data_overrides: Mapping[str, Any],
-    mixture: Mapping[str, Any] | None,
-    owned: contextlib.ExitStack,
-    made: list[Path],
-) -> list[Path]:
-    """Do what `evaluate` says; the folders that results go to are owned until `owned` is closed, new ones noted."""
     write_log(None, first=True)
     device = pick_device(cfg.trainer.accelerator)
     dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
@@ -109,70 +76,99 @@ def _evaluate(
     check_penalties(name, cfg.eval)
     data, tasks = data_and_tasks(models, name, data_overrides, mixture, cfg.plugins.allow, cfg.outputs)
     names = checkpoint_names(models)
-    evaluations: dict[str, Evaluation] = {}
-    folders: dict[str, Path] = {}
-    documents: dict[str, Mapping[str, Any]] = {}
-    places = [output_folder(cfg, loaded, str(name)) for loaded in models]
-    for folder in dict.fromkeys(folder.resolve() for folder in places):
-        new = [place for place in (folder, *folder.parents) if not place.exists()]
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        owned.enter_context(claimed(folder))  # all before anything is asked
-        made += new
-    for shown, loaded, folder in zip(names, models, places):
-        context = EvalContext(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
-        task = EVAL_TASKS[name](context)
-        settings = {
-            "eval": str(name),
-            **task.settings,
-            **cfg.eval.penalties(),
-            "compute_dtype": str(dtype),
-            "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
-            "data": {k: str(v) for k, v in dataclasses.asdict(data).items()},
-            "checkpoint": file_hash(loaded.path),
-            "tokenizer": loaded.tokenizer.fingerprint(),
-        }
-        if kept := keep_other_results(folder, settings):
-            print(f"{shown}: {kept}")
-        examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
-        if cfg.eval.fresh:
-            examples.clear()
-            ExampleLog(folder / REQUESTS, examples.config).clear()
-        with writing(folder / "examples.jsonl"):
-            evaluation = task.run(examples, show_progress(shown))
-        document = results_document(
-            evaluation,
-            name=str(name),
-            checkpoint={
-                "path": str(loaded.path),
-                "hash": settings["checkpoint"],
-                "stage": loaded.stage,
-                "step": loaded.step,
-            },
-            config=settings,
-        )
-        write_atomically(folder / "results.json", json.dumps(document, indent=2) + "\n")
-        if loaded.format == "lightning":
-            log_evaluation(folder / "results.json", run_folder(loaded.path))
-        evaluations[shown], folders[shown], documents[shown] = evaluation, folder, document
-    report = draw_comparison(evaluations, documents)
+    folders = [output_folder(cfg, loaded, str(name)) for loaded in models]
+    with owned_folders(folders):
+        evaluations: dict[str, Evaluation] = {}
+        documents: dict[str, Mapping[str, Any]] = {}
+        for shown, loaded, folder in zip(names, models, folders):
+            context = EvalContext(model=loaded.model, tokenizer=loaded.tokenizer, data=data, tasks=tasks, cfg=cfg)
+            task = EVAL_TASKS[name](context)
+            settings = {
+                "eval": str(name),
+                **task.settings,
+                **cfg.eval.penalties(),
+                "compute_dtype": str(dtype),
+                "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
+                "data": {k: str(v) for k, v in dataclasses.asdict(data).items()},
+                "checkpoint": file_hash(loaded.path),
+                "tokenizer": loaded.tokenizer.fingerprint(),
+            }
+            evaluations[shown], documents[shown] = evaluate_one(cfg, task, settings, loaded, folder, shown)
+        report = draw_comparison(evaluations, documents)
+        written = dict(zip(names, folders))
+        write_views(name, evaluations, written, report)
+    print_table(str(name), evaluations)
+    for sentence in [] if report is None else short_verdicts(report):
+        print(sentence)
+    for shown, folder in written.items():
+        print(f"{shown}: {folder / 'results.json'}")
+    return [*written.values()]
+
+
+@contextlib.contextmanager
+def owned_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Make the folders that results go to and own them all, before anything is asked.
+
+    New folders that nothing was written to are removed where the evaluation is refused.
+    """
+    made: list[Path] = []
+    try:
+        with contextlib.ExitStack() as owned:
+            for folder in dict.fromkeys(folder.resolve() for folder in folders):
+                new = [place for place in (folder, *folder.parents) if not place.exists()]
+                with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                owned.enter_context(claimed(folder))
+                made += new
+            yield
+    except BaseException:
+        for folder in sorted(made, key=lambda folder: -len(folder.parts)):  # a folder before the one that it lies in
+            with contextlib.suppress(OSError):  # it has become another's, or holds answers to go on from
+                if [entry.name for entry in folder.iterdir()] == [".lock"]:
+                    (folder / ".lock").unlink()
+                folder.rmdir()
+        raise
+
+
+def evaluate_one(
+    cfg: EvaluateConfig, task: EvalTask, settings: Mapping[str, Any], loaded: LoadedModel, folder: Path, shown: str
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Run an evaluation of one checkpoint, or go on with it; return the outcome and the content of `results.json`."""
+    if kept := keep_other_results(folder, settings):
+        print(f"{shown}: {kept}")
+    examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
+    if cfg.eval.fresh:
+        examples.clear()
+        ExampleLog(folder / REQUESTS, examples.config).clear()
+    with writing(folder / "examples.jsonl"):
+        evaluation = task.run(examples, show_progress(shown))
+    checkpoint = {
+        "path": str(loaded.path),
+        "hash": settings["checkpoint"],
+        "stage": loaded.stage,
+        "step": loaded.step,
+    }
+    document = results_document(evaluation, name=settings["eval"], checkpoint=checkpoint, config=settings)
+    write_atomically(folder / "results.json", json.dumps(document, indent=2) + "\n")
+    if loaded.format == "lightning":
+        log_evaluation(folder / "results.json", run_folder(loaded.path))
+    return evaluation, document
+
+
+def write_views(
+    name: EvalName, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path], report: ComparisonReport | None
+) -> None:
+    """Write what some evaluations leave besides their results: the summary of ScienceQA, the table of CORE."""
     if name == EvalName.scienceqa:
+        target = [*folders.values()][-1]
         comparisons = [dataclasses.asdict(compared) for compared in compare_all(evaluations, report)]
-        text = json.dumps(evaluation_summary(evaluations, comparisons), indent=2)
+        summary = evaluation_summary(evaluations, comparisons)
+        write_atomically(target / "evaluation_summary.json", json.dumps(summary, indent=2) + "\n")
         page = examples_page({shown: e.records for shown, e in evaluations.items()})
-        target = folders[names[-1]]
-        write_atomically(target / "evaluation_summary.json", text + "\n")
         write_atomically(target / "examples.md", page)
     if name == EvalName.core:
         for shown, folder in folders.items():
             write_atomically(folder / "core.csv", core_csv(evaluations[shown].rows))
-    print_table(str(name), evaluations)
-    if report is not None:
-        for sentence in short_verdicts(report):
-            print(sentence)
-    for shown, folder in folders.items():
-        print(f"{shown}: {folder / 'results.json'}")
-    return [*folders.values()]
 
 
 def default_eval(models: Sequence[LoadedModel]) -> tuple[EvalName, StageName]:
@@ -228,19 +224,6 @@ def data_and_tasks(
         return settled, trusted_tasks(specs, allow, last.path, outputs)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the config in {last.path} is damaged: {error}; give data= and mixture=") from error
-
-
-def headline_figures(rows: Sequence[MetricRow]) -> list[tuple[str, str]]:
-    """Return task and metric of the figures shown: all of one task; of several those with a better and a worse.
-
-    Of these pass@1 stands for every pass@k. Where no figure is known to be one of them, all are shown.
-    """
-    overall = [(row.task, row.metric) for row in rows if row.group is None]
-    if len({task for task, _ in overall}) < 2:
-        return overall
-    telling = [(task, metric) for task, metric in overall if metric_of(metric).direction]
-    telling = [key for key in telling if not re.fullmatch(r"pass@(?!1$)\d+", key[1])]
-    return telling or overall
 
 
 def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
@@ -357,7 +340,7 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
     several = len({task for task, _ in first}) > 1
     lines = [  # the rest stands in results.json
         [f"{task} {metric}" if several else metric, *(cell(rows[n].get((task, metric))) for n in names)]
-        for task, metric in headline_figures(list(first.values()))
+        for task, metric in headline_metrics(list(first.values()))
     ]
     if name == EvalName.tokenizer:
         domains = {

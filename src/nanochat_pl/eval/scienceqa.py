@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from nanochat_pl.engine import Completion, Engine
+from nanochat_pl.engine import Engine
 from nanochat_pl.eval.answers import (
     explanation_agrees,
     explanation_of,
@@ -21,12 +21,11 @@ from nanochat_pl.eval.answers import (
     strict_letter,
 )
 from nanochat_pl.eval.ask import (
+    Answered,
     Progress,
     Question,
     QuestionLoop,
-    RenderedPrompt,
-    generate_greedily,
-    render_prompts,
+    answer_greedily,
     warn_of_long,
 )
 from nanochat_pl.eval.multiple_choice import letter_baseline, letter_tokens, majority_letter, score_letters
@@ -113,18 +112,18 @@ def evaluate_scienceqa(
     tokens = letter_tokens(tokenizer, {letter for question in loop.questions for letter in question["letters"]})
 
     def answer(chunk: Sequence[Question]) -> list[ScienceQARecord]:
-        prompts = render_prompts(
+        written = answer_greedily(
             tokenizer,
+            engine,
             chunk,
-            context_tokens=model.config.rotary_rows,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
+            batch_size=batch_size,
+            seed=seed,
         )
-        ids = [prompt.ids for prompt in prompts]
-        scores = score_letters(model, ids, [question["letters"] for question in chunk], tokens, max_batch_tokens)
-        completions = generate_greedily(engine, ids, max_new_tokens, batch_size, seed)
-        outputs = [tokenizer.decode(completion.tokens) for completion in completions]
-        return [_judge(task, *asked) for asked in zip(chunk, prompts, scores, completions, outputs, strict=True)]
+        ids, letters = [answered.prompt.ids for answered in written], [question["letters"] for question in chunk]
+        scores = score_letters(model, ids, letters, tokens, max_batch_tokens)
+        return [_judge(task, answered, logprobs) for answered, logprobs in zip(written, scores, strict=True)]
 
     records = loop.run(answer)
     warn_of_long(task, records, model.config.sequence_len)
@@ -247,14 +246,8 @@ def _check_questions(questions: Sequence[Question]) -> None:
             )
 
 
-def _judge(
-    task: str,
-    question: Question,
-    prompt: RenderedPrompt,
-    letter_logprobs: dict[str, float],
-    completion: Completion,
-    output: str,
-) -> ScienceQARecord:
+def _judge(task: str, answered: Answered, letter_logprobs: dict[str, float]) -> ScienceQARecord:
+    question, prompt, completion, output = answered
     letters, choices, expected = list(question["letters"]), list(question["choices"]), question["answer"]
     likely = max(letters, key=letter_logprobs.__getitem__)
     letter = strict_letter(output, letters)

@@ -229,7 +229,7 @@ def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow
     sign = metric_of(metric.metric).direction
     if not sign:
         return "no better or worse"
-    if metric.metric.endswith("bpb") and row.n != before.n:
+    if metric_of(metric.metric).unit == "bits per byte" and row.n != before.n:
         return f"not the same text: {before.n:,} and {row.n:,} tokens"
     if row.interval is None or before.interval is None:
         return "no interval, no verdict" if row.value != before.value else "equal"

@@ -273,7 +273,7 @@ def _name(row: MetricRow, alone: bool = False) -> str:
 def _cell(row: MetricRow) -> str:
     if row.value is None:
         return f"- (n = {row.n})"
-    plain = ".4f" if metric_of(row.metric).is_composite or row.metric.endswith("bpb") else ".4g"
+    plain = ".4f" if metric_of(row.metric).is_composite or metric_of(row.metric).unit == "bits per byte" else ".4g"
     scale, form = (100, ".1f") if row.is_share else (1, ",.0f" if abs(row.value) >= 1000 else plain)
     text = f"{scale * row.value:{form}}{'%' if row.is_share else ''}"
     if row.interval is None:

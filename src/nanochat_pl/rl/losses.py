@@ -1,6 +1,6 @@
-"""Policy gradients: answers laid into micro-batches, and the losses that raise the better ones.
+"""Policy gradients: answers padded into micro-batches, and the losses that raise the better ones.
 
-Tokens that the model sampled are trained, its end token among them (Differs: nanochat, 2025-11, never trains it);
+Tokens that the model sampled are trained, including its end token (Differs: nanochat, 2025-11, never trains it);
 tokens that a tool forced are not. Log-probabilities are those of the model itself, without temperature and top-k, as in
 nanochat.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanochat_pl.data.batch import IGNORE
-from nanochat_pl.rl.rollouts import Answer, Group
+from nanochat_pl.rl.rollouts import Group, SampledAnswer
 
 __all__ = ["RATIO", "MicroBatch", "by_length", "micro_batches", "policy_loss", "token_weights"]
 
@@ -37,7 +37,7 @@ class MicroBatch:
     """(B, T) float32 log-probabilities at the time of the rollout, 0 where nothing is trained; None = those of now."""
 
     def to(self, device: torch.device | str) -> "MicroBatch":
-        """Return it on `device`."""
+        """Return the batch on `device`."""
         return MicroBatch(
             self.inputs.to(device),
             self.targets.to(device),
@@ -47,20 +47,18 @@ class MicroBatch:
         )
 
 
-def token_weights(answer: Answer, algorithm: str, num_tokens: int, num_answers: int) -> float:
-    """Give the weight of each trained token of an answer in the step's mean.
-
-    Args:
-        num_tokens, num_answers: trained tokens and answers of the whole step, over all ranks.
+def token_weights(answer: SampledAnswer, algorithm: str, num_tokens: int, num_answers: int) -> float:
+    """Return the weight of each trained token of an answer in the step's mean.
 
     grpo: the mean over answers of the mean over an answer's tokens, as in its paper. Others: the mean over all tokens
-    of the step, so that long answers do not weigh less a token. Differs: nanochat (2025-11) takes that mean over eight
-    answers at a time and averages the means.
+    of the step, so that a token of a long answer weighs no less. Differs: nanochat (2025-11) takes that mean over eight
+    answers at a time and averages the means. `num_tokens` (trained ones) and `num_answers` are those of the whole step
+    over all ranks.
     """
     return 1 / (sum(answer.mask) * num_answers) if algorithm == "grpo" else 1 / num_tokens
 
 
-def by_length(groups: Iterable[Group]) -> list[tuple[list[int], Answer]]:
+def by_length(groups: Iterable[Group]) -> list[tuple[list[int], SampledAnswer]]:
     """List questions and answers, the longest first: the order of the rows of `micro_batches`."""
     rows = [(group.prompt, answer) for group in groups for answer in group.answers]
     return sorted(rows, key=lambda row: -len(row[0]) - len(row[1].tokens))
@@ -69,14 +67,14 @@ def by_length(groups: Iterable[Group]) -> list[tuple[list[int], Answer]]:
 def micro_batches(
     groups: Iterable[Group], batch_rows: int, pad_id: int, algorithm: str, num_tokens: int, num_answers: int
 ) -> Iterator[MicroBatch]:
-    """Lay answers into micro-batches of rows of similar length, longest first; the last may hold fewer rows."""
+    """Pad answers into micro-batches of rows of similar length, longest first; the last may hold fewer rows."""
     rows = by_length(groups)
     for first in range(0, len(rows), batch_rows):
-        yield _lay(rows[first : first + batch_rows], pad_id, algorithm, num_tokens, num_answers)
+        yield _padded_rows(rows[first : first + batch_rows], pad_id, algorithm, num_tokens, num_answers)
 
 
-def _lay(
-    rows: Sequence[tuple[list[int], Answer]], pad_id: int, algorithm: str, num_tokens: int, num_answers: int
+def _padded_rows(
+    rows: Sequence[tuple[list[int], SampledAnswer]], pad_id: int, algorithm: str, num_tokens: int, num_answers: int
 ) -> MicroBatch:
     shape = (len(rows), len(rows[0][0]) + len(rows[0][1].tokens) - 1)
     inputs, targets = np.full(shape, pad_id), np.full(shape, IGNORE)
@@ -105,7 +103,7 @@ def policy_loss(
     reference: Tensor | None = None,
     kl_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give the loss of a micro-batch: its part of the step's weighted sum over tokens.
+    """Return the loss of a micro-batch: its part of the step's weighted sum over tokens.
 
     reinforce, rloo: -A log p. grpo, dapo: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), where r = p / p_old is
     exactly 1 if the batch has no old log-probabilities. `kl_coef` times the KL divergence to a reference is added, by
@@ -113,11 +111,11 @@ def policy_loss(
 
     Args:
         logp: (B, T) log-probabilities of the targets, with gradient; anything finite where nothing is trained.
-        reference: (B, T) the same of the reference model.
+        reference: (B, T) log-probabilities of the reference model.
 
     Returns:
-        The loss, and sums over the batch's trained tokens of: `entropy` (-log p), `clipped` (tokens whose
-        gradient the clip cuts off), `kl`.
+        The loss, and sums over the batch's trained tokens: `entropy` (-log p), `clipped` (tokens whose gradient the
+        clip cuts off), `kl`.
     """
     trained = batch.targets != IGNORE
     A = batch.advantages

@@ -1,8 +1,8 @@
-"""Answers with rewards: many questions asked several times each in one call of the engine.
+"""Answers with rewards: many questions are asked several times each in one call of the engine.
 
-Each answer draws from a random stream of its own, named by seed, step, place in the step and number of the sample, so
-that neither the number of ranks nor an interruption changes what is sampled. The answers to one question are a
-group; an answer's advantage says how much better than its group it was.
+Each answer draws from its own random stream, named by seed, step, slot in the step and number of the sample, so that
+neither the number of ranks nor an interruption changes what is sampled. The answers to one question are a group; the
+advantage of an answer says how much better it was than its group.
 """
 
 import math
@@ -12,41 +12,34 @@ import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from nanochat_pl.engine import Completion, Engine, Request
 from nanochat_pl.tasks.base import Mixture
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = [
-    "Answer",
     "Group",
     "Questions",
     "Rollout",
-    "Sampling",
+    "SampledAnswer",
+    "SamplingSettings",
     "advantages",
     "answer_questions",
-    "figures",
     "roll_out",
-    "sums",
+    "rollout_metrics",
+    "rollout_sums",
 ]
 
 STD_EPS = 1e-6
 LARGEST_REWARD = 1e15
-"""Of rewards in size: sums of squares of many such are still finite in fp32."""
-
-
-class Tokenizer(Protocol):
-    """What this module asks of a tokenizer."""
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def render_for_completion(self, conversation: Mapping[str, Any], max_tokens: int = 2048) -> list[int]: ...
+"""Largest absolute reward: the sum of squares of many of them is still finite in fp32."""
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How answers are drawn."""
 
     num_samples: int
@@ -58,7 +51,7 @@ class Sampling:
 
 
 @dataclass
-class Answer:
+class SampledAnswer:
     """One sampled answer and what it was worth."""
 
     tokens: list[int]
@@ -79,11 +72,11 @@ class Group:
     """The answers to one question."""
 
     slot: int
-    """Place in the step, 0 to prompts_per_step - 1, over all ranks."""
+    """Number of the question in the step, 0 to prompts_per_step - 1, over all ranks."""
     question: int
     """Row of the tasks."""
     prompt: list[int]
-    answers: list[Answer]
+    answers: list[SampledAnswer]
 
     @property
     def has_signal(self) -> bool:
@@ -93,25 +86,24 @@ class Group:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Group":
-        """Make it from what `dataclasses.asdict` gave."""
-        return cls(**{**state, "answers": [Answer(**answer) for answer in state["answers"]]})
+        """Rebuild a group from what `dataclasses.asdict` gave."""
+        return cls(**{**state, "answers": [SampledAnswer(**answer) for answer in state["answers"]]})
 
 
 class Questions:
     """Tasks as questions with a reward.
 
     Args:
-        rows: conversations whose last turn is the answer.
-        tokenizer: renders questions and reads answers.
-        max_prompt_tokens: longer questions are left out.
-        limit: look at the first so many rows only; None = all.
+        rows: Conversations whose last turn is the answer.
+        max_prompt_tokens: Longer questions are left out.
+        limit: Look at this many rows only, from the first; None = all.
 
     Attributes:
-        usable: rows that are short enough.
-        num_too_long: how many are not.
+        usable: Rows that are short enough.
+        num_too_long: How many are not.
 
     Raises:
-        ValueError: if a task cannot be graded, or every question is too long.
+        ValueError: A task cannot be graded, or every question is too long.
     """
 
     def __init__(self, rows: Mixture, tokenizer: Tokenizer, max_prompt_tokens: int, limit: int | None = None) -> None:
@@ -129,18 +121,18 @@ class Questions:
             )
 
     def prompt(self, row: int) -> list[int]:
-        """Give the token ids of a question, the assistant's turn opened."""
+        """Return the token ids of a question, up to and including `<|assistant_start|>`."""
         return self.tokenizer.render_for_completion(self.rows[row], max_tokens=2**31)
 
     def text(self, row: int) -> str:
-        """Give the last thing the user says."""
+        """Return the last message of the user."""
         return str(self.rows[row]["messages"][-2]["content"])
 
     def reward(self, row: int, completion: str) -> float:
-        """Return what the task of a question gives for an answer.
+        """Return the reward that the question's task gives an answer.
 
         Raises:
-            ValueError: if that is no number of at most `LARGEST_REWARD` in size; names task, question and value.
+            ValueError: It is not a finite number, or larger than `LARGEST_REWARD`; names task, question and value.
         """
         conversation = self.rows[row]
         reward = self.rows.reward(conversation, completion)
@@ -169,12 +161,11 @@ def check_graded(rows: Mixture) -> None:
 
 
 def answer_questions(
-    engine: Engine, questions: Questions, asked: Sequence[tuple[int, int, str]], sampling: Sampling
+    engine: Engine, questions: Questions, asked: Sequence[tuple[int, int, str]], sampling: SamplingSettings
 ) -> list[Group]:
     """Sample the answers to many questions through one call of the engine and reward them.
 
-    Args:
-        asked: for each question its slot, its row and the name of its random stream.
+    `asked` holds the slot of each question, its row and the name of its random stream.
     """
     prompts = [questions.prompt(row) for _, row, _ in asked]
     requests = [
@@ -195,9 +186,9 @@ def answer_questions(
     ]
 
 
-def _answer(completion: Completion, questions: Questions, row: int) -> Answer:
+def _answer(completion: Completion, questions: Questions, row: int) -> SampledAnswer:
     stop = [] if completion.stop_token is None else [completion.stop_token]
-    return Answer(
+    return SampledAnswer(
         tokens=completion.tokens + stop,
         mask=completion.mask + [1] * len(stop),
         reward=questions.reward(row, questions.tokenizer.decode(completion.tokens)),
@@ -209,13 +200,13 @@ def _answer(completion: Completion, questions: Questions, row: int) -> Answer:
 
 @dataclass
 class Rollout:
-    """One rank's part of the answers of a step."""
+    """The answers of one step on one rank."""
 
     groups: list[Group]
     resampled: int
-    """Questions drawn to replace groups without signal."""
+    """How many questions were drawn to replace groups without signal."""
     new_tokens: int
-    """Everything that was sampled, replaced groups too."""
+    """All tokens that were sampled, including those of replaced groups."""
     seconds: float
 
 
@@ -223,25 +214,27 @@ def roll_out(
     engine: Engine,
     questions: Questions,
     asked: Sequence[tuple[int, int]],
-    sampling: Sampling,
+    sampling: SamplingSettings,
     *,
     algorithm: str,
     max_resamples: int,
     seed: int,
     step: int,
 ) -> Rollout:
-    """Sample, reward and weigh the answers to a step's questions.
+    """Sample and reward the answers to a step's questions, and compute their advantages.
 
     With dapo, groups whose rewards are all equal are replaced by answers to other questions, drawn anew for at most
-    `max_resamples` rounds; groups that stay without signal keep their place and train nothing.
+    `max_resamples` rounds; groups that stay without signal keep their slot and train nothing.
 
     Args:
-        asked: slot and row of each question of this rank.
-        step: optimizer steps done before this rollout; names the random streams.
+        asked: Slot and row of each question of this rank.
+        step: Optimizer steps done before this rollout; it names the random streams.
     """
     begin = time.perf_counter()
+    # 1) Every question once, all samples through one call of the engine.
     groups = answer_questions(engine, questions, [(s, row, f"{seed}/{step}/{s}/0") for s, row in asked], sampling)
     new_tokens, resampled = _num_tokens(groups), 0
+    # 2) dapo: a group without signal gives its slot to another question, for as long as attempts last.
     for attempt in range(1, 1 + (max_resamples if algorithm == "dapo" else 0)):
         dull = [i for i, group in enumerate(groups) if not group.has_signal]
         if not dull:
@@ -255,6 +248,7 @@ def roll_out(
         resampled += len(dull)
         for i, group in zip(dull, replacements, strict=True):
             groups[i] = group
+    # 3) Each answer is weighed against the others of its group.
     for group in groups:
         values = advantages([answer.reward for answer in group.answers], algorithm)
         for answer, value in zip(group.answers, values, strict=True):
@@ -267,11 +261,10 @@ def _num_tokens(groups: Iterable[Group]) -> int:
 
 
 def advantages(rewards: Sequence[float], algorithm: str) -> list[float]:
-    """Weigh the rewards of one group.
+    """Return the advantage of each reward of one group; equal rewards give exactly 0.
 
     reinforce: r - mean(r) (nanochat, 2025-11). rloo: r minus the mean of the others (Ahmadian et al. 2024).
     grpo, dapo: (r - mean(r)) / (std(r) + 1e-6) with the sample's standard deviation (Shao et al. 2024).
-    Equal rewards weigh exactly 0.
     """
     if max(rewards) == min(rewards):
         return [0.0] * len(rewards)
@@ -286,11 +279,11 @@ SUMS = (
     "answers", "groups", "reward", "reward_squared", "no_signal", "trained_tokens", "answer_tokens", "row_tokens",
     "truncated", "tool_calls", "tool_errors",
 )  # fmt: skip
-"""What `sums` adds up, in this order."""
+"""What `rollout_sums` adds up, in this order."""
 
 
-def sums(groups: Sequence[Group]) -> list[float]:
-    """Add up what `figures` needs; lists of several ranks may be added."""
+def rollout_sums(groups: Sequence[Group]) -> list[float]:
+    """Add up what `rollout_metrics` needs; the lists of several ranks may be added."""
     answers = [(group, answer) for group in groups for answer in group.answers]
     return [
         len(answers),
@@ -307,8 +300,8 @@ def sums(groups: Sequence[Group]) -> list[float]:
     ]
 
 
-def figures(total: Sequence[float]) -> dict[str, float]:
-    """Turn the sums over all groups of a rollout into the figures to log."""
+def rollout_metrics(total: Sequence[float]) -> dict[str, float]:
+    """Turn the sums over all groups of a rollout into the metrics to log."""
     t = dict(zip(SUMS, total, strict=True))
     n = t["answers"]
     mean = t["reward"] / n

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nanochat_pl.config.checks import is_first_process
-from nanochat_pl.eval.metrics import METRICS, metric_of
+from nanochat_pl.eval.metrics import METRICS
+from nanochat_pl.eval.results import dashboard_metrics
 from nanochat_pl.paths import write_atomically, writing
 from nanochat_pl.report.evaluated import read_result
 from nanochat_pl.report.read import Result, read_config, read_metrics
@@ -236,12 +237,8 @@ def evaluation_figures(result: Result) -> dict[str, float]:
 
     Figures of parts of the questions and those that could not be measured are left out.
     """
-    figures = {
-        row.metric if metric_of(row.metric).is_composite else f"{result.name}/{row.task}/{row.metric}": row.value
-        for row in result.rows
-        if row.group is None and row.value is not None
-    }
-    return figures | ({f"{result.name}/examples_per_s": result.examples_per_s} if result.examples_per_s else {})
+    speed = {f"{result.name}/examples_per_s": result.examples_per_s} if result.examples_per_s else {}
+    return dashboard_metrics(result.name, result.rows) | speed
 
 
 def _axes_at(run_folder: Path, step: int | None) -> dict[str, float]:

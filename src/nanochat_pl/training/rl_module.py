@@ -18,7 +18,15 @@ from nanochat_pl.config.schema import RLConfig
 from nanochat_pl.engine import Engine
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
-from nanochat_pl.rl.rollouts import Group, Questions, Sampling, answer_questions, figures, roll_out, sums
+from nanochat_pl.rl.rollouts import (
+    Group,
+    Questions,
+    SamplingSettings,
+    answer_questions,
+    roll_out,
+    rollout_metrics,
+    rollout_sums,
+)
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.answers import pass_at_k
 from nanochat_pl.training.module import LanguageModel
@@ -81,10 +89,10 @@ class PolicyModel(LanguageModel):
         self._seconds = {"sampling": 0.0, "all": 0.0}
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingSettings:
         """How answers are drawn."""
         rl = self.rl
-        return Sampling(rl.num_samples, rl.max_new_tokens, rl.temperature, rl.top_k, rl.rollout_batch)
+        return SamplingSettings(rl.num_samples, rl.max_new_tokens, rl.temperature, rl.top_k, rl.rollout_batch)
 
     def fresh_engine(self) -> Engine:
         """Give the engine, with the weights of this moment."""
@@ -137,8 +145,8 @@ class PolicyModel(LanguageModel):
         self.groups = rollout.groups
         self.example = rollout.groups[0]
         self._seconds["sampling"] += rollout.seconds
-        *total, resampled = self.total([*sums(rollout.groups), rollout.resampled])
-        self._rollout_metrics = figures(total)
+        *total, resampled = self.total([*rollout_sums(rollout.groups), rollout.resampled])
+        self._rollout_metrics = rollout_metrics(total)
         if self.rl.algorithm == "dapo":
             self._rollout_metrics["rl/resampled"] = resampled
         self._rollout_metrics["rl/rollout_tok_per_sec"] = rollout.new_tokens / max(rollout.seconds, 1e-9)

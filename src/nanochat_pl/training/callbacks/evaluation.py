@@ -9,12 +9,7 @@ import lightning as L
 from nanochat_pl.config.checks import named_eval
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext, EvalTask
-from nanochat_pl.eval.metrics import metric_of
-from nanochat_pl.eval.results import (
-    Evaluation,
-    ExampleLog,
-)
-from nanochat_pl.eval.runner import headline_figures
+from nanochat_pl.eval.results import Evaluation, ExampleLog, dashboard_metrics, headline_metrics
 from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
 from nanochat_pl.training.state import RunState
 
@@ -79,11 +74,7 @@ class Evaluations(RunCallback):
 
 
 def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
-    """Give the figures of an evaluation that a curve is drawn of, by the name they are logged under."""
-    rows = [row for row in evaluation.rows if row.group is None and row.value is not None]
-    shown = headline_figures(rows)
-    return {
-        row.metric if metric_of(row.metric).is_composite else f"{name}/{row.task}/{row.metric}": row.value
-        for row in rows
-        if row.value is not None and (row.task, row.metric) in shown
-    }
+    """Return the metrics of an evaluation that a curve is drawn of, by the name they are logged under."""
+    rows = [row for row in evaluation.rows if row.value is not None]
+    shown = headline_metrics(rows)
+    return dashboard_metrics(name, [row for row in rows if (row.task, row.metric) in shown])
