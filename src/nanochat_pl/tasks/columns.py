@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.tasks.forms import MARKS, form_of, read_messages, recognise
 from nanochat_pl.tasks.repairs import Unfit, written
 
 if TYPE_CHECKING:
@@ -118,15 +119,28 @@ def _letters(texts: Any) -> list[str]:
     return [chr(65 + i) for i in range(len(texts))]
 
 
+def _features(kind: Any) -> Any:
+    """Write a type as `datasets` does: `str` and `int`, a list of one type, or a dict of types."""
+    from datasets import List, Value
+
+    if isinstance(kind, dict):
+        return {name: _features(part) for name, part in kind.items()}
+    return List(_features(kind[0])) if isinstance(kind, list) else Value({str: "string", int: "int64"}[kind])
+
+
+def _columns(required: dict[str, Any], optional: tuple[str, ...] = (), **options: Any) -> Columns:
+    from datasets import Features
+
+    texts = Features(_features(dict.fromkeys(optional, str))) if optional else None
+    return Columns(required=Features(_features(required)), optional=texts, **options)
+
+
 @cache
 def scienceqa() -> Columns:
     """Return ScienceQA's columns; its pictures are never read as a column."""
-    from datasets import Features, List, Value
-
-    text = Value("string")
-    return Columns(
-        required=Features({"question": text, "choices": List(text), "answer": Value("int64")}),
-        optional=Features(dict.fromkeys(("hint", "grade", "subject", "topic", "lecture", "solution"), text)),
+    return _columns(
+        {"question": str, "choices": [str], "answer": int},
+        ("hint", "grade", "subject", "topic", "lecture", "solution"),
         choices="choices",
         answer="answer",
         filled=("question", "choices"),
@@ -135,80 +149,47 @@ def scienceqa() -> Columns:
 
 @cache
 def mmlu() -> Columns:
-    """Return MMLU's columns."""
-    from datasets import Features, List, Value
-
-    text = Value("string")
-    return Columns(
-        required=Features({"question": text, "choices": List(text), "answer": Value("int64")}),
-        optional=Features({"subject": text}),
-        choices="choices",
-        answer="answer",
-        filled=("question",),  # the original reads whatever the hub has as choices
-    )
+    """Return MMLU's columns; choices may be blank, since the original reads whatever the hub has."""
+    required = {"question": str, "choices": [str], "answer": int}
+    return _columns(required, ("subject",), choices="choices", answer="answer", filled=("question",))
 
 
 @cache
 def arc() -> Columns:
     """Return ARC's columns; the answer is one of the labels."""
-    from datasets import Features, List, Value
-
-    text = Value("string")
-    return Columns(
-        required=Features({"question": text, "choices": {"text": List(text), "label": List(text)}, "answerKey": text}),
-        optional=Features({"id": text}),
-        choices="choices",
-        answer="answerKey",
-        filled=("question", "choices"),
-    )
+    required = {"question": str, "choices": {"text": [str], "label": [str]}, "answerKey": str}
+    return _columns(required, ("id",), choices="choices", answer="answerKey", filled=("question", "choices"))
 
 
 @cache
 def gsm8k() -> Columns:
     """Return GSM8K's columns."""
-    from datasets import Features, Value
-
-    text = Value("string")
-    return Columns(required=Features({"question": text, "answer": text}), filled=("question", "answer"))
+    return _columns({"question": str, "answer": str}, filled=("question", "answer"))
 
 
 @cache
 def humaneval() -> Columns:
     """Return HumanEval's columns."""
-    from datasets import Features, Value
-
     names = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-    return Columns(required=Features(dict.fromkeys(names, Value("string"))), filled=("prompt", "test", "entry_point"))
+    return _columns(dict.fromkeys(names, str), filled=("prompt", "test", "entry_point"))
 
 
 @cache
 def recall() -> Columns:
     """Return the columns of questions asked without choices."""
-    from datasets import Features, Value
-
-    text = Value("string")
-    return Columns(
-        required=Features({"question": text, "answer": text}),
-        optional=Features(dict.fromkeys(("subject", "topic", "grade", "fact"), text)),
-        filled=("question", "answer"),
-    )
+    optional = ("subject", "topic", "grade", "fact")
+    return _columns({"question": str, "answer": str}, optional, filled=("question", "answer"))
 
 
 @cache
 def chats() -> Columns:
     """Return the one column of ready-made chats; rows of other layouts are read as `forms.py` knows them."""
-    from datasets import Features, List, Value
-
-    from nanochat_pl.tasks.forms import MARKS
-
-    message = {"role": Value("string"), "content": Value("string")}
-    return Columns(required=Features({"messages": List(message)}), rewrite=_chat, marks=(*MARKS, "system"))
+    required = {"messages": [{"role": str, "content": str}]}
+    return _columns(required, rewrite=_chat, marks=(*MARKS, "system"))
 
 
 def _chat(row: Mapping[str, Any], repairs: Counter[str], forms: Counter[str]) -> dict[str, Any]:
     """Make the messages of a row of any form; ValueError if they are no conversation."""
-    from nanochat_pl.tasks.forms import form_of, read_messages, recognise
-
     named = ""
     try:
         named = "column messages: " if form_of(row) == "messages" else ""
