@@ -39,7 +39,7 @@ METRIC_TABLE = "eval.metrics"
 METRIC_NAMES = {name for name in METRICS if name.replace("/", "").replace("@", "").isidentifier()}
 PICTURES = {
     "cli.workspace": "charts of a dashboard, each with its curves",
-    "cli.chain": "rows of the closing table, each of one evaluation",
+    "report.closing": "rows of the closing table, each of one evaluation",
     "cli.sweep": "columns of the table of a sweep",
     "report.charts": "charts of a run, each with its curves",
 }

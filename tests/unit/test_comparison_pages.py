@@ -4,6 +4,8 @@ import base64
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -82,6 +84,14 @@ def test_markdown_tables_have_equal_columns_and_fences_hold(pages):
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert f"````text\n{EVIL}\n````" in pages["markdown"]
+
+
+def test_a_comparison_on_the_terminal_loads_neither_matplotlib_nor_jinja2(tmp_path):
+    runs = [str(write(tmp_path, f"{stage}/d4", [True, False])) for stage in ("base", "sft")]
+    program = "import sys; from nanochat_pl.cli.compare import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *runs], capture_output=True, text=True, timeout=120)
+    assert "over the stages" in done.stdout, done.stderr
+    assert not {"torch", "lightning", "matplotlib", "jinja2"} & set(done.stdout.split())
 
 
 def test_every_form_gives_the_same_verdicts(pages):

@@ -10,7 +10,6 @@ chain.
 import dataclasses
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -54,8 +53,6 @@ from nanochat_pl.training import signals
 from nanochat_pl.training.claim import check_free
 
 EVALUATE = "evaluate"
-SAMPLES = ("hello", "who are you", "product")
-"""The checks whose answers a chain shows at its end."""
 
 
 def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> int:
@@ -356,75 +353,17 @@ def finished_as_asked(
 
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:
-    """Summarise the chain: steps, losses, and the evaluations of every trained stage side by side."""
-    from nanochat_pl.report.read import newest_row
-    from nanochat_pl.report.scores import figure_text
-    from nanochat_pl.report.terminal import table_text
+    """Summarize a finished chain: the table of its stages, some answers, where the files are, and what to do next."""
+    from nanochat_pl.report.closing import stages_summary
 
-    stages = [s for s in cfg.chain if s not in (EVALUATE, StageName.tokenizer)]
+    stages = [stage for stage in cfg.chain if stage not in (EVALUATE, StageName.tokenizer)]
     if not stages:
         return f"files: {run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)}"
-    rows: list[list[str]] = []
-    folders = {stage: run_dir(stage, cfg.run_name, cfg.outputs) for stage in stages}
-    summaries = {s: json.loads((f / "summary.json").read_text()) for s, f in folders.items()}
-    for label, key, form in (
-        ("steps", "step", "{:,}"),
-        ("train loss", "train/loss", "{:.3f}"),
-        ("validation loss", "val/loss", "{:.3f}"),
-        ("validation bpb", "val/bpb", "{:.3f}"),
-        ("tokens/s (median)", "median_tok_per_sec", "{:,.0f}"),
-        ("training time, s", "total_training_time", "{:.0f}"),
-        ("reward", "reward", "{:.3f}"),
-        ("pass@1", "pass@1", "{:.1%}"),
-    ):
-        values = [summaries[s].get(key) for s in stages]
-        if any(v is not None for v in values):
-            rows.append([label, *("" if v is None else form.format(v) for v in values)])
-    for label, name, metric in (
-        ("free recall", "recall", "exact_match"),
-        ("answers parsed", "scienceqa", "strict/parse_rate"),
-        ("accuracy by likelihood", "scienceqa", "loglikelihood/accuracy"),
-        ("accuracy as written", "scienceqa", "strict/accuracy_over_asked"),
-        ("checks passed", "checks", "pass_rate"),
-    ):
-        found = [newest_row(folders[s], name, metric) for s in stages]
-        if any(row is not None and row.value is not None for row in found):
-            rows.append([label, *(figure_text(row, missing="-") for row in found)])
-    baseline = baselines(folders[stages[-1]])
+    folders = {str(stage): run_dir(stage, cfg.run_name, cfg.outputs) for stage in stages}
+    last, folder = stages[-1], folders[str(stages[-1])]
     title = f"{cfg.run_name}: {' -> '.join(cfg.chain)} in {seconds:.0f} s"
-    lines = [table_text(title, ["", *stages], rows)]
-    if baseline:
-        lines.append(f"without a model: {baseline}")
-    lines += sample_answers(folders[stages[-1]])
-    lines.append("files: " + ", ".join(str(folder) for folder in folders.values()))
-    commands = model_commands(stages[-1], folders[stages[-1]])
+    files = "files: " + ", ".join(map(str, folders.values()))
+    commands = model_commands(last, folder)
     if EVALUATE not in cfg.chain:
-        commands.insert(0, [*program("evaluate"), *evaluation(cfg, stages[-1], folders[stages[-1]])])
-    return "\n".join([*lines, listed([shlex.join(command) for command in commands])])
-
-
-def sample_answers(folder: Path) -> list[str]:
-    """Show what a run's model answered to some of the checks, a line each; nothing where it was asked none."""
-    files = sorted((folder / "eval" / "checks").glob("*/examples.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return []
-    lines = filter(None, files[-1].read_text("utf-8").split("\n"))  # not splitlines: an answer may hold other line ends
-    records = {record["id"]: record for record in map(json.loads, lines)}
-    shown = [records[name] for name in SAMPLES if name in records]
-    # as the chat shows it: what was asked of the calculator and what came back, in brackets
-    answers = [re.sub(r"<\|python_start\|>(.*?)<\|python_end\|>", r"[\1]", one["output"]) for one in shown]
-    answers = [re.sub(r"\]<\|output_start\|>(.*?)<\|output_end\|>", r" = \1]", answer) for answer in answers]
-    return [f"  {one['prompt']}  ->  {' '.join(answer.split())}" for one, answer in zip(shown, answers)]
-
-
-def baselines(folder: Path) -> str:
-    """Name what answers the multiple-choice questions without a model."""
-    from nanochat_pl.report.read import newest_row
-
-    row = newest_row(folder, "scienceqa", "loglikelihood/accuracy")
-    if row is None or not row.baseline:
-        return ""
-    text = f"chance {row.baseline['chance']:.1%}"
-    if "majority" in row.baseline:
-        text += f", always the commonest letter {row.baseline['majority']:.1%}"
-    return f"{text} (n = {row.n})"
+        commands.insert(0, [*program("evaluate"), *evaluation(cfg, last, folder)])
+    return "\n".join([stages_summary(title, folders), files, listed([shlex.join(command) for command in commands])])

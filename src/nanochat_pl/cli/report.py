@@ -1,7 +1,7 @@
-"""`nanochat-pl report RUN…`: what a chain of runs achieved, as report.md and a page that needs no network.
+"""`nanochat-pl report RUN…`: report what a chain of runs achieved, as report.md and a page that needs no network.
 
-Every picture lies beside them as SVG and as PNG, the one over all stages first: `loss.png`.
-Only files are read, so that a run may still be going, or another machine may have trained it.
+Every picture is also written as SVG and as PNG; the one over all stages is `loss.png`. Only files are read, so a run
+may still be going, or another machine may have trained it.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def write_report(
 
 
 def default_folder(runs: list[Any], folders: list[Path], logs: list[Path]) -> Path:
-    """Say where a report goes: `<outputs>/report/<run_name>` for a chain, else into the run's folder or by the log."""
+    """Return where a report goes: `<outputs>/report/<run_name>` for a chain, else the folder of the run or log."""
     if not folders:
         return logs[0].with_name(f"{logs[0].stem}_report")
     first = next(run for run in runs if run.folder.resolve() == folders[0].resolve())

@@ -66,7 +66,7 @@ _FAMILIES = (
     "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Hiragino Sans", "PingFang SC",
     "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS",
 )  # fmt: skip
-"""The font that matplotlib brings along, and for scripts that it lacks those that systems have; the first serves."""
+"""The font that matplotlib brings along, and fonts of common systems for scripts that it lacks."""
 _DARK = """<style>@media (prefers-color-scheme: dark) {
 svg { fill: #e4e6e9 } text { fill: #e4e6e9 !important }
 [style*="fill: #ffffff"] { fill: #16181b !important } [style*="stroke: #ffffff"] { stroke: #16181b !important }
@@ -134,10 +134,10 @@ class Figure:
 
 
 def thin(points: Curve, limit: int = 600) -> Curve:
-    """Return at most `limit` points that look the same: the lowest and the highest of each stretch, and both ends.
+    """Return at most `limit` points that look the same: both ends, and the lowest and highest point of each stretch.
 
     Raises:
-        ValueError: `limit` leaves no room for them.
+        ValueError: `limit` is below 4.
     """
     if limit < 4:
         raise ValueError(f"limit={limit} is too few points for a curve; give at least 4")
@@ -156,13 +156,13 @@ def thin(points: Curve, limit: int = 600) -> Curve:
 
 
 def line_chart(lines: Sequence[ChartLine], *, y_label: str, x_label: str = "step", from_zero: bool = False) -> Drawing:
-    """Draw curves over steps.
+    """Draw curves over steps, each in another colour.
 
     Args:
-        lines: The curves, drawn in this order, each with a colour of its own.
+        lines: The curves, drawn in this order.
         y_label: What is measured, with its unit.
         x_label: What is counted.
-        from_zero: Let the axis begin at 0, for what is compared by its size.
+        from_zero: The axis begins at 0, for what is compared by its size.
     """
     figure, axes = _figure(2.9, fitted=False)
     for index, line in enumerate(lines):
@@ -213,7 +213,7 @@ def bar_chart(bars: Sequence[ChartBar], *, x_label: str) -> Drawing:
 
     Args:
         bars: The scores, from top to bottom in the order of their parts.
-        x_label: What the shares are of.
+        x_label: The name of the score.
     """
     parts = list(dict.fromkeys(bar.part for bar in bars))
     series = list(dict.fromkeys(bar.series for bar in bars))
@@ -271,7 +271,7 @@ def interval_chart(bars: Sequence[ChartBar], *, title: str) -> Drawing:
 
 
 def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
-    """Draw what a run logged over its steps, the best step marked on the validation curve it was chosen by."""
+    """Draw what a run logged over its steps, with the best step marked on the curve that chose it."""
     chosen = validation_metric(curves)
 
     def line(metric: str, label: str) -> ChartLine:
@@ -337,8 +337,8 @@ def data_url(svg: str) -> str:
 
 
 def styled() -> Any:
-    """Return a context in which matplotlib draws as all figures here are drawn."""
-    # Its remarks on caches, fonts and settings files are nothing that a reader of figures could act on.
+    """Return a context in which matplotlib draws in the style of all figures here."""
+    # Its remarks on caches, fonts and settings files are of no use to a reader of figures.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
     from matplotlib.font_manager import fontManager
@@ -349,7 +349,7 @@ def styled() -> Any:
 
 
 def drawn(figure: Any) -> Drawing:
-    """Draw a matplotlib figure as SVG, and as PNG where that is asked for."""
+    """Draw a matplotlib figure as SVG, and as PNG when it is asked for."""
     return Drawing(svg_text(figure), figure)
 
 
@@ -376,7 +376,7 @@ def _saved(figure: Any, **options: Any) -> bytes:
 
 
 def _figure(height_in: float, fitted: bool) -> tuple[Any, Any]:
-    """Make a figure with one pair of axes; `fitted` lets the margins follow the labels, which doubles the time."""
+    """Make a figure with one pair of axes; with `fitted` the margins follow the labels, which takes twice the time."""
     with styled():
         from matplotlib.figure import Figure as Canvas
 
@@ -403,7 +403,7 @@ def plain(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Write a tick as people say it: 1.5k, 20M."""
+    """Write a tick in short: 1.5k, 20M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

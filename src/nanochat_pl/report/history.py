@@ -1,7 +1,7 @@
-"""Draw the whole of what training did in one picture: a stage, or all stages of a chain one after another.
+"""Draw a whole training in one picture: one stage, or all stages of a chain one after another.
 
-A run leaves it beside its metrics (`loss.png`), a report begins with it. The losses of all stages share an axis, in
-nats per token; what reinforcement learning is judged by, its reward, has one of its own in its part of the picture.
+A run leaves the picture beside its metrics (`loss.png`), and a report begins with it. The losses of all stages share an
+axis, in nats per token; the reward of reinforcement learning has its own axis at the right.
 """
 
 import bisect
@@ -20,23 +20,23 @@ __all__ = ["StageCurves", "chains", "draw_history", "history_figure", "run_pictu
 _TRAINING, _VALIDATION = OKABE_ITO[0], OKABE_ITO[3]
 _WIDE_IN, _NARROW_IN = (9.2, 3.7), (4.0, 3.7)
 _LETTER_IN = 0.011
-"""Mean width of a letter for each point of its size."""
+"""Mean width of a letter in inches for each point of its size."""
 _SMOOTH_FROM = 20
-"""Fewer points are a course as they are."""
+"""Curves of fewer points are drawn without smoothing."""
 _LOG_FROM = 4
-"""Losses that fall by this factor or more are drawn on a logarithmic axis: else the start hides the rest."""
+"""Losses that fall by this factor or more get a logarithmic axis; otherwise the start would hide the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCurves:
-    """One stage of a history: its name, and what it logged over its own steps."""
+    """The name of one stage, and what it logged over its own steps."""
 
     name: str
     curves: Mapping[str, Curve]
 
     @property
     def rewarded(self) -> bool:
-        """A policy's loss says nothing by its size; its reward does."""
+        """The stage is shown by its reward, because the size of a policy's loss says nothing."""
         return bool(self.curves.get("reward"))
 
     @property
@@ -53,14 +53,14 @@ class StageCurves:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The point of the validation curve at the step that validation chose."""
+        """The point of the validation curve at the step that validation chose as the best."""
         chosen = validation_metric(self.curves)
         point = best_point(self.curves[chosen[0]], chosen[1]) if chosen else None
         return next((own for own in self.validation if point and own[0] == point[0]), None)
 
     @property
     def num_steps(self) -> int:
-        """Updates made; the last training row is that of the last update, or of one shortly before."""
+        """Number of updates; the last training row is that of the last update, or of one shortly before."""
         training, validation = self.training[-1:], self.validation[-1:]
         return max([1, *(step + 1 for step, _ in training), *(step for step, _ in validation)])
 
@@ -72,19 +72,13 @@ class StageCurves:
 
 
 def run_picture(folder: Path, stage: str, name: str) -> bytes | None:
-    """Draw the metrics.csv of a run as a PNG; None where it holds no curve yet.
-
-    Args:
-        folder: The run folder.
-        stage: Its stage.
-        name: Its name.
-    """
+    """Draw the metrics.csv of a run folder as a PNG; None where it holds no curve yet."""
     figure = draw_history([StageCurves(name=stage, curves=read_metrics(folder / "metrics.csv", []))], name)
     return None if figure is None else png_bytes(figure)
 
 
 def history_figure(runs: Sequence[Run]) -> Figure | None:
-    """Draw a chain, for a page and for a phone; None where none of its runs logged a loss or a reward."""
+    """Draw a chain for a page and for a phone; None where none of its runs logged a loss or a reward."""
     stages = [stage for run in runs if (stage := StageCurves(name=run.stage, curves=run.curves)).is_drawn]
     title = " → ".join(dict.fromkeys(run.name for run in runs if run.curves))
     wide = draw_history(stages, title)
@@ -106,9 +100,9 @@ def history_figure(runs: Sequence[Run]) -> Figure | None:
 
 
 def chains(runs: Sequence[Run]) -> list[list[Run]]:
-    """Follow the start weights of runs: one list for each run that no other went on from, first stage first.
+    """Follow the start weights of runs: one list for each run that no other continues, first stage first.
 
-    A run that does not say what it started from went on from the stage before it that bears its name.
+    A run that does not say what it started from is taken to continue the stage before it that has the same name.
     """
     parents: dict[int, int] = {}
     trained = [index for index, run in enumerate(runs) if run.stage != "tokenizer"]
@@ -135,10 +129,10 @@ def chains(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Return means over a fiftieth of the points on either side.
+    """Return moving means over a fiftieth of the points on either side.
 
-    At the beginning, where losses fall fast, the reach grows from nothing, so that the first point stays; at the end
-    only points before are left. A point that is no number stays one and is left out of the means of others.
+    At the beginning, where losses fall fast, the window grows from one point, so that the first point stays; at the end
+    it is cut off. A point that is not finite stays as it is and is left out of the means of others.
     """
     numbers = [(index, value) for index, (_, value) in enumerate(curve) if math.isfinite(value)]
     reach = len(numbers) // 50 + 1
@@ -152,9 +146,9 @@ def smooth(curve: Curve) -> Curve:
 
 
 def draw_history(stages: Sequence[StageCurves], title: str, size_in: tuple[float, float] = _WIDE_IN) -> Any | None:
-    """Draw stages beside each other over their steps, counted through, as a matplotlib figure; None without any curve.
+    """Draw stages one after another over their steps as a matplotlib figure; None where no stage has a curve.
 
-    Each stage is as wide as its share of the steps, but wide enough for its name.
+    Steps are counted over all stages. Each stage is as wide as its share of the steps, but wide enough for its name.
 
     Args:
         stages: In the order of training; those without curves are left out.
@@ -195,7 +189,7 @@ def draw_history(stages: Sequence[StageCurves], title: str, size_in: tuple[float
 
 
 def _head(figure: Any, stages: Sequence[StageCurves], title: str) -> float:
-    """Write the title and what the lines are; return the height in inches that is kept free above the axes."""
+    """Write the title and the legend; return the height in inches that is kept free above the axes."""
     from matplotlib.lines import Line2D
 
     width, height = figure.get_size_inches()
@@ -221,7 +215,7 @@ def _head(figure: Any, stages: Sequence[StageCurves], title: str) -> float:
 
 
 def _name_stage(figure: Any, stage: StageCurves, share: float, middle: float, above: float) -> None:
-    """Write above its part what a stage is called and, where there is room, how long it was."""
+    """Write the name of a stage above its part and, where there is room, how long it was."""
     height = figure.get_size_inches()[1]
     fitting = min(11.0, 11 * (share - 0.05) / _text_in(stage.name, 11))
     figure.text(middle, above + 0.22 / height, stage.name, ha="center", va="bottom", fontsize=fitting, weight="bold")
@@ -232,7 +226,7 @@ def _name_stage(figure: Any, stage: StageCurves, share: float, middle: float, ab
 
 
 def _draw_stage(axes: Any, stage: StageCurves, before: int, share: float) -> None:
-    """Draw what a stage logged, faint, its smoothed course, the validations, and the best of them with its value."""
+    """Draw what a stage logged (faint), its smoothed curve, the validations, and the best of them with its value."""
     from matplotlib.patheffects import withStroke
 
     training = tuple((before + step, value) for step, value in stage.training)
@@ -267,7 +261,7 @@ def _draw_stage(axes: Any, stage: StageCurves, before: int, share: float) -> Non
 
 
 def _step_ticks(stages: Sequence[StageCurves], shares: Sequence[float]) -> list[list[int]]:
-    """Choose ticks for each stage: where it begins, where all ends, and round steps, those first that have room."""
+    """Choose ticks for each stage: where it begins, where all ends, and round steps, as far as there is room."""
     from matplotlib.ticker import MaxNLocator
 
     begins = list(itertools.accumulate((stage.num_steps for stage in stages), initial=0))
@@ -287,7 +281,7 @@ def _step_ticks(stages: Sequence[StageCurves], shares: Sequence[float]) -> list[
 
 
 def _label_values(axes: Any, stage: StageCurves, scale: tuple[float, float, bool], index: int, two_kinds: bool) -> None:
-    """Scale the axis of the values, and label it at the left of the first stage and at the right of rewards."""
+    """Scale the axis of the values; label it at the left of the first stage and at the right of rewards."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high, logarithmic = scale
@@ -324,12 +318,12 @@ def _scale(stages: Sequence[StageCurves]) -> tuple[float, float, bool]:
 
 
 def _sides(stages: Sequence[StageCurves]) -> tuple[float, float]:
-    """Return the inches left free at the left and the right, where the values are labelled."""
+    """Return the inches left free at the left and the right for the labels of the values."""
     return 0.7, 0.68 if len({stage.rewarded for stage in stages}) > 1 else 0.25
 
 
 def _shares(stages: Sequence[StageCurves], room: float) -> list[float]:
-    """Share the room out by steps; a stage that would be too narrow for its name gets its width from the others."""
+    """Return the width of each stage by its steps; one too narrow for its name gets its width from the others."""
     needed = [max(_text_in(stage.name, 12), _text_in(f"{stage.num_steps:,} steps", 8)) + 0.12 for stage in stages]
     if sum(needed) >= room:
         return [room * need / sum(needed) for need in needed]
@@ -345,12 +339,12 @@ def _shares(stages: Sequence[StageCurves], room: float) -> list[float]:
 
 
 def _text_in(text: str, size: float) -> float:
-    """Estimate the width of a line of text in inches; letters of many scripts are twice as wide."""
+    """Estimate the width of a line of text in inches; letters of many Asian scripts are twice as wide."""
     return _LETTER_IN * 0.8 * size * sum(2 if ord(letter) > 0x1100 else 1 for letter in text)
 
 
 def _amount(number: float) -> str:
-    """Write a count as people say it: 1.64M, 512k."""
+    """Write a count in short: 1.64M, 512k."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"

@@ -1,7 +1,7 @@
-"""Tables for terminals: laid out so that no word, number or interval is cut at the width there is.
+"""Print tables on terminals so that no word, number or interval is cut at the width there is.
 
-A table that does not fit as it is gets narrower in steps: without its frame, then with intervals and names of several
-parts on lines of their own, and at last as a list, an entry below the other.
+A table that is too wide gets narrower in steps: without its frame, then with intervals and parts of long names on
+separate lines, and at last as a list.
 """
 
 import re
@@ -23,10 +23,10 @@ def print_table(
     """Print a table whose first column names the rows, at the width of the terminal.
 
     Args:
-        title: above it; None = none.
-        header: names of the columns.
-        rows: of as many cells; line breaks in them are kept.
-        console: where to; None = standard output, 80 columns wide where it is no terminal.
+        title: A line above the table; None = none.
+        header: Names of the columns.
+        rows: Rows of as many cells; line breaks in them are kept.
+        console: Where to print; None = standard output, 80 columns wide where it is no terminal.
     """
     console = console or Console()
     lines = [list(row) for row in rows]
@@ -56,7 +56,7 @@ def print_table(
 def table_text(
     title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None
 ) -> str:
-    """Give what `print_table` prints, without colours; `width` None = of the terminal."""
+    """Return what `print_table` prints, without colours; `width=None` takes that of the terminal."""
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         print_table(title, header, rows, console)
@@ -64,7 +64,7 @@ def table_text(
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], frame: box.Box) -> Table:
-    """Lay out cells of which none may be wrapped."""
+    """Lay out cells without wrapping any."""
     table = Table(box=frame, show_edge=frame is box.HEAVY_HEAD)
     for place, name in enumerate(header):
         table.add_column(Text(name), justify="right" if place else "left", no_wrap=True)
@@ -76,7 +76,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], frame: box.Box)
 
 
 def _cell(text: str) -> str:
-    """Put interval and count on lines of their own: `36.8% [29.9%, 46.4%] (48/127)`, the interval without its signs."""
+    """Break `36.8% [29.9%, 46.4%] (48/127)` into three lines, the interval without its percent signs."""
     text = re.sub(r"\[[^]\n]*%\]", lambda found: found[0].replace("%", ""), text)
     return re.sub(r" (?=[\[(])", "\n", text)
 

@@ -1,11 +1,11 @@
-"""Read training logs that are only text, of programs that wrote no metrics file.
+"""Read plain-text training logs of programs that wrote no metrics file.
 
-Two kinds of lines count, wherever they stand among others; the step is the first number of each:
+Two kinds of lines are understood, wherever they stand among others; the step is the first number of each:
 
     Step 00025 | Val loss: 1.822012
     Step 00025/00748 | Train loss: 1.597108 | LR: 0.9666 | Tok/s: 2355 | Time: 5.46s
 
-The curves bear the names of this project's own metrics, so that whatever draws a run draws an old log too.
+The curves have the names of this project's own metrics, so that whatever draws a run also draws an old log.
 """
 
 import re
@@ -25,7 +25,7 @@ _FIELDS = {
     "train/tok_per_sec": re.compile(rf"\btok/s:\s*{_NUMBER}", re.IGNORECASE),
     "train/dt": re.compile(rf"\btime:\s*{_NUMBER}\s*s\b", re.IGNORECASE),
 }
-"""Metric -> its field; the rate is a multiplier of the peak rates, the time is seconds a step."""
+"""The field of each metric; the rate is a multiplier of the peak rates, the time is in seconds per step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class TextLog:
     name: str
     curves: dict[str, Curve]
     num_steps: int | None
-    """As announced by `Step 00025/00748`; None where no line does."""
+    """The total that `Step 00025/00748` announces; None where no line does."""
     num_lines: int
-    """Lines that were understood."""
+    """Number of lines that were understood."""
 
 
 def parse_text_log(text: str, name: str = "log") -> TextLog:
-    """Read the lines of a training log; a step that stands twice (a resumed run) counts as written last.
+    """Read the lines of a training log; of two lines of one step (a resumed run) the later one counts.
 
     Raises:
         ValueError: No line is in one of the two forms.

@@ -1,9 +1,9 @@
-"""Metrics on disk and on a dashboard.
+"""Log metrics to disk and to a dashboard.
 
-`metrics.csv` is written in every run: append-only, one row a step that logged, columns as they come. Lightning's
-own CSV logger wipes its file when a run folder is used again; this one drops only the rows past the step that a
-run resumes from. Weights & Biases is opt-in and falls back to offline where there is no account; an evaluation joins
-the dashboard of the run that trained its checkpoint.
+Every run writes `metrics.csv`, append-only, with one row for each logged step and columns as they come. Lightning's own
+CSV logger wipes its file when a run folder is used again; this one drops only the rows past the step that a run resumes
+from. Weights & Biases is opt-in and works offline where there is no account; an evaluation joins the dashboard of the
+run that trained its checkpoint.
 """
 
 import csv
@@ -38,21 +38,21 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 AXES = ("step", "tokens", "total_training_flops", "total_training_time")
-"""What a curve may be drawn over: the first by default. Every row that a dashboard gets has all four."""
+"""What a curve may be drawn over; the first is the default. Every row that a dashboard gets has all four."""
 
 SUMMARIES = {
     name: f"{'max' if known.direction > 0 else 'min'},last" for name, known in METRICS.items() if known.is_tracked
 }
-"""Figures whose best value stands beside the last one in W&B's table of runs."""
+"""Figures whose best value is shown beside the last one in W&B's table of runs."""
 
 RUN_ID = "wandb_run_id.txt"
 """File of a run folder with the id of its W&B run."""
 
 MAX_EXAMPLES = 1000
-"""Rows of a table of answers on a dashboard; examples.jsonl has all."""
+"""The most rows of a table of answers on a dashboard; examples.jsonl has all."""
 
 EXAMPLE_COLUMNS = ("id", "task", "prompt", "expected", "output", "correct", "prompt_tokens", "output_tokens")
-"""Fields of an evaluation's records that make its table, those of them that it has."""
+"""Fields of answers that are shown in that table, where the answers have them."""
 
 
 class MetricsFile(Logger):
