@@ -1,8 +1,9 @@
 """Where artefacts lie, and how files get there whole.
 
-Run folders and the checkpoint a path stands for are decided here once, for every stage and command. A file under its
-final name is always complete: it is written beside its place, flushed to the disk and renamed. What cannot be written
-is worded here, too (`writing`). No torch here: messages about a wrong path must come within a second.
+Where a run lies and which checkpoint a path stands for is decided here alone, for every stage and command. A file under
+its final name is always complete: `atomic_file` writes it beside its place, flushes it to the disk and renames it.
+Errors of the system while writing are worded here, too (`writing`). No torch is imported: messages about a wrong path
+must come within a second.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MAX_NAME_BYTES = 200
-"""Of a run's name: file systems allow 255, and temporary files have some more in theirs."""
+"""The longest name of a run: file systems allow 255 bytes, and temporary files add some to their names."""
 
 __all__ = [
     "WriteError",
@@ -42,18 +43,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ODD = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOENT, errno.EINVAL)
 _FAILED_WRITE = re.compile(r"PytorchStreamWriter|write failed|os error \d+|I/O error|unexpected pos")
-"""What torch and safetensors make of a file that cannot be written."""
+"""How torch and safetensors report a file that cannot be written."""
 
 
 class WriteError(OSError):
-    """Something cannot be written; the message names it, the reason and what to do. What was there before is whole."""
+    """A file cannot be written; the message names it, the reason and the remedy. The file that was there is whole."""
 
 
 def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
     """Return the folder of a run, ``<root>/<stage>/<run_name>``; nothing is created.
 
     Raises:
-        ValueError: If a name is empty, too long for a file system, would lead out of its folder, or shows badly.
+        ValueError: If a name is empty, too long for a file system, leads out of its folder, or cannot be printed.
     """
     for key, name in (("stage", stage), ("run_name", run_name)):
         if name in ("", ".", "..") or "/" in name or "\\" in name:
@@ -123,7 +124,7 @@ def run_name(file: Path) -> str:
 
 
 def listing(folder: Path) -> str:
-    """Say in a few words what a folder holds."""
+    """Return the first names in a folder, for messages."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return ", ".join(names[:12]) + more if names else "nothing"
@@ -131,7 +132,7 @@ def listing(folder: Path) -> str:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of a full disk or a place that cannot be written into a `WriteError` about ``path``."""
+    """Turn errors of the system about a full disk or a forbidden place into a `WriteError` about ``path``."""
     try:
         yield
     except Exception as error:
@@ -147,10 +148,10 @@ def first_line(error: BaseException | None) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Say in this project's words why the content of a file could not be used.
+    """Return in this project's words why the content of a file could not be used.
 
-    What this project raised says so itself. Errors of Python and of libraries speak of their own insides: of them the
-    kind is told, and the traceback is there for who asks for it (NANOCHAT_DEBUG=1).
+    Errors that this project raised are understandable as they are. Those of Python and of libraries speak of their own
+    insides: only their kind is told, and NANOCHAT_DEBUG=1 shows the traceback.
     """
     if isinstance(error, json.JSONDecodeError):
         return f"it is no JSON, at character {error.pos}"
@@ -175,11 +176,11 @@ def reason(error: BaseException) -> str:
 
 
 def worded(error: Exception, path: str | Path | None = None) -> str | None:
-    """Say which file the system could not write or read and what to do; None for an error that says so itself.
+    """Return which file the system could not write or read and what to do; None for any other error.
 
     Args:
-        error: as caught.
-        path: what was being written, where the error does not say; None = not known.
+        error: the exception as caught.
+        path: the file that was being written, used where the error does not name one; None = not known.
     """
     if isinstance(error, WriteError):
         return None
@@ -210,16 +211,12 @@ def worded(error: Exception, path: str | Path | None = None) -> str | None:
 
 
 def free_bytes(path: Path) -> int:
-    """Return how much may be written where a path lies or would lie."""
+    """Return how many bytes may be written where a path lies or would lie."""
     return shutil.disk_usage(_existing(path)).free
 
 
 def check_place(folder: Path) -> None:
-    """Make sure that a folder is there or can be made, and written to; nothing is written.
-
-    Raises:
-        WriteError: It cannot be; says why.
-    """
+    """Raise `WriteError` unless a folder is there or can be made, and written to; nothing is written."""
     place = _existing(folder)
     if not place.is_dir():
         raise WriteError(f"cannot make the folder {folder}: {place} is a file; choose another place (outputs=)")
@@ -237,13 +234,13 @@ def _existing(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what was written there becomes ``path`` if the block ends well.
+    """Yield a temporary path beside ``path``; the file written there becomes ``path`` if the block ends well.
 
     After an error, also a full disk or Ctrl-C, ``path`` is as it was and the temporary file is gone. Parent folders are
     made. Afterwards file and rename are on the disk (fsync), so that not even a power cut leaves half a file.
 
     Raises:
-        WriteError: It cannot be written.
+        WriteError: If it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -272,7 +269,7 @@ def link_or_copy(source: Path, path: Path) -> None:
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Give a file that was written whole its final name, in the same folder, and flush both to the disk."""
+    """Rename a file that was written whole to its final name in the same folder, and flush both to the disk."""
     with temporary.open("r+b") as written:
         os.fsync(written.fileno())
     temporary.replace(path)

@@ -1,7 +1,7 @@
 """`nanochat-pl export CKPT --format …`: a trained model in the files of another program, or as one archive.
 
-Any checkpoint that opens can be exported, whichever format it came in. A format that cannot hold a model refuses it and
-lists what would be lost. The destination appears whole or not at all, and only an earlier export is ever replaced.
+Any checkpoint that opens can be exported, whatever its format. A format that cannot hold a model refuses it and lists
+what would be lost. The destination appears whole or not at all, and only an earlier export is ever replaced.
 """
 
 import shutil
@@ -33,13 +33,13 @@ FORMATS = {
     "sciassist": ("model_finetuned.pt", "meta_finetuned.json", "tokenizer"),
     "zip": (),
 }  # fmt: skip
-"""Formats, and the names of what an export writes into its folder."""
+"""The formats, and the names of the files that each writes into its folder."""
 
 _DEFAULT_ROOT = Path("outputs/export")
 
 
 def main(arguments: list[str]) -> int:
-    """Export a model; return the exit code: 0, 2 = refused, with the reason in one line."""
+    """Export a model; return the exit code: 0, or 2 if it was refused, with the reason in one line."""
     parser = Arguments(
         prog="nanochat-pl export",
         description="Write a trained model in another program's files, or as one archive with its results.",
@@ -69,17 +69,17 @@ def export_model(
     """Write a model in another format, and print which file it is taken from.
 
     Args:
-        source: what `load_model` opens, or an archive.
+        source: any path that `load_model` opens.
         form: one of FORMATS.
         out: folder, or file for `zip`; None = named after the model, in `outputs/export`.
         force: replace an earlier export.
 
     Returns:
-        Where it is, and what differs from the original, for people.
+        Where it is, and in which respects it differs from the original.
 
     Raises:
-        FileNotFoundError, ValueError: the source does not open, or the format cannot hold the model.
-        FileExistsError: the destination exists, and is not to be replaced.
+        FileNotFoundError, ValueError: if the source does not open, or the format cannot hold the model.
+        FileExistsError: if the destination exists and is not to be replaced.
     """
     given = str(out) if out is not None else None
     if form == "zip" and given is not None and not given.endswith(".zip"):
@@ -122,15 +122,12 @@ def export_model(
 
 
 def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:
-    """Make sure that nothing is lost by writing to `out`.
+    """Raise `FileExistsError` if writing to `out` would replace anything but an earlier export.
 
     Args:
         out: a file or folder that may exist.
-        names: patterns of what an earlier export wrote into such a folder; () = the destination is a file.
+        names: patterns of the files that an export writes into such a folder; () = the destination is a file.
         force: an earlier export may be replaced.
-
-    Raises:
-        FileExistsError: there is something that must not be replaced.
     """
     if out.is_dir() != bool(names) and out.exists():
         raise FileExistsError(f"{out} is a {'folder' if out.is_dir() else 'file'} already; give another name")
@@ -151,11 +148,7 @@ def check_destination(out: Path, names: tuple[str, ...], force: bool) -> None:
 
 @contextmanager
 def new_folder(out: Path, names: tuple[str, ...], force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside `out` that becomes `out` if the block ends well, and vanishes if not.
-
-    Raises:
-        FileExistsError: as `check_destination`.
-    """
+    """Yield an empty folder that becomes `out` if the block ends well and vanishes if not; see `check_destination`."""
     check_destination(out, names, force)
     if out.is_symlink():  # the link stays, what it leads to is replaced
         out = out.resolve()
@@ -206,7 +199,7 @@ def _name(model: "ModelState", source: str | Path) -> str:
 
 
 def _figures(model: "ModelState", run: "Run | None", names: Mapping[str, str]) -> dict[str, float]:
-    """Give the validation figure that chose these weights, by the name it has in another program's metadata."""
+    """Return the validation figure that chose these weights, by its name in another program's metadata."""
     from nanochat_pl.report.read import validation_metric
 
     chosen = validation_metric(run.curves) if run is not None else None

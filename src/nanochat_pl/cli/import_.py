@@ -1,8 +1,8 @@
 """`nanochat-pl import SRC DST`: a model of another program, an archive or a hub becomes a run folder of this one.
 
-What is written is what a run leaves behind: a checkpoint with weights, tokenizer and config, `config.yaml` and
-`summary.json`. So everything that takes a run folder takes it: `init_from=`, `ckpt=`, chat, serve, report. There is no
-optimizer state in it: training starts from these weights, it does not resume.
+The folder holds what a run leaves behind: a checkpoint with weights, tokenizer and config, `config.yaml` and
+`summary.json`. So everything that takes a run folder takes it: `init_from=`, `ckpt=`, chat, serve, report. It has no
+optimizer state: training starts from these weights and does not resume.
 """
 
 import json
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["import_model", "main", "write_run"]
 
 _NAMES = ("checkpoints", "config.yaml", "summary.json", "run.json", "eval", "report")
-"""What an imported run folder may hold and still be replaced; one that was trained holds more."""
+"""The entries of an imported run folder, which may be replaced; the folder of a training run holds more."""
 
 
 def main(arguments: list[str]) -> int:
-    """Import a model; return the exit code: 0, 2 = refused, with the reason in one line."""
+    """Import a model; return the exit code: 0, or 2 if it was refused, with the reason in one line."""
     parser = Arguments(
         prog="nanochat-pl import",
         description="Turn a model of another program, an archive or hf://owner/repo into a run folder.",
@@ -72,18 +72,18 @@ def import_model(
     rope_tables: str | None = None,
     force: bool = False,
 ) -> "ModelState":
-    """Make a run folder of a model, and return what went into it.
+    """Make a run folder of a model, and return the model that went into it.
 
     Args:
-        source: what `load_model` opens.
+        source: any path that `load_model` opens.
         destination: the run folder.
-        stage: overrides what the files say; None = as they say.
-        rope_tables: the same for the rounding of rotary tables.
+        stage: the stage that trained it; None = the one that its files name.
+        rope_tables: the rounding of its rotary tables; None = the one that its files name.
         force: replace an earlier import.
 
     Raises:
-        FileNotFoundError, ValueError: the source does not open.
-        FileExistsError: the destination exists, and is not to be replaced.
+        FileNotFoundError, ValueError: if the source does not open.
+        FileExistsError: if the destination exists and is not to be replaced.
     """
     from nanochat_pl.checkpoint import read_model
 
@@ -100,7 +100,7 @@ def import_model(
 
 
 def write_run(model: "ModelState", folder: Path, run_name: str, source: str) -> None:
-    """Write what a run of these weights would have left behind, but for optimizer state, curves and log."""
+    """Write the files that a run of these weights would have left, but for optimizer state, curves and log."""
     import torch
     import yaml
 
@@ -132,7 +132,7 @@ def write_run(model: "ModelState", folder: Path, run_name: str, source: str) -> 
 
 
 def _least_config(model: "ModelState", run_name: str) -> dict[str, Any]:
-    """Say in a run config's words what the weights themselves tell."""
+    """Return the part of a run's config that follows from the weights themselves."""
     return {
         "run_name": run_name,
         "depth": model.config.n_layer,

@@ -1,7 +1,7 @@
-"""`nanochat-pl workspace`: which curves to lay beside each other on a dashboard, by the question that they answer.
+"""`nanochat-pl workspace`: the layout of a dashboard, in sections by the question that their curves answer.
 
-The layout is plain data, written as YAML or JSON: something to build any dashboard from, and to see which figures
-there are. W&B takes it at once, with `--push`, where its package wandb-workspaces is installed.
+The layout is plain data, written as YAML or JSON: any dashboard can be built from it, and it lists the metrics that
+there are. With `--push` it becomes a view of a W&B project, if the package wandb-workspaces is installed.
 """
 
 import json
@@ -27,9 +27,9 @@ class Curves:
 
     title: str
     metrics: Sequence[str] = ()
-    """Drawn together."""
+    """The names of the metrics that are drawn together."""
     pattern: str | None = None
-    """In place of names: a regular expression of them, where they depend on what was evaluated."""
+    """A regular expression in place of names, if those depend on what was evaluated."""
     x: str = STEP
     log_x: bool = False
 
@@ -108,7 +108,7 @@ SECTIONS: dict[str, list[Curves | Table]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Write or push the layout; return 0, or 2 where that cannot be done."""
+    """Write or push the layout; return 0, or 2 if that cannot be done."""
     parser = Arguments(prog="nanochat-pl workspace", description="Write the layout of a dashboard, section by section.")
     parser.add_argument("--out", type=Path, metavar="FILE", help="FILE.yaml or FILE.json (default: YAML, printed)")
     parser.add_argument("--push", metavar="ENTITY/PROJECT", help="save it as a view of this W&B project")

@@ -1,4 +1,4 @@
-"""How large and how costly a model is: parameters by role and FLOPs, pure functions of its config."""
+"""The size and cost of a model: parameters by role and FLOPs, as pure functions of its config."""
 
 from nanochat_pl.model.config import GPTConfig
 
@@ -20,10 +20,10 @@ def num_parameters(config: GPTConfig) -> int:
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """FLOPs of forward and backward for one token in a row of `sequence_len`.
+    """Return the FLOPs of forward and backward for one token in a row of `sequence_len`.
 
-    Six a parameter (the embedding is a lookup and costs none), plus 12 * L * C * T for attention scores and values, not
-    halved for causality (PaLM, Chowdhery et al. 2022, appendix B).
+    That is six for each parameter (the embedding is a lookup and costs none), plus 12 * L * C * T for attention scores
+    and values, not halved for causality (PaLM, Chowdhery et al. 2022, appendix B).
     """
     roles = parameters_by_role(config)
     attention = 12 * config.n_layer * config.n_embd * config.sequence_len

@@ -1,8 +1,8 @@
-"""The schema of a model: shape and architecture, checked where it is made.
+"""The schema of a model: shape and architecture, checked when it is made.
 
-`GPTConfig` is the only place where a default of the model is written; YAML files say what differs. It imports no torch,
-so that a misspelt or impossible configuration dies within milliseconds. Architecture tricks are fields of
-`Architecture`, off by default: the default is the classic model of nanochat (2025-11).
+`GPTConfig` is the only place where a default of the model is written; YAML files say what differs. This module imports
+no torch, so that a misspelt or impossible configuration is refused within milliseconds. Architecture tricks are fields
+of `Architecture`, off by default: the default is the classic model of nanochat (2025-11).
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ LIMITS = {
     "n_embd": 2**18,
     "pad_vocab_to": 2**24,
 }
-"""The largest values that are believed: configs come out of files too, and nothing may be laid out for a wrong one."""
+"""The largest values that are accepted: configs come from files too, and no memory may be taken for a wrong one."""
 
 MAX_ROTARY_CHANNELS = 2**24
-"""Of sequence_len x channels a head: the rotary tables, which no weights vouch for, then take 0.7 GB at most."""
+"""The largest sequence_len x channels a head: the rotary tables, which no weights confirm, then take 0.7 GB at most."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -34,7 +34,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _require_number(name: str, value: object) -> None:
-    """Refuse what files may hold in the place of a number."""
+    """Refuse whatever else a file may hold in the place of a number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     _require(is_number, f"model.{name}={str(value)[:40]!r} must be a number")
 
@@ -96,7 +96,7 @@ class GPTConfig(Architecture):
     """Shape and architecture of one model.
 
     Raises:
-        ValueError: when a value is impossible or the widths do not divide; the message says what to set.
+        ValueError: if a value is impossible or the widths do not divide; the message says what to set.
     """
 
     sequence_len: int = 1024

@@ -230,8 +230,8 @@ class GPT(nn.Module):
             kv_cache: rows read so far; `idx` continues them. The caller advances the cache.
 
         Raises:
-            ValueError: when the row is longer than the rotary tables, when the cache is full, or when both `positions`
-                and `kv_cache` are given.
+            ValueError: if the row is longer than the rotary tables, the cache is full, or both `positions` and
+                `kv_cache` are given.
         """
         # 1) Who sees whom, and where each token stands. Mask and angles are made once and shared by all layers.
         start: int | None = 0 if positions is None else None

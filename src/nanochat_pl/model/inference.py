@@ -29,7 +29,7 @@ def pick_inference_dtype(name: str, device: torch.device | str) -> torch.dtype:
     """Choose the dtype of decoding: `auto` is bfloat16 where the device computes in it, else float32.
 
     Raises:
-        ValueError: when the name is not auto, float32 or bfloat16.
+        ValueError: if the name is not auto, float32 or bfloat16.
     """
     if name not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"engine.dtype={name!r} is unknown; set it to auto, float32 or bfloat16")

@@ -73,7 +73,7 @@ class KVCache:
         """Say where the next `num_tokens` of each row belong; `insert` then writes there.
 
         Raises:
-            ValueError: when the longest row has no room for them.
+            ValueError: if the longest row has no room for them.
         """
         longest = self.longest
         if longest + num_tokens > self.capacity:
@@ -155,7 +155,7 @@ class KVCache:
         return (scores.softmax(dim=-1) @ v).view(B, 1, H * D)
 
     def advance(self, num_tokens: int | Sequence[int]) -> None:
-        """Count the tokens just written: as many in every row, or for each row as many as were real."""
+        """Count the tokens just written: a number for all rows, or for each row the number of those that were real."""
         more = [num_tokens] * self.batch if isinstance(num_tokens, int) else num_tokens
         self.lengths = [length + n for length, n in zip(self.lengths, more, strict=True)]
         if isinstance(num_tokens, int) and self._on_device is not None:
@@ -180,7 +180,7 @@ class KVCache:
         """Put the rows `index` of `other` behind those in use; a row may be named several times.
 
         Raises:
-            ValueError: when there is no room; see `reserve`.
+            ValueError: if there is no room; see `reserve`.
         """
         lengths = [other.lengths[i] for i in index]
         longest, begin = max(lengths), self.batch
