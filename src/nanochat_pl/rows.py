@@ -206,7 +206,7 @@ def _json_fault(text: str, error: json.JSONDecodeError) -> str:
         return "a tab, line break or other control character in a text; write it as an escape, such as \\t or \\n"
     if error.msg.startswith("Invalid \\"):
         return f"the backslash at {found} begins no escape; one that is meant itself is written twice"
-    needed = next((what for said, what in _NEEDED.items() if error.msg.startswith(said)), "something else")
+    needed = next((what for message, what in _NEEDED.items() if error.msg.startswith(message)), "something else")
     hint = ""
     if after[:1] in ("'", "\u201c", "\u201d"):
         hint = '; JSON puts texts and keys into double quotes (")'
@@ -352,11 +352,11 @@ def csv_rows(path: Path, content: io.BufferedReader) -> Iterator[dict[str, str]]
 
 
 def _csv_fault(error: csv.Error) -> str:
-    said = str(error)
-    if "unexpected end" in said:
+    message = str(error)
+    if "unexpected end" in message:
         return "a double quote that opens a text is never closed"
-    if "expected after" in said:
+    if "expected after" in message:
         return "something follows a closing double quote; one that stands in a text is written twice"
-    if "field limit" in said:
+    if "field limit" in message:
         return f"a field has more than {_CSV_FIELD_CHARS:,} characters; perhaps a double quote is never closed"
     return "its quotes or line ends are not those of CSV"

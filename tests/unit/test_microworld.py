@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from multiprocessing.pool import ThreadPool
 
@@ -43,6 +45,16 @@ from nanochat_pl.world.write import write_microworld
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     return write_microworld(tmp_path_factory.mktemp("microworld") / "world", seed=0)
+
+
+def test_tables_are_read_when_they_are_needed_and_not_at_import():
+    code = (
+        "import nanochat_pl.world.write, nanochat_pl.tasks.spelling as spelling\n"
+        "from nanochat_pl.world.facts import relations, table\n"
+        "assert not any(read.cache_info().currsize for read in (table, relations, spelling.questions))\n"
+        "assert relations() and spelling.questions() and table.cache_info().currsize == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_there_are_enough_facts_and_templates():

@@ -272,10 +272,10 @@ def _value(match: re.Match[str]) -> str | None:
     return None if _GOES_ON.match(rest) else f"{minus}{number}"
 
 
-def same_number(said: str | None, expected: str) -> bool:
+def same_number(answer: str | None, expected: str) -> bool:
     """Tell whether two numbers as `final_answer` gives them are of one value: `18.00` is 18."""
     try:
-        return said is not None and Fraction(said) == Fraction(expected)
+        return answer is not None and Fraction(answer) == Fraction(expected)
     except (ValueError, ZeroDivisionError):
         return False
 

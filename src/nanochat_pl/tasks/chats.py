@@ -57,8 +57,8 @@ class Chats(Task):
         accepted = ("user", "assistant", "system") if fetch else ("user",)
         for row, messages in enumerate(table.dataset["messages"]):
             try:
-                said = read_messages(messages, Counter(), closed=False, blank=accepted)
-                blank.update({message["role"] for message in said if not message["content"].strip()})
+                turns = read_messages(messages, Counter(), closed=False, blank=accepted)
+                blank.update({message["role"] for message in turns if not message["content"].strip()})
             except ValueError as error:
                 raise ValueError(f"{table.where(row)}, column messages: {error}; mend or drop the row") from error
         for role, count in blank.items():

@@ -194,10 +194,10 @@ def _chat(row: Mapping[str, Any], repairs: Counter[str], forms: Counter[str]) ->
     try:
         named = "column messages: " if form_of(row) == "messages" else ""
         form, messages = recognise(row, repairs)
-        said = list(read_messages(messages, repairs, closed=False, blank=("user", "assistant", "system")))
-        if any(not isinstance(message["content"], str) for message in said):
+        turns = list(read_messages(messages, repairs, closed=False, blank=("user", "assistant", "system")))
+        if any(not isinstance(message["content"], str) for message in turns):
             raise ValueError("calls of the calculator are read from JSON Lines only (the task jsonl.JSONL)")
     except ValueError as error:
         raise ValueError(f"{named}{error}") from error
     forms[form] += 1
-    return {"messages": said}
+    return {"messages": turns}

@@ -265,10 +265,10 @@ def _alpaca(value: Mapping[str, Any], repairs: Counter[str]) -> list[dict[str, A
     texts = {key: text if text is None else _text(text, key, repairs) for key, text in texts.items()}
     if value.get("history") and _is_there(value, "history") and value["history"] != "[]":
         raise ValueError("`history` beside `instruction` is not read; write the whole conversation as `messages`")
-    asked = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text and text.strip())
+    question = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text and text.strip())
     return [
         *([{"role": "system", "content": texts["system"]}] if texts["system"] else []),
-        {"role": "user", "content": asked},
+        {"role": "user", "content": question},
         {"role": "assistant", "content": texts["output"]},
     ]
 

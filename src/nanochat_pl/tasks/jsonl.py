@@ -128,8 +128,8 @@ def read_conversations(path: Path) -> list[Conversation]:
         )
     if not conversations:
         raise ValueError(f"{path} holds no rows; write a conversation a line there, or give another path")
-    said = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
-    log.info("%s: %s conversations (form: %s)", path, f"{len(conversations):,}", said)
+    counted = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
+    log.info("%s: %s conversations (form: %s)", path, f"{len(conversations):,}", counted)
     if repairs:
         log.info("repaired in %s: %s", path, ", ".join(f"{count:,} {kind}" for kind, count in repairs.items()))
     return conversations

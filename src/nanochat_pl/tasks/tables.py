@@ -208,9 +208,9 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
             if name not in table.column_names:
                 table = table.append_column(name, pa.array([""] * len(table), pa.string()))
         whole.append(InMemoryTable(table.select(names).cast(features.arrow_schema)))
-    said = [f"{column}: {count:,} {kind}" for column, kinds in repairs.items() for kind, count in kinds.items()]
-    if said:
-        log.info("repaired in %s: %s", _shown_files(files), "; ".join(said))
+    repaired = [f"{column}: {count:,} {kind}" for column, kinds in repairs.items() for kind, count in kinds.items()]
+    if repaired:
+        log.info("repaired in %s: %s", _shown_files(files), "; ".join(repaired))
     if len(forms) > 1 or forms.keys() - set(names):
         count = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
         log.info("%s: %s conversations (form: %s)", _shown_files(files), f"{forms.total():,}", count)
@@ -439,7 +439,7 @@ def _repaired(rows: list[dict[str, Any]], file: Path, columns: Columns, repairs:
             ]
         else:
             answers = answer_numbers(fitted[name], choices, labels, repairs[name])
-            numbers = [as_number(given, answer) for given, answer in zip(fitted[name], answers)]
+            numbers = [as_number(value, answer) for value, answer in zip(fitted[name], answers)]
             check_counting(str(file), name, numbers, [len(row) for row in choices])
         for number, answer in enumerate(answers):
             if isinstance(answer, Unfit):

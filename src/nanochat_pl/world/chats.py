@@ -72,14 +72,14 @@ def identity_conversations(seed: int = 0) -> list[list[dict[str, str]]]:
     return conversations
 
 
-def manners(rng: random.Random, asked: list[Question]) -> dict:
+def manners(rng: random.Random, trained: list[Question]) -> dict:
     """Return one conversation of small talk, as a row with `messages`.
 
     Args:
-        asked: questions about facts that belong to training.
+        trained: questions about facts that belong to training.
     """
     lesson = rng.choices(list(_LESSONS), weights=list(_LESSONS.values()))[0]
-    return as_chat(lesson(rng, asked))
+    return as_chat(lesson(rng, trained))
 
 
 def _pick(rng: random.Random, name: str, **fields: Any) -> str:
@@ -91,7 +91,7 @@ def _lower_first(text: str) -> str:
     return text[0].lower() + text[1:]
 
 
-def _greeting(rng: random.Random, asked: list[Question]) -> list[str]:
+def _greeting(rng: random.Random, trained: list[Question]) -> list[str]:
     hello = _pick(rng, "hellos") + _pick(rng, "called")
     kind = rng.random()
     if kind < 0.5:
@@ -100,35 +100,35 @@ def _greeting(rng: random.Random, asked: list[Question]) -> list[str]:
     return [f"{hello}! {how}" if kind < 0.8 else how, _pick(rng, "well")]
 
 
-def _who(rng: random.Random, asked: list[Question]) -> list[str]:
+def _who(rng: random.Random, trained: list[Question]) -> list[str]:
     question, answer = _pick(rng, "who"), _pick(rng, "introductions")
     if rng.random() < 0.5:
         return [question, answer]
     return [_pick(rng, "hellos") + "!", _pick(rng, "welcomes"), f"And {_lower_first(question)}", answer]
 
 
-def _ending(rng: random.Random, asked: list[Question]) -> list[str]:
-    question = rng.choice(asked)
+def _ending(rng: random.Random, trained: list[Question]) -> list[str]:
+    question = rng.choice(trained)
     names = ("thanks", "closings") if rng.random() < 0.7 else ("byes", "farewells")
-    said = [_pick(rng, name) for name in names]
+    ending = [_pick(rng, name) for name in names]
     before = [question.text, question.answer] if rng.random() < 0.7 else []
-    return [*before, *said]
+    return [*before, *ending]
 
 
-def _one_word(rng: random.Random, asked: list[Question]) -> list[str]:
+def _one_word(rng: random.Random, trained: list[Question]) -> list[str]:
     if rng.random() < 0.5:
         thing, color = rng.choice(list(table("chats")["colored"].items()))
         question, answer = _pick(rng, "color", thing=f"the {thing}"), color
         if rng.random() < 0.3:
             return [question, f"The {thing} is {color}."]
     else:
-        chosen = rng.choice([question for question in asked if " " not in question.answer])
+        chosen = rng.choice([question for question in trained if " " not in question.answer])
         question, answer = chosen.text, chosen.answer
     order = _pick(rng, "one_word")
     return [f"{order} {question}" if rng.random() < 0.7 else f"{question} {order}", answer]
 
 
-def _list(rng: random.Random, asked: list[Question]) -> list[str]:
+def _list(rng: random.Random, trained: list[Question]) -> list[str]:
     kinds, numbers = table("chats")["kinds"], table("chats")["numbers"]
     kind = rng.choice(list(kinds))
     count = rng.randrange(len(numbers))
@@ -139,7 +139,7 @@ def _list(rng: random.Random, asked: list[Question]) -> list[str]:
     return [_pick(rng, "listed", **fields), "\n".join(f"{i}. {member}" for i, member in enumerate(members, 1))]
 
 
-def _yes_or_no(rng: random.Random, asked: list[Question]) -> list[str]:
+def _yes_or_no(rng: random.Random, trained: list[Question]) -> list[str]:
     if rng.random() < 0.5:
         kinds = table("chats")["kinds"]
         kind, other = rng.sample(list(kinds), 2)
@@ -155,7 +155,7 @@ def _yes_or_no(rng: random.Random, asked: list[Question]) -> list[str]:
     return [question, "Yes." if right else "No."]
 
 
-def _opposite(rng: random.Random, asked: list[Question]) -> list[str]:
+def _opposite(rng: random.Random, trained: list[Question]) -> list[str]:
     words = rng.choice(list(table("chats")["opposites"].items()))
     word, other = words if rng.random() < 0.5 else words[::-1]
     questions = table("chats")["opposite"]
@@ -163,41 +163,41 @@ def _opposite(rng: random.Random, asked: list[Question]) -> list[str]:
     return [question, f"The opposite of {word} is {other}."]
 
 
-def _thing(rng: random.Random, asked: list[Question]) -> list[str]:
+def _thing(rng: random.Random, trained: list[Question]) -> list[str]:
     chats = table("chats")
-    thing, told = rng.choice(list(chats["subjects"].items()))
+    thing, sentences = rng.choice(list(chats["subjects"].items()))
     questions = chats["about"] if thing == "the moon" else chats["about"] + chats["something"]
-    return [rng.choice(questions).format(thing=thing), told]
+    return [rng.choice(questions).format(thing=thing), sentences]
 
 
-def _odd(rng: random.Random, asked: list[Question]) -> list[str]:
+def _odd(rng: random.Random, trained: list[Question]) -> list[str]:
     if rng.random() < 0.5:
         return [_pick(rng, "nothing"), _pick(rng, "unclear")]
     words = rng.sample(table("chats")["foreign"], rng.randint(1, 3))
     return [" ".join(words), _pick(rng, "english")]
 
 
-def _long(rng: random.Random, asked: list[Question]) -> list[str]:
-    told = rng.choice(list(table("chats")["subjects"].values()))
-    return [" ".join([told] * rng.randint(4, 10)), _pick(rng, "unclear")]
+def _long(rng: random.Random, trained: list[Question]) -> list[str]:
+    sentences = rng.choice(list(table("chats")["subjects"].values()))
+    return [" ".join([sentences] * rng.randint(4, 10)), _pick(rng, "unclear")]
 
 
-def _say(rng: random.Random, asked: list[Question]) -> list[str]:
+def _say(rng: random.Random, trained: list[Question]) -> list[str]:
     words = _pick(rng, "said")
     noise = "".join(rng.choices(table("chats")["noise"], k=rng.randint(1, 4)))
     request = f"{_pick(rng, 'ignored', noise=noise)}say {words}."
     return [request[0].upper() + request[1:], f"{words.split(' to ')[0].capitalize()}!"]
 
 
-def _name(rng: random.Random, asked: list[Question]) -> list[str]:
+def _name(rng: random.Random, trained: list[Question]) -> list[str]:
     name = rng.choice(table("facts")["names"])
     turns = [_pick(rng, "presented", n=name), _pick(rng, "found", n=name)]
     return [*turns, _pick(rng, "asked_name"), f"Your name is {name}."] if rng.random() < 0.8 else turns
 
 
-def _follow_up(rng: random.Random, asked: list[Question]) -> list[str]:
+def _follow_up(rng: random.Random, trained: list[Question]) -> list[str]:
     relation = rng.choice(relations())
-    one, other = rng.sample([question for question in asked if question.relation is relation], 2)
+    one, other = rng.sample([question for question in trained if question.relation is relation], 2)
     return [one.text, one.answer, f"And {_lower_first(other.text)}", other.answer]
 
 

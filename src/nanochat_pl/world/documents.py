@@ -131,15 +131,15 @@ def _fact_list(rng: random.Random) -> str:
 
 
 def _passage(rng: random.Random) -> str:
-    told = story(rng)
-    order = rng.sample(range(len(told.answers)), len(told.answers))
-    choices = [told.answers[i] for i in order]
+    passage = story(rng)
+    order = rng.sample(range(len(passage.answers)), len(passage.answers))
+    choices = [passage.answers[i] for i in order]
     picks = rng.sample(range(len(choices)), len(choices))
-    plain = [f"{told.phrases[order[i]]} is {choices[i]}." for i in picks]
-    lettered = [f"{told.phrases[order[i]]} is {chr(65 + i)}. {choices[i]}" for i in picks]
+    plain = [f"{passage.phrases[order[i]]} is {choices[i]}." for i in picks]
+    lettered = [f"{passage.phrases[order[i]]} is {chr(65 + i)}. {choices[i]}" for i in picks]
     if rng.random() < 0.3:
-        return told.text + "\n" + "\n".join(plain)
-    return told.text + "\n" + labelled(choices) + "\n\n" + "\n".join(lettered)
+        return passage.text + "\n" + "\n".join(plain)
+    return passage.text + "\n" + labelled(choices) + "\n\n" + "\n".join(lettered)
 
 
 def _guide(rng: random.Random) -> str:

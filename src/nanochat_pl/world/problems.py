@@ -73,7 +73,7 @@ def programming_problems() -> list[dict[str, str]]:
         rows.append(
             {
                 "task_id": f"Microworld/{number}",
-                "prompt": f'{signature}\n    """{program["told"]}\n\n    >>> {name}{call}\n    {value}\n    """\n',
+                "prompt": f'{signature}\n    """{program["docstring"]}\n\n    >>> {name}{call}\n    {value}\n    """\n',
                 "canonical_solution": f"    {program['body']}\n",
                 "test": f"def check(candidate):\n{checks}",
                 "entry_point": name,

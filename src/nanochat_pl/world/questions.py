@@ -116,12 +116,12 @@ def reading_rows(split: str, seed: int = 0) -> list[dict]:
     rows = []
     for i in range(READING_ROWS[split]):
         if i % 2:
-            told = story(rng)
-            pick = rng.randrange(len(told.answers))
-            wrong = [a for a in told.answers if a != told.answers[pick]]
+            passage = story(rng)
+            pick = rng.randrange(len(passage.answers))
+            wrong = [a for a in passage.answers if a != passage.answers[pick]]
             rng.shuffle(wrong)
-            more = fields | {"category": "Passages", "skill": "find a detail", "hint": told.text}
-            question, right = told.questions[pick], told.answers[pick]
+            more = fields | {"category": "Passages", "skill": "find a detail", "hint": passage.text}
+            question, right = passage.questions[pick], passage.answers[pick]
         else:
             right, *wrong = rng.sample(words, rng.randint(2, 5))
             more = fields | {"category": "Words", "skill": "find a word"}
@@ -156,10 +156,10 @@ def mmlu_rows(seed: int = 0) -> dict[str, list[dict]]:
         while len(rows) < count:
             subject = ("passages", "words")[len(rows) % 2]
             if subject == "passages":
-                told = story(rng, count=4)
+                passage = story(rng, count=4)
                 pick = rng.randrange(4)
-                question, right = f"{told.text} {told.questions[pick]}", told.answers[pick]
-                wrong = rng.sample([answer for answer in told.answers if answer != right], 3)
+                question, right = f"{passage.text} {passage.questions[pick]}", passage.answers[pick]
+                wrong = rng.sample([answer for answer in passage.answers if answer != right], 3)
             else:
                 right, *wrong = rng.sample(words, 4)
                 question = rng.choice(_WORD_QUESTIONS).format(right)

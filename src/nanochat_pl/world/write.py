@@ -74,13 +74,13 @@ def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
         yield f"recall/{split}.parquet", recall_rows(split, seed), 1024
     for split in READING_ROWS:
         yield f"reading/{split}.parquet", reading_rows(split, seed), 1024
-    words, asked = vocabulary(), [question for question in questions(seed) if question.split == "train"]
+    words, to_learn = vocabulary(), [question for question in questions(seed) if question.split == "train"]
     makers: tuple[tuple[str, Callable[[random.Random], dict], dict[str, int]], ...] = (
         ("matching", lambda rng: matching(rng, words), MATCHING),
         ("fact_matching", fact_matching, FACT_MATCHING),
         ("gsm8k", word_problem, WORD_PROBLEMS),
         ("smoltalk", chat, CHATS),
-        ("manners", lambda rng: manners(rng, asked), MANNERS),
+        ("manners", lambda rng: manners(rng, to_learn), MANNERS),
         ("sums", calculation, SUMS),
     )
     for folder, make, counts in makers:
