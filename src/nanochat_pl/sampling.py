@@ -1,7 +1,7 @@
-"""From logits to tokens: temperature, top-k, top-p, min-p, and one number in [0, 1) a row that decides.
+"""From logits to tokens: penalties, temperature, top-k, top-p, min-p, and one number in [0, 1) a row that decides.
 
-A row's token is where its number falls in the row's cumulative distribution. So all randomness lies in numbers that
-each row draws from a stream of its own, and who else is in the batch does not matter. Sums run over blocks of fixed
+A row's token is the one where its number falls in the row's cumulative distribution. So all randomness lies in numbers
+that each row draws from its own stream, and it does not matter who else is in the batch. Sums run over blocks of fixed
 width: within a block in fp32, over blocks in double precision; a full double-precision scan of a vocabulary of 65,536
 would cost more than the model's step.
 """
@@ -63,14 +63,14 @@ def sample(
 
 
 def penalize(logits: Tensor, rows: Tensor, tokens: Tensor, repetition: Tensor, subtracted: Tensor) -> Tensor:
-    """Make tokens less likely (or more) that stand in a row already.
+    """Make tokens that already stand in a row less (or more) likely.
 
     A logit above 0 is divided by the repetition penalty and one below 0 multiplied with it (Keskar et al., CTRL, 2019);
     then `subtracted` is taken off (OpenAI's frequency and presence penalties).
 
     Args:
         logits: (B, V) fp32.
-        rows, tokens: (N,) int64, which logits; each at most once.
+        rows, tokens: (N,) int64, which logits are changed; each at most once.
         repetition: (N,) fp32, above 0; 1 = none.
         subtracted: (N,) fp32.
 
@@ -83,10 +83,10 @@ def penalize(logits: Tensor, rows: Tensor, tokens: Tensor, repetition: Tensor, s
 
 
 def _likely(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return enough of the largest weights (B, N) to reach the share `top_p`, their tokens, sums and the total."""
+    """Return enough of the largest weights (B, N) to reach the share `top_p`, with their tokens, sums and total."""
     total = _block_sums(weights).sum(dim=-1, keepdim=True)
     vocab_size = weights.size(-1)
-    # Looking whether they are enough would make a GPU wait; it sorts quickly.
+    # Asking whether they are enough would make a GPU wait; it sorts all of them quickly.
     count = vocab_size if weights.is_cuda else min(FIRST_CANDIDATES, vocab_size)
     while True:
         largest, tokens = weights.topk(count)

@@ -19,8 +19,9 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.serve.app import create_app
 from nanochat_pl.serve.choices import TokenTexts
-from nanochat_pl.serve.middleware import Limits, timed_protocol
+from nanochat_pl.serve.middleware import timed_protocol
 from nanochat_pl.serve.server import ServedModel
+from nanochat_pl.serve.settings import Limits
 from nanochat_pl.serve.worker import Worker
 from nanochat_pl.tokenizer import Tokenizer
 

@@ -119,7 +119,7 @@ def test_piped_lines_are_one_conversation_and_may_be_commands(tutor: str, chat: 
     assert "not from this chat" in err
 
 
-def test_what_cannot_be_obeyed_is_said_and_the_chat_goes_on(tutor: str, chat: Chatted):
+def test_a_wrong_command_is_explained_and_the_chat_goes_on(tutor: str, chat: Chatted):
     wrong = [
         "/foo",
         "/temperature warm",
@@ -149,7 +149,7 @@ def test_what_cannot_be_obeyed_is_said_and_the_chat_goes_on(tutor: str, chat: Ch
     assert "> the cat?" in out
 
 
-def test_settings_follow_what_is_typed(tutor: str, chat: Chatted):
+def test_commands_change_settings(tutor: str, chat: Chatted):
     _, _, err = chat(
         tutor, typed="/topk off\n/topp 0.5\n/minp 0.1\n/tokens 3\n/temperature 0\n/seed off\nthe cat?\n/stats\n"
     )
@@ -162,7 +162,7 @@ def test_settings_follow_what_is_typed(tutor: str, chat: Chatted):
     assert "repetition_penalty 1.3, frequency_penalty off, presence_penalty 0.5" in err
 
 
-def test_penalties_change_what_is_said_and_off_changes_nothing(tutor: str, chat: Chatted):
+def test_penalties_change_answers_and_off_changes_nothing(tutor: str, chat: Chatted):
     def answer(*options: str) -> str:
         return chat(tutor, "-p", "the cat?", "-t", "0", "-n", "40", *options)[1]
 
@@ -183,7 +183,7 @@ def test_models_answer_the_same_questions_each_by_itself(tutor: str, base: str, 
     assert alone in out
 
 
-def test_a_model_whose_context_is_full_says_so_and_the_other_answers(tutor: str, talker: str, chat: Chatted):
+def test_with_two_models_a_full_context_of_one_leaves_the_other_answering(tutor: str, talker: str, chat: Chatted):
     question = "the cat sat on the mat " * 20
     code, out, _ = chat(tutor, "--compare", talker, "--context", "refuse", typed=question)
     assert code == 2
@@ -240,7 +240,7 @@ def test_commands_of_conversations_say_that_they_do_not_apply_to_complete(base: 
     assert "/regenerate" not in err
 
 
-def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: str, chat: Chatted):
+def test_a_chat_of_ten_contexts_warns_of_dropped_messages(tutor: str, chat: Chatted):
     questions = ["the cat sat on the mat " * 3 + str(i) for i in range(24)] + ["the cat sat on the mat " * 60]
     assert sum(map(len, map(TOKENIZER.encode, questions))) > 10 * 128
     code, out, err = chat(tutor, "-n", "2", typed="\n".join(questions))
@@ -271,7 +271,7 @@ def test_a_chat_of_ten_contexts_never_fails_and_says_what_is_forgotten(tutor: st
         (["--colour"], "--help"),
     ],
 )
-def test_a_mistake_is_one_line(tutor: str, chat: Chatted, arguments: list[str], fault: str):
+def test_a_wrong_command_line_is_one_error_line(tutor: str, chat: Chatted, arguments: list[str], fault: str):
     code, out, err = chat(*arguments, *([tutor] if arguments != ["nowhere"] else []))
     assert code == 2
     assert out == ""
@@ -302,7 +302,7 @@ def test_a_second_ctrl_c_ends_an_answer_at_once(tutor: str):
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
 
 
-def test_help_loads_nothing_heavy():
+def test_help_loads_neither_torch_nor_prompt_toolkit():
     code = "import sys; from nanochat_pl.cli.chat import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'prompt_toolkit') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

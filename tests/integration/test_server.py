@@ -53,7 +53,7 @@ def greedy(model: ServedModel, messages: list, max_tokens: int) -> tuple[list[in
     return prompt, Engine(model.loaded.model, [], tokenizer, "float32").generate([prompt], max_tokens)[0].tokens
 
 
-def test_a_greedy_chat_is_what_the_engine_says(client, models, tokenizer):
+def test_a_greedy_chat_equals_the_engine(client, models, tokenizer):
     answer = client.chat.completions.create(model="sft/tiny", messages=QUESTION, temperature=0, max_tokens=20)
     prompt, tokens = greedy(models[0], QUESTION, 20)
     choice = answer.choices[0]
@@ -67,7 +67,7 @@ def test_a_greedy_chat_is_what_the_engine_says(client, models, tokenizer):
     assert answer.object == "chat.completion"
 
 
-def test_a_stream_says_the_same_as_the_whole_answer(client):
+def test_a_stream_equals_the_whole_answer(client):
     asked = {"model": "sft/tiny", "messages": QUESTION, "seed": 3, "max_tokens": 30, "n": 3}
     whole = client.chat.completions.create(**asked)
     texts, reasons, usages = ["", "", ""], [None] * 3, []
@@ -106,7 +106,7 @@ def test_choices_of_one_request_differ(client):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_stands_before_a_stop_string_is_the_answer(client, stream):
+def test_the_answer_ends_before_a_stop_string(client, stream):
     asked = {"model": "sft/tiny", "messages": QUESTION, "temperature": 0, "max_tokens": 40}
     full = client.chat.completions.create(**asked).choices[0].message.content
     middle = full[len(full) // 2 : len(full) // 2 + 3]
@@ -144,7 +144,7 @@ def test_logprobs_are_those_of_a_full_forward(client, models, tokenizer):
             assert bytes(entry.bytes).decode("utf-8", "replace") == entry.token
 
 
-def test_a_conversation_goes_on_with_the_message_it_got(client):
+def test_an_answers_message_can_be_sent_back(client):
     first = client.chat.completions.create(model="sft/tiny", messages=QUESTION, max_tokens=8, temperature=0)
     messages = [{"role": "developer", "content": "be brief"}, *QUESTION, first.choices[0].message]
     messages.append({"role": "user", "content": [{"type": "text", "text": "and "}, {"type": "text", "text": "then?"}]})
@@ -168,7 +168,7 @@ TOOL_PARTS = [
 ]
 
 
-def test_a_tool_is_told_from_text_whole_streamed_and_sent_back(client, url, models, tokenizer):
+def test_tool_parts_are_separate_from_text_whole_streamed_and_sent_back(client, url, models, tokenizer):
     asked = {"model": "sft/tiny", "messages": QUESTION, "temperature": 0}
     said = {"role": "assistant", "content": TOOL_PARTS}
     ids, _ = tokenizer.render_conversation({"messages": [*QUESTION, said]})
@@ -212,7 +212,7 @@ def test_completions_take_text_ids_and_lists_of_them(client, models, tokenizer):
     assert echoed.usage.prompt_tokens == len(ids)
 
 
-def test_completions_stream_and_tell_logprobs(client):
+def test_streamed_completions_have_the_logprobs_of_whole_ones(client):
     asked = {"model": "base/tiny", "prompt": "the sea", "seed": 1, "max_tokens": 12, "logprobs": 2, "n": 2}
     whole = client.completions.create(**asked)
     texts, tokens = ["", ""], [[], []]
@@ -239,7 +239,7 @@ def says(models: list[ServedModel]) -> Iterator[Callable[[list[int]], None]]:
     script([])
 
 
-def test_a_token_of_which_nothing_is_said_has_no_score(client, says):
+def test_tokens_cut_by_a_stop_string_have_no_logprobs(client, says):
     says(list(b"abx....."))  # when b comes, a is certain, and b may begin the second stop string
     asked = {"model": "sft/tiny", "messages": QUESTION, "stop": ["aq", "bx"], "logprobs": True, "temperature": 0}
     choice = client.chat.completions.create(**asked, max_tokens=8).choices[0]
@@ -247,7 +247,7 @@ def test_a_token_of_which_nothing_is_said_has_no_score(client, says):
     assert [entry.token for entry in choice.logprobs.content] == ["a"]
 
 
-def test_offsets_of_tokens_count_characters_of_the_text(client, says, tokenizer):
+def test_text_offsets_count_characters_of_the_text(client, says, tokenizer):
     tool = [tokenizer.special_id("<|python_start|>"), *b"1+1", tokenizer.special_id("<|python_end|>")]
     result = [tokenizer.special_id("<|output_start|>"), *b"2", tokenizer.special_id("<|output_end|>")]
     script = [*"aé🌍b".encode(), *tool, *result, *b"c"]
@@ -260,7 +260,7 @@ def test_offsets_of_tokens_count_characters_of_the_text(client, says, tokenizer)
     assert [offset for told in streamed if told for offset in told.text_offset] == choice.logprobs.text_offset
 
 
-def test_models_are_listed_with_what_they_are(client):
+def test_models_are_listed_with_stage_step_and_context(client):
     assert [model.id for model in client.models.list()] == ["sft/tiny", "base/tiny"]
     model = client.models.retrieve("base/tiny")
     assert (model.stage, model.step, model.context_length) == ("base", 7, 128)
@@ -315,7 +315,7 @@ def error_of(url: str, body: object, path: str = "/v1/chat/completions", status:
         ({"messages": [{"role": "user", "content": "the sea " * 400}]}, "messages", "context_length_exceeded"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_says_where(url, change, param, code):
+def test_an_unsupported_or_wrong_field_is_400_with_param_and_code(url, change, param, code):
     error = error_of(url, {"model": "sft/tiny", "messages": QUESTION} | change)
     assert (error["param"], error["code"]) == (param, code)
     assert error["type"] == "invalid_request_error"
@@ -341,7 +341,7 @@ def test_what_cannot_be_done_is_refused_and_says_where(url, change, param, code)
         {"messages": [{"role": "user", "name": "ann", "content": "where?", "tool_calls": [], "thinking": None}]},
     ],
 )
-def test_what_changes_nothing_is_accepted(url, change):
+def test_fields_without_effect_are_accepted(url, change):
     body = {"messages": QUESTION, "max_completion_tokens": 3} | change
     assert post(f"{url}/v1/chat/completions", json=body).status_code == 200
 
@@ -377,7 +377,7 @@ def test_what_changes_nothing_is_accepted(url, change):
         ),
     ],
 )
-def test_a_fault_is_told_once_of_the_form_that_was_meant_in_words_of_our_own(url, change, message):
+def test_a_wrong_field_has_one_error_about_the_form_that_was_sent(url, change, message):
     assert error_of(url, {"messages": QUESTION} | change)["message"] == message
 
 
@@ -391,11 +391,11 @@ def test_a_fault_is_told_once_of_the_form_that_was_meant_in_words_of_our_own(url
         ({"a": 1}, "prompt must be text, a list of token ids, or a list of either; found an object"),
     ],
 )
-def test_a_prompt_has_the_form_of_what_it_holds_first(url, prompt, message):
+def test_the_first_element_of_a_prompt_decides_its_form(url, prompt, message):
     assert error_of(url, {"prompt": prompt}, "/v1/completions")["message"] == message
 
 
-def test_best_of_changes_nothing_where_it_is_n(client, url):
+def test_best_of_must_equal_n(client, url):
     many = client.completions.create(model="sft/tiny", prompt="the sea", n=3, best_of=3, max_tokens=2)
     assert len(many.choices) == 3
     fault = error_of(url, {"prompt": "the sea", "n": 3, "best_of": 4}, "/v1/completions")
@@ -403,7 +403,7 @@ def test_best_of_changes_nothing_where_it_is_n(client, url):
     assert fault["param"] == "best_of"
 
 
-def test_an_empty_list_of_parts_takes_nothing_from_what_was_said(url):
+def test_an_empty_list_of_parts_leaves_the_content(url):
     def prompt_tokens(**fields: object) -> int:
         messages = [*QUESTION, {"role": "assistant", "content": "to the sea", **fields}, *QUESTION]
         body = {"messages": messages, "max_tokens": 1}
@@ -433,7 +433,7 @@ def said(role: str, content: object) -> dict:
         ([said("user", "a"), said("assistant", None)], "user:a"),
     ],
 )
-def test_a_conversation_in_any_order_is_read_by_the_stated_rule(url, tokenizer, messages, read_as):
+def test_messages_in_any_order_are_read_by_the_stated_rules(url, tokenizer, messages, read_as):
     expected = [tokenizer.bos_id]
     for turn in read_as.split(" "):
         role, _, text = turn.partition(":")
@@ -470,7 +470,7 @@ def test_every_error_has_openais_form(url):
     assert "application/json" in text.json()["error"]["message"]
 
 
-def test_a_conversation_that_is_too_long_may_lose_its_beginning(client):
+def test_context_drop_leaves_out_the_oldest_messages(client):
     turns = [*QUESTION, {"role": "assistant", "content": "to the sea"}] * 20 + QUESTION
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="sft/tiny", messages=turns, max_tokens=8)
@@ -483,7 +483,7 @@ def test_a_conversation_that_is_too_long_may_lose_its_beginning(client):
     assert not hasattr(answer.choices[0], "truncated")
 
 
-def test_what_lost_its_beginning_says_so_in_whole_answers_and_streams(url):
+def test_truncated_prompts_are_marked_in_whole_answers_and_streams(url):
     def choices(path: str, **body) -> list[dict]:
         body |= {"max_tokens": 4, "temperature": 0, "context": "drop"}
         whole = post(url + path, json=body).json()
@@ -503,7 +503,7 @@ def test_what_lost_its_beginning_says_so_in_whole_answers_and_streams(url):
         assert choices("/v1/completions", prompt=["the sea", long], n=2, echo=echo) == [None, None, None, True, True]
 
 
-def test_no_character_of_an_answer_ends_an_event_early():
+def test_line_separators_do_not_end_a_server_sent_event():
     said = {"text": "a\x85b\u2028c\u2029d\r\n\x0b\x0c\x1c"}
     first, empty = event(said).splitlines()
     assert json.loads(first.removeprefix("data: ")) == said and not empty
@@ -518,7 +518,7 @@ def test_sampling_extensions_take_effect(client):
     assert client.chat.completions.create(**asked, top_p=1e-9).choices[0].message.content == plain
 
 
-def test_penalties_are_the_engines_and_off_is_what_it_was(client, models, tokenizer):
+def test_penalties_equal_the_engines_and_off_changes_nothing(client, models, tokenizer):
     asked = {"model": "sft/tiny", "messages": QUESTION, "max_tokens": 24, "temperature": 0}
     engine = Engine(models[0].loaded.model, [], tokenizer, "float32")
     prompt = fit(QUESTION, tokenizer, 256, 24).ids
@@ -537,7 +537,7 @@ def test_penalties_are_the_engines_and_off_is_what_it_was(client, models, tokeni
         assert answer.choices[0].message.content == expected(**penalties) != plain
 
 
-def test_the_originals_route_streams_tokens_and_done(url, client):
+def test_nanochats_route_streams_tokens_and_done(url, client):
     body = {"messages": QUESTION, "temperature": 0, "max_tokens": 16}
     with open_stream("POST", f"{url}/chat/completions", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -552,7 +552,7 @@ def test_the_originals_route_streams_tokens_and_done(url, client):
     assert post(f"{url}/chat/completions", json=body | {"messages": QUESTION * 2}).status_code == 200
 
 
-def test_health_stats_and_metrics_tell_what_happened(url, client):
+def test_health_stats_and_metrics_count_what_happened(url, client):
     client.chat.completions.create(model="sft/tiny", messages=QUESTION, max_tokens=4)
     health, stats = get(f"{url}/health").json(), get(f"{url}/stats").json()
     for path in ("/health", "/v1/models", "/"):
@@ -570,13 +570,13 @@ def test_health_stats_and_metrics_tell_what_happened(url, client):
     assert 'nanochat_queue_length{model="sft/tiny"} 0.0' in metrics
 
 
-def test_a_request_keeps_its_id_where_it_is_sane(url):
+def test_a_harmless_x_request_id_is_kept(url):
     assert get(f"{url}/health", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     made = get(f"{url}/health", headers={"X-Request-Id": 'a"}{'}).headers["x-request-id"]
     assert made.startswith("req_")
 
 
-def test_the_description_tells_no_status_that_is_never_sent(url):
+def test_openapi_lists_no_status_that_is_never_sent(url):
     paths = get(f"{url}/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/chat/completions"} <= set(paths)
     assert all("422" not in operation["responses"] for path in paths.values() for operation in path.values())

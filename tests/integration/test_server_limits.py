@@ -23,8 +23,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
-from nanochat_pl.serve.middleware import Limits
 from nanochat_pl.serve.server import ServedModel
+from nanochat_pl.serve.settings import Limits
 from nanochat_pl.tokenizer import Tokenizer
 from tests.integration.serving import (
     engine_of,
@@ -61,7 +61,7 @@ def state(url: str, model: str = "sft/tiny") -> dict:
     return get(f"{url}/stats").json()["models"][model]
 
 
-def test_more_than_may_wait_are_told_when_to_come_again(model):
+def test_a_full_queue_is_429_with_retry_after_and_clients_try_again(model):
     with running(model) as url, ThreadPoolExecutor(8) as pool:
         body = BODY | {"max_tokens": 25}
         answers = list(pool.map(lambda _: post(url + CHAT, json=body, timeout=30), range(8)))
@@ -77,7 +77,7 @@ def test_more_than_may_wait_are_told_when_to_come_again(model):
         assert len(again) == 5  # the client came again by itself
 
 
-def test_more_than_could_ever_wait_is_no_matter_of_coming_again(tokenizer):
+def test_more_answers_than_rows_and_queue_hold_is_400_not_429(tokenizer):
     with running(served(tokenizer, batch_size=2, client_limit=1)) as url:
         assert post(url + CHAT, json=BODY | {"max_tokens": 2, "n": 3}).status_code == 200
         refused = post(url + CHAT, json=BODY | {"max_tokens": 2, "n": 4})
@@ -86,7 +86,7 @@ def test_more_than_could_ever_wait_is_no_matter_of_coming_again(tokenizer):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_rows(model, stream):
+def test_a_client_that_disconnects_frees_its_rows(model, stream):
     with running(model) as url:
         body = BODY | {"max_tokens": 200, "n": 2, "stream": stream}
         if stream:
@@ -112,7 +112,7 @@ def test_a_stop_string_frees_the_row(model):
         assert state(url)["new_tokens"] < 40 + 30
 
 
-def test_slow_readers_get_everything_and_delay_nobody(model):
+def test_slow_readers_get_the_whole_stream_and_delay_nobody(model):
     engine_of(model).step_s = 0.0
     with running(model) as url:
         slow = []
@@ -134,7 +134,7 @@ def test_slow_readers_get_everything_and_delay_nobody(model):
 
 
 @pytest.mark.slow
-def test_each_of_sixty_four_clients_gets_what_one_gets(tokenizer):
+def test_sixty_four_clients_get_the_answers_that_one_client_gets(tokenizer):
     model = served(tokenizer, batch_size=8, queue_limit=40)
     bodies = [
         {"messages": [{"role": "user", "content": "the rain " * (1 + i)}], "temperature": 0, "max_tokens": 10 + 9 * i}
@@ -166,7 +166,7 @@ def test_each_of_sixty_four_clients_gets_what_one_gets(tokenizer):
         assert state(url)["faults"] == 0
 
 
-def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
+def test_a_stalled_reader_is_disconnected_and_logged(tokenizer, caplog):
     model = served(tokenizer, batch_size=16)
     # so many answers do not fit between the two ends of a connection whose reader takes nothing
     with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model, stalled_client_s=0.3) as url:
@@ -182,7 +182,7 @@ def test_a_reader_that_stands_still_is_left(tokenizer, caplog):
         link.close()
 
 
-def test_a_request_that_never_comes_to_its_end_is_left(model):
+def test_a_body_that_never_arrives_is_408(model):
     with running(model, stalled_client_s=0.3) as url:
         with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as link:
             head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
@@ -192,7 +192,7 @@ def test_a_request_that_never_comes_to_its_end_is_left(model):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"POST"])
-def test_a_request_whose_head_never_ends_is_left_however_it_trickles_in(tokenizer, sent):
+def test_headers_that_never_end_are_408_however_slowly_they_come(tokenizer, sent):
     ask = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     with running(served(tokenizer), header_timeout_s=0.4) as url:
         for before in (b"", ask):  # on a new connection, and on one that was answered already
@@ -215,7 +215,7 @@ def test_a_request_whose_head_never_ends_is_left_however_it_trickles_in(tokenize
                 assert time.monotonic() - began < 4
 
 
-def test_an_answer_that_takes_longer_than_a_head_may_is_whole(model):
+def test_the_header_timeout_does_not_limit_answers_or_idle_connections(model):
     engine_of(model).step_s = 0.05
     with running(model, header_timeout_s=0.3) as url:
         assert post(url + CHAT, json=BODY | {"max_tokens": 20}).json()["usage"]["completion_tokens"] == 20
@@ -225,7 +225,7 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_whole(model):
                 time.sleep(0.5)  # an idle connection is not a head that never ends
 
 
-def test_a_stream_that_has_nothing_to_say_says_a_comment(model):
+def test_a_silent_stream_sends_heartbeat_comments(model):
     engine_of(model).step_s = 0.3
     body = BODY | {"max_tokens": 4, "stream": True, "temperature": 0}
     with running(model, heartbeat_s=0.1) as url:
@@ -243,7 +243,7 @@ def test_a_stream_that_has_nothing_to_say_says_a_comment(model):
         assert ":" not in [line[:1] for line in post(url + CHAT, json=body).text.split("\n\n")]
 
 
-def test_one_request_may_ask_for_as_many_answers_as_it_is_allowed(tokenizer):
+def test_more_answers_than_max_choices_is_400_naming_prompt_or_n(tokenizer):
     model = served(tokenizer, batch_size=16)
     with running(model) as url:
         body = {"prompt": ["the river"] * 32, "max_tokens": 2}
@@ -254,7 +254,7 @@ def test_one_request_may_ask_for_as_many_answers_as_it_is_allowed(tokenizer):
         assert error["param"] == "n" and error["message"].startswith("64 answers in one request, 2 to each of 32")
 
 
-def test_time_limits_hold_for_those_who_wait_and_those_who_run(model):
+def test_the_request_timeout_is_504_waiting_or_running(model):
     with running(model, request_timeout_s=0.5) as url, ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: post(url + CHAT, json=BODY | {"max_tokens": 200}), range(4)))
         assert [answer.status_code for answer in answers] == [504] * 4
@@ -268,7 +268,7 @@ def test_time_limits_hold_for_those_who_wait_and_those_who_run(model):
         assert state(url)["active"] == 0
 
 
-def test_an_engine_that_breaks_is_a_500_and_the_next_request_is_answered(model):
+def test_an_engine_fault_is_500_and_the_next_request_is_answered(model):
     engine = engine_of(model)
     with running(model) as url:
         engine.fails = 1
@@ -283,7 +283,7 @@ def test_an_engine_that_breaks_is_a_500_and_the_next_request_is_answered(model):
         assert get(f"{url}/health").status_code == 200
 
 
-def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
+def test_without_a_key_all_but_the_page_and_health_is_401(model):
     with running(model, api_keys=("first", "s3cret")) as url:
         for path in ("/v1/models", "/v1/models/x", "/stats", "/metrics", "/openapi.json", "/v1/nowhere"):
             for headers in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "s3cret"}, {"Authorization": "é"}):
@@ -302,7 +302,7 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(model):
             client.models.list()
 
 
-def test_a_key_is_asked_for_below_another_application_too(model):
+def test_a_mounted_application_is_401_without_a_key_too(model):
     from nanochat_pl.serve.app import create_app
 
     async def scenario() -> None:
@@ -318,7 +318,7 @@ def test_a_key_is_asked_for_below_another_application_too(model):
     asyncio.run(scenario())
 
 
-def test_other_origins_are_let_in_only_where_they_are_named(tokenizer):
+def test_cors_allows_only_the_named_origins(tokenizer):
     asking = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
     with running(served(tokenizer)) as url:
         assert "access-control-allow-origin" not in get(f"{url}/health", headers=asking).headers
@@ -334,7 +334,7 @@ def test_other_origins_are_let_in_only_where_they_are_named(tokenizer):
         assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_page_whose_name_was_made_to_lead_here_gets_nothing(tokenizer):
+def test_a_host_that_is_not_allowed_is_421(tokenizer):
     with running(served(tokenizer), hosts=("localhost", "127.0.0.1", "[::1]")) as url:
         for host, status in (
             ("evil.example", 421),
@@ -375,7 +375,7 @@ def plainly(url: str, request: bytes) -> bytes:
 @pytest.mark.parametrize(
     "request_", [b"\x16\x03\x01\x02\x00\x01", b"no http\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\r\n\r\n"]
 )
-def test_what_is_no_request_is_answered_in_the_form_of_all_errors(tokenizer, request_):
+def test_bytes_that_are_no_http_are_400_as_json(tokenizer, request_):
     with running(served(tokenizer)) as url:
         head, _, body = plainly(url, request_).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head
@@ -384,7 +384,7 @@ def test_what_is_no_request_is_answered_in_the_form_of_all_errors(tokenizer, req
 
 @pytest.mark.parametrize("depth", [100, 400, 900, 990, 5000])
 @pytest.mark.parametrize("field", ["mood", "tools", "stop", "metadata", "messages"])
-def test_no_nesting_is_a_fault_of_the_server(tokenizer, depth, field):
+def test_deeply_nested_bodies_are_400_not_500(tokenizer, depth, field):
     with running(served(tokenizer)) as url:
         for open_, close in (("[", "]"), ('{"a":', "}")):
             body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1, field: 0}
@@ -396,7 +396,7 @@ def test_no_nesting_is_a_fault_of_the_server(tokenizer, depth, field):
                 assert answer.json()["error"]["message"].startswith("the body cannot be read as JSON")
 
 
-def test_the_page_may_load_nothing_from_elsewhere(tokenizer):
+def test_the_content_security_policy_allows_only_our_own_files(tokenizer):
     with running(served(tokenizer)) as url:
         page = get(f"{url}/")
         assert page.status_code == 200
@@ -408,7 +408,7 @@ def test_the_page_may_load_nothing_from_elsewhere(tokenizer):
         assert get(f"{url}/%2e%2e/app.py").status_code == 404
 
 
-def test_a_long_body_is_refused_before_it_is_read(tokenizer):
+def test_a_body_above_the_limit_is_413_before_it_is_read(tokenizer):
     def endless() -> Iterator[bytes]:
         for _ in range(100):
             yield b" " * 1000
@@ -427,7 +427,7 @@ def test_a_long_body_is_refused_before_it_is_read(tokenizer):
         ({"max_total_chars": 8}, 3),
     ],
 )
-def test_conversations_have_limits(tokenizer, limit, messages):
+def test_conversations_above_the_limits_are_400(tokenizer, limit, messages):
     talk = [{"role": ("user", "assistant")[i % 2], "content": "four"} for i in range(messages)]
     with running(served(tokenizer), **limit) as url:
         answer = post(url + CHAT, json={"messages": talk})
@@ -440,7 +440,7 @@ def test_conversations_have_limits(tokenizer, limit, messages):
 @pytest.mark.parametrize(
     "limit", [{"max_messages": 1}, {"max_message_chars": 3}, {"max_total_chars": 8}, {}], ids=lambda limit: str(limit)
 )
-def test_whatever_is_too_long_is_an_overflow_to_clients(tokenizer, limit):
+def test_whatever_is_too_long_is_context_length_exceeded_to_clients(tokenizer, limit):
     talk = [{"role": ("user", "assistant")[i % 2], "content": "the rain " * 40} for i in range(3)]
     with running(served(tokenizer), **limit) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="x")
@@ -455,7 +455,7 @@ def test_whatever_is_too_long_is_an_overflow_to_clients(tokenizer, limit):
         assert (answer.status_code, "exceed context limit" in answer.text) == (413, True)
 
 
-def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
+def test_the_message_that_is_too_long_is_named(tokenizer):
     long = {"role": "user", "content": "x" * 9999}
     short = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     with running(served(tokenizer)) as url:
@@ -470,7 +470,7 @@ def test_a_message_that_is_too_long_is_named_as_people_know_it(tokenizer):
     ("encoding", "said"),
     [("gzip", "Content-Encoding: gzip"), ("br, gzip", "Content-Encoding: br, gzip"), ("my secret", "an unknown")],
 )
-def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(model, caplog, encoding, said):
+def test_a_compressed_body_is_415_naming_the_encoding(model, caplog, encoding, said):
     body = gzip.compress(json.dumps(BODY).encode())
     headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
     with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model) as url:
@@ -492,7 +492,7 @@ def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(model, caplog,
         {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
     ],
 )
-def test_content_that_is_no_text_is_refused_in_words(tokenizer, part):
+def test_images_and_audio_are_400_naming_the_part(tokenizer, part):
     talk = [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, part]}]
     with running(served(tokenizer)) as url:
         answer = post(url + CHAT, json={"messages": talk})
@@ -503,7 +503,7 @@ def test_content_that_is_no_text_is_refused_in_words(tokenizer, part):
         assert error["param"] == "messages[0].content[1].type"
 
 
-def test_logs_say_what_was_done_and_never_what_was_said(model, caplog):
+def test_access_logs_hold_counts_and_never_contents(model, caplog):
     engine_of(model).step_s = 0.0
     with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model) as url:
         answer = post(url + CHAT, json=BODY | {"max_tokens": 7}, headers={"X-Request-Id": "mine"})
@@ -520,7 +520,7 @@ def test_logs_say_what_was_done_and_never_what_was_said(model, caplog):
     assert "river" not in "".join(lines) and "secret" not in "".join(lines)
 
 
-def test_the_log_of_a_refused_request_has_the_reason(model, caplog):
+def test_the_access_log_of_a_refused_request_has_error_param_and_reason(model, caplog):
     with caplog.at_level(logging.INFO, "nanochat_pl.serve.access"), running(model, hosts=("127.0.0.1",)) as url:
         post(url + CHAT, json=BODY | {"tools": [{"secret": 1}]})
         post(url + CHAT, json=BODY | {"stop": "", "messages": [{"role": "user", "content": "secret"}]})
@@ -537,7 +537,7 @@ def test_the_log_of_a_refused_request_has_the_reason(model, caplog):
     assert "secret" not in "".join(messages)
 
 
-def test_a_draining_server_finishes_answers_and_takes_no_more(model):
+def test_a_draining_server_finishes_answers_and_refuses_with_503(model):
     from nanochat_pl.serve.app import create_app
 
     async def scenario() -> None:
@@ -583,7 +583,7 @@ def command(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grace", ["30", "1"])
-def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(checkpoint, grace):
+def test_sigterm_ends_the_command_after_its_answers_or_the_grace_period(checkpoint, grace):
     with command(
         f"tutor={checkpoint}", str(checkpoint), "--port", "0", "--api-key-env", "KEY", "--grace", grace, KEY="k"
     ) as process:
@@ -648,7 +648,7 @@ def test_a_signal_ends_the_command_when_answers_are_done_or_the_grace_is_over(ch
         (["={run}"], "name"),
     ],
 )
-def test_a_command_that_cannot_serve_says_what_to_change(checkpoint, capsys, arguments, message, monkeypatch):
+def test_a_wrong_command_line_is_exit_code_2_naming_the_option(checkpoint, capsys, arguments, message, monkeypatch):
     from nanochat_pl.cli.serve import main
 
     monkeypatch.setattr("nanochat_pl.checkpoint.load_model", lambda *_: pytest.fail("a model was loaded"))
@@ -668,7 +668,7 @@ def test_a_wrong_option_is_refused_before_torch_is_loaded(checkpoint, wrong):
 
 
 @pytest.mark.parametrize("origin", ["*", "https://example.com", "http://localhost:3000", "http://[::1]:8080"])
-def test_what_browsers_send_is_an_origin(origin):
+def test_origins_as_browsers_send_them_are_accepted(origin):
     from nanochat_pl.cli.serve import _check_origin
 
     _check_origin(origin)
@@ -685,7 +685,7 @@ def test_what_browsers_send_is_an_origin(origin):
         (["--host", "0.0.0.0", "--allow-host", "me"], {"localhost", "127.0.0.1", "[::1]", "me", "0.0.0.0"}),
     ],
 )
-def test_a_proxy_that_is_trusted_lets_no_further_name_in(arguments, called):
+def test_allowed_hosts_follow_host_and_allow_host_not_trust_proxy(arguments, called):
     from nanochat_pl.cli.serve import _hosts, _parser
 
     options = _parser().parse_args(["model", *arguments])
@@ -694,7 +694,7 @@ def test_a_proxy_that_is_trusted_lets_no_further_name_in(arguments, called):
 
 
 @pytest.mark.parametrize(("host", "page"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")])
-def test_the_address_that_is_said_is_one_to_go_to(capsys, host, page):
+def test_the_printed_address_can_be_opened(capsys, host, page):
     from nanochat_pl.cli.serve import _say_where
 
     with socket.create_server((host, 0)) as listening:
@@ -705,7 +705,7 @@ def test_the_address_that_is_said_is_one_to_go_to(capsys, host, page):
     assert (f"for others: http://<this machine's name or address>:{port}/" in out) == (host == "0.0.0.0")
 
 
-def test_help_says_every_default(capsys):
+def test_help_shows_every_default(capsys):
     from nanochat_pl.cli.serve import main
 
     with pytest.raises(SystemExit):

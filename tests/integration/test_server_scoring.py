@@ -67,7 +67,7 @@ def close(found: list[tuple[float, bool]], expected: list[tuple[float, bool]]) -
 
 @pytest.mark.parametrize("max_tokens", [1, 0])
 @pytest.mark.parametrize("form", ["ids", "text"])
-def test_loglikelihoods_over_http_are_those_of_our_own_harness(url, tokenizer, ours, form, max_tokens):
+def test_loglikelihoods_over_http_equal_our_own_harness(url, tokenizer, ours, form, max_tokens):
     heads = [[tokenizer.bos_id] * (form == "ids") + tokenizer.encode(context) for context, _ in PAIRS]
     texts = [context + continuation for context, continuation in PAIRS]
     prompts: Any = texts
@@ -79,7 +79,7 @@ def test_loglikelihoods_over_http_are_those_of_our_own_harness(url, tokenizer, o
     assert answer["usage"]["completion_tokens"] == max_tokens * len(PAIRS)
 
 
-def test_a_greedy_continuation_is_told_as_greedy(url, tokenizer, ours):
+def test_a_greedy_continuation_is_reported_as_greedy(url, tokenizer, ours):
     body = {"prompt": "the river", "temperature": 0, "max_tokens": 6}
     written = post(url + COMPLETIONS, json=body).json()["choices"][0]["text"]
     ids = tokenizer.encode("the river" + written, prepend=tokenizer.bos_id)
@@ -88,7 +88,7 @@ def test_a_greedy_continuation_is_told_as_greedy(url, tokenizer, ours):
     assert close(parsed(answer, [start], 1), ours.loglikelihood(asked(("the river", written))))
 
 
-def test_a_model_that_ends_at_once_still_has_one_token_of_its_own_behind_the_prompt(tokenizer, ours):
+def test_a_stop_token_at_once_still_counts_as_a_scored_token(tokenizer, ours):
     ends = served(tokenizer, stop=True)
     engine_of(ends).script = [tokenizer.special_id("<|assistant_end|>")] * 3
     with running(ends) as url:
@@ -103,7 +103,7 @@ def test_a_model_that_ends_at_once_still_has_one_token_of_its_own_behind_the_pro
 
 
 @pytest.mark.parametrize("prompt", ["ids", "text"])
-def test_an_echo_with_logprobs_is_the_same_streamed_and_whole_and_offsets_find_the_tokens(url, tokenizer, prompt):
+def test_an_echo_with_logprobs_is_equal_streamed_and_whole_with_right_offsets(url, tokenizer, prompt):
     text = "the rün to 🌍 the sea"
     sent: Any = [tokenizer.encode(text, prepend=tokenizer.bos_id)] if prompt == "ids" else text
     body = {"prompt": sent, "max_tokens": 5, "temperature": 0, "logprobs": 2, "echo": True, "n": 2}
@@ -139,7 +139,7 @@ def test_an_echo_with_logprobs_is_the_same_streamed_and_whole_and_offsets_find_t
         ({"prompt": [1] * 256, "echo": True, "max_tokens": 1}, "prompt", "the answer among them"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(url, body, param, said):
+def test_prompts_that_cannot_be_scored_are_400(url, body, param, said):
     error = post(url + COMPLETIONS, json=body).json()["error"]
     assert error["param"] == param and said in error["message"]
 
@@ -152,7 +152,7 @@ def test_a_prompt_as_long_as_the_context_can_be_scored_and_echoed(url):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
-def test_lm_evals_own_client_gets_the_figures_of_our_harness(url, tokenizer, ours):
+def test_lm_evals_own_client_gets_the_metrics_of_our_harness(url, tokenizer, ours):
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 

@@ -37,7 +37,7 @@ def test_a_conversation_of_any_length_fits_and_keeps_room_for_an_answer(contents
 
 @laws
 @given(CONTENTS, SYSTEM, st.integers(48, 400), st.integers(0, 500))
-def test_no_more_is_dropped_than_must_be(contents, system, sequence_len, wanted):
+def test_as_few_turns_as_possible_are_dropped(contents, system, sequence_len, wanted):
     prompt = fit(talk(contents, system), TOKENIZER, sequence_len, wanted)
     if prompt.dropped:
         one_more = opened(talk(contents[prompt.dropped - 2 :], system))
@@ -84,7 +84,7 @@ def test_a_system_message_that_fills_the_context_is_refused_with_the_remedy():
 
 @laws
 @given(CONTENTS, SYSTEM, st.text("the cat 你🌍\n", max_size=300), st.integers(48, 400), st.integers(0, 500))
-def test_an_answer_that_was_begun_is_continued_from_its_end(contents, system, begun, sequence_len, wanted):
+def test_a_last_assistant_message_is_continued(contents, system, begun, sequence_len, wanted):
     messages = [*talk(contents, system), {"role": "assistant", "content": begun}]
     prompt = fit(messages, TOKENIZER, sequence_len, wanted)
     assert len(prompt.ids) + min(wanted, -(-sequence_len // 4)) <= sequence_len
@@ -116,7 +116,7 @@ def test_plain_text_is_whole_where_it_fits_and_refused_or_cut_where_not():
         (["hello"], "one message or more"),
     ],
 )
-def test_what_is_no_conversation_is_refused_by_name(messages, fault):
+def test_a_wrong_message_is_refused_by_its_place(messages, fault):
     with pytest.raises(ValueError, match=fault):
         fit(messages, TOKENIZER, 64, 16)
 

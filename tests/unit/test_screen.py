@@ -28,7 +28,7 @@ def unstyled(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def test_what_models_write_is_never_obeyed():
+def test_control_characters_of_models_are_never_sent_to_the_terminal():
     for terminal in (True, False):
         shown, out = screen(terminal=terminal)
         shown.stream(

@@ -61,7 +61,7 @@ def said(parts) -> str:
     return "".join(part.text for part in parts)
 
 
-def test_an_answer_is_what_was_streamed_and_belongs_to_the_conversation(chat: Chat):
+def test_a_streamed_answer_is_added_to_the_conversation(chat: Chat):
     answer = said(chat.ask("the cat?"))
     assert answer
     assert chat.messages == [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": answer}]
@@ -98,7 +98,7 @@ def test_editing_replaces_the_last_question_only(chat: Chat):
     assert [message["content"] for message in chat.messages[::2]] == ["one", "three"]
 
 
-def test_where_nothing_was_asked_nothing_can_be_asked_again(chat: Chat):
+def test_regenerate_and_edit_need_a_question(chat: Chat):
     for again in (chat.regenerate, lambda: chat.edit("x")):
         with pytest.raises(ValueError, match="nothing was asked"):
             again()
@@ -120,7 +120,7 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(chat: Chat):
     assert said(chat.ask("and now?"))
 
 
-def test_an_answer_nobody_listens_to_leaves_a_whole_conversation(chat: Chat):
+def test_an_abandoned_answer_is_kept_as_far_as_it_came(chat: Chat):
     answer = chat.ask("the cat?")
     next(answer)
     answer.close()  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def test_an_answer_that_is_never_begun_changes_nothing(chat: Chat):
     assert chat.messages == []
 
 
-def test_a_conversation_of_ten_contexts_never_fails_and_says_what_it_dropped(chat: Chat):
+def test_a_conversation_of_ten_contexts_drops_its_oldest_turns_and_reports_it(chat: Chat):
     chat.system = "be nice"
     chat.set(max_new_tokens=3)
     dropped, tokens = [], 0
@@ -152,7 +152,7 @@ def test_a_conversation_of_ten_contexts_never_fails_and_says_what_it_dropped(cha
     assert chat.stats.truncated
 
 
-def test_a_refusal_changes_nothing(loaded: LoadedModel):
+def test_a_refused_question_changes_nothing(loaded: LoadedModel):
     chat = Chat(loaded, SHORT, policy="refuse")
     said(chat.ask("the cat?"))
     before = list(chat.messages)
@@ -161,7 +161,7 @@ def test_a_refusal_changes_nothing(loaded: LoadedModel):
     assert chat.messages == before
 
 
-def test_figures_count_what_was_read_and_written(chat: Chat):
+def test_stats_count_prompt_and_new_tokens(chat: Chat):
     parts = list(chat.ask("the cat?"))
     stats = chat.stats
     assert stats is not None
@@ -204,7 +204,7 @@ def test_plain_text_is_continued_without_a_conversation(chat: Chat):
     assert chat.stats.prompt_tokens == 1 + len(TOKENIZER.encode("the cat sat on"))
 
 
-def test_a_saved_conversation_can_be_gone_on_with_and_trained_on(chat: Chat, loaded: LoadedModel, tmp_path: Path):
+def test_a_saved_conversation_can_be_loaded_and_trained_on(chat: Chat, loaded: LoadedModel, tmp_path: Path):
     chat.system = "be\u2028nice"
     said(chat.ask("Ünï 🌍\nand more"))
     file = tmp_path / "talk.json"
@@ -232,7 +232,7 @@ def test_a_saved_conversation_can_be_gone_on_with_and_trained_on(chat: Chat, loa
         (json.dumps([{"role": "user", "content": 3}]), "must be a string"),
     ],
 )
-def test_a_file_that_is_no_conversation_is_named_and_changes_nothing(chat: Chat, tmp_path: Path, content, fault):
+def test_loading_a_wrong_file_names_it_and_changes_nothing(chat: Chat, tmp_path: Path, content, fault):
     said(chat.ask("the cat?"))
     before = list(chat.messages)
     file = tmp_path / "talk.json"
@@ -243,7 +243,7 @@ def test_a_file_that_is_no_conversation_is_named_and_changes_nothing(chat: Chat,
     assert chat.messages == before
 
 
-def test_halves_of_characters_from_a_terminal_do_no_harm(chat: Chat, tmp_path: Path):
+def test_lone_surrogates_from_a_terminal_are_replaced(chat: Chat, tmp_path: Path):
     chat.system = "be \udcff nice"
     said(chat.ask("the \udcff cat"))
     chat.save(tmp_path / "talk.json")

@@ -105,7 +105,7 @@ def test_how_text_is_cut_into_tokens_makes_no_difference_to_stop_strings(text: s
     assert text_of(whole) == text_of(by_bytes)
 
 
-def test_what_may_begin_a_stop_string_is_held_back_and_given_out_when_it_does_not():
+def test_a_possible_start_of_a_stop_string_is_held_back_until_decided():
     stream = TextStream(TOKENIZER, ["###"])
     assert stream.push(ord("a")) == [("text", "a")]
     assert stream.push(ord("#")) == []
@@ -133,11 +133,11 @@ def test_tool_calls_and_results_come_whole():
     ]
 
 
-def test_a_tool_call_that_was_cut_off_is_given_out_at_the_end():
+def test_an_incomplete_tool_call_is_given_out_at_the_end():
     assert run(ids("{12*"))[0] == [("python", "12*")]
 
 
-def test_a_result_that_the_model_made_up_is_plain_text():
+def test_a_tool_result_written_by_the_model_itself_is_text():
     sampled = [token[0] if isinstance(token, tuple) else token for token in ids("{1+1}[3]")]
     parts, _ = run(sampled)
     assert [kind for kind, _ in parts] == ["python", "text"]
@@ -166,6 +166,6 @@ def test_text_alone_is_a_string():
 
 
 @pytest.mark.parametrize("stop", ["stop", ["a", ""]])
-def test_stop_strings_that_cannot_be_meant_are_refused(stop):
+def test_empty_stop_strings_and_a_bare_string_are_refused(stop):
     with pytest.raises(ValueError, match="stop"):
         TextStream(TOKENIZER, stop)

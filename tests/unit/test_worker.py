@@ -63,7 +63,7 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(model, engine):
     worker.close()
 
 
-def test_asyncio_and_threads_read_the_same(worker):
+def test_a_handle_reads_the_same_in_asyncio_and_in_a_thread(worker):
     async def read() -> list[int]:
         (handle,) = worker.submit([asked(12)])
         return [event.token async for event in handle]
@@ -71,7 +71,7 @@ def test_asyncio_and_threads_read_the_same(worker):
     assert asyncio.run(read()) == tokens_of(worker.submit([asked(12)])[0])
 
 
-def test_a_full_queue_refuses_all_of_a_request_or_nothing(worker, engine):
+def test_a_full_queue_takes_all_requests_of_a_submit_or_none(worker, engine):
     engine.step_s = 0.05
     worker.submit([asked(100)] * 2)
     wait_until(lambda: worker.state().active == 2)
@@ -96,7 +96,7 @@ def test_one_client_cannot_fill_a_queue_that_is_shared(engine):
     worker.close()
 
 
-def test_a_single_request_does_not_wait_for_all_of_a_clients_many(worker):
+def test_a_single_request_does_not_wait_for_another_clients_many(worker):
     many = worker.submit([asked(20) for _ in range(8)], "many")
     (one,) = worker.submit([asked(20)], "one")
     assert end_of(one) is EndReason.length
@@ -105,7 +105,7 @@ def test_a_single_request_does_not_wait_for_all_of_a_clients_many(worker):
     assert all(handle.entered <= later.entered for handle, later in pairwise(many))
 
 
-def test_free_rows_go_to_whoever_holds_the_fewest(engine):
+def test_a_free_row_goes_to_the_client_with_the_fewest_rows(engine):
     engine.step_s = 0.02
     worker = Worker(engine, batch_size=4, queue_limit=20)
     worker.submit([asked(200)] * 3, "many")
@@ -119,7 +119,7 @@ def test_free_rows_go_to_whoever_holds_the_fewest(engine):
     worker.close()
 
 
-def test_what_is_cancelled_leaves_its_row_to_the_next(worker, engine):
+def test_a_cancelled_request_frees_its_row(worker, engine):
     engine.step_s = 0.01
     running = worker.submit([asked(200)] * 2)
     waiting = worker.submit([asked(3), asked(3)])
@@ -139,7 +139,7 @@ def test_what_is_cancelled_leaves_its_row_to_the_next(worker, engine):
     assert end_of(worker.submit([asked()])[0]) is EndReason.length
 
 
-def test_time_runs_while_waiting_and_while_running(worker, engine):
+def test_the_time_limit_holds_while_waiting_and_while_running(worker, engine):
     engine.step_s = 0.02
     running = worker.submit([asked(200)] * 2, time_limit_s=0.6)
     (waiting,) = worker.submit([asked(200)], time_limit_s=0.2)
@@ -149,14 +149,14 @@ def test_time_runs_while_waiting_and_while_running(worker, engine):
     assert worker.state().active == 0
 
 
-def test_a_request_that_cannot_be_generated_ends_alone(worker):
+def test_a_refused_request_does_not_end_the_others(worker):
     good, bad, late = worker.submit([asked(30), Request([10**6], 5), asked(30)])
     assert end_of(bad) is EndReason.refused
     assert "1000000" in bad.message
     assert end_of(good) is end_of(late) is EndReason.length
 
 
-def test_an_engine_that_breaks_ends_what_ran_and_goes_on(worker, engine, caplog):
+def test_an_engine_fault_ends_running_requests_and_waiting_ones_go_on(worker, engine, caplog):
     engine.step_s = 0.05
     running = worker.submit([asked(200)] * 2)
     wait_until(lambda: worker.state().active == 2)
@@ -169,7 +169,7 @@ def test_an_engine_that_breaks_ends_what_ran_and_goes_on(worker, engine, caplog)
     assert tokens_of(worker.submit([asked(5)])[0]) == tokens_of(worker.submit([asked(5)])[0])
 
 
-def test_an_answer_nobody_reads_delays_nobody(worker):
+def test_an_unread_answer_delays_nobody(worker):
     unread = worker.submit([asked(100), asked(100)])
     assert len(tokens_of(worker.submit([asked(50)])[0])) == 50
     wait_until(lambda: worker.state().active == 0)
@@ -186,7 +186,7 @@ def test_draining_lets_answers_finish_and_takes_no_more(worker, engine):
     wait_until(lambda: not worker.state().alive)
 
 
-def test_when_the_grace_is_over_answers_end(worker, engine):
+def test_answers_end_when_the_grace_period_is_over(worker, engine):
     engine.step_s = 0.01
     handles = worker.submit([asked(200)] * 3)
     worker.close(0.1)
@@ -195,7 +195,7 @@ def test_when_the_grace_is_over_answers_end(worker, engine):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.01, 0.03])
-def test_a_worker_that_is_closed_at_once_finishes_nothing(engine, delay_s):
+def test_a_worker_closed_at_once_ends_its_requests_with_shutdown(engine, delay_s):
     engine.step_s = 0.02
     worker = Worker(engine)
     handles = worker.submit([asked(200)] * 3)
@@ -205,7 +205,7 @@ def test_a_worker_that_is_closed_at_once_finishes_nothing(engine, delay_s):
     assert worker.state().new_tokens < 30
 
 
-def test_without_work_the_caches_memory_is_given_back(monkeypatch, engine):
+def test_an_idle_worker_frees_the_caches_memory(monkeypatch, engine):
     monkeypatch.setattr(worker_module, "IDLE_S", 0.05)
     worker = Worker(engine)
     first = tokens_of(worker.submit([asked(5)])[0])
@@ -214,7 +214,7 @@ def test_without_work_the_caches_memory_is_given_back(monkeypatch, engine):
     worker.close()
 
 
-def test_a_reader_whose_loop_is_gone_does_not_stop_the_worker(worker, engine):
+def test_a_closed_event_loop_does_not_stop_the_worker(worker, engine):
     engine.step_s = 0.02
 
     async def leave() -> GenerationHandle:
@@ -248,6 +248,6 @@ def test_many_threads_submit_and_cancel_at_once(engine):
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"queue_limit": 0}, {"client_limit": 0}])
-def test_a_worker_that_could_do_nothing_is_refused(engine, wrong):
+def test_limits_below_one_are_refused(engine, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Worker(engine, **wrong)

@@ -1,4 +1,4 @@
-"""`nanochat-pl chat CKPT`: talk to a model, let several answer the same, or put questions through a pipe.
+"""`nanochat-pl chat CKPT`: talk to a model, compare several, or send questions through a pipe.
 
 Answers go to standard output; where nobody types, everything else goes to standard error, so that answers can be used
 by other programs.
@@ -28,7 +28,7 @@ command) of one conversation; -p - takes the whole of it as one question.
 
 
 def main(arguments: list[str]) -> int:
-    """Chat; return 0, 2 for what the user can mend, 130 after Ctrl-C where nobody types."""
+    """Chat; return 0, or 2 for what the user can mend, or 130 after Ctrl-C where nobody types."""
     share_cores()
     parser = _parser()
     try:

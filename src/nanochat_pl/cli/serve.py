@@ -1,6 +1,6 @@
 """`nanochat-pl serve CKPT …`: OpenAI's API and a web page over trained models; see docs/serving.md.
 
-What is wrong with the command line is said before torch is loaded.
+Errors of the command line are found before torch is loaded.
 """
 
 import ipaddress
@@ -17,8 +17,18 @@ from urllib.parse import urlsplit
 
 from nanochat_pl.cli.arguments import Arguments, refuse, share_cores
 from nanochat_pl.config.suggestions import suggestions
+from nanochat_pl.serve.settings import Limits
 
 __all__ = ["main"]
+
+_COUNTS = {
+    "max_tokens": "most new tokens of an answer",
+    "max_choices": "answers of a request: n times prompts",
+    "max_messages": "of a conversation",
+    "max_message_chars": "of one message",
+    "max_total_chars": "of a request",
+}
+"""Limits that are options of the same name."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,16 +78,20 @@ def _parser() -> Arguments:
     add("--batch-size", type=int, default=16, metavar="ROWS", help="answers at once, a model (default: %(default)s)")
     add("--queue", type=int, default=256, metavar="N", help="answers that may wait, a model (default: %(default)s)")
     add("--queue-per-client", type=int, metavar="N", help="of one client, told by key and address (default: all)")
-    add("--max-tokens", type=int, default=2048, help="most new tokens of an answer (default: %(default)s)")
-    add("--max-choices", type=int, default=32, help="answers of a request: n times prompts (default: %(default)s)")
-    add("--max-messages", type=int, default=500, help="of a conversation (default: %(default)s)")
-    add("--max-message-chars", type=int, default=8_000, help="of one message (default: %(default)s)")
-    add("--max-total-chars", type=int, default=32_000, help="of a request (default: %(default)s)")
-    add("--request-timeout", type=float, default=120.0, metavar="S", help="of an answer, waiting too (default: 120)")
+    for name, what in _COUNTS.items():
+        default = getattr(Limits, name)
+        add(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default: %(default)s)")
+    add(
+        "--request-timeout",
+        type=float,
+        default=Limits.request_timeout_s,
+        metavar="S",
+        help="of an answer, waiting too (default: 120)",
+    )
     add("--header-timeout", type=float, default=10.0, metavar="S", help="for a request's head to come (default: 10)")
     add(
         "--context",
-        default="refuse",
+        default=Limits.context,
         choices=("refuse", "drop"),
         help="what is done with chats that are too long (default: %(default)s)",
     )
@@ -91,20 +105,16 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     from nanochat_pl.checkpoint import load_model
     from nanochat_pl.runtime import pick_device
     from nanochat_pl.serve.app import create_app
-    from nanochat_pl.serve.middleware import Limits, timed_protocol
+    from nanochat_pl.serve.middleware import timed_protocol
     from nanochat_pl.serve.server import ServedModel, model_id, serve_model
 
     limits = Limits(
         api_keys=keys,
         cors_origins=tuple(options.cors),
         hosts=_hosts(options, listening),
-        max_choices=options.max_choices,
-        max_messages=options.max_messages,
-        max_message_chars=options.max_message_chars,
-        max_total_chars=options.max_total_chars,
+        **{name: getattr(options, name) for name in _COUNTS},
         # a character is at most twelve bytes of JSON (two escaped surrogates), beside the structure around it
         max_body_bytes=12 * options.max_total_chars + 256 * options.max_messages + 65_536,
-        max_tokens=options.max_tokens,
         request_timeout_s=options.request_timeout,
         context=options.context,
     )
@@ -154,7 +164,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
 
 
 def _named(text: str) -> tuple[str | None, str]:
-    """Split NAME=PATH; a path that exists is one, whatever it holds."""
+    """Split NAME=PATH; a path that exists is a path, whatever characters it holds."""
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists() or ("/" in name.split("=")[0] and not path):
         return None, text
@@ -165,16 +175,7 @@ def _named(text: str) -> tuple[str | None, str]:
 
 def _check_numbers(options: Any) -> None:
     """Refuse numbers that allow nothing, by the names they have on the command line."""
-    for name in (
-        "batch_size",
-        "queue",
-        "queue_per_client",
-        "max_tokens",
-        "max_choices",
-        "max_messages",
-        "max_message_chars",
-        "max_total_chars",
-    ):
+    for name in ("batch_size", "queue", "queue_per_client", *_COUNTS):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be 1 or more")
@@ -187,7 +188,7 @@ def _check_numbers(options: Any) -> None:
 
 
 def _check_origin(text: str) -> None:
-    """Refuse what no browser sends as `Origin`: it would let nobody in."""
+    """Refuse what no browser sends as `Origin`, since it would let nobody in."""
     if text in ("*", "null"):  # null = a page that is opened as a file
         return
     try:
@@ -207,7 +208,7 @@ def _check_origin(text: str) -> None:
 
 
 def _check_host(text: str) -> None:
-    """Refuse what no client sends as the name in `Host`: it would let nobody in."""
+    """Refuse what no client sends as the name in `Host`, since it would let nobody in."""
     from nanochat_pl.serve.middleware import host_name
 
     if text == "*" or host_name(text) == text:
@@ -221,7 +222,7 @@ def _check_host(text: str) -> None:
 
 
 def _check_proxies(text: str | None) -> None:
-    """Refuse what is no address of a proxy: its X-Forwarded-For would be believed of nobody."""
+    """Refuse what is no address of a proxy, since no X-Forwarded-For would be believed."""
     for address in [] if text in (None, "*") else str(text).split(","):
         try:
             ipaddress.ip_network(address.strip())
@@ -232,7 +233,7 @@ def _check_proxies(text: str | None) -> None:
 
 
 def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
-    """Refuse paths that hold no model, and names that would be given twice as far as they are known without torch."""
+    """Refuse paths without a model, and names that are given twice, as far as this is known without torch."""
     from nanochat_pl.checkpoint import check_model
     from nanochat_pl.paths import run_name
 
@@ -251,7 +252,7 @@ def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
 
 
 def _check_names(models: Sequence[tuple[str | None, str]]) -> None:
-    """Refuse models of one name before the first is loaded; only files whose runs are called alike are opened."""
+    """Refuse two models of one name before the first is loaded; only files whose runs have one name are opened."""
     from nanochat_pl.checkpoint import check_model, read_model
     from nanochat_pl.paths import run_name
     from nanochat_pl.serve.server import model_id
@@ -287,7 +288,7 @@ def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before a model is loaded: that it is taken by somebody else is known at once."""
+    """Take the port before a model is loaded, so that a port that is in use is an error at once."""
     if not 0 <= port <= 65_535:
         raise ValueError(f"--port {port} must lie between 0 (any free one) and 65535")
     try:
@@ -302,10 +303,10 @@ def _is_loopback(listening: socket.socket) -> bool:
 
 
 def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
-    """Say by which names a server may be called; none = any name.
+    """Return the names that a server may be called by; none = any name.
 
-    One that only its own machine reaches, be it through a proxy, knows its own names and those it is given; one that
-    others reach has names that it does not know, unless they are given.
+    A server that only its own machine reaches, be it through a proxy, knows its own names and those it is given. A
+    server that others reach has names that it does not know, unless they are given.
     """
     from nanochat_pl.serve.middleware import host_name
 
@@ -339,7 +340,7 @@ def _say_where(listening: socket.socket, has_key: bool) -> None:
 
 
 def _log() -> None:
-    """Write warnings and one line a request to stderr."""
+    """Write warnings, and one line for each request, to stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     access = logging.getLogger("nanochat_pl.serve.access")
     handler = logging.StreamHandler()

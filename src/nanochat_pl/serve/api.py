@@ -12,39 +12,23 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from nanochat_pl.engine import TokenLogprobs
+from nanochat_pl.serve import responses
 from nanochat_pl.serve.choices import ChoiceStream, Generation, ScoredToken, TokenTexts
-from nanochat_pl.serve.context import ContextFull, FittedPrompt, Policy, fit, fit_text, take_turns
+from nanochat_pl.serve.context import ContextFull, FittedPrompt, fit, fit_text, take_turns
 from nanochat_pl.serve.errors import ApiError
-from nanochat_pl.serve.responses import (
-    AnswerMessage,
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatDelta,
-    ChatLogprobs,
-    ErrorBody,
-    FinishReason,
-    ModelCard,
-    ModelList,
-    TextChoice,
-    TextChunk,
-    TextChunkChoice,
-    TextCompletion,
-    TextLogprobs,
-    TokenLogprob,
-    TopLogprob,
-)
 from nanochat_pl.serve.schema import ChatBody, CompletionBody, MessageBody
 from nanochat_pl.serve.server import ServedModel, Server
+from nanochat_pl.serve.settings import Policy
 from nanochat_pl.serve.streams import EventStream, event, unless_gone
 from nanochat_pl.serve.text import ContentPart
 
 __all__ = ["ERRORS", "api_routes", "fit_prompt"]
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request is at fault, or there is too much to do."},
-    "5XX": {"model": ErrorBody, "description": "The server is at fault, or being shut down."},
+Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Responses = {
+    "4XX": {"model": responses.ErrorBody, "description": "The request is at fault, or there is too much to do."},
+    "5XX": {"model": responses.ErrorBody, "description": "The server is at fault, or being shut down."},
 }
 COMPLETION_TOKENS = 16
 """New tokens of a completion that does not say how many; OpenAI's number."""
@@ -54,17 +38,19 @@ def api_routes(server: Server) -> APIRouter:
     """Make the routes below /v1."""
     router = APIRouter(prefix="/v1")
 
-    @router.get("/models", response_model=ModelList, responses=ERRORS)
-    async def models() -> ModelList:
+    @router.get("/models", response_model=responses.ModelList, responses=ERRORS)
+    async def models() -> responses.ModelList:
         """List the loaded models."""
-        return ModelList(data=[_card(served) for served in server.models.values()])
+        return responses.ModelList(data=[_card(served) for served in server.models.values()])
 
-    @router.get("/models/{model_id:path}", response_model=ModelCard, responses=ERRORS)
-    async def model(model_id: str) -> ModelCard:
+    @router.get("/models/{model_id:path}", response_model=responses.ModelCard, responses=ERRORS)
+    async def model(model_id: str) -> responses.ModelCard:
         """Describe one loaded model."""
         return _card(server.model(model_id))
 
-    @router.post("/chat/completions", response_model=None, responses={200: _ok(ChatCompletion), **ERRORS}, name="chat")
+    of_chat: Responses = {200: _ok(responses.ChatCompletion), **ERRORS}
+
+    @router.post("/chat/completions", response_model=None, responses=of_chat, name="chat")
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer a conversation, whole or as server-sent events (stream=true)."""
         served = server.model(body.model)
@@ -81,25 +67,30 @@ def api_routes(server: Server) -> APIRouter:
             events = _chat_events(generation, served.texts, body.include_usage, prompt)
             return await EventStream.begin(request, events, server.limits)
         await unless_gone(request.receive, generation.finish())
-        answer = ChatCompletion(
-            **_envelope(generation),
+        choices = [
+            responses.ChatChoice(
+                index=choice.index,
+                message=responses.AnswerMessage(
+                    role="assistant", content=choice.text(), refusal=None, parts=choice.tool_parts()
+                ),
+                logprobs=None if body.num_logprobs is None else _chat_logprobs(served.texts, choice.scored),
+                finish_reason=choice.finish_reason,
+                truncated=prompt.truncated,
+            )
+            for choice in generation.choices
+        ]
+        answer = responses.ChatCompletion(
+            **generation.envelope,
             object="chat.completion",
-            choices=[
-                ChatChoice(
-                    index=choice.index,
-                    message=_message(choice),
-                    logprobs=None if body.num_logprobs is None else _chat_logprobs(served.texts, choice.scored),
-                    finish_reason=choice.finish_reason,
-                    **_truncated(prompt),
-                )
-                for choice in generation.choices
-            ],
+            choices=choices,
+            dropped_messages=prompt.dropped,
             usage=generation.usage(),
-            **_dropped(prompt),
         )
         return JSONResponse(answer.sent())
 
-    @router.post("/completions", response_model=None, responses={200: _ok(TextCompletion), **ERRORS}, name="complete")
+    of_complete: Responses = {200: _ok(responses.TextCompletion), **ERRORS}
+
+    @router.post("/completions", response_model=None, responses=of_complete, name="complete")
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Continue text, whole or as server-sent events (stream=true)."""
         served, prompts, n = server.model(body.model), body.prompts(), body.n or 1
@@ -118,7 +109,7 @@ def api_routes(server: Server) -> APIRouter:
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.scores_prompt else None,
         )
-        # for each answer, what is given back of its prompt, and whether that was cut
+        # for each answer, what is given back of its prompt
         echoes = [
             _Echo(served, prompt if body.echo else "", read, body.scores_prompt)
             for prompt, read in zip(prompts, fitted, strict=True)
@@ -134,20 +125,17 @@ def api_routes(server: Server) -> APIRouter:
             if body.logprobs is not None:
                 logprobs = echo.logprobs(choice) + _text_logprobs(served.texts, choice.scored, len(echo.text))
             choices.append(
-                TextChoice(
+                responses.TextChoice(
                     index=choice.index,
                     text=echo.text + choice.text(),
+                    parts=choice.tool_parts(),
                     logprobs=logprobs,
                     finish_reason=choice.finish_reason,
-                    **_tool_parts(choice),
-                    **echo.cut,
+                    truncated=echo.is_cut,
                 )
             )
-        answer = TextCompletion(
-            **_envelope(generation),
-            object="text_completion",
-            choices=choices,
-            usage=generation.usage(),
+        answer = responses.TextCompletion(
+            **generation.envelope, object="text_completion", choices=choices, usage=generation.usage()
         )
         return JSONResponse(answer.sent())
 
@@ -158,9 +146,9 @@ def _ok(model: type) -> dict[str, Any]:
     return {"model": model, "description": "The answer; with stream=true, its pieces as server-sent events."}
 
 
-def _card(served: ServedModel) -> ModelCard:
+def _card(served: ServedModel) -> responses.ModelCard:
     loaded = served.loaded
-    return ModelCard(
+    return responses.ModelCard(
         id=served.id,
         created=served.created,
         stage=loaded.stage,
@@ -220,64 +208,35 @@ def _checked(ids: list[int], served: ServedModel, max_tokens: int) -> list[int]:
     return ids
 
 
-def _envelope(generation: Generation) -> dict[str, Any]:
-    return {"id": generation.id, "created": generation.created, "model": generation.model}
-
-
-def _message(choice: ChoiceStream) -> AnswerMessage:
-    return AnswerMessage(role="assistant", content=choice.text(), refusal=None, **_tool_parts(choice))
-
-
-# What is sent only where there is something to say
-
-
-def _tool_parts(choice: ChoiceStream) -> dict[str, Any]:
-    parts = choice.tool_parts()
-    return {} if parts is None else {"parts": parts}
-
-
-def _dropped(prompt: FittedPrompt) -> dict[str, Any]:
-    return {"dropped_messages": prompt.dropped} if prompt.dropped else {}
-
-
-def _truncated(prompt: FittedPrompt) -> dict[str, Any]:
-    return {"truncated": True} if prompt.truncated else {}
-
-
-# Streams
-
-
 async def _chat_events(
     generation: Generation, texts: TokenTexts, include_usage: bool, prompt: FittedPrompt
 ) -> AsyncGenerator[str, None]:
-    def chunk(choices: list[ChatChunkChoice], **more: Any) -> str:
-        return event(ChatChunk(**_envelope(generation), object="chat.completion.chunk", choices=choices, **more).sent())
+    def chunk(choices: list[responses.ChatChunkChoice], **more: Any) -> str:
+        made = responses.ChatChunk(**generation.envelope, object="chat.completion.chunk", choices=choices, **more)
+        return event(made.sent())
 
     def piece(
-        index: int, finish: FinishReason | None = None, logprobs: ChatLogprobs | None = None, **delta: Any
+        index: int, delta: dict[str, Any], finish: responses.FinishReason | None = None, logprobs: Any = None
     ) -> str:
-        more = dict(usage)
-        is_first = index not in begun
-        if not begun:
-            more |= _dropped(prompt)
-        begun.add(index)
-        choice = ChatChunkChoice(
+        dropped = 0 if begun else prompt.dropped  # the first chunk says it, and the first of each choice what was cut
+        choice = responses.ChatChunkChoice(
             index=index,
-            delta=ChatDelta(**delta),
+            delta=responses.ChatDelta(**delta),
             logprobs=logprobs,
             finish_reason=finish,
-            **(_truncated(prompt) if is_first else {}),
+            truncated=prompt.truncated and index not in begun,
         )
-        return chunk([choice], **more)
+        begun.add(index)
+        return chunk([choice], dropped_messages=dropped, **no_usage)
 
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
     begun: set[int] = set()
     async with generation.recorded():
         async for choice, delta in generation.deltas():
             if choice.index not in begun:
-                yield piece(choice.index, role="assistant", content="")
+                yield piece(choice.index, {"role": "assistant", "content": ""})
             if delta is None:
-                yield piece(choice.index, choice.finish_reason)
+                yield piece(choice.index, {}, choice.finish_reason)
                 continue
             # a token's score goes with the first part that it completed
             logprobs = _chat_logprobs(texts, delta.scored) if delta.scored else None
@@ -286,7 +245,7 @@ async def _chat_events(
                 for kind, text in delta.parts
             ]
             for i, content in enumerate(contents or [{}]):
-                yield piece(choice.index, logprobs=logprobs if i == 0 else None, **content)
+                yield piece(choice.index, content, logprobs=logprobs if i == 0 else None)
         if include_usage:
             yield chunk([], usage=generation.usage())
         yield event("[DONE]")
@@ -295,18 +254,25 @@ async def _chat_events(
 async def _text_events(
     generation: Generation, texts: TokenTexts, include_usage: bool, echoes: Sequence["_Echo"], scores_prompt: bool
 ) -> AsyncGenerator[str, None]:
-    def chunk(choices: list[TextChunkChoice], **more: Any) -> str:
-        return event(TextChunk(**_envelope(generation), object="text_completion", choices=choices, **more).sent())
+    def chunk(choices: list[responses.TextChunkChoice], **more: Any) -> str:
+        made = responses.TextChunk(**generation.envelope, object="text_completion", choices=choices, **more)
+        return event(made.sent())
 
     def piece(
-        index: int, text: str, finish: FinishReason | None = None, logprobs: TextLogprobs | None = None, **part: Any
+        index: int, text: str, finish: responses.FinishReason | None = None, logprobs: Any = None, part: Any = None
     ) -> str:
-        cut = {} if index in begun else echoes[index].cut
+        choice = responses.TextChunkChoice(
+            index=index,
+            text=text,
+            part=part,
+            logprobs=logprobs,
+            finish_reason=finish,
+            truncated=echoes[index].is_cut and index not in begun,  # the first chunk of a choice says it
+        )
         begun.add(index)
-        choice = TextChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=finish, **part, **cut)
-        return chunk([choice], **usage)
+        return chunk([choice], **no_usage)
 
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
     begun: set[int] = set()
     silent = dict(enumerate(echoes))  # echoes that are still to be given
     async with generation.recorded():
@@ -323,8 +289,8 @@ async def _text_events(
             before = len(echoes[choice.index].text)
             logprobs = _text_logprobs(texts, delta.scored, before) if delta.scored else None
             for i, (kind, text) in enumerate(delta.parts or [ContentPart("text", "")]):
-                part: dict[str, Any] = {} if kind == "text" else {"part": {"type": kind, "text": text}}
-                yield piece(choice.index, "" if part else text, logprobs=logprobs if i == 0 else None, **part)
+                part = None if kind == "text" else {"type": kind, "text": text}
+                yield piece(choice.index, "" if part else text, logprobs=logprobs if i == 0 else None, part=part)
         if include_usage:
             yield chunk([], usage=generation.usage())
         yield event("[DONE]")
@@ -343,15 +309,14 @@ class _Echo:
     def __init__(self, served: ServedModel, prompt: str | list[int], read: FittedPrompt, is_scored: bool):
         is_text = isinstance(prompt, str)
         self.text = prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)
-        self.cut = _truncated(read)
-        """What is sent where its beginning was lost."""
+        self.is_cut = read.truncated
         self._served, self._ids = served, read.ids if is_scored else []
         self._begin = int(is_text)  # text begins behind <|bos|>
 
-    def logprobs(self, choice: ChoiceStream) -> TextLogprobs:
+    def logprobs(self, choice: ChoiceStream) -> responses.TextLogprobs:
         """Return what is reported of the prompt's tokens."""
         texts, tokenizer = self._served.texts, self._served.loaded.tokenizer
-        report = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        report = responses.TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         num_chars = 0
         for token, score in zip(self._ids[self._begin :], choice.prompt_logprobs[self._begin :]):
             data = tokenizer.decode_bytes([token])
@@ -367,18 +332,18 @@ class _Echo:
 # Log-probabilities
 
 
-def _chat_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken]) -> ChatLogprobs:
+def _chat_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken]) -> responses.ChatLogprobs:
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {"token": texts.text(token), "logprob": logprob, "bytes": texts.bytes(token)}
 
     content = [
-        TokenLogprob(
+        responses.TokenLogprob(
             **entry(each.token, each.logprobs.logprob),
-            top_logprobs=[TopLogprob(**entry(*rival)) for rival in each.logprobs.top],
+            top_logprobs=[responses.TopLogprob(**entry(*rival)) for rival in each.logprobs.top],
         )
         for each in scored
     ]
-    return ChatLogprobs(content=content, refusal=None)
+    return responses.ChatLogprobs(content=content, refusal=None)
 
 
 def _rivals(texts: TokenTexts, score: TokenLogprobs) -> dict[str, float]:
@@ -386,9 +351,9 @@ def _rivals(texts: TokenTexts, score: TokenLogprobs) -> dict[str, float]:
     return {texts.text(token): logprob for token, logprob in reversed(score.top)}
 
 
-def _text_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken], before: int) -> TextLogprobs:
+def _text_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken], before: int) -> responses.TextLogprobs:
     """Return what is reported of an answer's tokens, where an echo of `before` characters comes first."""
-    return TextLogprobs(
+    return responses.TextLogprobs(
         tokens=[texts.text(each.token) for each in scored],
         token_logprobs=[each.logprobs.logprob for each in scored],
         top_logprobs=[_rivals(texts, each.logprobs) for each in scored],

@@ -12,9 +12,10 @@ from fastapi.staticfiles import StaticFiles
 
 from nanochat_pl.serve.api import api_routes
 from nanochat_pl.serve.errors import add_error_handlers
-from nanochat_pl.serve.middleware import Limits, RequestMiddleware, record_of
+from nanochat_pl.serve.middleware import RequestMiddleware, record_of
 from nanochat_pl.serve.nanochat_api import nanochat_routes
 from nanochat_pl.serve.server import ServedModel, Server
+from nanochat_pl.serve.settings import Limits
 
 __all__ = ["create_app"]
 

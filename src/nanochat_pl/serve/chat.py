@@ -1,4 +1,4 @@
-"""A conversation with one model: what was said, how answers are drawn, and the next answer as a stream of parts.
+"""A conversation with one model: its messages, how answers are drawn, and the next answer as a stream of parts.
 
 Nothing here knows a terminal; `terminal.py` shows what a `Chat` yields. A saved conversation is one line of JSON in the
 layout that fine-tuning reads (`tasks.jsonl`), so that good ones can be trained on as they are.
@@ -15,8 +15,8 @@ from typing import Any, Literal
 from nanochat_pl.checkpoint import LoadedModel
 from nanochat_pl.engine import Completion, Engine, Request
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.serve.context import FittedPrompt, Policy, fit, fit_text
-from nanochat_pl.serve.settings import Settings
+from nanochat_pl.serve.context import FittedPrompt, fit, fit_text
+from nanochat_pl.serve.settings import Policy, Settings
 from nanochat_pl.serve.text import ContentPart, TextStream, merge_parts
 
 __all__ = ["AnswerStats", "Chat", "Settings"]
@@ -36,7 +36,7 @@ class AnswerStats:
     total_s: float
     """Seconds of computing; waiting for whoever listens, or for other models, is not counted."""
     ended: Literal["end", "length", "context", "stopped"]
-    """What ended it: the model itself, `max_new_tokens`, the end of the context, or whoever listened."""
+    """What ended it: the model itself, `max_new_tokens`, the end of the context, or `Chat.stop`."""
     dropped: int
     """How many messages at the front the model was no longer shown."""
     truncated: bool
@@ -53,7 +53,7 @@ class AnswerStats:
 class Chat:
     """Talk with a model.
 
-    An answer that was begun belongs to the conversation as far as it came, also where nobody listened to its end.
+    An answer that was begun belongs to the conversation as far as it came, even if nobody listened to its end.
 
     Args:
         loaded: from `load_model`.
@@ -63,7 +63,7 @@ class Chat:
         dtype: of decoding, see `Engine`.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Chat:
         """Change settings by name.
 
         Raises:
-            ValueError: for a value out of range; nothing is changed then.
+            ValueError: a value is out of range; nothing is changed then.
         """
         self._settings = self._checked(replace(self._settings, **changes))
 
@@ -125,7 +125,7 @@ class Chat:
         """Answer the last question again, from another random stream.
 
         Raises:
-            ValueError: where nothing was asked.
+            ValueError: nothing was asked yet.
         """
         if self.question is None:
             raise ValueError("nothing was asked yet; there is no answer to give again")
@@ -136,7 +136,7 @@ class Chat:
         """Ask this in place of the last question.
 
         Raises:
-            ValueError: where nothing was asked.
+            ValueError: nothing was asked yet.
         """
         if self.question is None:
             raise ValueError("nothing was asked yet; there is no question to edit")
@@ -154,7 +154,7 @@ class Chat:
         self._stopping = True
 
     def clear(self) -> None:
-        """Forget what was said; the system message stays."""
+        """Forget the conversation; the system message stays."""
         self.messages, self.stats = [], None
         self._random_seed = random.randrange(2**32)
 
@@ -162,8 +162,8 @@ class Chat:
         """Write the conversation as one line of JSON: messages, settings, and which model answered.
 
         Raises:
-            ValueError: where nothing was said.
-            OSError: if it cannot be written.
+            ValueError: there is nothing to save.
+            OSError: it cannot be written.
         """
         if not self.messages:
             raise ValueError("nothing was said yet; there is nothing to save")
@@ -179,8 +179,8 @@ class Chat:
         """Go on with a saved conversation: its messages and its system message; settings stay as they are.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is no conversation, or has no answer at its end; nothing is changed then.
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no conversation, or one without an answer at its end; nothing is changed then.
         """
         file = Path(path).expanduser()
         if not file.is_file():

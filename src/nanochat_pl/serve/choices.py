@@ -6,13 +6,15 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from nanochat_pl.requests import Event, TokenLogprobs
 from nanochat_pl.serve.errors import error_of_end
 from nanochat_pl.serve.handle import GenerationHandle
 from nanochat_pl.serve.middleware import RequestRecord
 from nanochat_pl.serve.responses import FinishReason, Usage
+from nanochat_pl.serve.schema import PartBody
 from nanochat_pl.serve.text import ContentPart, TextStream, merge_parts
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -35,8 +37,8 @@ class ScoredToken:
 class ChoiceDelta:
     """What has become certain of an answer since the last delta."""
 
-    parts: list[ContentPart] = field(default_factory=list)
-    scored: list[ScoredToken] = field(default_factory=list)
+    parts: list[ContentPart]
+    scored: list[ScoredToken]
 
 
 class TokenTexts:
@@ -83,6 +85,7 @@ class ChoiceStream:
         self.finish_reason: FinishReason = "length"
         self.prompt_logprobs: Sequence[TokenLogprobs | None] = ()
         self._texts, self._stream = texts, TextStream(tokenizer, stop)
+        self._scores = handle.request.logprobs is not None
         self._uncertain: list[ScoredToken] = []
         self._num_read = self._num_given = 0  # bytes
         self._num_chars = 0  # of text
@@ -102,9 +105,9 @@ class ChoiceStream:
                 if self._stream.stopped:
                     self.finish_reason = "stop"
                 self.parts += parts
-                delta = ChoiceDelta(parts, self._certain(parts, event.completion is not None))
-                if delta.parts or delta.scored:
-                    yield delta
+                scored = self._certain(parts, event.completion is not None) if self._scores else []
+                if parts or scored:
+                    yield ChoiceDelta(parts, scored)
                 if self._stream.stopped or event.completion is not None:
                     return
             if (error := error_of_end(self.handle)) is not None:
@@ -125,10 +128,10 @@ class ChoiceStream:
         """Return the answer without its use of tools."""
         return "".join(text for kind, text in self.parts if kind == "text")
 
-    def tool_parts(self) -> list[dict[str, str]] | None:
+    def tool_parts(self) -> list[PartBody] | None:
         """Return text and tools in their order; None where no tool was used."""
         content = merge_parts(self.parts)
-        return None if isinstance(content, str) else content
+        return None if isinstance(content, str) else [PartBody.model_validate(part) for part in content]
 
     def _take(self, event: Event) -> list[ContentPart]:
         """Push an event's token into the text, and note its score and where it stands."""
@@ -141,7 +144,7 @@ class ChoiceStream:
                 self._uncertain.append(ScoredToken(ended.stop_token, self._num_read, self._num_chars, event.logprobs))
             return []
         self.num_tokens += 1
-        if request.logprobs is not None:
+        if self._scores:
             data = self._texts.bytes(event.token) or ()
             begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
             if event.logprobs is not None:
@@ -174,8 +177,13 @@ class Generation:
     def __init__(
         self, model: str, choices: list[ChoiceStream], num_prompt_tokens: int, record: RequestRecord, kind: str
     ):
-        self.model, self.choices, self.num_prompt_tokens = model, choices, num_prompt_tokens
-        self.id, self.created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
+        self.choices, self.num_prompt_tokens = choices, num_prompt_tokens
+        self.envelope: dict[str, Any] = {
+            "id": f"{kind}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
+        """What the answer and all of its chunks begin with."""
         self._record = record
         record.model, record.prompt_tokens = model, num_prompt_tokens
 

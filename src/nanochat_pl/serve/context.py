@@ -16,14 +16,14 @@ is still a conversation; the system message stays. `FittedPrompt.dropped` and `.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from nanochat_pl.serve.settings import Policy
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["ContextFull", "FittedPrompt", "Message", "Policy", "fit", "fit_text", "take_turns"]
+__all__ = ["ContextFull", "FittedPrompt", "Message", "fit", "fit_text", "take_turns"]
 
 Message = Mapping[str, Any]
-Policy = Literal["drop", "refuse"]
 BETWEEN = "\n\n"
 """Stands between joined messages, as `Tokenizer.render_conversation` joins a system message with the user's first."""
 

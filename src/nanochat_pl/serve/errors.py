@@ -93,53 +93,39 @@ def error_of_end(handle: GenerationHandle) -> ApiError | None:
 def add_error_handlers(app: FastAPI) -> None:
     """Give all errors of an application OpenAI's form."""
 
-    def answer(request: Request, error: ApiError, logged: str | None = None) -> Response:
+    def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientGone):
+            return Response(status_code=CLIENT_GONE)
+        client_error, logged = _told(error, request)
         # by name, since the middleware, whose record it is, imports this module
         if (record := request.scope.get("nanochat_pl.record")) is not None:
-            record.refuse(error, logged)
-        return error_response(error)
+            record.refuse(client_error, logged)
+        return error_response(client_error)
 
-    def api(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return answer(request, error)
+    for kind in (ApiError, QueueFull, WorkerClosed, ClientGone, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)
 
-    def full(request: Request, error: Exception) -> Response:
-        assert isinstance(error, QueueFull)
-        wait = {"Retry-After": str(error.retry_after_s)}
-        return answer(request, ApiError(429, f"{error}; try again later", code="queue_full", headers=wait))
 
-    def closed(request: Request, error: Exception) -> Response:
-        return answer(request, ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}))
-
-    def gone(_: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_GONE)
-
-    def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return answer(request, _of_validation(error.errors()))
-
-    def plain(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = str(error.detail)
-        path = ""
-        if error.status_code == 400:  # FastAPI, of what its reader gives up on: bytes that are no text, depth, digits
+def _told(error: Exception, request: Request) -> tuple[ApiError, str | None]:
+    """Return what a client is told of an error, and the message for the log where it must not be the client's."""
+    match error:
+        case QueueFull():
+            wait = {"Retry-After": str(error.retry_after_s)}
+            return ApiError(429, f"{error}; try again later", code="queue_full", headers=wait), None
+        case WorkerClosed():
+            return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}), None
+        case RequestValidationError():
+            return _of_validation(error.errors()), None
+        case HTTPException(status_code=400):  # FastAPI's reader gave up: bytes that are no text, depth, digits
             why = "the body cannot be read as JSON: it must be UTF-8, nested less deep, with shorter numbers"
-            return answer(request, ApiError(400, why, code="invalid_json"))
-        if message == http.HTTPStatus(error.status_code).phrase:
-            path = f": {request.method} {request.url.path}"  # which may hold what somebody typed: not for the log
-        code = _CODES.get(error.status_code)
-        said = ApiError(error.status_code, message + path, code=code, headers=error.headers)
-        return answer(request, said, message)
-
-    for kind, handler in (
-        (ApiError, api),
-        (QueueFull, full),
-        (WorkerClosed, closed),
-        (ClientGone, gone),
-        (RequestValidationError, invalid),
-        (HTTPException, plain),
-    ):
-        app.add_exception_handler(kind, handler)
+            return ApiError(400, why, code="invalid_json"), None
+        case HTTPException():
+            status, message = error.status_code, str(error.detail)
+            is_plain = message == http.HTTPStatus(status).phrase
+            path = f": {request.method} {request.url.path}" * is_plain  # may hold what somebody typed: not for the log
+            return ApiError(status, message + path, code=_CODES.get(status), headers=error.headers), message
+    assert isinstance(error, ApiError)
+    return error, None
 
 
 _SAYS = {  # pydantic's error type -> what a value must be, with the names of its context

@@ -80,7 +80,8 @@ class GenerationHandle:
 
     def cancel(self) -> None:
         """End the request now, from any thread; its row is free before the engine's next step."""
-        self._cancel(self)
+        if self.end is None:
+            self._cancel(self)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,15 +19,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanochat_pl.serve.context import Policy
 from nanochat_pl.serve.errors import CLIENT_GONE, ApiError, error_response
+from nanochat_pl.serve.settings import Limits
 
 if TYPE_CHECKING:
     from nanochat_pl.serve.worker import Worker
 
 __all__ = [
     "PROTECTED",
-    "Limits",
     "Metrics",
     "RequestMiddleware",
     "RequestRecord",
@@ -51,51 +50,6 @@ _HEADERS = {
 }
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@\s]+)(?::\d{0,5})?")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What whoever runs a server allows; batch and queue belong to each model's `Worker`.
-
-    Raises:
-        ValueError: a limit allows nothing, a key is empty or cannot be sent, or the policy is unknown.
-    """
-
-    api_keys: tuple[str, ...] = ()
-    """Requests must bear one of them; none = whoever reaches the server may use it."""
-    cors_origins: tuple[str, ...] = ()
-    """Web pages of other origins that may use it, `*` = all; none = only its own."""
-    hosts: tuple[str, ...] = ()
-    """Names it may be called by (the header `Host`, without a port); none = any. A server that only its own machine
-    reaches needs them: otherwise a page from elsewhere could make its own name lead there, and read along."""
-    max_messages: int = 500
-    max_message_chars: int = 8_000
-    max_total_chars: int = 32_000
-    """Of all messages or prompts of a request together."""
-    max_body_bytes: int = 1 << 20
-    max_tokens: int = 2048
-    """Most new tokens of an answer, and a chat's default."""
-    max_choices: int = 32
-    """How many answers one request may ask for: `n` times its prompts."""
-    request_timeout_s: float = 120.0
-    """From its arrival to its last token, waiting included."""
-    stalled_client_s: float = 60.0
-    """A client that ought to send its body or read its stream, and does neither for this long, is left."""
-    heartbeat_s: float = 15.0
-    """After this long without anything new a stream sends a comment line: proxies cut connections that are silent."""
-    context: Policy = "refuse"
-    """What happens to a conversation that is too long, unless the request says it."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name.startswith(("max_", "request_", "stalled_", "heartbeat_")) and not value > 0:
-                raise ValueError(f"{name}={value} must be above 0")
-        if not all(self.api_keys):
-            raise ValueError("an API key is empty; put a long random string there")
-        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
-            raise ValueError("an API key holds blanks or characters beyond ASCII, which no header can carry")
-        if self.context not in get_args(Policy):
-            raise ValueError(f"context={self.context!r} is unknown; choose one of {', '.join(get_args(Policy))}")
 
 
 @dataclass
@@ -163,13 +117,6 @@ class Metrics:
         self.registry.register(_Workers(workers))
         ProcessCollector(registry=self.registry)
 
-    def count(self, record: "RequestRecord", route: str, status: int, seconds: float) -> None:
-        """Count a request that has ended."""
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
-        if record.first_token_s is not None:
-            self.first_token.labels(record.model).observe(record.first_token_s)
-
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -230,7 +177,10 @@ class RequestMiddleware:
         began, headers = time.monotonic(), Headers(scope=scope)
         key = self._key(headers)
         address = scope["client"][0] if scope.get("client") else ""
-        record = RequestRecord(_request_id(headers), f"{key}@{address}")
+        # the client's id is taken where it can do no harm in a log
+        theirs = headers.get("x-request-id", "")
+        request_id = theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
+        record = RequestRecord(request_id, f"{key}@{address}")
         method = scope["method"]
         # whatever can be got can also be asked for its headers alone
         scope = {**scope, "method": "GET" if method == "HEAD" else method, "nanochat_pl.record": record}
@@ -285,7 +235,10 @@ class RequestMiddleware:
     def _note(self, method: str, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         # the route's pattern, not the path: paths are endless, and may hold what somebody typed
         route = record.route or getattr(scope.get("route"), "path", None) or "other"
-        self._metrics.count(record, route, status, seconds)
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        if record.first_token_s is not None:
+            self._metrics.first_token.labels(record.model).observe(record.first_token_s)
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "request_id": record.request_id,
@@ -319,12 +272,6 @@ def _no_key(is_wrong: bool) -> ApiError:
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )
-
-
-def _request_id(headers: Headers) -> str:
-    """Take the client's id where it can do no harm in a log, else make one."""
-    theirs = headers.get("x-request-id", "")
-    return theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
 
 
 _ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")

@@ -1,47 +1,41 @@
 """What is answered over HTTP: OpenAI's answers, with a few extensions.
 
-The bodies and their description (/openapi.json) are both made from these models. A field that is not set is not sent:
-fields with a default are those that may be missing.
+The bodies and their description (/openapi.json) are both made from these models. Fields with a default are those that
+may be missing: they are not sent where they are not set or say nothing.
 """
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from nanochat_pl.serve.schema import PartBody
 
-__all__ = [
-    "AnswerMessage",
-    "ChatChoice",
-    "ChatChunk",
-    "ChatChunkChoice",
-    "ChatCompletion",
-    "ChatDelta",
-    "ChatLogprobs",
-    "ErrorBody",
-    "FinishReason",
-    "ModelCard",
-    "ModelList",
-    "Suggestion",
-    "TextChoice",
-    "TextChunk",
-    "TextChunkChoice",
-    "TextCompletion",
-    "TextLogprobs",
-    "TokenLogprob",
-    "TopLogprob",
-    "Usage",
-]
+__all__ = ["ChatChunk", "ChatCompletion", "ErrorBody", "ModelCard", "ModelList", "TextChunk", "TextCompletion"]
 
 FinishReason = Literal["stop", "length"]
+
+
+def _maybe(default: Any = None) -> Any:
+    """Declare a field that is sent only where it says something."""
+    return Field(default, exclude_if=lambda value: value == default)
 
 
 class _Sent(BaseModel):
     """An object of an answer."""
 
     def sent(self) -> dict[str, Any]:
-        """Return the object as it is sent: without the fields that were not set."""
+        """Return the object as it is sent."""
         return self.model_dump(exclude_unset=True)
+
+
+class _Envelope(_Sent):
+    """What is around the choices, whole or in chunks."""
+
+    id: str
+    object: str
+    created: int
+    """Seconds since 1970."""
+    model: str
 
 
 class Usage(_Sent):
@@ -95,7 +89,7 @@ class AnswerMessage(_Sent):
     role: Literal["assistant"]
     content: str
     refusal: None
-    parts: list[PartBody] | None = None
+    parts: list[PartBody] | None = _maybe()
     """Text and tools in their order, where a tool was used."""
 
 
@@ -106,19 +100,16 @@ class ChatChoice(_Sent):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
-    truncated: bool = False
+    truncated: bool = _maybe(False)
     """Whether the last message lost its beginning, since it does not fit by itself (context=drop)."""
 
 
-class ChatCompletion(_Sent):
+class ChatCompletion(_Envelope):
     """The whole answer to a chat's request."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[ChatChoice]
-    dropped_messages: int = 0
+    dropped_messages: int = _maybe(0)
     """How many of the conversation's first messages did not fit and were left out (context=drop)."""
     usage: Usage
 
@@ -128,20 +119,17 @@ class TextChoice(_Sent):
 
     index: int
     text: str
-    parts: list[PartBody] | None = None
+    parts: list[PartBody] | None = _maybe()
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
-    truncated: bool = False
+    truncated: bool = _maybe(False)
     """Whether the text that is continued lost its beginning (context=drop)."""
 
 
-class TextCompletion(_Sent):
+class TextCompletion(_Envelope):
     """The whole answer to a completion's request."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
     choices: list[TextChoice]
     usage: Usage
 
@@ -151,7 +139,7 @@ class ChatDelta(_Sent):
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
-    part: PartBody | None = None
+    part: PartBody | None = _maybe()
     """What a tool was given or gave back."""
 
 
@@ -162,21 +150,18 @@ class ChatChunkChoice(_Sent):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
-    truncated: bool = False
+    truncated: bool = _maybe(False)
     """As in `ChatChoice`, in the first chunk of the choice."""
 
 
-class ChatChunk(_Sent):
+class ChatChunk(_Envelope):
     """A piece of a chat's answer (stream=true)."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
     """In the last chunk, where `stream_options` ask for it."""
-    dropped_messages: int = 0
+    dropped_messages: int = _maybe(0)
     """As in `ChatCompletion`, in the first chunk."""
 
 
@@ -185,21 +170,18 @@ class TextChunkChoice(_Sent):
 
     index: int
     text: str
-    part: PartBody | None = None
+    part: PartBody | None = _maybe()
     """What a tool was given or gave back."""
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
-    truncated: bool = False
+    truncated: bool = _maybe(False)
     """As in `TextChoice`, in the first chunk of the choice."""
 
 
-class TextChunk(_Sent):
+class TextChunk(_Envelope):
     """A piece of a completion's answer (stream=true)."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
     choices: list[TextChunkChoice]
     usage: Usage | None = None
     """In the last chunk, where `stream_options` ask for it."""

@@ -19,21 +19,6 @@ from nanochat_pl.requests import RANGES, Request
 
 __all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody", "SamplingBody"]
 
-LABELS = frozenset(
-    {
-        "user",
-        "metadata",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "service_tier",
-        "store",
-        "request_id",
-        "cache_prompt",
-    }
-)
-"""Fields that never change an answer, whatever their value."""
-
 Role = Literal["system", "developer", "user", "assistant"]
 Text = Annotated[str, Field(min_length=1)]
 Ids = list[Annotated[int, Field(ge=0)]]
@@ -92,6 +77,9 @@ class _Body(BaseModel):
     without_effect: ClassVar[Mapping[str, tuple[Any, ...] | Callable[[Any], bool]]] = {}
     """Fields that are known but not supported -> the values, beside null, that change nothing, or a test for them."""
 
+    labels: ClassVar[frozenset[str]] = frozenset()
+    """Fields that never change an answer, whatever their value."""
+
     @model_validator(mode="before")
     @classmethod
     def _drop_ineffective(cls, data: Any) -> Any:
@@ -99,6 +87,8 @@ class _Body(BaseModel):
             return data
         kept = {}
         for name, value in data.items():
+            if name in cls.labels:
+                continue
             if name in cls.without_effect:
                 if not _changes_nothing(value, cls.without_effect[name]):
                     raise unsupported(name, "is not supported by this server; leave it out")
@@ -191,6 +181,11 @@ class StreamOptions(_Body):
 class SamplingBody(_Body):
     """Settings that both kinds of requests share; null = the default."""
 
+    labels = frozenset(
+        ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier", "store")
+        + ("request_id", "cache_prompt")
+    )
+
     model: str | None = None
     """Id of a loaded model; the first one where left out."""
     max_tokens: int | None = _within("max_new_tokens", ge=1)
@@ -220,11 +215,6 @@ class SamplingBody(_Body):
     stream_options: StreamOptions | None = None
     context: Literal["drop", "refuse"] | None = None
     """What is too long loses its oldest turns (a text: its beginning) or is refused; left out: the server's policy."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_labels(cls, data: Any) -> Any:
-        return {name: data[name] for name in data if name not in LABELS} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "SamplingBody":
@@ -315,15 +305,11 @@ class ChatBody(SamplingBody):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @model_validator(mode="after")
-    def _check_logprobs(self) -> "ChatBody":
+    def _check_combinations(self) -> "ChatBody":
         if self.top_logprobs and not self.logprobs:
             raise unsupported("top_logprobs", "needs logprobs=true; set that or leave it out")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise unsupported("max_tokens", "and max_completion_tokens differ; set one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _check_continuation(self) -> "ChatBody":
         continued = self.messages[-1].role == "assistant"
         whose = "the assistant's, which is continued" if continued else "not the assistant's"
         for name, happens in (("continue_final_message", continued), ("add_generation_prompt", not continued)):
@@ -369,7 +355,7 @@ class CompletionBody(SamplingBody):
     """Must equal `n`, since all that is written is given back."""
 
     @model_validator(mode="after")
-    def _check_echo(self) -> "CompletionBody":
+    def _check_combinations(self) -> "CompletionBody":
         if self.max_tokens == 0 and not self.echo:
             raise unsupported("max_tokens", "must be 1 or more where there is no echo=true; found 0")
         if self.scores_prompt and self.context == "drop":

@@ -1,8 +1,8 @@
 """What people see of a chat: answers as they come, tool calls, several answers side by side, remarks.
 
-What a model writes is text and nothing else: it cannot move the cursor, colour the screen or rename the window, since
-control characters are taken out and rich's markup is never read. Without a terminal all is plain text, answers on the
-one stream and remarks on the other.
+What a model writes is shown as text and does nothing else: it cannot move the cursor, colour the screen or rename the
+window, since control characters are taken out and rich's markup is never read. Without a terminal everything is plain
+text, with answers on one stream and remarks on the other.
 """
 
 import re
@@ -21,20 +21,20 @@ from nanochat_pl.paths import first_distinct, run_folder
 from nanochat_pl.serve.chat import AnswerStats, Chat
 from nanochat_pl.serve.text import ContentPart
 
-__all__ = ["Screen", "figures", "labels", "model_card", "visible"]
+__all__ = ["Screen", "labels", "model_line", "stats_line", "visible"]
 
 COLUMN = 44
-"""Answers stand side by side where each has at least so many characters in a line."""
+"""Answers stand side by side where each has at least this many characters in a line."""
 MEASURE = 100
-"""Longest line that answers are wrapped to."""
+"""Answers are wrapped to lines of at most this many characters."""
 REDRAW_S = 0.1
-"""Answers side by side are drawn anew so often: a slow terminal shall not hold the models up."""
+"""Seconds between two drawings of answers side by side: a slow terminal must not hold up the models."""
 
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    """Take out what a terminal would obey instead of show: control characters and changes of direction."""
+    """Take out what a terminal would obey instead of showing it: control characters and changes of direction."""
     return _INVISIBLE.sub("", text).replace("\t", "    ")
 
 
@@ -64,7 +64,7 @@ class _Marks:
 
 
 class _Wrapped:
-    """Break lines between words while they come: a word is shown when it is known to end."""
+    """Break lines between words while they come: a word is shown once its end is known."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -114,23 +114,23 @@ class Screen:
     """Where a chat is shown.
 
     Args:
-        out: answers.
-        notes: remarks; the same as `out` where a person looks at both.
+        out: gets the answers.
+        notes: gets the remarks; the same as `out` where a person looks at both.
     """
 
     def __init__(self, out: Console, notes: Console):
         self.out, self.notes = out, notes
 
     def note(self, text: str, style: str = "dim") -> None:
-        """Say something about the chat; text of models and people in it is shown as it is."""
+        """Show a remark about the chat; text of models and people in it is shown as it is."""
         self.notes.print(Text(visible(text), style=style), soft_wrap=not self.notes.is_terminal)
 
     def warn(self, text: str) -> None:
-        """Say what ought not to be overlooked."""
+        """Show a remark that must not be overlooked."""
         self.note(text, style="yellow")
 
     def heading(self, text: str) -> None:
-        """Say whose answer follows."""
+        """Show whose answer follows."""
         self.out.print(Text(visible(text), style="bold"), soft_wrap=True)
 
     def stream(self, parts: Iterable[ContentPart]) -> None:
@@ -148,11 +148,11 @@ class Screen:
             self.out.out("", highlight=False)
 
     def has_columns(self, count: int) -> bool:
-        """Say whether so many answers have room side by side."""
+        """Tell whether `count` answers have room side by side."""
         return count > 1 and self.out.is_terminal and self.out.width >= count * COLUMN
 
     def columns(self, headings: Sequence[str], answers: Sequence[Iterator[ContentPart]]) -> None:
-        """Show several answers as they come, by turns, side by side."""
+        """Show several answers side by side as they come, each a part in turn."""
         texts, marks = [Text() for _ in answers], [_Marks() for _ in answers]
         waiting, drawn = dict(enumerate(answers)), 0.0
 
@@ -181,15 +181,15 @@ class Screen:
 
 
 def labels(models: Sequence[LoadedModel]) -> list[str]:
-    """Name each model shortly: stage and run of its folder, and more only where that does not tell them apart."""
+    """Give each model a short name: stage and run of its folder, and more only where that does not tell them apart."""
     runs = [run_folder(model.path) if run_folder(model.path) != model.path.parent else model.path for model in models]
     short = ["/".join(run.absolute().parts[-2:]) for run in runs]
     longer = [f"{name}:{model.path.stem}" for name, model in zip(short, models)]
     return first_distinct(short, longer) or [f"{index}: {model.path}" for index, model in enumerate(models, 1)]
 
 
-def model_card(chat: Chat) -> str:
-    """Say what answers: file, stage, size, where it computes and how much it can read."""
+def model_line(chat: Chat) -> str:
+    """Describe a model: file, stage, size, where it computes and how much it can read."""
     loaded, dtype = chat.loaded, str(chat.engine.dtype).removeprefix("torch.")
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     return (
@@ -198,17 +198,17 @@ def model_card(chat: Chat) -> str:
     )
 
 
-def figures(stats: AnswerStats) -> str:
-    """Say how long an answer is, how fast it came, and what ended it where that was not the model."""
-    said = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
+def stats_line(stats: AnswerStats) -> str:
+    """Describe an answer: how long it is, how fast it came, and what ended it if that was not the model."""
+    words = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
     if stats.tokens_per_s is not None:
-        said.append(f"{stats.tokens_per_s:.1f} tokens/s")
+        words.append(f"{stats.tokens_per_s:.1f} tokens/s")
     if stats.first_token_s is not None:
-        said.append(f"first after {stats.first_token_s:.2f} s")
+        words.append(f"first after {stats.first_token_s:.2f} s")
     why = {"length": "cut at its longest (/tokens)", "context": "cut by the end of the context", "stopped": "stopped"}
     if stats.ended in why:
-        said.append(why[stats.ended])
-    return " · ".join(said)
+        words.append(why[stats.ended])
+    return " · ".join(words)
 
 
 def _count(number: int) -> str:

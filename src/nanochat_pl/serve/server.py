@@ -14,9 +14,10 @@ from nanochat_pl.engine import Engine
 from nanochat_pl.paths import run_name
 from nanochat_pl.serve.choices import ChoiceStream, Generation, TokenTexts
 from nanochat_pl.serve.errors import ApiError
-from nanochat_pl.serve.middleware import Limits, Metrics, record_of
+from nanochat_pl.serve.middleware import Metrics, record_of
 from nanochat_pl.serve.responses import Suggestion
 from nanochat_pl.serve.schema import SamplingBody
+from nanochat_pl.serve.settings import Limits
 from nanochat_pl.serve.worker import Worker
 
 __all__ = ["ServedModel", "Server", "model_id", "serve_model"]

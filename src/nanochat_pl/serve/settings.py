@@ -1,10 +1,17 @@
-"""How the answers of a chat are drawn, and how people type it; no torch here, so that a slip is answered at once."""
+"""What people may set: how the answers of a chat are drawn, and what a server allows.
+
+No torch here, so that a slip in a command line is answered at once.
+"""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from nanochat_pl.requests import RANGES, Request
 
-__all__ = ["SETTINGS", "Settings", "Typed", "read_setting", "shown_setting"]
+__all__ = ["SETTINGS", "Limits", "Policy", "Settings", "Typed", "read_setting", "shown_setting"]
+
+Policy = Literal["drop", "refuse"]
+"""What is done with a conversation that is too long, see `context.fit`."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +132,48 @@ def read_setting(name: str, text: str) -> int | float | None:
 def shown_setting(name: str, value: float | None) -> str:
     """Write a setting's value as it may be typed."""
     return "off" if name in _OFF and value == _OFF[name] else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What whoever runs a server allows; batch and queue belong to each model's `Worker`.
+
+    Raises:
+        ValueError: a limit allows nothing, a key is empty or cannot be sent, or the policy is unknown.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    """Requests must bear one of them; none = whoever reaches the server may use it."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of other origins that may use it, `*` = all; none = only its own."""
+    hosts: tuple[str, ...] = ()
+    """Names it may be called by (the header `Host`, without a port); none = any. A server that only its own machine
+    reaches needs them: otherwise a page from elsewhere could make its own name lead there, and read along."""
+    max_messages: int = 500
+    max_message_chars: int = 8_000
+    max_total_chars: int = 32_000
+    """Of all messages or prompts of a request together."""
+    max_body_bytes: int = 1 << 20
+    max_tokens: int = 2048
+    """Most new tokens of an answer, and a chat's default."""
+    max_choices: int = 32
+    """How many answers one request may ask for: `n` times its prompts."""
+    request_timeout_s: float = 120.0
+    """From its arrival to its last token, waiting included."""
+    stalled_client_s: float = 60.0
+    """A client that ought to send its body or read its stream, and does neither for this long, is left."""
+    heartbeat_s: float = 15.0
+    """After this long without anything new a stream sends a comment line: proxies cut connections that are silent."""
+    context: Policy = "refuse"
+    """What happens to a conversation that is too long, unless the request says it."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.startswith(("max_", "request_", "stalled_", "heartbeat_")) and not value > 0:
+                raise ValueError(f"{name}={value} must be above 0")
+        if not all(self.api_keys):
+            raise ValueError("an API key is empty; put a long random string there")
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
+            raise ValueError("an API key holds blanks or characters beyond ASCII, which no header can carry")
+        if self.context not in get_args(Policy):
+            raise ValueError(f"context={self.context!r} is unknown; choose one of {', '.join(get_args(Policy))}")

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanochat_pl.serve.errors import ApiError, ClientGone
-from nanochat_pl.serve.middleware import Limits, record_of
+from nanochat_pl.serve.middleware import record_of
+from nanochat_pl.serve.settings import Limits
 
 __all__ = ["EventStream", "event", "unless_gone"]
 

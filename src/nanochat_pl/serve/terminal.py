@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_pl.serve.chat import Chat
 from nanochat_pl.serve.context import ContextFull
-from nanochat_pl.serve.screen import Screen, figures, labels, model_card
+from nanochat_pl.serve.screen import Screen, labels, model_line, stats_line
 from nanochat_pl.serve.settings import SETTINGS, read_setting, shown_setting
 from nanochat_pl.serve.text import ContentPart
 
@@ -43,7 +43,7 @@ COMMANDS = {
     "quit": ("", "leave, like Ctrl-D"),
 }
 OF_CONVERSATIONS = ("system", "regenerate", "edit", "save", "load")
-"""Commands that mean nothing where plain text is continued."""
+"""Commands that do not apply where plain text is continued."""
 _SETTING_OF = {typed.command: name for name, typed in SETTINGS.items()}
 
 
@@ -51,11 +51,11 @@ class Terminal:
     """One conversation on a screen, or the same conversation with several models.
 
     Args:
-        chats: the first is the one that is saved.
-        screen: where it is shown.
+        chats: one for each model.
+        screen: where they are shown.
         open_chat: makes a chat with another checkpoint, for /compare.
         complete: inputs are plain text to be continued, not questions.
-        interactive: a person is there: figures follow each answer, and Ctrl-C ends an answer only.
+        interactive: a person is there: the statistics follow each answer, and Ctrl-C ends an answer only.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Terminal:
         self.chats, self.screen, self.complete, self.interactive = list(chats), screen, complete, interactive
         self._open_chat = open_chat
         self.num_refused = 0
-        """Inputs that could not be answered or obeyed."""
+        """How many inputs could not be answered or obeyed."""
         self._own_files: set[Path] = set()
         self._read: Callable[[str], str] | None = None
 
     def introduce(self) -> None:
-        """Say which models answer, and what may be expected of them."""
+        """Show which models answer, and what may be expected of them."""
         for chat in self.chats:
             self._introduce(chat)
 
     def _introduce(self, chat: Chat) -> None:
-        self.screen.note(model_card(chat))
+        self.screen.note(model_line(chat))
         if chat.loaded.stage == "base" and not self.complete:
             self.screen.warn(
                 "A base model: it has never seen a conversation and may answer with anything. "
@@ -152,7 +152,7 @@ class Terminal:
         self.answer(lambda chat: chat.complete(text) if self.complete else chat.ask(text))
 
     def ask_anew(self, question: str) -> None:
-        """Show a question and its answer, nothing having been said before; see `ask`."""
+        """Show a question and its answer in a new conversation; see `ask`."""
         for chat in self.chats:
             chat.clear()
         self._quote_and_ask(question)
@@ -180,10 +180,10 @@ class Terminal:
                     for place, (name, answer) in enumerate(zip(names, answers)):
                         self.screen.heading("\n" * bool(place) + f"{name}:")
                         self.screen.stream(answer)
-        self._say_figures()
+        self._show_stats()
 
     def _begin(self, begin: Callable[[Chat], Iterator[ContentPart]], chat: Chat) -> Iterator[ContentPart]:
-        """Begin an answer; a model whose context is full says so in its place, so that the others still answer."""
+        """Begin an answer; a full context is told in its place, so that the other models still answer."""
         try:
             return begin(chat)
         except ContextFull as error:
@@ -192,7 +192,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Let Ctrl-C end answers after their next token; a second one, at once."""
+        """Let Ctrl-C end answers after their next token; a second Ctrl-C ends them at once."""
         if not self.interactive:
             yield
             return
@@ -211,18 +211,18 @@ class Terminal:
             with _unechoed_controls():
                 yield
         except KeyboardInterrupt:
-            pass  # what came so far was said
+            pass  # what came so far belongs to the conversation
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _say_figures(self) -> None:
+    def _show_stats(self) -> None:
         names = labels([chat.loaded for chat in self.chats])
         for name, chat in zip(names, self.chats):
             if chat.stats is None:
                 continue
             whose = f"{name}: " if len(names) > 1 else ""
             if self.interactive:
-                self.screen.note(f"{whose}{figures(chat.stats)}")
+                self.screen.note(f"{whose}{stats_line(chat.stats)}")
             if chat.stats.ended == "end" and not chat.stats.new_tokens:
                 self.screen.warn(f"{whose}{self._why_silent(chat)}")
             if chat.stats.truncated:
@@ -235,7 +235,7 @@ class Terminal:
                 )
 
     def _why_silent(self, chat: Chat) -> str:
-        """Say what an answer of no token means."""
+        """Explain an answer without a token."""
         if self.complete:
             return "The model ended at once: it takes this text for a whole one. Another temperature or text may help."
         if chat.loaded.stage == "base":
@@ -314,11 +314,11 @@ class Terminal:
             if chat.stats is not None:
                 whose = f"{name}: " if len(names) > 1 else ""
                 of = f"prompt of {chat.stats.prompt_tokens} of {chat.sequence_len} tokens"
-                self.screen.note(f"{whose}{figures(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
+                self.screen.note(f"{whose}{stats_line(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
         chat = self.chats[0]
         names = sorted(SETTINGS, key=lambda name: name.endswith("penalty"))  # the penalties last
-        said = ", ".join(f"{name} {shown_setting(name, getattr(chat.settings, name))}" for name in names)
-        self.screen.note(f"{len(chat.messages)} messages · {said} · full context: {chat.policy}")
+        values = ", ".join(f"{name} {shown_setting(name, getattr(chat.settings, name))}" for name in names)
+        self.screen.note(f"{len(chat.messages)} messages · {values} · full context: {chat.policy}")
 
     def _clear(self, _: str) -> None:
         for chat in self.chats:
@@ -367,7 +367,7 @@ def _unechoed_controls() -> Iterator[None]:
 
 
 def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSession[str]":
-    """Make the line that people type into.
+    """Make the prompt that people type into.
 
     Args:
         history: the file that keeps what was typed, readable by its owner only; None = it is forgotten at the end.
