@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "config": ("paths", "downloads", "data", "world", "tasks", "model", "optim", "tokenizer", "checkpoint", "eval"),
     "eval.runner": (*PURE, "config", "training"),
     "eval.evaluations": (*PURE, "config"),
+    "eval.texts": ("data", "rows", "tokenizer", "vocabulary"),
     "training": (*PURE, "config"),
     "lit": ("training",),
     "api": ("config", "paths", "training", "cli"),

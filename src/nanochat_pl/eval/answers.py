@@ -1,9 +1,9 @@
 """What a generated text says: its letter, its explanation, and whether the two agree.
 
-Small models answer in prose of every kind, so how a letter is read decides the score. Two readers are kept:
+Small models answer in prose of every kind, so how a letter is read decides the score. There are two readers:
 `strict_letter`, the default, which would rather read nothing than something not said; and `regex_letter`, the rule of
-the student project whose figures we reproduce, which takes the article "a" for an answer. What a task grades by
-(`strict_letter`, `recalled_answer`) lies with the tasks. All functions are pure.
+the student project whose numbers we reproduce, which takes the article "a" for an answer. The readers that a task
+grades by (`strict_letter`, `recalled_answer`) stand with the tasks. All functions are pure.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Bits per byte: how many bits the model needs for each byte of unseen text.
 
 Cross-entropy per token cannot be compared between tokenizers, since a larger vocabulary has fewer and harder tokens.
-Dividing the total surprise by the bytes that the target tokens spell makes it comparable. Tokens that spell no text
-(the special tokens) count neither above nor below the line, nor do targets of -1.
+Dividing the sum of the losses by the bytes that the target tokens spell makes it comparable. Tokens that spell no text
+(the special tokens) count neither in the sum nor in the bytes, nor do targets of -1.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from nanochat_pl.model.gpt import GPT
+
 __all__ = ["BitsPerByte", "MeanLoss", "evaluate_bpb", "evaluate_loss"]
 
 
 class BitsPerByte(Metric):
-    """Accumulate surprise and bytes over batches and, on `compute`, over ranks (nanochat, 2025-11).
+    """Sum losses and bytes over batches and, on `compute`, over ranks (nanochat, 2025-11).
 
-    Nats are summed in float32, as MPS has no float64; bytes are counted in int64.
-
-    Args:
-        token_bytes: (V,) integers: UTF-8 bytes that each token spells, 0 for special tokens.
+    Nats are summed in float32, as MPS has no float64. `token_bytes` (V,) are the UTF-8 bytes that each token spells, 0
+    for special tokens.
     """
 
     is_differentiable = False
@@ -40,12 +40,7 @@ class BitsPerByte(Metric):
         self.add_state("num_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, targets: Tensor) -> None:
-        """Add one batch.
-
-        Args:
-            losses: Cross-entropy of each target in nats; any shape with as many elements as `targets`.
-            targets: Token ids; negative ids are not counted.
-        """
+        """Add the cross-entropy of each target in nats, in any shape; negative targets are not counted."""
         losses, targets = losses.reshape(-1).float(), targets.reshape(-1)
         spelled = torch.where(targets >= 0, self.token_bytes[targets.clamp(min=0)], 0)
         # where, not a product: a loss that is not finite at an uncounted position must not reach the sum
@@ -62,7 +57,7 @@ class BitsPerByte(Metric):
 class MeanLoss(Metric):
     """Mean cross-entropy in nats per supervised token, over batches and ranks; every token weighs the same.
 
-    Not torchmetrics' MeanMetric, which drops NaN: a model that broke would be scored on what is left.
+    Unlike torchmetrics' MeanMetric it keeps NaN: a model that broke must not be scored on what is left.
     """
 
     is_differentiable = False
@@ -77,13 +72,13 @@ class MeanLoss(Metric):
         self.add_state("num_tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, targets: Tensor) -> None:
-        """Add one batch; arguments as `BitsPerByte.update`."""
+        """Add one batch, as `BitsPerByte.update`."""
         supervised = targets.reshape(-1) >= 0
         self.nats += torch.where(supervised, losses.reshape(-1).float(), 0.0).sum()
         self.num_tokens += supervised.sum()
 
     def compute(self) -> Tensor:
-        """Return nats per token as a scalar; infinite where no token was supervised, so that it is never the best."""
+        """Return nats per token as a scalar; infinite, and so never the best, where no token was supervised."""
         if self.num_tokens == 0:
             return torch.full_like(self.nats, float("inf"))
         return self.nats / self.num_tokens
@@ -101,11 +96,9 @@ def evaluate_loss(
     Args:
         forward: A GPT or its bare `forward`, called as `forward(inputs, targets, positions, reduction="none")` on each
             micro-batch of (B, T).
-        batches: `Batch` objects with inputs, targets (A, B, T) and positions (A, B, T) or None. This rank's share,
-            finite (`itertools.islice` an endless loader). In a process group every rank must call, also one that has
-            no batch left.
+        batches: This rank's share of `Batch` objects, finite (`itertools.islice` an endless loader). In a process group
+            every rank must call, also one that has no batch.
         token_bytes: (V,) bytes of each token (`Tokenizer.token_bytes()`); None = no bits per byte.
-        device: Where the model is.
     """
     mean = MeanLoss().to(device)
     bpb = None if token_bytes is None else BitsPerByte(token_bytes).to(device)
@@ -120,13 +113,13 @@ def evaluate_loss(
     return float(mean.compute()), None if bpb is None else float(bpb.compute())
 
 
-def evaluate_bpb(model: Any, batches: Iterable[Any], token_bytes: Tensor | np.ndarray) -> float:
+def evaluate_bpb(model: GPT, batches: Iterable[Any], token_bytes: Tensor | np.ndarray) -> float:
     """Return bits per byte of `model` over `batches` (see `evaluate_loss`).
 
     Raises:
         ValueError: `token_bytes` does not belong to the model's vocabulary.
     """
-    vocab_size: int = model.config.vocab_size
+    vocab_size = model.config.vocab_size
     if len(token_bytes) != vocab_size:
         raise ValueError(
             f"token_bytes has {len(token_bytes)} entries, the model's vocabulary {vocab_size}: "

@@ -216,9 +216,9 @@ def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int
 
 
 def _share_row(task: str, metric: str, shares: Sequence[float], seed: int) -> MetricRow:
-    """Make the row of a mean of shares: Wilson's interval where each is 0 or 1, else the bootstrap's.
+    """Return the row of a mean of shares: Wilson's interval where each is 0 or 1, else the bootstrap's.
 
-    A bootstrap of nothing but zeros would be sure that the next question fails too.
+    A bootstrap of nothing but zeros would claim that the next question certainly fails too.
     """
     if set(shares) <= {0.0, 1.0}:
         return proportion_row(task, metric, [share == 1.0 for share in shares], bootstrap_seed=seed)

@@ -236,6 +236,8 @@ def load_checks(path: str | Path | None = None) -> list[Check]:
         raise ValueError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is no YAML: {_yaml_fault(error)}") from None
+    except ValueError:  # what looks like a date is one for YAML
+        raise ValueError(f"{source} holds a date that does not exist; quote it, if it is a text") from None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{source} holds {_kind(entries)}; a list of checks is needed, each beginning with `- id:`")
     checks, faults, seen = [], [], set()
@@ -299,7 +301,7 @@ def _faults(entry: Any) -> Iterator[str]:
 
 
 def _need(model: type[BaseModel], key: str, value: Any, what: str) -> str:
-    """Say what a key of the file needs, which is the description of its field."""
+    """Return what a key of the file needs: the description of its field."""
     field = model.model_fields.get(key)
     if field is None:
         return f"unknown {what}; there are {', '.join(model.model_fields)}"
@@ -341,7 +343,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:
-    """Say what is wrong with a file that is no YAML, and where."""
+    """Return what is wrong with a file that is no YAML, and where."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     match error:

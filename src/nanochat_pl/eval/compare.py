@@ -1,4 +1,4 @@
-"""Is one checkpoint better than another, or are these the same figures twice?
+"""Is one checkpoint better than another, or is the difference chance?
 
 Two accuracies whose intervals overlap may still differ, and two that look different may not: what decides is the
 questions that one of the two answered better. Both must have been asked the same questions.
@@ -50,15 +50,13 @@ def compare(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two checkpoints question by question, matched by `id`.
+    """Compare two checkpoints question by question; their records may be in any order and are matched by `id`.
 
     Args:
-        records_first: Records of an evaluation; any order.
-        records_second: Records over the same questions.
         first: Name of the first checkpoint in the verdict.
         second: Name of the second.
-        measure: A field of the records: true or false, as `correct`, or `likely_correct` for the likelihood of
-            letters; or a score, better where higher, as of `scores_behind`.
+        measure: A field of the records: true or false, such as `correct`, or `likely_correct` for the likelihood of
+            letters; or a score, better where higher, such as `scores_behind` returns.
         alpha: The verdict names a winner where p < alpha.
         seed: For resampling.
 
@@ -119,17 +117,15 @@ def verdict(
     num_tests: int = 1,
     alpha: float = 0.05,
 ) -> str:
-    """Word which of two is better on the same questions: the one sentence of evaluate, compare and report.
+    """Return the one sentence of evaluate, compare and report: which of two is better on the same questions.
 
     Args:
-        first: Name of the one.
-        second: Name of the other.
-        difference: The second's figure minus the first's; higher is better.
-        p_value: That they are equally good, corrected where there are several tests.
-        n: Questions.
-        share: The figure is a share, whose differences are points.
-        rows: Figures of the first and the second, where known: whether even the better one is above chance.
-        num_tests: So many tests `p_value` was corrected for (Holm).
+        difference: The value of the second minus that of the first; higher is better.
+        p_value: Of the hypothesis that they are equally good, corrected where there are several tests.
+        n: Number of questions.
+        share: The metric is a share, whose differences are points.
+        rows: The metric of the first and the second, where known: even the better one may not be above chance.
+        num_tests: The number of tests that `p_value` was corrected for (Holm).
         alpha: One is called better where `p_value` is below.
     """
     said = p_text(p_value, alpha) + (f", Holm over {num_tests} tests" if num_tests > 1 else "")
@@ -141,23 +137,17 @@ def verdict(
 
 
 def _no_better_than_chance(row: MetricRow | None) -> str:
-    """Say so where even the better of two is not above what guessing reaches."""
+    """Return words for the case that even the better of two is not above chance."""
     chance = row.baseline.get("chance") if row is not None and row.baseline else None
     guessed = isinstance(chance, float) and row is not None and row.interval is not None and row.interval.low <= chance
     return ", but not than chance" if guessed else ""
 
 
 def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the score of each question that a figure is the mean of, as `id` and `score`.
+    """Return the score of each question that a metric is the mean of, as `id` and `score`.
 
-    Known are shares of right answers, and pass@k, whose score is the unbiased estimate for the one question.
-
-    Args:
-        row: The figure, over all questions of its task.
-        records: The answers to them.
-
-    Returns:
-        One a question; nothing where the figure is of another kind, or not over these answers.
+    Known are shares of right answers, and pass@k, whose score is the unbiased estimate for the one question. The list
+    is empty where the metric is of another kind, or not taken over these records.
     """
     try:
         scores = [{"id": record["id"], "score": _score(row, record)} for record in records]
@@ -165,18 +155,13 @@ def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[
         return []
     if row.value is None or len(scores) != row.n:
         return []
-    # The figure itself must come out of the answers, or they are not the ones it was taken over.
+    # The value itself must come out of the answers, or they are not the ones it was taken over.
     mean = math.fsum(entry["score"] for entry in scores) / row.n
     return scores if math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12) else []
 
 
 def _score(row: MetricRow, record: Mapping[str, Any]) -> float:
-    """Read one answer again, in the way that the metric's name says.
-
-    Raises:
-        KeyError: There is no such way, or the record is of another kind.
-        ValueError: The record has fewer samples than the k of pass@k.
-    """
+    """Read one answer again, in the way that the metric's name says; KeyError or ValueError where it cannot be."""
     if k := re.fullmatch(r"pass@(\d+)", row.metric):
         return pass_at_k(record["num_samples"], record["num_right"], int(k[1]))
     if row.count is None:

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.results import Evaluation, MetricRow
+from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["OTHERS", "Others", "cached_encoders", "evaluate_compression", "sample_texts"]
 
@@ -49,7 +51,7 @@ class Others(NamedTuple):
 
     encoders: dict[str, Encode]
     missing: dict[str, str]
-    """Of those that are not there: why, and what to do."""
+    """Why a vocabulary is not there, and what to do."""
 
 
 def sample_texts() -> dict[str, list[str]]:
@@ -59,7 +61,7 @@ def sample_texts() -> dict[str, list[str]]:
 
 
 def cached_encoders(names: Sequence[str] = tuple(OTHERS)) -> Others:
-    """Open those vocabularies of `OTHERS` whose files tiktoken has in its cache; no socket is opened.
+    """Open the vocabularies of `OTHERS` whose files tiktoken has in its cache; no socket is opened.
 
     The cache is the folder TIKTOKEN_CACHE_DIR, else DATA_GYM_CACHE_DIR, else `data-gym-cache` beside other temporary
     files, as for tiktoken itself.
@@ -88,7 +90,7 @@ def cached_encoders(names: Sequence[str] = tuple(OTHERS)) -> Others:
 
 
 def _fault(name: str) -> str | None:
-    """Say why tiktoken would have to fetch a vocabulary's files; None = it has them all, whole."""
+    """Return why tiktoken would have to fetch a vocabulary's files; None = it has them all, undamaged."""
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     if folder == "":
         return "an empty TIKTOKEN_CACHE_DIR (or DATA_GYM_CACHE_DIR) turns tiktoken's cache off"
@@ -105,13 +107,13 @@ def _fault(name: str) -> str | None:
 
 
 def evaluate_compression(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     texts: Mapping[str, Sequence[str]] | None = None,
     *,
     others: Others | None = None,
     name: str = "ours",
     task: str = "tokenizer",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Count the tokens of each text in each vocabulary.
 
@@ -124,11 +126,9 @@ def evaluate_compression(
     the id `tokenizer` and say in `missing` how to bring it.
 
     Args:
-        tokenizer: Ours, with `encode(text) -> ids`.
         texts: Texts by domain, such as `sample_texts()` and the caller's `train` and `val`; None = `sample_texts()`.
-        others: To compare with; None = `cached_encoders()`.
+        others: Vocabularies to compare with; None = `cached_encoders()`.
         name: What to call ours.
-        task: Name of the task in the figures.
         progress: Called with (domains done, domains) after each.
 
     Raises:
@@ -185,7 +185,7 @@ def evaluate_compression(
 
 
 def _rows(task: str, name: str, records: Sequence[Mapping[str, Any]], group: Mapping[str, str]) -> list[MetricRow]:
-    """Draw the figures of one domain, or of all, for each tokenizer."""
+    """Return the metrics of one domain, or of all, for each tokenizer."""
     totals: dict[str, dict[str, int]] = {}
     for record in records:
         total = totals.setdefault(record["tokenizer"], dict.fromkeys(("texts", "bytes", "tokens"), 0))
@@ -193,16 +193,16 @@ def _rows(task: str, name: str, records: Sequence[Mapping[str, Any]], group: Map
             total[key] += record[key]
     rows = []
     for who, total in totals.items():
-        figures = {
+        metrics = {
             "bytes_per_token": total["bytes"] / total["tokens"],
             "tokens": total["tokens"],
             "tokens_per_text": total["tokens"] / total["texts"],
         }
         if who == name:
-            figures |= {
+            metrics |= {
                 f"tokens_ratio/{other}": total["tokens"] / totals[other]["tokens"] for other in totals if other != name
             }
-        for metric, value in figures.items():
+        for metric, value in metrics.items():
             rows.append(
                 MetricRow(task=task, metric=metric, value=value, n=total["texts"], group={**group, "tokenizer": who})
             )

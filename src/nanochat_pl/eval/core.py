@@ -1,8 +1,8 @@
 """CORE: how much a base model knows and can do, over 22 tasks, each scaled so that guessing is 0 and all right is 1.
 
-A base model cannot be asked, so it is not: it reads solved examples and a question, and what counts is which of the
-given endings surprises it least per token (multiple choice), after which of two beginnings an ending surprises least
-(schema), or whether it would have written the ending itself, greedily (language modelling). Rules are nanochat's
+A base model cannot be asked. It reads solved examples and a question, and what counts is which of the given endings
+has the least loss per token (multiple choice), after which of two beginnings an ending has the least loss (schema), or
+whether the model would have written the ending itself, greedily (language modelling). The rules are nanochat's
 (2025-11), to the token; `core_tasks.py` holds the prompts and `core_scoring.py` the computation.
 """
 
@@ -25,7 +25,7 @@ from nanochat_pl.tokenizer import Tokenizer
 __all__ = ["CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
 
 _TAIL_CHARS = 600
-"""Of a prompt's end, kept in the record."""
+"""Characters of a prompt's end that the record keeps."""
 
 
 class CoreRecord(TypedDict):
@@ -48,9 +48,9 @@ class CoreRecord(TypedDict):
     """Mean loss of each choice, or of the continuation, nats per token; None where a choice has no token of its own."""
     correct: bool
     prompt_tokens: int
-    """Of the longest row, what is scored included."""
+    """Length of the longest row, including what is scored."""
     num_fewshot: int
-    """Solved examples in front."""
+    """Solved examples in front of the question."""
     cropped: int
     """Tokens that the longest row lost at its beginning."""
 
@@ -67,22 +67,21 @@ def evaluate_core(
     log: ExampleLog | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask every question of the tasks; return records (`CoreRecord`) and figures (`summarize_core`).
+    """Ask every question of the tasks; return records (`CoreRecord`) and metrics (`summarize_core`).
 
-    Prompts are as long as they are, up to ten times the context (all positions the model knows), as in nanochat; a
-    longer one loses its beginning, which is counted.
+    A prompt may be up to ten times as long as the context (all positions the model knows), as in nanochat; a longer one
+    loses its beginning, which is counted.
 
     Args:
         model: Its weights are only read, so it may be the one in training.
-        tasks: From `core_tasks.load_bundle`; some of them make a mean over those.
-        max_per_task: Ask so many of each task, chosen by a fixed shuffle. They are also the pool of few-shot examples,
-            so that scores of different `max_per_task` are not comparable. None = all.
+        tasks: From `core_tasks.load_bundle`; the metric is the mean over those given.
+        max_per_task: Ask this many questions of each task, chosen by a fixed shuffle. They are also the pool of
+            few-shot examples, so that scores of different `max_per_task` are not comparable. None = all.
         max_batch_tokens: As in `core_scoring.score_items`.
         rank: Which share of each task this process answers.
         world_size: Number of processes; beyond 1 all must call, in a process group, and all get all records.
-        log: Answers already given, and where to put new ones: this process's own. Its configuration must hold
+        log: Answers that this process gave already, and where to put new ones. Its configuration must hold
             `max_per_task` and each task's `fingerprint()`. None = memory only.
-        progress: Called with (answered, asked) of this process after each chunk.
 
     Raises:
         ValueError: No tasks, two of one label, a share that does not exist, or broken weights.
@@ -143,11 +142,7 @@ def make_rows(kind: TaskType, ids: Sequence[Sequence[int]]) -> list[Row]:
     """Find what is scored: where choices begin to differ, where contexts cease to, or where the continuation begins.
 
     Differs: nanochat stops at a continuation whose first token also takes in the context's end; here that token is
-    the first one scored.
-
-    Args:
-        kind: Type of the task.
-        ids: Token ids of each text of `CorePrompts`.
+    the first one scored. `ids` are those of each text of `CorePrompts`.
     """
     if kind == "multiple_choice":
         start = common_prefix(ids)
@@ -159,11 +154,11 @@ def make_rows(kind: TaskType, ids: Sequence[Sequence[int]]) -> list[Row]:
 
 
 def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTask]) -> list[MetricRow]:
-    """Draw all figures from the records of all `tasks`.
+    """Return all metrics of the records of all `tasks`.
 
-    Of each task `accuracy`, `centered` (accuracy a, chance c: (a - c) / (1 - c)), `prompt_cropped_rate`, and the means
-    `num_fewshot` and `prompt_tokens`; last task `CORE`, metric `core_metric`: the plain mean of `centered`, with an
-    interval drawn from those of the tasks.
+    Each task has `accuracy`, `centered` ((a - c) / (1 - c) of accuracy a and chance c), `prompt_cropped_rate`, and the
+    means `num_fewshot` and `prompt_tokens`. The last row is `core_metric` of the task `CORE`: the mean of `centered`,
+    with an interval computed from those of the tasks.
 
     Raises:
         ValueError: A task without records.
@@ -211,11 +206,7 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
 
 
 def core_csv(rows: Sequence[MetricRow]) -> str:
-    """Return the table nanochat writes: columns Task, Accuracy, Centered, one line a task, and last CORE.
-
-    Args:
-        rows: Of `summarize_core`.
-    """
+    """Return the table that nanochat writes: columns Task, Accuracy, Centered, a line for each task, and last CORE."""
     found = {(row.task, row.metric): row.value for row in rows}
     lines = [("Task", "Accuracy", "Centered")]
     lines += [

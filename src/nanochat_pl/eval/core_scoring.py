@@ -1,12 +1,12 @@
-"""How surprised a model is by the ends of token rows, when rows come in items that begin alike.
+"""The losses of the last tokens of rows that come in items which begin alike, such as the choices of a question.
 
-The choices of a question share all that precedes them: with ten solved examples in front, nineteen tokens of twenty.
-That part is read once into a key/value cache, copied to each choice, and only what differs is read on. Items of
-similar length share a forward, and only the hidden states that predict a scored token meet the unembedding. So the
-numbers are those of whole rows read one at a time, up to rounding, at a fraction of the work; memory is bounded by
-the size of a batch, whatever the number of items.
+The choices share all that precedes them: with ten solved examples in front, nineteen tokens of twenty. That part is
+read once into a key/value cache, copied to each choice, and only what differs is read on. Items of similar length share
+a forward, and only the hidden states that predict a scored token meet the unembedding. So the numbers are those of
+whole rows read one at a time, up to rounding, at a fraction of the work; memory is bounded by the size of a batch,
+whatever the number of items.
 
-Also here: token ids of many prompts that repeat each other's lines, without encoding a line twice.
+`LineEncoder` encodes prompts that repeat each other's lines, each line once.
 """
 
 import math
@@ -27,7 +27,7 @@ from nanochat_pl.tokenizer import Tokenizer
 __all__ = ["LineEncoder", "Row", "RowScore", "batch_tokens_for", "common_prefix", "score_items"]
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384, "mps": 4096}
-"""Most tokens of one forward, by type of device; on a CPU more is slower, as activations no longer fit its caches."""
+"""Most tokens of one forward by type of device; on a CPU more is slower, as activations no longer fit its caches."""
 
 _LOGITS_AT_ONCE = 2**25
 """Elements; 128 MiB in fp32."""
@@ -35,7 +35,7 @@ _LOGITS_AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids of which all from `start` on are scored."""
+    """Token ids; those from `start` on are scored."""
 
     ids: Sequence[int]
     start: int
@@ -46,12 +46,12 @@ class Row:
 
 @dataclass
 class RowScore:
-    """What the model makes of the scored tokens of a row, one entry each."""
+    """The scores of a row's tokens, one entry each."""
 
     losses: list[float] = field(default_factory=list)
     """-log p(token | all before it) in nats."""
     predictions: list[int] = field(default_factory=list)
-    """The most likely token in its place."""
+    """The most likely token in the same place."""
     alternatives: list[float] = field(default_factory=list)
     """The loss of each of the row's alternatives."""
 
@@ -109,13 +109,12 @@ def score_items(
 
 
 class LineEncoder:
-    """Encodes texts that have lines in common, each line once.
+    """Encodes texts that have lines in common, each line once, with exactly the ids of the whole text.
 
-    Exact, not nearly so: with the split patterns of GPT-4's family no token reaches over the place between a line feed
-    and a character that is no white space, whatever stands before and after. A line feed ends either a chunk of
-    punctuation with the line breaks behind it, or a run of white space up to its last line break; both are taken as
-    long as they go, so they end there, and no rule looks back. For another pattern texts are encoded whole.
-
+    With the split patterns of GPT-4's family no token reaches over the place between a line feed and a character that
+    is no white space, whatever stands before and after. A line feed ends either a chunk of punctuation with the line
+    breaks behind it, or a run of white space up to its last line break; both are taken as long as they go, so they end
+    there, and no rule looks back. For another pattern texts are encoded whole.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -123,7 +122,7 @@ class LineEncoder:
         self._known: dict[str, list[int]] | None = {} if getattr(tokenizer, "pattern", None) in _CUT_AT_LINES else None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text behind the token that begins a document."""
+        """Return the ids of each text, after the token that begins a document."""
         bos_id: int = self._tokenizer.bos_id
         if self._known is None:
             return self._tokenizer.encode(list(texts), prepend=bos_id)
@@ -139,7 +138,7 @@ class LineEncoder:
         return rows
 
     def forget(self) -> None:
-        """Drop what is remembered, as when the next texts have other lines."""
+        """Drop what is remembered, for example when the next texts have other lines."""
         if self._known is not None:
             self._known.clear()
 
@@ -155,7 +154,7 @@ _LINE_STARTS = re.compile(r"(?<=\n)(?=\S)")
 
 @dataclass(frozen=True)
 class _Tail:
-    """What one row has behind the part that is read once."""
+    """What one row has after the part that is read once."""
 
     ids: Sequence[int]
     row: Row
@@ -201,7 +200,7 @@ def _batches(entries: Iterable[T], fits: Callable[[list[T], T], bool]) -> Iterat
 
 
 def _read(model: GPT, heads: Sequence[_Head], limit: int) -> None:
-    """Read heads, the longest first, in one forward, then their tails."""
+    """Read heads, the longest first, in one forward, then their tails; note the scores of both."""
     lengths = [len(head.ids) for head in heads]
     following = [(place, tail) for place, head in enumerate(heads) for tail in head.tails if tail.ids]
     cache = _cache(model, len(heads), lengths[0]) if following else None

@@ -61,8 +61,7 @@ class CoreTask:
     def sample(self, max_per_task: int | None = None) -> list[Mapping[str, Any]]:
         """Return the examples in the order asked, which are also the pool of few-shot examples.
 
-        Args:
-            max_per_task: Keep so many of the shuffled ones; None = all. (nanochat shrinks the pool with them.)
+        `max_per_task` keeps this many of the shuffled ones, which shrinks the pool as in nanochat; None = all.
 
         Raises:
             ValueError: `max_per_task` is below 1.
@@ -84,16 +83,16 @@ class CorePrompts:
     """The texts of one question."""
 
     texts: list[str]
-    """One a choice; language modelling: the prompt without and with its continuation."""
+    """One for each choice; language modelling: the prompt without and with its continuation."""
     num_fewshot: int
-    """Solved examples in front: fewer than the task's where the pool has no more."""
+    """Solved examples in front; fewer than the task's where the pool has no more."""
 
 
 def check_bundle(folder: str | Path) -> None:
     """Check that a bundle is there, without reading it.
 
     Raises:
-        FileNotFoundError: it is not, or not whole; says how to bring it.
+        FileNotFoundError: A file of it is missing; the message says how to bring the bundle.
     """
     for name in ("core.yaml", "eval_meta_data.csv"):
         _existing(Path(folder) / name, Path(folder))
@@ -103,8 +102,8 @@ def load_bundle(folder: str | Path) -> list[CoreTask]:
     """Read the tasks that `core.yaml` lists, in its order.
 
     Raises:
-        FileNotFoundError: The bundle or a file of it is not there; says how to bring it.
-        ValueError: A file is empty or malformed, or a task has no baseline; names file, line and fault.
+        FileNotFoundError: A file of it is missing; the message says how to bring the bundle.
+        ValueError: A file is empty or malformed, or a task has no baseline; the message names file, line and fault.
     """
     folder = Path(folder)
     path = _existing(folder / "core.yaml", folder)
@@ -122,15 +121,10 @@ def load_bundle(folder: str | Path) -> list[CoreTask]:
 
 
 def make_prompts(task: CoreTask, sample: Sequence[Mapping[str, Any]], index: int) -> CorePrompts:
-    """Render question `index` of `sample` behind its solved examples, each followed by an empty line.
+    """Render question `index` of `task.sample(...)` after its solved examples, each followed by an empty line.
 
-    The examples are drawn without the question itself, by a generator of the question's own. (nanochat, 2025-11)
+    The examples are drawn without the question itself, by a generator seeded for this question. (nanochat, 2025-11)
     Differs: a pool of fewer than `num_fewshot` is used up, where nanochat fails.
-
-    Args:
-        task: The task.
-        sample: `task.sample(...)`.
-        index: Place of the question in `sample`.
     """
     # Drawing places in the list without the question equals drawing from that list, which would have to be built.
     others = range(len(sample) - 1)
@@ -242,7 +236,7 @@ def _read_examples(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def _fault(example: Any, kind: str) -> str | None:
-    """Say what keeps an example from being asked, or None."""
+    """Return what keeps an example from being asked, or None."""
     if not isinstance(example, dict):
         return f"expected an object, found {type(example).__name__}"
     for field, wanted in TASK_TYPES[kind].items():

@@ -1,4 +1,4 @@
-"""How each evaluation finds its questions and asks them: one function a name, for `evaluate.py` and for training.
+"""How each evaluation finds its questions and asks them: one function for each, used by `evaluate.py` and in training.
 
 A function of `EVAL_TASKS` gets an `EvalContext`, looks up what it will ask, so that a fault is found before anything
 is computed, and returns an `EvalTask`: the settings that the answers depend on, and what is left to do. The
@@ -10,13 +10,10 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from nanochat_pl.config.checks import check_answer_length
 from nanochat_pl.config.evaluations import EvalName
@@ -24,11 +21,6 @@ from nanochat_pl.config.inputs import prepare_root, prepare_text
 from nanochat_pl.config.provenance import together
 from nanochat_pl.config.schema import DataConfig, DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.targets import make
-from nanochat_pl.data.batch import Batch
-from nanochat_pl.data.corpus import TextCorpus
-from nanochat_pl.data.packing import TokenBatches
-from nanochat_pl.data.parquet import read_documents
-from nanochat_pl.data.textfiles import TEXT_ENDINGS, TextSource, convert_whole, find_text_files, is_text_file
 from nanochat_pl.engine import Engine
 from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.bpb import evaluate_bpb
@@ -41,8 +33,8 @@ from nanochat_pl.eval.harness import run_harness
 from nanochat_pl.eval.recall import evaluate_recall
 from nanochat_pl.eval.results import REQUESTS, Evaluation, ExampleLog, MetricRow, config_hash
 from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
+from nanochat_pl.eval.texts import first_texts, read_once, text_files
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.rows import unreadable
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.arc import ARC, SUBSETS
 from nanochat_pl.tasks.base import Task
@@ -52,7 +44,6 @@ from nanochat_pl.tasks.mmlu import MMLU
 from nanochat_pl.tasks.scienceqa import format_answer, format_question
 from nanochat_pl.tasks.spelling import SpellingBee
 from nanochat_pl.tokenizer import Tokenizer
-from nanochat_pl.vocabulary import cut_runs
 
 __all__ = ["EVAL_TASKS", "EvalContext", "EvalTask"]
 
@@ -72,7 +63,7 @@ class EvalContext:
     cfg: EvaluateConfig | TrainConfig
 
     def engine(self, context_tokens: int | None = None) -> Engine:
-        """Make an engine that stops where an answer ends; `context_tokens` is that of `Engine`."""
+        """Return an engine that stops where an answer ends; `context_tokens` is that of `Engine`."""
         return Engine(
             self.model,
             self.tokenizer.stop_ids,
@@ -83,7 +74,7 @@ class EvalContext:
         )
 
     def long_engine(self) -> Engine:
-        """Make an engine for questions longer than the context that the model was trained with."""
+        """Return an engine for questions longer than the context that the model was trained with."""
         return self.engine(self.model.config.rotary_rows)
 
     def answer_settings(self, name: EvalName) -> dict[str, Any]:
@@ -202,7 +193,7 @@ def arc(context: EvalContext) -> EvalTask:
 
 
 def _joined(parts: Sequence[Evaluation], log: ExampleLog, begin: float) -> Evaluation:
-    """Make one evaluation of several that share a log."""
+    """Return one evaluation of several that share a log."""
     return Evaluation(
         records=[record for part in parts for record in part.records],
         rows=[row for part in parts for row in part.rows],
@@ -212,7 +203,7 @@ def _joined(parts: Sequence[Evaluation], log: ExampleLog, begin: float) -> Evalu
 
 
 def _tutor_questions(context: EvalContext) -> Any:
-    """Make ScienceQA as the model was trained on it, on the split to be measured."""
+    """Return ScienceQA as the model was trained on it, on the split to be measured."""
     data, split = context.data, context.cfg.eval.split
     otherwise = {"persona": None} if data.source == DataSource.microworld else {}
     spec = context.training_task("scienceqa.ScienceQA", **otherwise)
@@ -386,22 +377,11 @@ def tokenizer(context: EvalContext) -> EvalTask:
     shards = prepare_text(context.data, context.cfg.offline, context.cfg.outputs)
 
     def run(log: ExampleLog, progress: Progress | None) -> Evaluation:
-        own = {"train": _texts(shards.train), "val": _texts([shards.val])}
+        own = {"train": first_texts(shards.train, TEXT_CHARS), "val": first_texts([shards.val], TEXT_CHARS)}
         return evaluate_compression(context.tokenizer, sample_texts() | own, progress=progress)
 
     content = together({file.name: file for file in (*shards.train, shards.val)})
     return EvalTask({"text_chars": TEXT_CHARS, "content": content}, run)
-
-
-def _texts(files: Sequence[Path]) -> list[str]:
-    """Read documents until they have TEXT_CHARS characters."""
-    texts, chars = [], 0
-    for text in read_documents(files):
-        texts += cut_runs(text)  # the other vocabularies come without our own guard against endless runs
-        chars += len(text)
-        if chars >= TEXT_CHARS:
-            break
-    return texts
 
 
 def bpb(context: EvalContext) -> EvalTask:
@@ -410,7 +390,7 @@ def bpb(context: EvalContext) -> EvalTask:
     val = prepare_text(context.data, context.cfg.offline, context.cfg.outputs).val
     column, outputs = context.data.column, context.cfg.outputs
     sources = {val.name: [val]} | {
-        name: _text_files(name, Path(path), column, outputs) for name, path in cfg.texts.items()
+        name: text_files(name, Path(path), column, outputs) for name, path in cfg.texts.items()
     }
     length = context.model.config.sequence_len
     batch_rows = max(1, min(32, 16_384 // length))
@@ -420,7 +400,7 @@ def bpb(context: EvalContext) -> EvalTask:
         begin = time.perf_counter()
         rows = []
         for done, (name, files) in enumerate(sources.items(), start=1):
-            batches = list(_read_once(files, context.tokenizer, batch_rows, length, most))
+            batches = list(read_once(files, context.tokenizer, batch_rows, length, most))
             tokens = sum(batch.inputs.numel() for batch in batches)
             if not tokens:
                 raise ValueError(
@@ -441,67 +421,6 @@ def bpb(context: EvalContext) -> EvalTask:
 
     content = {name: together({file.name: file for file in files}) for name, files in sources.items()}
     return EvalTask({"val_tokens": cfg.val_tokens, "texts": dict(cfg.texts), "content": content}, run)
-
-
-def _read_once(files: Sequence[Path], tokenizer: Any, batch_rows: int, length: int, most: int) -> Iterator[Batch]:
-    """Yield up to `most` tokens of a text in batches, none of them twice; the last batches hold single rows.
-
-    A text that does not fill a row is one shorter row.
-    """
-    cursor: Any = None
-    for rows in (batch_rows, 1):
-        batches = TokenBatches(
-            files,
-            tokenizer,
-            batch_rows=rows,
-            sequence_len=length,
-            micro_batches=1,
-            logical_shards=1,
-            rank=0,
-            world_size=1,
-            num_workers=0,
-            cursor=cursor,
-        )
-        for batch in itertools.islice(batches, most // (rows * length)):
-            assert batch.cursor is not None
-            if any(place["epoch"] for place in batch.cursor["shards"].values()):
-                break  # the stream is endless, and has begun the text again
-            yield batch
-            cursor = batch.cursor
-            most -= batch.inputs.numel()
-    if cursor is None:
-        ids = np.concatenate(TextCorpus(files, tokenizer).encode(list(read_documents(files)))).astype(np.int64)
-        row = torch.from_numpy(ids)[None, None]
-        if any(tokenizer.token_bytes()[ids[1:]]):
-            yield Batch(row[..., :-1], row[..., 1:])
-
-
-def _text_files(name: str, path: Path, column: str, outputs: str | Path) -> list[Path]:
-    """Give the parquet files of a further text; text of another form is converted once.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: a file cannot be read, or has no such column.
-    """
-    files = find_text_files(path) if path.is_dir() else [path] if is_text_file(path) else []
-    if not files:
-        raise FileNotFoundError(
-            f"eval.texts.{name}={path} is no file of text ({', '.join(TEXT_ENDINGS)}), nor a folder that holds one"
-        )
-    if all(file.suffix == ".parquet" and (column == "text" or _has_text(file)) for file in files):
-        return files
-    folder = path if path.is_dir() else path.parent
-    return [convert_whole(TextSource(folder, tuple(files), column), Path(outputs) / "data")]
-
-
-def _has_text(file: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return "text" in pq.read_schema(file).names
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(file, error) from error
 
 
 EVAL_TASKS: dict[EvalName, Callable[[EvalContext], EvalTask]] = {

@@ -2,8 +2,8 @@
 
 Each wrong answer gets one kind, the first whose rule holds, in the order of `KINDS`. The rules look at what was
 written and at how generation ended, never at a model, so that equal records always give equal counts. Two of them come
-before what they would otherwise be taken for: a loop before "truncated", because a loop is why there was no end, and
-right content in the wrong form before "unparseable", because only the form is then to be learned.
+before the kind they would otherwise be taken for: a loop before "truncated", because a loop is why there was no end,
+and right content in the wrong form before "unparseable", because only the form is then to be learned.
 """
 
 import re
@@ -61,8 +61,7 @@ class TaskFailures:
 def kind_of(record: Record) -> str:
     """Return the name of the first of `KINDS` whose rule holds for a wrong answer; "wrong choice" where one was picked.
 
-    Args:
-        record: `output` and `expected`; where there are, `letters`, `choices`, `truncated`, `tool_errors`, `picked`.
+    A record has `output` and `expected`, and may have `letters`, `choices`, `truncated`, `tool_errors` and `picked`.
     """
     if record.get("picked") is not None:  # the likeliest of the given continuations: not a word of its own
         return "wrong choice"
@@ -70,11 +69,10 @@ def kind_of(record: Record) -> str:
 
 
 def sort_failures(records: Sequence[Record], task: str) -> list[TaskFailures]:
-    """Return the wrong answers with their kinds, a task at a time, in the order asked.
+    """Return the wrong answers with their kinds, one task after another, in the order asked.
 
-    Args:
-        records: Lines of `examples.jsonl`: `id`, `prompt`, `expected`, `output`, `correct`, and what `kind_of` reads.
-        task: Name of the task of records that name none.
+    Records are lines of `examples.jsonl`: `id`, `prompt`, `expected`, `output`, `correct`, and what `kind_of` reads.
+    `task` is the name of the task of records that name none.
 
     Raises:
         ValueError: A record lacks one of the five fields.
@@ -216,7 +214,7 @@ _OPERATION = re.compile(r"[\d)]\s*(?:[-+*]|//?)\s*[\d(.-]")
 def false_steps(text: str) -> list[str]:
     """Return the written steps `a op b = c` that are false, as they stand.
 
-    A step is what the calculator can work out before an `=` and a plain number behind it, within one line; GSM8K's
+    A step is what the calculator can work out before an `=` and a plain number after it, within one line; GSM8K's
     `<<48/2=24>>` are such steps. A result may be rounded or cut at its last digit: `10/3 = 3.3` holds, `7+5 = 13` does
     not. What cannot be read for certain (units in between, percents, powers) is passed over.
     """

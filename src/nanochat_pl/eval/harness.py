@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nanochat_pl.engine import Engine
+from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.harness_model import HarnessModel, request_digest
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
 from nanochat_pl.eval.stats import Interval
@@ -28,11 +29,11 @@ from nanochat_pl.tokenizer import Tokenizer
 __all__ = ["run_harness"]
 
 _TAIL_CHARS = 600
-"""Of a prompt's end, kept in the record."""
+"""Characters of a prompt's end that the record keeps."""
 _BOOTSTRAP_RESAMPLES = 1000
-"""For standard errors the harness has no formula for."""
+"""For standard errors that the harness has no formula for."""
 _CHANCE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-"""Of multiple choice: right by luck once in so many choices."""
+"""Metrics of multiple choice that a blind pick gets right once in as many times as there are choices."""
 _Z95 = NormalDist().inv_cdf(0.975)
 
 
@@ -54,7 +55,7 @@ def run_harness(
     offline: bool = False,
     confirm_run_unsafe_code: bool = False,
     answers: ExampleLog | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Ask tasks of the harness; return a record of each sample (and filter) and a row of each task, group and metric.
 
@@ -73,17 +74,17 @@ def run_harness(
             folder.
         include_path: Folders with more task files; they go before the harness's own of that name.
         num_fewshot: Solved examples in front; None = as each task says. A task that says 0 keeps to it.
-        limit: Ask the first so many samples of each task, or this share of them if below 1.
+        limit: Ask this many samples of each task, from the first, or this share of them if below 1.
         chat: Ask in conversations, solved examples as earlier turns.
         system_prompt: Set before each prompt.
         batch_size, max_batch_tokens, max_new_tokens, answers, progress: As in `HarnessModel`.
-        seed: Of few-shot examples, of tasks that shuffle, and of sampled answers.
+        seed: For few-shot examples, tasks that shuffle, and sampled answers.
         offline: Open no socket for data; what is not there is an error.
         confirm_run_unsafe_code: Let tasks run the programs the model writes, outside any sandbox.
 
     Raises:
         ValueError: The harness is not installed, there is no such task, or `limit` or `num_fewshot` is below its range.
-        FileNotFoundError: A task's data are neither here nor to be had.
+        FileNotFoundError: A task's data are not here and cannot be fetched.
     """
     started = time.perf_counter()
     if limit is not None and limit <= 0:
@@ -155,7 +156,7 @@ def _import_harness() -> tuple[Any, Callable[..., Any], Any]:
 
 
 def _load_tasks(manager_type: Any, tasks: Sequence[str], include_path: Any) -> dict[str, Any]:
-    """Load tasks by name; those of the harness itself are looked through only if one is wanted: it takes seconds."""
+    """Load tasks by name; the harness's own are only searched if one of them is wanted, as that takes seconds."""
     if isinstance(tasks, str) or not tasks:
         raise ValueError(f"tasks={tasks!r} must be a list of one task or more, such as ['arc_easy']")
     paths = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
@@ -217,10 +218,10 @@ def _digests(output_type: str, sample: Mapping[str, Any]) -> set[str]:
 
 
 def _rows(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[MetricRow]:
-    """Draw the rows of the tasks, then of the groups that have figures of their own."""
+    """Return the rows of the tasks, then of the groups that have metrics of their own."""
     rows = []
     for name, samples in results["samples"].items():
-        for metric, taken_by, value, error in _figures(results["results"][name]):
+        for metric, taken_by, value, error in _metrics(results["results"][name]):
             own = [s for s in samples if s["filter"] == taken_by and metric in s]
             baseline = None
             if results["configs"][name]["output_type"] == "multiple_choice" and metric in _CHANCE_METRICS:
@@ -233,9 +234,9 @@ def _rows(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
                 rows.append(_row(name, _shown(metric, taken_by), value, error, len(own)))
         cut = {r["id"].removesuffix(f"/{r['filter']}"): r["prompt_cut"] for r in records if r["task"] == name}
         rows.append(proportion_row(name, "prompt_cut_rate", list(cut.values())))
-    for name, figures in results.get("groups", {}).items():
-        for metric, taken_by, value, error in _figures(figures):
-            rows.append(_row(name, _shown(metric, taken_by), value, error, figures["sample_len"]))
+    for name, group in results.get("groups", {}).items():
+        for metric, taken_by, value, error in _metrics(group):
+            rows.append(_row(name, _shown(metric, taken_by), value, error, group["sample_len"]))
     return rows
 
 
@@ -243,8 +244,8 @@ def _shown(metric: str, taken_by: str) -> str:
     return metric if taken_by == "none" else f"{taken_by}/{metric}"
 
 
-def _figures(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield metric, filter, value and standard error of each figure of a task or group."""
+def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield name, filter, value and standard error of each metric of a task or group."""
     for key, value in entry.items():
         metric, comma, taken_by = key.partition(",")
         if comma and not metric.endswith("_stderr"):
@@ -264,7 +265,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_share(values: Sequence[Any], value: Any) -> bool:
-    """Say whether a figure is the share of samples on which something holds."""
+    """Return whether a value is the share of samples on which something holds."""
     holds = bool(values) and all(_is_number(v) and v in (0, 1) for v in values)
     return holds and _is_number(value) and math.isclose(sum(values) / len(values), value, abs_tol=1e-12)
 
@@ -281,7 +282,7 @@ def _num_choices(sample: Mapping[str, Any]) -> int:
 
 
 def _record(adapted: HarnessModel, task: str, output_type: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Put one sample as the harness logs it into the form of our records."""
+    """Turn one sample, as the harness logs it, into a record of ours."""
     arguments, responses, target = sample["arguments"], [r[0] for r in sample["resps"]], sample["target"]
     rolling = output_type == "loglikelihood_rolling"
     context = "" if rolling else arguments[0][0]

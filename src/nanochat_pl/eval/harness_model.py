@@ -1,9 +1,9 @@
 """A model as evaluation harnesses ask it: how likely is a text, how likely its end, and what follows it.
 
 `HarnessModel` answers with what the other evaluations use: beginnings that are shared are read once
-(`core_scoring.py`), answers come from the engine, many at a time. It needs no harness; `harness.py` hands it to
-EleutherAI's. Rules are those of that one's Hugging Face model (lm-eval 0.4, 2026) except where `Differs:` stands, so
-that figures may stand beside published ones.
+(`core_scoring.py`), and answers come from the engine, many at a time. It needs no harness; `harness.py` hands it to
+EleutherAI's. The rules are those of its Hugging Face model (lm-eval 0.4, 2026) except where `Differs:` stands, so that
+results may be compared with published ones.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nanochat_pl.engine import Engine, Request
+from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, common_prefix, score_items
 from nanochat_pl.eval.results import ExampleLog
 from nanochat_pl.model.gpt import GPT
@@ -25,9 +26,9 @@ __all__ = ["HarnessModel", "generation_settings", "request_digest", "windows"]
 log = logging.getLogger(__name__)
 
 _CHUNK_REQUESTS = 256
-"""Answered between two writes of the log; those of like length among them share a forward."""
+"""Requests answered between two writes of the log; those of similar length share a forward."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""What tasks call the most tokens of an answer; the first that is given counts."""
+"""Names under which tasks give the most tokens of an answer; the first that is given counts."""
 _PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 # Control tokens are written by name in a rendered conversation; "<|" in anyone's words is parted by a word joiner.
@@ -50,9 +51,8 @@ class HarnessModel:
         max_batch_tokens: As in `core_scoring.score_items`.
         max_new_tokens: Most tokens of an answer where the task does not say.
         seed: Names the random streams of sampled answers.
-        answers: Requests already answered, and where to put new answers (`id`, `response`, `cut`): a log of its own,
-            beside that of the records. Its configuration must hold `chat`, `max_new_tokens` and `seed`. None = memory
-            only.
+        answers: Requests already answered, and where to put new answers (`id`, `response`, `cut`): another log than
+            that of the records. Its configuration must hold `chat`, `max_new_tokens` and `seed`. None = memory only.
         progress: Called with (answered, asked) of the requests of one kind after each chunk.
     """
 
@@ -68,7 +68,7 @@ class HarnessModel:
         max_new_tokens: int = 256,
         seed: int = 0,
         answers: ExampleLog | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.engine, self.chat = model, tokenizer, engine, chat
@@ -85,7 +85,7 @@ class HarnessModel:
 
     @property
     def tokenizer_name(self) -> str:
-        """Name under which the harness may cache what depends on the tokenizer and its chat form."""
+        """The name under which the harness may cache what depends on the tokenizer and its chat form."""
         return f"nanochat_pl-{self.tokenizer.fingerprint()[:16]}"
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -118,7 +118,7 @@ class HarnessModel:
         return self._answer("generate_until", requests, self._write)
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """Lay a conversation out as text that this class reads as control tokens and words, whatever the words say.
+        """Render a conversation as text that this class reads as control tokens and words, whatever the words say.
 
         Args:
             chat_history: Messages, user and assistant by turns, a system message first where there is one.
@@ -138,7 +138,7 @@ class HarnessModel:
         return self.tokenizer.decode(ids)
 
     def encode(self, context: str, continuation: str = "") -> list[int]:
-        """Return the ids of a context and what follows it, `<|bos|>` first."""
+        """Return the ids of a context and what follows it, beginning with `<|bos|>`."""
         if not self._is_rendered(context):
             return self._encoder.encode([context + continuation])[0]
         ids: list[int] = []
@@ -151,7 +151,7 @@ class HarnessModel:
         return self.chat and context.startswith("<|bos|>")
 
     def _answer(self, kind: str, requests: Sequence[Any], solve: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """Give the logged response to each request; `solve` gives (response, cut) for those there is none of."""
+        """Return the logged response to each request; `solve` returns (response, cut) for those without one."""
         times: Counter[str] = Counter()
         questions: dict[str, dict[str, Any]] = {}
         keys = []

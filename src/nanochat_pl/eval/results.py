@@ -1,9 +1,9 @@
 """One form for the outcome of every evaluation, and a log of examples that an interrupted evaluation goes on from.
 
-An evaluation answers questions (`records`, one JSON line each in `examples.jsonl`) and draws figures from them
-(`MetricRow`s in `results.json`), beneath `eval/<name>/<checkpoint>/`. Reports, comparisons and
-`evaluation_summary.json` are views of these two. Documents are returned as data or text, for the caller to write
-atomically; only `ExampleLog` touches the disk, because it must grow while the evaluation runs.
+An evaluation answers questions (`records`, one JSON line each in `examples.jsonl`) and computes metrics from them
+(`MetricRow`s in `results.json`), below `eval/<name>/<checkpoint>/`. Reports, comparisons and `evaluation_summary.json`
+are views of these two. Documents are returned as data or text, for the caller to write atomically; only `ExampleLog`
+writes to disk, because it must grow while the evaluation runs.
 """
 
 import hashlib
@@ -40,12 +40,12 @@ SCHEMA = 1
 REQUESTS = "requests.jsonl"
 """Log of the single requests of an evaluation whose examples are drawn from them (lm_eval)."""
 RESULT_FILES = ("results.json", "evaluation_summary.json", "examples.md", "core.csv")
-"""Files of figures beneath `eval/<name>/<checkpoint>/`."""
+"""Files with metrics below `eval/<name>/<checkpoint>/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """One figure of an evaluation."""
+    """One metric of an evaluation, over all questions of a task or some of them."""
 
     task: str
     metric: str
@@ -55,22 +55,18 @@ class MetricRow:
     n: int
     """Questions the value is taken over."""
     count: int | None = None
-    """For a proportion: on how many of the n it holds."""
+    """For a proportion: the number of questions on which it holds."""
     interval: Interval | None = None
     """Wilson's for a proportion, the percentile bootstrap's for a mean."""
     bootstrap: Interval | None = None
-    """A proportion's bootstrap interval, beside Wilson's."""
+    """A proportion's bootstrap interval, besides Wilson's."""
     baseline: Mapping[str, float | str] | None = None
     """What needs no model: `chance` (mean of 1/choices), `majority` (always the commonest answer, which is named)."""
     group: Mapping[str, str] | None = None
-    """One part of the questions, as `{"subject": "natural science"}`; None = all."""
+    """The part of the questions it is over, such as `{"subject": "natural science"}`; None = all."""
 
     def __post_init__(self) -> None:
-        """Refuse a value that JSON cannot hold and that would say nothing, and a share of impossible counts.
-
-        Raises:
-            ValueError: the value is NaN or infinite, or it does not hold on 0 to n of n questions.
-        """
+        """Refuse values that are not finite, which JSON cannot hold, and impossible counts."""
         if self.n < 0 or not 0 <= (self.count or 0) <= self.n:
             counted = self.n if self.count is None else f"{self.count} of {self.n}"
             raise ValueError(f"{self.metric} of {self.task} is over {counted} questions, which cannot be")
@@ -85,8 +81,8 @@ class MetricRow:
         """Read a row of `results.json` back.
 
         Raises:
-            TypeError: fields are missing, unknown, or no numbers where those are needed.
-            ValueError: a figure is not finite, or over an impossible number of questions.
+            TypeError: Fields are missing, unknown, or no numbers where those are needed.
+            ValueError: A value is not finite, or over an impossible number of questions.
         """
         intervals = {key: Interval(**row[key]) for key in ("interval", "bootstrap") if row.get(key)}
         bounds = [bound for interval in intervals.values() for bound in (interval.low, interval.high)]
@@ -102,12 +98,12 @@ class MetricRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation returns: the answered questions, the figures, and the cost."""
+    """What an evaluation returns: the answered questions, the metrics, and the cost."""
 
     records: list[dict[str, Any]]
     rows: list[MetricRow]
     seconds: float
-    """Spent in this session, of several if it was interrupted."""
+    """Time spent in this session; an evaluation that was interrupted has several."""
     num_answered: int
     """Questions answered in this session; the others came from the log."""
 
@@ -121,7 +117,7 @@ def proportion_row(
     group: Mapping[str, str] | None = None,
     bootstrap_seed: int | None = None,
 ) -> MetricRow:
-    """Make the row of a share of questions; `bootstrap_seed` asks for the bootstrap interval beside Wilson's."""
+    """Return the row of a share of questions; `bootstrap_seed` adds the bootstrap interval to Wilson's."""
     count, n = sum(map(bool, holds)), len(holds)
     return MetricRow(
         task=task,
@@ -137,7 +133,7 @@ def proportion_row(
 
 
 def mean_row(task: str, metric: str, values: Sequence[float], *, seed: int = 0) -> MetricRow:
-    """Make the row of a mean, with its bootstrap interval; equal values, or one alone, do not say how far they vary."""
+    """Return the row of a mean with its bootstrap interval; None where all values are equal, or there is but one."""
     n = len(values)
     interval = bootstrap_interval(values, seed=seed) if len(set(values)) > 1 else None
     return MetricRow(task=task, metric=metric, value=sum(values) / n if n else None, n=n, interval=interval)
@@ -180,9 +176,9 @@ def dashboard_metrics(name: str, rows: Sequence[MetricRow]) -> dict[str, float]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that change with anything in `config` that changes the answers.
+    """Return 16 hex digits of all that the answers depend on.
 
-    The caller puts in: checkpoint hash, tokenizer fingerprint, task and its options, prompt form, decoding settings.
+    The caller puts in checkpoint hash, tokenizer fingerprint, task and its options, prompt form, decoding settings.
     """
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -193,11 +189,8 @@ def results_document(
 ) -> dict[str, Any]:
     """Return the content of `results.json`.
 
-    Args:
-        evaluation: What was measured.
-        name: Name of the evaluation, such as `scienceqa`.
-        checkpoint: Identity of the evaluated weights: at least `path` and `hash`.
-        config: Settings that the answers depend on.
+    `checkpoint` says which weights were evaluated: at least `path` and `hash`. `config` holds the settings that the
+    answers depend on.
     """
     answered, seconds = evaluation.num_answered, evaluation.seconds
     return {
@@ -214,12 +207,12 @@ def results_document(
 
 
 def read_rows(document: Mapping[str, Any]) -> list[MetricRow]:
-    """Read the figures of a `results.json` back.
+    """Read the metrics of a `results.json` back.
 
     Raises:
-        KeyError: it has no schema, or no metrics.
-        TypeError: the metrics are no list of rows.
-        ValueError: it is of another schema, or a figure is impossible.
+        KeyError: It has no schema, or no metrics.
+        TypeError: The metrics are no list of rows.
+        ValueError: It is of another schema, or a row is impossible.
     """
     if document["schema"] != SCHEMA:
         raise ValueError(f"it has schema {document['schema']}, this version reads {SCHEMA}")
@@ -229,17 +222,13 @@ def read_rows(document: Mapping[str, Any]) -> list[MetricRow]:
 
 
 def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Move results of other data or settings out of the way, so that those to be written overwrite nothing.
+    """Move results of other settings in `folder` out of the way, so that those of `config` overwrite nothing.
 
     `results.json` and its views become `results.<hash>.json` and so on, as the log of their answers becomes
-    `examples.<hash>.jsonl`. Those of the same settings that were moved before are made anew, and deleted.
-
-    Args:
-        folder: Where results are to be written.
-        config: Settings that they will depend on.
+    `examples.<hash>.jsonl`. Results of the same settings that were moved before will be made anew, and are deleted.
 
     Returns:
-        What was kept and which settings differ, for people; None if nothing was in the way.
+        A human-readable sentence: what was kept and which settings differ; None if nothing was in the way.
     """
     own = config_hash(config)
     for name in RESULT_FILES:
@@ -269,9 +258,8 @@ def evaluation_summary(
 ) -> dict[str, Any]:
     """Return the content of `evaluation_summary.json`: correct, scored and asked of each checkpoint, side by side.
 
-    Args:
-        evaluations: ScienceQA evaluations by the name of their checkpoint, over the same questions.
-        comparisons: `Comparison`s of pairs of them (`dataclasses.asdict`).
+    The evaluations are those of ScienceQA by the name of their checkpoint, over the same questions; the comparisons
+    are `Comparison`s of pairs of them, as dicts.
     """
     models = {}
     for name, evaluation in evaluations.items():
@@ -296,13 +284,9 @@ def evaluation_summary(
 class ExampleLog:
     """Answered questions, kept in `examples.jsonl` as they come, so that an interrupted evaluation goes on.
 
-    A record belongs to a question (`id`) and to a configuration (`config`, a hash). A last line torn by a crash is
-    cut off; a log of another configuration is set aside as `examples.<its hash>.jsonl`, and fetched back when that
-    one is asked again.
-
-    Args:
-        path: The file; None keeps the records in memory only.
-        config: `config_hash` of this evaluation.
+    A record belongs to a question (`id`) and to a configuration (`config`, a `config_hash`). A last line torn by a
+    crash is cut off; a log of another configuration is set aside as `examples.<its hash>.jsonl`, and fetched back when
+    that one is asked again. Without a path the records are kept in memory only.
 
     Raises:
         ValueError: A line before the last is not a record.
@@ -319,7 +303,7 @@ class ExampleLog:
         """Return the questions that have no record yet, in order, in chunks of at most `chunk_rows`.
 
         Raises:
-            ValueError: No questions, one without an `id`, or two of the same `id`.
+            ValueError: No questions, one without an `id`, or two with the same.
         """
         if not questions:
             raise ValueError("there is nothing to evaluate: the task is empty; check its split, filters and row limit")
@@ -336,7 +320,7 @@ class ExampleLog:
         return [todo[start : start + chunk_rows] for start in range(0, len(todo), chunk_rows)]
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add records and, where there is a file, have them on disk before returning."""
+        """Add records; where there is a file, they are on disk when this returns."""
         stamped = [{**record, "config": self.config} for record in records]
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,7 +332,7 @@ class ExampleLog:
         self.num_appended += len(stamped)
 
     def clear(self) -> None:
-        """Forget the records of this configuration; logs of others stay."""
+        """Forget the records of this configuration; the logs of others stay."""
         self.records = {}
         if self.path is not None:
             self.path.unlink(missing_ok=True)

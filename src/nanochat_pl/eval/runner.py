@@ -175,7 +175,7 @@ def default_eval(models: Sequence[LoadedModel]) -> tuple[EvalName, StageName]:
     """Choose what to measure (`eval=auto`) by the latest stage among the models.
 
     Raises:
-        ValueError: none of them says its stage.
+        ValueError: None of them says its stage.
     """
     stages = [StageName(m.stage) for m in models if m.stage in MODEL_STAGES]
     if not stages:
@@ -195,21 +195,19 @@ def data_and_tasks(
     allow: Sequence[str] = (),
     outputs: str = "outputs",
 ) -> tuple[DataConfig, Mapping[str, Any]]:
-    """Settle data and tasks: the command line's, else those of the last model that has a config.
+    """Return data and tasks: the command line's, else those of the last model that has a config.
 
-    Models that another program trained have none; the data are then the command line's, the tasks as the data's
-    evaluation has them by default.
+    Models that another program trained have none; the data are then the command line's, and the tasks those that the
+    data's evaluation has by default.
 
     Args:
-        models: whose evaluation it is.
-        name: what is measured.
-        data: keys of the command line.
-        mixture: of the command line, if given.
-        allow: packages whose tasks a model's config may name, beside this one.
-        outputs: folder for results; what a model's config says to make or fetch goes nowhere else.
+        data: Keys of the command line.
+        mixture: The command line's, if given.
+        allow: Packages, besides this one, whose tasks a model's config may name.
+        outputs: Folder for results; what a model's config says to make or fetch goes nowhere else.
 
     Raises:
-        ValueError: nobody says where the data are, or a model's config is not one, or asks to run something.
+        ValueError: Nothing says where the data are, or a model's config is damaged, or asks to run something.
     """
     last = next((loaded for loaded in reversed(models) if loaded.config), None)
     if last is None:
@@ -227,7 +225,7 @@ def data_and_tasks(
 
 
 def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
-    """Give each checkpoint a short name that tells it from the others: its run folder, or its folder and file."""
+    """Return a short name for each checkpoint that tells it from the others: its run folder, or its folder and file."""
     names = []
     for loaded in models:
         run = run_folder(loaded.path)
@@ -241,7 +239,7 @@ def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
 
 
 def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
-    """Say where the results of one checkpoint go: into its run, those of another program's model below outputs/eval."""
+    """Return the folder for the results of a checkpoint: in its run, or below outputs/eval for another's model."""
     if cfg.output:
         root = Path(cfg.output) / config_hash({"path": str(loaded.path)})
     elif loaded.format == "lightning":
@@ -255,12 +253,12 @@ def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
 
 
 def short_name(loaded: LoadedModel) -> str:
-    """Give the name of a checkpoint's file without its ending (`model` of `model.safetensors.index.json`)."""
+    """Return the name of a checkpoint's file without its ending (`model` of `model.safetensors.index.json`)."""
     return loaded.path.name.partition(".")[0] if loaded.format == "huggingface" else loaded.path.stem
 
 
 def file_hash(path: Path) -> str:
-    """Give the SHA-256 of a file's bytes, 16 hex digits; of a list of shards, that of all of them in order."""
+    """Return 16 hex digits of the SHA-256 of a file's bytes, or of all shards that an index lists, in order."""
     files = sorted(path.parent.glob("*.safetensors")) if path.suffix == ".json" else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -271,7 +269,7 @@ def file_hash(path: Path) -> str:
 
 
 def show_progress(shown: str) -> Callable[[int, int], None]:
-    """Make what prints how far an evaluation is, at most once a second and at its end."""
+    """Return a function that prints how far an evaluation is, at most once a second and at its end."""
     begin = last = time.perf_counter()
 
     def progress(done: int, of: int) -> None:
@@ -289,9 +287,7 @@ def draw_comparison(
 ) -> ComparisonReport | None:
     """Compare each checkpoint with the first one as `nanochat-pl compare` does; None where there is only one.
 
-    Args:
-        evaluations: by the name of the checkpoint.
-        documents: the results.json of each.
+    Evaluations and contents of results.json stand by the name of the checkpoint.
     """
     if len(evaluations) < 2:
         return None
@@ -313,13 +309,13 @@ def draw_comparison(
     ]
     try:
         return build_comparison(runs)
-    except ValueError as error:  # the figures stand all the same
+    except ValueError as error:  # the results stand all the same
         log.warning("no comparison: %s", error)
         return None
 
 
 def compare_all(evaluations: Mapping[str, Evaluation], report: ComparisonReport | None) -> list[Comparison]:
-    """Give what evaluation_summary.json says of each checkpoint against the first, with the verdicts of `report`."""
+    """Return what evaluation_summary.json says of each checkpoint against the first, with the verdicts of `report`."""
     measures = {"strict/accuracy_over_asked": "correct", "loglikelihood/accuracy": "likely_correct"}
     lines = {line.metric: line for line in report.metrics} if report is not None else {}
     (first, before), *others = evaluations.items()
@@ -333,7 +329,7 @@ def compare_all(evaluations: Mapping[str, Evaluation], report: ComparisonReport 
 
 
 def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
-    """Show the overall figures of all checkpoints side by side, with intervals and baselines."""
+    """Print the metrics of all checkpoints side by side, with intervals and baselines."""
     names = list(evaluations)
     rows = {shown: {(r.task, r.metric): r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
     first = rows[names[0]]
@@ -360,7 +356,7 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def cell(row: MetricRow | None) -> str:
-    """Format one figure."""
+    """Format one metric of one checkpoint."""
     if row is None or row.value is None:
         return "- (n = 0)" if row is not None else ""
     if row.count is None:

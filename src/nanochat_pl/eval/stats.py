@@ -1,8 +1,8 @@
 """How far a score can be trusted: intervals for one model, tests for two models on the same questions.
 
-Fifty questions say little: 21 of 50 is 42 % give or take 13 points. Every accuracy of this project therefore stands
-beside an interval, and two checkpoints are compared question by question before either is called better. NumPy and
-the standard library only; random resampling is seeded, so that equal records always print equal figures.
+Fifty questions say little: 21 of 50 is 42 % give or take 13 points. Every accuracy of this project is therefore given
+with an interval, and two checkpoints are compared question by question before either is called better. NumPy and the
+standard library only; random resampling is seeded, so that equal records always give equal numbers.
 """
 
 from collections.abc import Sequence
@@ -43,14 +43,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over several runs that differ in their seed only."""
+    """One metric over several runs that differ in their seed only."""
 
     mean: float
     std: float | None
-    """Of the runs, with n - 1 below; None for a single run, which says nothing about seeds."""
+    """The sample standard deviation (divisor n - 1); None for a single run, which says nothing about seeds."""
     n: int
     interval: Interval | None
-    """Of the mean over all seeds (Student's t); None for a single run."""
+    """The interval of the mean over all seeds (Student's t); None for a single run."""
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
@@ -76,12 +76,12 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
 
 
 def weighted_sum_interval(parts: Sequence[tuple[float, float, Interval]]) -> Interval:
-    """Bound a weighted sum of independent figures by the intervals of each (Zou and Donner, 2008).
+    """Bound a weighted sum of independent values by the interval of each (Zou and Donner, 2008).
 
-    Unlike a bootstrap over their questions it does not shrink to a point where a figure is 0 or 1 by luck.
+    Unlike a bootstrap over their questions it does not shrink to a point where a value is 0 or 1 by luck.
 
     Args:
-        parts: (weight above 0, value, its interval) of each figure; the intervals of one level.
+        parts: (weight above 0, value, its interval) of each; the intervals are of one level.
 
     Raises:
         ValueError: No parts, or intervals of several levels.
@@ -141,9 +141,9 @@ def paired_interval(
 ) -> Interval:
     """Bound mean(second) - mean(first), where entry i of both is the score of the same question, from 0 to 1.
 
-    Right or wrong answers: Wald's interval with half a question added to each of the four ways that two answers can
-    come out (Agresti and Min, 2005). Other scores: the paired bootstrap, and at least as wide as that interval is where
-    no question tells two models apart. So a few questions on which nobody disagreed are no proof of equality.
+    For right or wrong answers it is Wald's interval with half a question added to each of the four ways that two
+    answers can come out (Agresti and Min, 2005). For other scores it is the paired bootstrap, but at least as wide as
+    the former is where no question tells two models apart: few questions without disagreement do not prove equality.
 
     Raises:
         ValueError: The lengths differ, no values, one that is not finite, or `level` outside (0, 1).
@@ -162,9 +162,7 @@ def paired_interval(
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value that two models answer equally well (McNemar, 1947, exact binomial form).
 
-    Args:
-        only_first: Questions only the first model got right.
-        only_second: Questions only the second model got right. Questions both got right or wrong carry no information.
+    The arguments count the questions that only one of the two got right; the others carry no information.
 
     Raises:
         ValueError: A negative count.
@@ -215,12 +213,8 @@ def sign_flip_test(
     If they do, the difference at each question could as well have the other sign (Fisher, 1935): p is the share of all
     ways to give signs whose sum is at least as far from 0. For scores of 0 and 1 this is McNemar's exact test.
 
-    Args:
-        first: Scores of the first model, such as the share of right answers to each question.
-        second: Scores of the second model.
-        num_resamples: Up to so many ways every one is counted, and p is exact. Of more so many are drawn, and the
-            observed one is counted among them: p is never 0.
-        seed: For drawing.
+    Up to `num_resamples` ways are all counted, and p is exact. Where there are more, `num_resamples` of them are drawn,
+    and the observed one is counted among them, so that p is never 0.
 
     Raises:
         ValueError: The lengths differ, no scores, or one that is not finite.
@@ -264,7 +258,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 
 def seed_spread(values: Sequence[float], level: float = 0.95) -> Spread:
-    """Summarize one figure over runs of different seeds: mean, standard deviation, t interval of the mean.
+    """Summarize one metric over runs of different seeds: mean, standard deviation, t interval of the mean.
 
     Three seeds are few: at two degrees of freedom the interval is 4.3 standard errors to either side, not 2.
 
