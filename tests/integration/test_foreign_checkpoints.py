@@ -148,7 +148,7 @@ def test_any_format_is_evaluated_as_the_run_itself_and_its_folder_stays_as_it_wa
     assert files[1].relative_to(tmp_path / "outputs" / "eval").parts[1:3] == ("eval", "bpb")
 
 
-def test_without_data_the_error_says_what_to_pass(models: Path, tmp_path: Path, monkeypatch, capfd):
+def test_without_data_the_error_names_the_key_to_set(models: Path, tmp_path: Path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert evaluate(tmp_path, "eval=bpb", f"ckpt={models / 'nanochat'}") == 1
     assert "give data=local data.root=<folder with data sets>" in capfd.readouterr().err

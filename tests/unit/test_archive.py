@@ -170,7 +170,7 @@ def test_an_archive_with_a_damaged_table_of_contents_is_refused_in_words(zip_fil
         load_model(zip_file)
 
 
-def test_what_is_no_archive_of_a_model_is_not_taken_for_one(tmp_path: Path):
+def test_other_files_and_folders_are_no_archive_of_a_model(tmp_path: Path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "last.ckpt")
     assert not is_model_archive(tmp_path / "last.ckpt")
     assert not is_model_archive(tmp_path)

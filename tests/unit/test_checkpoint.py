@@ -115,7 +115,9 @@ def test_a_run_folder_has_its_checkpoints_by_name(stored: ModelState, tmp_path: 
         read_model(run / "checkpoints" / "first")
 
 
-def test_names_of_compiled_models_and_half_precision_are_mended(stored: ModelState, tmp_path: Path):
+def test_the_prefix_of_compiled_models_is_removed_and_half_precision_becomes_float32(
+    stored: ModelState, tmp_path: Path
+):
     nanochat.write(stored, tmp_path)
     spoil(tmp_path, lambda state: {f"_orig_mod.{name}": tensor.bfloat16() for name, tensor in state.items()})
     again = read_model(tmp_path)
@@ -216,7 +218,7 @@ def test_several_models_are_listed_and_none_is_taken(stored: ModelState, tmp_pat
         (["a/model_finetuned.pt"], Candidate("sciassist", "a/model_finetuned.pt")),
     ],
 )
-def test_one_rule_chooses_among_names(names: list[str], expected: Candidate | None):
+def test_the_one_model_among_file_names_is_chosen(names: list[str], expected: Candidate | None):
     assert choose(names, "here") == expected
 
 
@@ -351,7 +353,7 @@ def test_metadata_that_describe_another_model_are_refused(stored: ModelState, tm
         load_model(tmp_path)
 
 
-def test_metadata_that_are_none_are_refused(stored: ModelState, tmp_path: Path):
+def test_metadata_that_are_missing_damaged_or_of_another_step_are_refused(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     meta = tmp_path / "meta_000012.json"
     content = json.loads(meta.read_text())
@@ -370,7 +372,7 @@ def test_metadata_that_are_none_are_refused(stored: ModelState, tmp_path: Path):
         load_model(tmp_path)
 
 
-def test_full_windows_in_the_metadata_are_the_classic_model(stored: ModelState, tmp_path: Path):
+def test_window_pattern_of_l_alone_is_the_classic_model(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     meta = tmp_path / "meta_000012.json"
     content = json.loads(meta.read_text())
@@ -396,7 +398,7 @@ def test_truncated_weights_are_refused_at_once(stored: ModelState, tmp_path: Pat
     assert len(str(refused.value).replace(str(tmp_path), "")) < 300, "torch's advice has no place in one line"
 
 
-def test_a_checkpoint_whose_description_is_damaged_is_refused(stored: ModelState, tmp_path: Path):
+def test_a_damaged_nanochat_pl_entry_is_refused(stored: ModelState, tmp_path: Path):
     file = write_lightning(stored, tmp_path / "last.ckpt")
     content = torch.load(file, weights_only=True)
     for change, words in (
@@ -441,7 +443,7 @@ def test_what_the_format_cannot_hold_is_listed_and_nothing_is_written(tokenizer:
     assert module.unsupported(stored_model(tokenizer, replace(CONFIG, pad_vocab_to=5))) == []  # 265 rows as it is
 
 
-def test_no_file_is_overwritten(stored: ModelState, tmp_path: Path):
+def test_writing_over_an_existing_file_is_refused(stored: ModelState, tmp_path: Path):
     nanochat.write(stored, tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(FileExistsError, match=r"tokenizer.pkl.*already"):
@@ -480,7 +482,7 @@ def test_the_byte_lengths_are_those_nanochat_wrote(tokenizer: Tokenizer):
     assert lengths.tolist() == [1] * 128 + [3] * 128 + [0] * len(SPECIAL_TOKENS)
 
 
-def test_finding_a_source_loads_no_torch(stored: ModelState, tmp_path: Path):
+def test_finding_model_files_loads_no_torch(stored: ModelState, tmp_path: Path):
     import subprocess
     import sys
 

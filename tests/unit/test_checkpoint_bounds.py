@@ -170,7 +170,9 @@ def deep(levels: int) -> list[Any]:
     "value", [nested(60), itself(), deep(150), {"a": {1: nested(30)}}], ids=["2**60", "itself", "deep", "dict"]
 )
 @pytest.mark.parametrize("key", ["nanochat_pl", "callbacks", "hyper_parameters", "loops"])
-def test_lists_that_stand_for_more_than_they_hold_do_not_hang(good: Path, tmp_path: Path, value: Any, key: str):
+def test_a_pickle_of_repeated_or_nested_lists_is_refused_within_two_seconds(
+    good: Path, tmp_path: Path, value: Any, key: str
+):
     content = torch.load(good / "lightning" / "last.ckpt", weights_only=True)
     if key == "nanochat_pl":
         content[key]["config"]["x"] = value

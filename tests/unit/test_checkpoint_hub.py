@@ -161,7 +161,7 @@ def test_an_address_means_the_same_model_whichever_is_here(shelf: Shelf, stored,
     assert load_model("hf://owner/repo/old", offline=True).step == 3
 
 
-def test_of_several_models_one_that_is_here_is_not_taken_for_the_one(shelf: Shelf, stored, tmp_path: Path):
+def test_a_fetched_model_is_not_chosen_silently_where_the_repository_has_several(shelf: Shelf, stored, tmp_path: Path):
     nanochat.write(stored, tmp_path / "made")
     shelf.put(tmp_path / "made")
     shelf.list(more=("model_000013.pt", "meta_000013.json"))
@@ -171,7 +171,7 @@ def test_of_several_models_one_that_is_here_is_not_taken_for_the_one(shelf: Shel
             ask("hf://owner/repo", offline=True)
 
 
-def test_a_file_of_one_format_can_be_named_beside_another(shelf: Shelf, stored, tmp_path: Path):
+def test_a_file_name_chooses_between_two_formats_in_one_repository(shelf: Shelf, stored, tmp_path: Path):
     huggingface.write(stored, tmp_path / "made")
     nanochat.write(replace(stored, step=13), tmp_path / "made")
     shelf.put(tmp_path / "made")
@@ -182,7 +182,7 @@ def test_a_file_of_one_format_can_be_named_beside_another(shelf: Shelf, stored, 
     assert load_model("hf://owner/repo/model.safetensors", offline=True).step == 12
 
 
-def test_only_the_models_own_page_is_looked_at(shelf: Shelf, stored, tmp_path: Path):
+def test_adapter_config_json_beside_a_model_is_ignored(shelf: Shelf, stored, tmp_path: Path):
     huggingface.write(stored, tmp_path / "made")
     (tmp_path / "made" / "adapter_config.json").write_text("{}")
     shelf.put(tmp_path / "made")
@@ -250,7 +250,7 @@ def test_a_hub_in_trouble_is_asked_again_and_then_given_up_in_words(shelf: Shelf
     assert shelf.asked() == before + 5
 
 
-def test_an_answer_that_is_no_listing_is_said_to_be_none(shelf: Shelf):
+def test_an_answer_that_is_no_list_of_files_is_an_error(shelf: Shelf):
     for answer in (b"<html>", b'{"error": 1}', b"[1]"):
         shelf.server.files["/api/models/owner/repo/tree/main?recursive=true"] = answer
         with pytest.raises(FileNotFoundError, match="the answer is no listing"):

@@ -215,7 +215,7 @@ def test_lengths_of_tokens_and_optimizer_files_are_never_opened(good: Path, cana
     assert not canary.exists()
 
 
-def test_an_optimizer_state_that_is_left_behind_is_said(good: Path, tmp_path: Path):
+def test_an_optimizer_state_beside_the_weights_is_noted_as_not_taken_over(good: Path, tmp_path: Path):
     folder = shutil.copytree(good / "nanochat", tmp_path / "nanochat")
     assert read_model(folder).notes == ()
     (folder / "optim_000011_rank0.pt").touch()

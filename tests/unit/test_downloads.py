@@ -125,13 +125,13 @@ def test_a_file_is_fetched_once_and_then_taken_from_disk(hub, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", [500, 503, 429, 408, ("cut", 0)])
-def test_a_first_failing_answer_is_tried_again(hub, tmp_path, trouble):
+def test_status_408_429_5xx_and_a_cut_body_are_tried_again(hub, tmp_path, trouble):
     hub.trouble = [trouble]
     assert fetch(hub, tmp_path / "x").read_bytes() == CONTENT
     assert len(hub.bodies) == 2
 
 
-def test_a_failing_metadata_answer_is_tried_again(hub, tmp_path):
+def test_status_5xx_for_the_metadata_is_tried_again(hub, tmp_path):
     hub.head_trouble = [502, 503]
     assert fetch(hub, tmp_path / "x").read_bytes() == CONTENT
 
@@ -193,19 +193,19 @@ def test_a_partial_file_longer_than_the_real_one_starts_anew(hub, tmp_path):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_no_access_is_said_at_once(hub, tmp_path, status):
+def test_status_401_and_403_are_not_tried_again(hub, tmp_path, status):
     hub.head_trouble = [status]
     with pytest.raises(FileNotFoundError, match="private or gated"):
         fetch(hub, tmp_path / "x")
     assert hub.bodies == [] and leftovers(tmp_path) == []
 
 
-def test_an_unknown_file_is_said_at_once(hub, tmp_path):
+def test_status_404_is_not_tried_again(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing.parquet of the dataset owner/texts .* knows no such"):
         fetch(hub, tmp_path / "x", filename="nothing.parquet")
 
 
-def test_an_unreachable_hub_is_named(hub, tmp_path):
+def test_an_unreachable_hub_is_an_error_with_its_address_after_five_attempts(hub, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         hub.endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, but nobody listens

@@ -112,7 +112,7 @@ def common_stop(model: GPT) -> set[int]:
     [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.5}],
     ids=str,
 )
-def test_values_that_are_not_finite_are_told_and_no_token_is_drawn(settings: dict[str, float]):
+def test_logits_that_are_not_finite_are_an_error_and_no_token_is_drawn(settings: dict[str, float]):
     broken = random_model(5, 0.3)
     with torch.no_grad():
         broken.lm_head.weight[7, 3] = math.nan
@@ -250,7 +250,7 @@ def test_a_row_stops_when_the_context_is_full(model):
     assert [len(row) for row in rows] == [1, 4, 23]
 
 
-def test_listeners_hear_every_token_and_may_end_their_row(model):
+def test_on_token_is_called_for_every_new_token_and_false_ends_the_request(model):
     engine, heard = engine_of(model, common_stop(model)), {i: [] for i in range(len(PROMPTS))}
     whole = engine.generate(PROMPTS, 8)
     assert engine.generate(PROMPTS, 8, batch_size=3, on_token=lambda i, *what: heard[i].append(what)) == whole
@@ -444,7 +444,7 @@ def test_a_gpu_gives_what_the_cpu_gives(model, settings):
         ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
     ],
 )
-def test_what_cannot_be_generated_is_refused_with_the_remedy(model, prompts, settings, message):
+def test_a_request_that_cannot_be_generated_is_refused_with_the_remedy(model, prompts, settings, message):
     with pytest.raises(ValueError, match=message):
         engine_of(model).generate(prompts, **{"max_new_tokens": 3} | settings)
 
@@ -606,7 +606,7 @@ def test_logprobs_of_a_prompt_are_those_of_a_full_forward_with_and_without_an_an
             assert [value for _, value in told.top] == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_prompt_that_is_longer_than_the_context_cannot_be_scored(model):
+def test_a_prompt_longer_than_the_context_cannot_be_scored(model):
     with pytest.raises(ValueError, match="25 tokens"):
         engine_of(model).run([Request(list(range(25)), 0, prompt_logprobs=1)])
 

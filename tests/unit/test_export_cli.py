@@ -92,7 +92,7 @@ def test_every_format_comes_back_as_it_went(run: Path, form: str, capsys: pytest
 
 @pytest.mark.skipif(os.name != "posix", reason="files have such modes on POSIX only")
 @pytest.mark.parametrize("form", list(export.FORMATS))
-def test_files_of_an_export_are_readable_as_others_that_one_writes(run: Path, form: str):
+def test_exported_files_have_the_permissions_of_the_umask(run: Path, form: str):
     before = os.umask(0o027)
     try:
         out, _ = export.export_model(run, form)
@@ -113,7 +113,7 @@ def test_an_imported_run_says_where_it_is_from(run: Path):
     assert (loaded.stage, loaded.step, loaded.config) == ("sft", 12, CONFIG)
 
 
-def test_a_stage_that_no_file_names_can_be_said(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_stage_option_of_import_names_an_unknown_stage(run: Path, capsys: pytest.CaptureFixture[str]):
     export.export_model(run, "huggingface", Path("hf"))
     Path("hf/nanochat_pl.json").unlink()  # as transformers saves it
     assert import_.main(["hf", "one"]) == 0
@@ -127,7 +127,7 @@ def test_a_stage_that_no_file_names_can_be_said(run: Path, capsys: pytest.Captur
     assert (config["depth"], config["stage"]["name"], config["model"]["n_embd"]) == (1, "mid", 32)
 
 
-def test_the_rounding_of_rotary_tables_that_no_file_names_can_be_said(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_rope_tables_option_of_import_sets_the_rounding(run: Path, capsys: pytest.CaptureFixture[str]):
     export.export_model(run, "huggingface", Path("hf"))
     Path("hf/nanochat_pl.json").unlink()
     assert import_.main(["hf", "one"]) == 0
@@ -164,7 +164,7 @@ def test_a_destination_is_replaced_only_when_asked_and_only_if_it_was_an_export(
     assert Path("hf/thesis.tex").exists()
 
 
-def test_a_link_to_a_folder_goes_on_leading_there(run: Path):
+def test_a_destination_that_is_a_link_to_a_folder_stays_one(run: Path):
     Path("disk").mkdir()
     Path("link").symlink_to("disk")
     export.export_model(run, "nanochat", Path("link"))
@@ -193,7 +193,7 @@ def test_a_trained_run_is_never_replaced_by_an_import(run: Path, capsys: pytest.
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_failure_leaves_everything_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_export_leaves_the_destination_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch):
     export.export_model(run, "huggingface", Path("hf"))
     before = {path.name: path.read_bytes() for path in Path("hf").iterdir()}
 
@@ -234,7 +234,9 @@ def test_a_format_that_cannot_hold_a_model_refuses_with_the_list(
         (["outputs/sft/small", "--format", "nanochat", "--out", "file"], "is a file already"),
     ],
 )
-def test_a_mistake_is_one_line(run: Path, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]):
+def test_an_error_is_one_line_with_exit_code_2(
+    run: Path, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+):
     Path("folder.zip").mkdir()
     Path("file").write_text("")
     assert export.main(arguments) == 2

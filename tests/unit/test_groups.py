@@ -149,7 +149,7 @@ def test_a_parameter_without_a_role_is_named(model):
         check_roles(model.param_roles(), model.named_parameters())
 
 
-def test_a_strangers_parameter_is_refused(model):
+def test_a_parameter_of_another_model_is_refused(model):
     roles = model.param_roles()
     roles["matrix"].append(nn.Parameter(torch.zeros(3, 5)))
     with pytest.raises(ValueError, match=r"shape \(3, 5\) that the model does not list"):
@@ -161,7 +161,7 @@ def gradient_norm(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("max_norm", [None, 1e9])
-def test_a_short_gradient_is_measured_and_left_alone(model, max_norm):
+def test_a_gradient_below_the_norm_is_measured_and_left_alone(model, max_norm):
     backward(model)
     before = [p.grad.clone() for p in model.parameters()]
     norm = clip_gradients(model.parameters(), max_norm)
@@ -169,7 +169,7 @@ def test_a_short_gradient_is_measured_and_left_alone(model, max_norm):
     assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), before))
 
 
-def test_a_long_gradient_is_scaled_down_to_the_norm_and_keeps_its_direction(model):
+def test_a_gradient_above_the_norm_is_scaled_down_to_it_and_keeps_its_direction(model):
     backward(model)
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
     norm = clip_gradients(model.parameters(), 0.25)

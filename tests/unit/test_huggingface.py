@@ -111,7 +111,7 @@ def test_a_model_that_nanochat_trained_computes_the_same_in_transformers(referen
     assert all(torch.equal(again.state[name], tensor) for name, tensor in stored.state.items())
 
 
-def test_rounded_rotary_tables_are_said_and_exact_ones_are_not(tokenizer: Tokenizer, tmp_path: Path):
+def test_a_note_tells_of_rounded_rotary_tables_only(tokenizer: Tokenizer, tmp_path: Path):
     rounded = make_stored(tokenizer)
     said = huggingface.write(rounded, tmp_path / "rounded")
     assert "bfloat16" in said[0]
@@ -165,7 +165,7 @@ def test_a_folder_that_transformers_saved_is_read(tokenizer: Tokenizer, tmp_path
     assert any("rotary" in note for note in again.notes)
 
 
-def test_padding_of_the_vocabulary_is_left_out_and_said(tokenizer: Tokenizer, tmp_path: Path):
+def test_padding_of_the_vocabulary_is_left_out_with_a_note(tokenizer: Tokenizer, tmp_path: Path):
     stored = make_stored(tokenizer, pad_vocab_to=64, rope_table_dtype="float32")
     said = huggingface.write(stored, tmp_path)
     assert any("54 rows of padding" in note for note in said)
@@ -245,7 +245,7 @@ def test_a_vocabulary_that_could_make_the_library_panic_is_refused_before_it_is_
 
 
 @pytest.mark.parametrize("change", [{"step": None}, {"step": 1e999}, {"run_config": 3}])
-def test_a_damaged_note_of_ours_is_refused(tokenizer: Tokenizer, tmp_path: Path, change: dict[str, Any]):
+def test_a_damaged_nanochat_pl_json_is_refused(tokenizer: Tokenizer, tmp_path: Path, change: dict[str, Any]):
     huggingface.write(make_stored(tokenizer), tmp_path)
     file = tmp_path / "nanochat_pl.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

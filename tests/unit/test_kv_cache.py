@@ -86,7 +86,7 @@ def test_rows_can_leave_be_copied_and_be_added(model):
 
 
 @pytest.mark.parametrize("gone", [[], [0], [5], [0, 5], [1, 2, 3], [5, 4, 0], [0, 1, 2, 3, 4, 5], [4, 2]])
-def test_rows_that_stay_keep_what_they_hold(model, gone):
+def test_drop_rows_keeps_the_content_of_the_other_rows(model, gone):
     cache = cache_for(model, 6, capacity=4)
     cache.k += torch.arange(6.0)[:, None, None, None]
     cache.v -= torch.arange(6.0)[:, None, None, None]
@@ -116,7 +116,7 @@ def test_overflow_is_refused_and_leaves_the_cache_as_it_was(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_copy_laid_out_for_decoding_computes_the_same_and_follows_the_weights(model, dtype):
+def test_an_inference_copy_computes_the_same_and_follows_the_weights(model, dtype):
     source = copy.deepcopy(model)
     source.compute_dtype = dtype
     laid_out = InferenceCopy(source, dtype)

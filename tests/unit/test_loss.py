@@ -94,7 +94,7 @@ def test_masked_tokens_get_no_gradient():
     assert grad[targets >= 0].ne(0).any(dim=1).all()
 
 
-def test_none_keeps_the_shape_of_the_targets():
+def test_reduction_none_keeps_the_shape_of_the_targets():
     hidden, weight, targets = make()
     loss = chunked(hidden[:36].view(4, 9, C), weight, targets[:36].view(4, 9), "none")
     assert loss.shape == (4, 9)

@@ -50,7 +50,7 @@ def test_initial_weights_depend_on_the_generator_alone():
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
-def test_construction_draws_nothing_and_forgotten_weights_are_loud():
+def test_construction_draws_no_random_numbers_and_leaves_nan_weights():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     model = GPT(GPTConfig(**SHAPE))
