@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nanochat_pl.optim.config import OptimConfig
-from nanochat_pl.optim.groups import build_optimizers, check_roles, clip_gradients, set_schedule
+from nanochat_pl.optim.config import MATRIX_OPTIMIZERS, OptimConfig
+from nanochat_pl.optim.groups import OPTIMIZERS, build_optimizers, check_roles, clip_gradients, set_schedule
 from nanochat_pl.optim.muon import Muon
 from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
 
@@ -186,3 +186,19 @@ def test_parameters_without_gradient_are_passed_over(model):
     torch.testing.assert_close(clip_gradients(model.parameters(), 1e9), expected)
     model.zero_grad()
     assert clip_gradients(model.parameters(), 1.0) == 0
+
+
+def test_the_config_names_the_optimizers_that_there_are():
+    assert set(MATRIX_OPTIMIZERS) == set(OPTIMIZERS)
+
+
+def test_adamw_can_take_the_matrices_too(model):
+    cfg = OptimConfig(matrix_optimizer="adamw", matrix_lr=0.01, reference_width=4 * WIDTH)
+    (adamw,) = build_optimizers(model.param_roles(), WIDTH, cfg)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert [group["name"] for group in adamw.param_groups] == ["matrix", "unembedding", "embedding"]
+    assert adamw.param_groups[0]["lr"] == pytest.approx(0.02)  # at a quarter of the width that the rates are meant for
+    backward(model)
+    before = model.up.weight.clone()
+    adamw.step()
+    assert not torch.equal(before, model.up.weight)

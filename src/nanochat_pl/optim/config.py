@@ -8,17 +8,21 @@ The numbers are nanochat's of 2025-11; learning rates are those of a model `refe
 import math
 from dataclasses import dataclass
 
-__all__ = ["NS_DTYPES", "OptimConfig"]
+__all__ = ["MATRIX_OPTIMIZERS", "NS_DTYPES", "OptimConfig"]
 
 NS_DTYPES = ("auto", "float32", "bfloat16")
+MATRIX_OPTIMIZERS = ("muon", "adamw")
+"""The names of `optim.groups.OPTIMIZERS`, which needs torch."""
 
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """How the two optimizers, Muon for the matrices and AdamW for the rest, move the weights."""
+    """How the optimizers move the weights: by default Muon moves the matrices, AdamW the rest."""
 
+    matrix_optimizer: str = "muon"
+    """What moves the weight matrices of the blocks: muon, or adamw as all other parameters."""
     matrix_lr: float = 0.02
-    """Muon's learning rate for the weight matrices of the blocks; the same at every width."""
+    """Learning rate of the blocks' weight matrices; Muon's is the same at every width, AdamW's is scaled as below."""
     embedding_lr: float = 0.2
     """AdamW's learning rate for the token embedding, at `reference_width`."""
     unembedding_lr: float = 0.004
@@ -68,6 +72,9 @@ class OptimConfig:
             self._require(name, 0 <= getattr(self, name) <= 1, "a fraction in [0, 1]")
         self._require("ns_steps", self.ns_steps >= 1, "a whole number >= 1")
         self._require("ns_dtype", self.ns_dtype in NS_DTYPES, f"one of {', '.join(NS_DTYPES)}")
+        self._require(
+            "matrix_optimizer", self.matrix_optimizer in MATRIX_OPTIMIZERS, f"one of {', '.join(MATRIX_OPTIMIZERS)}"
+        )
         if self.momentum_ramp_steps is not None:
             self._require(
                 "momentum_ramp_steps", self.momentum_ramp_steps >= 1, "a whole number >= 1, or null (no ramp)"

@@ -1,12 +1,11 @@
-"""From parameter roles to the two optimizers, and what a training step does with them.
+"""From parameter roles to the optimizers, and what a training step does with them.
 
 A model says which role each parameter plays, the config which hyper-parameters a role gets; neither knows the other.
-`ROLES` is the one table of roles; a model need not have parameters of each. The schedule and the clipping of gradients
-act on all parameters.
+`ROLES` is the one table of roles: a model need not have parameters of each. Schedule and clipping look at all of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,24 +18,50 @@ from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
 __all__ = ["build_optimizers", "check_roles", "clip_gradients", "set_schedule"]
 
 
-class Role(NamedTuple):
-    """Which optimizer updates the parameters of a role, and how fast."""
+class OptimizerRule(NamedTuple):
+    """How one kind of optimizer is built."""
 
-    optimizer: type[torch.optim.Optimizer]
-    learning_rate: Callable[[OptimConfig, int], float]
-    """Gives the rate from the settings and the model's width; `init_lr_frac` is applied to all roles alike."""
+    make: Callable[..., torch.optim.Optimizer]
+    settings: Callable[[OptimConfig], dict[str, Any]]
+    """Its arguments beside the parameters and their learning rates."""
+    lr_scale: Callable[[OptimConfig, int], float]
+    """What the learning rates are multiplied by, of the config and the model's width."""
 
 
-def _adamw_scale(cfg: OptimConfig, width: int) -> float:
+def _muon_settings(cfg: OptimConfig) -> dict[str, Any]:
+    settings = {name: getattr(cfg, name) for name in ("nesterov", "ns_steps", "ns_dtype")}
+    return {"momentum": muon_momentum(0, cfg), **settings}
+
+
+def _adamw_settings(cfg: OptimConfig) -> dict[str, Any]:
+    return {"betas": (cfg.adam_beta1, cfg.adam_beta2), "eps": cfg.adam_eps, "weight_decay": cfg.weight_decay}
+
+
+def _by_width(cfg: OptimConfig, width: int) -> float:
     """AdamW's rates fall with the square root of the width, since they were tuned at `reference_width`."""
     return (width / cfg.reference_width) ** -0.5
 
 
-# AdamW's roles stand in this order, because nanochat's saved AdamW states count the output layer first.
+OPTIMIZERS: dict[str, OptimizerRule] = {
+    "muon": OptimizerRule(Muon, _muon_settings, lambda cfg, width: 1.0),
+    "adamw": OptimizerRule(torch.optim.AdamW, _adamw_settings, _by_width),
+}
+"""Every optimizer that a role may be given, by the name that `optim.matrix_optimizer` may take."""
+
+
+class Role(NamedTuple):
+    """What the parameters of one role are updated by, and how fast."""
+
+    optimizer: Callable[[OptimConfig], str]
+    learning_rate: Callable[[OptimConfig], float]
+    """Before the optimizer's own scale; `init_lr_frac` is applied to all roles alike."""
+
+
+# The roles beside the matrices stand in this order, because nanochat's saved AdamW states count the output layer first.
 ROLES: dict[str, Role] = {
-    "matrix": Role(Muon, lambda cfg, width: cfg.matrix_lr),
-    "unembedding": Role(torch.optim.AdamW, lambda cfg, width: cfg.unembedding_lr * _adamw_scale(cfg, width)),
-    "embedding": Role(torch.optim.AdamW, lambda cfg, width: cfg.embedding_lr * _adamw_scale(cfg, width)),
+    "matrix": Role(lambda cfg: cfg.matrix_optimizer, lambda cfg: cfg.matrix_lr),
+    "unembedding": Role(lambda cfg: "adamw", lambda cfg: cfg.unembedding_lr),
+    "embedding": Role(lambda cfg: "adamw", lambda cfg: cfg.embedding_lr),
 }
 """Every role that a parameter may play, by the name that `GPT.param_roles()` calls it."""
 
@@ -88,36 +113,26 @@ def build_optimizers(
         cfg: Hyper-parameters.
 
     Returns:
-        Muon, then AdamW; one that no parameter needs is left out.
+        Those of `OPTIMIZERS` that some parameter is given to, in that order: Muon, then AdamW.
 
     Raises:
         ValueError: As `check_roles`, or Muon on a parameter that is not a matrix.
     """
     check_roles(roles)
-    settings: dict[type, dict] = {
-        Muon: {
-            "momentum": muon_momentum(0, cfg),
-            "nesterov": cfg.nesterov,
-            "ns_steps": cfg.ns_steps,
-            "ns_dtype": cfg.ns_dtype,
-        },
-        torch.optim.AdamW: {
-            "betas": (cfg.adam_beta1, cfg.adam_beta2),
-            "eps": cfg.adam_eps,
-            "weight_decay": cfg.weight_decay,
-        },
-    }
     optimizers: list[torch.optim.Optimizer] = []
-    for kind, arguments in settings.items():
-        groups: list[dict] = []
+    for kind, rule in OPTIMIZERS.items():
+        # One named group a role: the schedule, the log and the diagnostics know parameters by these names.
+        groups: list[dict[str, Any]] = []
         for name, role in ROLES.items():
-            if role.optimizer is kind and roles.get(name):
-                lr = role.learning_rate(cfg, width) * cfg.init_lr_frac
+            if roles.get(name) and role.optimizer(cfg) == kind:
+                lr = role.learning_rate(cfg) * rule.lr_scale(cfg, width) * cfg.init_lr_frac
                 groups.append({"params": list(roles[name]), "name": name, "lr": lr, "initial_lr": lr})
-        if kind is torch.optim.AdamW:
-            arguments["fused"] = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        if groups:
-            optimizers.append(kind(groups, **arguments))
+        if not groups:
+            continue
+        settings = rule.settings(cfg)
+        if rule.make is torch.optim.AdamW:
+            settings["fused"] = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        optimizers.append(rule.make(groups, **settings))
     return optimizers
 
 

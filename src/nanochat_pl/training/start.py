@@ -68,6 +68,7 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
             )
         if "optimizer_states" not in read_checkpoint(file):  # made by `nanochat-pl import`
             raise weights_only(file)
+        check_optimizer(stored.run_config, plain, file)
         warn_of_changes(stored.run_config, plain)
     warn_of_other_model(cfg, config, file)
     weights = None if resume else stored.state
@@ -83,6 +84,20 @@ def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shard
     if resume is not None and summary.is_file():
         return json.loads(summary.read_text()).get("inputs") or {}
     return run_inputs(cfg, shards, resume)
+
+
+def check_optimizer(then: dict[str, Any], now: dict[str, Any], file: Path) -> None:
+    """Refuse to resume with another optimizer for the matrices: the state of one means nothing to another.
+
+    Raises:
+        ValueError: they differ.
+    """
+    before, after = (config.get("optim", {}).get("matrix_optimizer", "muon") for config in (then, now))
+    if before != after:
+        raise ValueError(
+            f"{file} was trained with optim.matrix_optimizer={before}, whose state {after} cannot continue; set it back, "
+            f"or start anew from its weights: resume=null init_from={file}"
+        )
 
 
 def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
