@@ -95,8 +95,8 @@ def check_optimizer(then: dict[str, Any], now: dict[str, Any], file: Path) -> No
     before, after = (config.get("optim", {}).get("matrix_optimizer", "muon") for config in (then, now))
     if before != after:
         raise ValueError(
-            f"{file} was trained with optim.matrix_optimizer={before}, whose state {after} cannot continue; set it back, "
-            f"or start anew from its weights: resume=null init_from={file}"
+            f"{file} was trained with optim.matrix_optimizer={before}, whose state {after} cannot continue; set it "
+            f"back, or start anew from its weights: resume=null init_from={file}"
         )
 
 
