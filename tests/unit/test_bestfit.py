@@ -20,8 +20,8 @@ def documents(lengths):
         yield Address(number // len(lengths), 0, 0, doc), tokens
 
 
-def lay(lengths, sequence_len, epochs=3, **options):
-    """Lay as many tokens as so many epochs hold; yield each row with the number of documents read till then."""
+def pack(lengths, sequence_len, epochs=3, **options):
+    """Pack as many tokens as `epochs` epochs hold; yield each row with the number of documents read till then."""
     rows = FittedRows(documents(lengths), sequence_len + 1, **{"split": True} | options)
     for _ in range(int(epochs * sum(lengths)) // (sequence_len + 1)):
         row = rows.next_row()
@@ -31,12 +31,12 @@ def lay(lengths, sequence_len, epochs=3, **options):
 def check_laws(lengths, sequence_len):
     """Check that every document comes in bounded time, that nothing is thrown away, and that the mix stays."""
     capacity = sequence_len + 1
-    laid = list(lay(lengths, sequence_len))
+    packed = list(pack(lengths, sequence_len))
     pieces = np.array([len(split_document(Address(0, 0, 0, 0), np.zeros(n), capacity)) for n in lengths]).mean()
     seen, delay, shares = set(), 0, []
-    for part in np.array_split(np.arange(len(laid)), 4):
+    for part in np.array_split(np.arange(len(packed)), 4):
         long = total = 0
-        for row, read, _ in (laid[i] for i in part):
+        for row, read, _ in (packed[i] for i in part):
             assert len(row) == capacity and row[0] == BOS
             numbers, counts = np.unique(row[row != BOS] // 1_000_000, return_counts=True)
             seen.update((numbers % len(lengths)).tolist())
@@ -46,7 +46,7 @@ def check_laws(lengths, sequence_len):
         shares.append(long / total)
     # a document of nothing but its BOS has no token of its own to find
     assert seen == {doc for doc, length in enumerate(lengths) if length > 1}
-    assert laid[-1][2] == 0
+    assert packed[-1][2] == 0
     # the oldest of the buffer goes before all others, one in a row at least
     assert delay * pieces < (WAIT_FRAC + 1) * BUFFER_DOCUMENTS * 1.5
     assert max(shares) - min(shares) < 0.08, shares
@@ -86,10 +86,10 @@ def test_real_documents_come_soon_and_their_mix_of_lengths_stays(data_root, refe
 def test_the_original_rule_starves_long_documents_and_throws_text_away():
     """What `bestfit` is kept for is parity alone."""
     lengths = np.maximum(2, LENGTHS["as on the web"](np.random.default_rng(0), 1000).astype(int)).tolist()
-    laid = list(lay(lengths, 512, split=False))
-    seen = {int(n) % len(lengths) for row, *_ in laid for n in np.unique(row[row != BOS] // 1_000_000)}
+    packed = list(pack(lengths, 512, split=False))
+    seen = {int(n) % len(lengths) for row, *_ in packed for n in np.unique(row[row != BOS] // 1_000_000)}
     assert len(seen) < 0.95 * len(lengths)
-    assert laid[-1][2] > 0.4 * len(laid) * 513
+    assert packed[-1][2] > 0.4 * len(packed) * 513
 
 
 def test_every_token_of_a_document_is_in_one_of_its_pieces_with_a_bos_before_it():
@@ -107,13 +107,13 @@ def test_every_token_that_is_read_is_in_one_row(buffer_documents):
     rng = np.random.default_rng(buffer_documents)
     lengths = rng.integers(1, 60, 40).tolist()
     rows = FittedRows(itertools.islice(documents(lengths), 200), 32, split=True, buffer_documents=buffer_documents)
-    laid = []
+    packed = []
     while len(row := rows.next_row()):
-        laid.append(row)
-    tokens = np.concatenate(laid)
+        packed.append(row)
+    tokens = np.concatenate(packed)
     ids = sorted(tokens[tokens != BOS].tolist())
     assert ids == sorted(id for _, whole in itertools.islice(documents(lengths), 200) for id in whole[1:].tolist())
-    assert all(len(row) == 32 for row in laid[:-1])
+    assert all(len(row) == 32 for row in packed[:-1])
 
 
 @pytest.mark.parametrize("is_split", [False, True])

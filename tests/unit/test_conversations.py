@@ -44,7 +44,7 @@ def take(batches, count):
 
 
 def examples(batch):
-    """Return every conversation of a batch as (inputs, targets), and check how it is laid out."""
+    """Return every conversation of a batch as (inputs, targets), and check its layout."""
     found = []
     shape = (-1, batch.inputs.shape[-1])
     positions = torch.arange(shape[1]).expand(batch.inputs.shape) if batch.positions is None else batch.positions

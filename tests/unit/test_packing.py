@@ -131,7 +131,7 @@ def test_bestfit_takes_the_largest_that_fits_else_crops_the_shortest(files, logi
 def test_what_bestfit_read_is_in_rows_or_counted_as_cropped_over_stops_and_any_ranks(files):
     rng = random.Random(1)
     documents = [list(map(len, tokens_of_shard_once(files, 4, shard))) for shard in range(4)]
-    laid = cropped = 0
+    packed = cropped = 0
     cursor = None
     for _ in range(12):
         world_size, steps, num_workers = rng.choice([1, 2, 4]), rng.randint(1, 4), rng.choice([0, 2])
@@ -141,18 +141,18 @@ def test_what_bestfit_read_is_in_rows_or_counted_as_cropped_over_stops_and_any_r
                             num_workers=num_workers))  # fmt: skip
             ranks.append(list(itertools.islice(own, steps)))
             own.close()
-        laid += sum(batch.targets.numel() // T * (T + 1) for batches in ranks for batch in batches)
+        packed += sum(batch.targets.numel() // T * (T + 1) for batches in ranks for batch in batches)
         cropped += sum(batch.cropped for batches in ranks for batch in batches)
         cursor = merge_cursors([batches[-1].cursor for batches in ranks])
         read = 0
         for shard, stream in enumerate(DocumentStream(files, 4, shard) for shard in range(4)):
-            place = cursor["shards"][str(shard)]
-            upto = stream.rows_before(Address(*(place[name] for name in Address._fields)))
+            state = cursor["shards"][str(shard)]
+            upto = stream.rows_before(Address(*(state[name] for name in Address._fields)))
             read += upto // stream.rows * sum(documents[shard]) + sum(documents[shard][: upto % stream.rows])
-            held = [Address(*group, doc) for *group, docs in place["buffer"] for doc in docs]
+            held = [Address(*group, doc) for *group, docs in state["buffer"] for doc in docs]
             read -= sum(len(TOKENIZER.encode(text, prepend=BOS)) for text in stream.read(held))
-        assert laid + cropped == read
-    assert cropped > laid / 20
+        assert packed + cropped == read
+    assert cropped > packed / 20
 
 
 def test_a_stream_crops_nothing_so_it_counts_nothing(files):

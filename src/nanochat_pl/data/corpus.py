@@ -48,7 +48,7 @@ class CorpusStream(Protocol):
         """Return the address of the next document."""
 
     def read(self, addresses: Sequence[Address]) -> list[Any]:
-        """Fetch single documents."""
+        """Read single documents."""
 
 
 class Corpus(Protocol):

@@ -91,5 +91,5 @@ class HubTask(Task):
         return len(self._records)
 
     def record(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        """Return what is kept of a row, `id` included; ValueError with what the row has, if it cannot be used."""
+        """Return the record kept of a row, with its `id`; a ValueError says what an unusable row has."""
         raise NotImplementedError

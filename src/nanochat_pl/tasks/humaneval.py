@@ -179,7 +179,7 @@ class HumanEval(HubTask):
         return extract_code(completion, entry_point, self.strict)
 
     def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, Result]:
-        """Grade, and return with the grade how the program ended: its error, and the isolation it ran in."""
+        """Grade an answer, and return with the grade how its program ended: its error and the isolation it ran in."""
         result = run_tests(
             f"{extract_imports(conversation['prompt'])}\n\n{self.code(conversation, completion)}\n",
             prompt=conversation["prompt"],

@@ -63,7 +63,7 @@ _ESCAPES = ("\\", "'", '"', "/", "\n")
 
 
 class Unfit(ValueError):
-    """A value cannot be read as its column's type; the message says what was found and what is needed."""
+    """A value cannot be read as its column's type; the message names what was found and what is needed."""
 
 
 def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = False) -> Any:

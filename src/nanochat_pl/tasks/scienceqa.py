@@ -250,7 +250,7 @@ def _check(row: Mapping[str, Any], where: str) -> None:
 def _read_without_source(
     folder: str | Path | None, split: str, options: Mapping[str, Any], missing: FileNotFoundError
 ) -> list[dict[str, Any]]:
-    """Read the rows saved last of a source that is no longer there; without any, say what is missing."""
+    """Read the rows last saved from a source that is gone; raise `missing` where there are none."""
     saved = Path(folder).glob(_formatted_name(split, options, "*")) if folder else ()
     newest = max(saved, key=lambda file: file.stat().st_mtime_ns, default=None)
     if newest is None:
@@ -266,7 +266,7 @@ def _formatted_name(split: str, options: Mapping[str, Any], content: str) -> str
 
 
 def _content_key(files: Sequence[Path]) -> str:
-    """Name what is in the files, so that mended rows are read, and not what was saved before."""
+    """Return a hash of the files' content, so that rows saved before they changed are not read."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:

@@ -11,7 +11,7 @@ _CODAS = ("", "", "", *"lmnrstx", "ck", "ll", "mp", "nd", "ng", "nt", "ss", "st"
 
 
 def word_problem(rng: random.Random) -> dict:
-    """Return one arithmetic word problem in the GSM8K form: `<<a*b=c>>` beside each step, `#### c` at the end."""
+    """Return one arithmetic word problem in the GSM8K form: `<<a*b=c>>` in each step, `#### c` at the end."""
     name, other = rng.sample(table("facts")["names"], 2)
     thing = rng.choice(table("facts")["things"])
     a, b, c = rng.randint(2, 12), rng.randint(2, 12), rng.randint(2, 20)
