@@ -151,7 +151,7 @@ def test_without_a_context_all_is_scored_behind_bos_and_nothing_is_certain(asks,
     assert nothing == (0.0, True)
 
 
-def test_a_long_context_loses_its_beginning_aloud(asks, model, tokenizer, caplog):
+def test_long_context_loses_its_beginning_with_a_warning(asks, model, tokenizer, caplog):
     context = TEXT * 3
     with caplog.at_level(logging.WARNING):
         ((total, _),) = asks().loglikelihood([Asked((context.strip(), " The cat"))])
@@ -198,7 +198,7 @@ def test_written_text_is_the_engines_up_to_the_first_stop_string(asks, tokenizer
         ]
 
 
-def test_a_stop_string_ends_the_work_not_only_the_text(model, tokenizer, engine):
+def test_stop_string_ends_generation(model, tokenizer, engine):
     class Counting:
         def __init__(self):
             self.tokens = 0
@@ -280,7 +280,7 @@ def test_a_conversation_is_read_as_in_training_whatever_its_words(asks, tokenize
     assert chat.encode(rendered, text) == expected + tokenizer.encode(text)
 
 
-def test_a_turn_begun_for_the_model_stays_open(asks, tokenizer):
+def test_prefilled_assistant_turn_stays_open(asks, tokenizer):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The answer is"}]
     ids, _ = tokenizer.render_conversation({"messages": messages})
     chat = asks(chat=True)
@@ -325,7 +325,7 @@ def test_where_the_harness_is_not_installed_the_extra_is_named(monkeypatch, mode
 @pytest.mark.parametrize(
     ("settings", "wrong"), [({"limit": 0}, "limit=0"), ({"num_fewshot": -1}, "num_fewshot=-1")], ids=["limit", "shots"]
 )
-def test_a_senseless_number_is_refused_first(settings, wrong):
+def test_limit_and_num_fewshot_out_of_range_are_refused_first(settings, wrong):
     with pytest.raises(ValueError, match=wrong):
         run_harness(None, None, None, ["arc_easy"], **settings)
 
@@ -549,7 +549,7 @@ class TestWithTheHarness:
         self.run(model, tokenizer, engine, task_folder, ["choose", "write"])
         assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
 
-    def test_a_misspelt_task_is_met_with_those_of_like_name(self, model, tokenizer, engine, task_folder):
+    def test_unknown_task_error_suggests_similar_names(self, model, tokenizer, engine, task_folder):
         with pytest.raises(ValueError, match=r"no task 'chose', only .*choose"):
             self.run(model, tokenizer, engine, task_folder, ["chose"])
         with pytest.raises(ValueError, match="is no folder"):

@@ -76,7 +76,7 @@ def start(train: Train, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     "algorithm", ["reinforce", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "grpo", "dapo"))]
 )
-def test_answers_that_are_rewarded_become_the_rule(train: Train, start: str, tmp_path: Path, algorithm: str):
+def test_training_makes_rewarded_answers_the_rule(train: Train, start: str, tmp_path: Path, algorithm: str):
     summary = train(*RL, start, f"rl.algorithm={algorithm}", "stage.num_steps=25", "stage.val_every_steps=25",
                     "rl.num_samples=8")  # fmt: skip
     before = float(metrics(tmp_path / "rl" / "tiny", "pass@1")[0])
@@ -132,7 +132,7 @@ def test_a_run_that_dies_as_soon_as_it_resumed_can_resume_again(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_a_rollout_is_shared_out_among_its_steps(train: Train, start: str, tmp_path: Path):
+def test_rollout_is_split_among_steps_per_rollout(train: Train, start: str, tmp_path: Path):
     train(*RL, start, "rl.algorithm=grpo", "rl.steps_per_rollout=2", "stage.num_steps=6", "optim.init_lr_frac=2")
     folder = tmp_path / "rl" / "tiny"
     rewards = list(metrics(folder, "reward").values())
@@ -146,7 +146,7 @@ def test_a_rollout_is_shared_out_among_its_steps(train: Train, start: str, tmp_p
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "dapo"])
-def test_rewards_that_are_all_alike_change_nothing(train: Train, start: str, tmp_path: Path, algorithm: str):
+def test_equal_rewards_leave_the_weights_unchanged(train: Train, start: str, tmp_path: Path, algorithm: str):
     task = "mixture.tasks.arithmetic._target_=tests.integration.test_rl.NeverRight"
     summary = train(*RL, start, f"rl.algorithm={algorithm}", task, "stage.num_steps=2")
     assert (summary["reward"], summary["rl/no_signal_frac"], summary["train/grad_norm"]) == (0, 1, 0)

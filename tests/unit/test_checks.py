@@ -93,7 +93,7 @@ def test_an_expectation_holds_for_the_one_answer_and_not_for_the_other(tokenizer
         ({"uses_tool": False}, {"tool_calls": 1}, False),
     ],
 )
-def test_how_an_answer_came_about_is_expected_too(tokenizer, expect, ended, holds):
+def test_stops_and_uses_tool_look_at_how_generation_went(tokenizer, expect, ended, holds):
     (record,) = run_checks(ScriptedEngine(tokenizer, "x", **ended), tokenizer, [check(expect=expect)]).records
     assert record["correct"] is holds
 
@@ -101,7 +101,7 @@ def test_how_an_answer_came_about_is_expected_too(tokenizer, expect, ended, hold
 # --- a run
 
 
-def test_figures_are_those_of_the_records(tokenizer):
+def test_check_metrics_are_those_of_the_records(tokenizer):
     checks = [
         check("a", "greeting", expect={"contains": "hi", "stops": True}),
         check("b", "greeting", expect={"contains": "hi"}),
@@ -184,7 +184,7 @@ def test_the_list_that_comes_with_the_package_covers_what_it_promises():
     assert files("nanochat_pl.eval").joinpath("checks.yaml").is_file()
 
 
-def test_a_file_of_ones_own_is_read_with_its_defaults(tmp_path):
+def test_checks_file_of_the_user_gets_defaults(tmp_path):
     path = file(
         tmp_path,
         """
@@ -287,7 +287,7 @@ def test_a_malformed_entry_is_named_with_file_entry_and_fault(tmp_path, entry, f
     assert "entry 1" not in str(caught.value)
 
 
-def test_all_faults_of_a_file_are_told_at_once(tmp_path):
+def test_all_faults_of_a_checks_file_are_reported_at_once(tmp_path):
     path = file(tmp_path, "- {id: a, category: x}\n- 7\n- {id: c, category: x, prompt: p, expect: {stops: 2}}\n")
     with pytest.raises(ValueError) as caught:
         load_checks(path)
@@ -315,6 +315,6 @@ def test_a_file_that_is_no_list_of_checks_is_refused(tmp_path, text, fault):
     assert "mine.yaml" in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_checks_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no file; give a YAML list"):
         load_checks(tmp_path / "none.yaml")

@@ -156,7 +156,7 @@ def test_the_order_is_fixed_and_a_limit_keeps_its_beginning():
         task.sample(0)
 
 
-def test_a_pool_that_is_too_small_is_used_up_and_recorded(model, tokenizer):
+def test_few_shot_pool_smaller_than_num_fewshot_is_used_up_and_recorded(model, tokenizer):
     few = evaluate_core(model, tokenizer, TASKS, max_per_task=2)
     assert [record["num_fewshot"] for record in few.records] == [1] * 6
     assert [row.value for row in few.rows if row.metric == "num_fewshot"] == [1.0] * 3
@@ -167,7 +167,7 @@ def test_a_pool_that_is_too_small_is_used_up_and_recorded(model, tokenizer):
 # --- tokens and spans ------------------------------------------------------------------------------------------------
 
 
-def test_spans_are_what_choices_do_not_share():
+def test_scored_tokens_are_those_that_choices_do_not_share():
     assert [r.start for r in make_rows("multiple_choice", [[9, 1, 2, 3], [9, 1, 4], [9, 1, 2]])] == [2, 2, 2]
     assert [r.start for r in make_rows("schema", [[9, 1, 2, 7, 8], [9, 3, 7, 8]])] == [3, 2]
     (row,) = make_rows("language_modeling", [[9, 1, 2], [9, 1, 2, 3, 4]])
@@ -257,7 +257,7 @@ def test_no_forward_exceeds_its_tokens_but_for_a_longer_row(model, tokenizer, mo
     assert read < 0.6 * sum(len(row.ids) for item in items for row in item)
 
 
-def test_rows_as_long_as_the_model_knows_are_scored_together(tokenizer):
+def test_rows_up_to_the_rotary_limit_are_scored(tokenizer):
     model = make_model(tokenizer.vocab_size, sequence_len=6)
     chance, limit = random.Random(0), model.config.rotary_rows
     begin = [chance.randrange(300) for _ in range(limit)]
@@ -341,7 +341,7 @@ def test_each_question_leaves_a_record_that_says_how_it_went(evaluation, model, 
             assert record["correct"] == (record["output"] == record["expected"])
 
 
-def test_figures_are_accuracy_centred_by_chance_and_their_plain_mean(evaluation):
+def test_core_metric_is_the_mean_of_accuracies_centered_by_chance(evaluation):
     figures = {(row.task, row.metric): row for row in evaluation.rows}
     centered = []
     for task in TASKS:
@@ -374,7 +374,7 @@ def test_the_table_has_nanochats_columns_and_ends_with_core(evaluation):
     assert float(cells[-1][2]) == pytest.approx(figures["CORE", "core_metric"], abs=1e-6)
 
 
-def test_a_prompt_beyond_what_the_model_knows_loses_its_beginning_and_is_counted(tokenizer):
+def test_prompt_beyond_the_rotary_limit_loses_its_beginning_and_is_counted(tokenizer):
     short = make_model(tokenizer.vocab_size, sequence_len=6)
     limit = short.config.rotary_rows
     whole = items_of(TASKS, tokenizer)
@@ -432,12 +432,12 @@ def test_the_model_in_training_is_left_as_it_was(model, tokenizer):
         ({"world_size": 2}, "needs a process group"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(model, tokenizer, changes, message):
+def test_invalid_arguments_of_evaluate_core_are_refused(model, tokenizer, changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate_core(model, tokenizer, changes.pop("tasks", TASKS), **changes)
 
 
-def test_a_task_without_records_is_no_zero(evaluation):
+def test_summarizing_a_task_without_records_is_an_error(evaluation):
     with pytest.raises(ValueError, match="no records of language"):
         summarize_core(evaluation.records[:18], TASKS)
 

@@ -39,7 +39,7 @@ ABCD = ["A", "B", "C", "D"]
         ("The answer is not A. The answer is B.", "B"),
     ],
 )
-def test_strict_reads_what_a_response_commits_to(text, letter):
+def test_strict_letter_is_the_letter_a_response_commits_to(text, letter):
     assert strict_letter(text, ABCD) == letter
 
 
@@ -66,11 +66,11 @@ def test_strict_reads_what_a_response_commits_to(text, letter):
         "Answers: Dogs",
     ],
 )
-def test_strict_reads_nothing_from_prose_other_cases_or_other_letters(text):
+def test_strict_letter_is_none_for_prose_lower_case_and_unknown_letters(text):
     assert strict_letter(text, ABCD) is None
 
 
-def test_strict_knows_only_the_letters_of_the_question():
+def test_strict_letter_considers_only_the_letters_of_the_question():
     assert strict_letter("The answer is C.", ["A", "B"]) is None
     assert strict_letter("The answer is C.", ["A", "B", "C"]) == "C"
     assert strict_letter("The answer is 3.", ["1", "2", "3"]) == "3"
@@ -121,7 +121,7 @@ def test_the_explanation_ends_where_the_background_begins(text, explanation):
         ("", ""),
     ],
 )
-def test_a_short_answer_is_the_first_line_without_its_frame(text, answer):
+def test_recalled_answer_is_the_first_line_without_leading_phrase(text, answer):
     assert recalled_answer(text) == answer
 
 
@@ -141,11 +141,11 @@ def test_normalize_is_idempotent():
         ("B", None),
     ],
 )
-def test_the_letter_and_the_text_after_it_are_compared(text, expected):
+def test_names_own_choice_compares_the_letter_with_the_text_after_it(text, expected):
     assert names_own_choice(text, "B", "rock salt") is expected
 
 
-def test_agreement_looks_for_whole_choices_longest_first():
+def test_explanation_agrees_matches_whole_choices_longest_first():
     assert explanation_agrees("Salt dissolves, sugar too.", "salt", ["sugar"]) is True
     assert explanation_agrees("Only sugar dissolves.", "salt", ["sugar"]) is False
     assert explanation_agrees("It dissolves.", "salt", ["sugar"]) is None

@@ -105,7 +105,7 @@ ONCE = {"1+1": ["2"], "2+3": ["it is 5"], "4+4": ["9"], "20+22": ["42" * 30], "5
 # --- by letter
 
 
-def test_the_answer_is_the_likeliest_of_the_questions_own_letters_where_the_prompt_ends(model, tokenizer):
+def test_categorical_answer_is_the_likeliest_letter_after_the_prompt(model, tokenizer):
     for question, record in zip(CHOICES, by_letter(model, tokenizer).records, strict=True):
         ids = tokenizer.render_for_completion(question)
         with torch.no_grad():
@@ -122,14 +122,14 @@ def test_the_answer_is_the_likeliest_of_the_questions_own_letters_where_the_prom
         assert not record["prompt_cut"]
 
 
-def test_the_batch_does_not_change_a_letter(model, tokenizer):
+def test_letter_does_not_depend_on_the_batch(model, tokenizer):
     together, alone = by_letter(model, tokenizer), by_letter(model, tokenizer, max_batch_tokens=1)
     for one, other in zip(together.records, alone.records, strict=True):
         assert one["output"] == other["output"]
         assert one["letter_logprobs"] == pytest.approx(other["letter_logprobs"], abs=1e-5)
 
 
-def test_chance_and_majority_stand_beside_accuracy_over_all_and_by_subject(model, tokenizer):
+def test_accuracy_has_chance_and_majority_baselines_overall_and_by_subject(model, tokenizer):
     evaluation = by_letter(model, tokenizer)
     row = evaluation.rows[0]
     assert (row.task, row.metric, row.n) == ("MMLU", "accuracy", 4)
@@ -142,7 +142,7 @@ def test_chance_and_majority_stand_beside_accuracy_over_all_and_by_subject(model
     assert parts["law"].baseline == {"chance": pytest.approx(1 / 3), "majority": 0.5, "majority_letter": "B"}
 
 
-def test_a_question_beyond_the_context_is_read_on_as_far_as_the_positions_reach(model, tokenizer, caplog):
+def test_question_beyond_the_context_is_read_up_to_the_rotary_limit(model, tokenizer, caplog):
     """Its letter is that of the whole question, where a cut one would have lost its choices."""
     context = model.config.sequence_len
     long = choice(10 + context)
@@ -158,7 +158,7 @@ def test_a_question_beyond_the_context_is_read_on_as_far_as_the_positions_reach(
     assert f"1 questions are longer than the model's context of {context} tokens; 1 were read" in caplog.text
 
 
-def test_what_no_position_is_left_for_loses_its_beginning_and_keeps_its_choices(model, tokenizer, caplog):
+def test_question_beyond_the_rotary_limit_loses_its_beginning_not_its_choices(model, tokenizer, caplog):
     long = choice(10 + model.config.rotary_rows)
     [record] = by_letter(model, tokenizer, [long]).records
     assert record["prompt_cut"] and record["prompt_tokens"] == model.config.rotary_rows - 1
@@ -170,7 +170,7 @@ def test_what_no_position_is_left_for_loses_its_beginning_and_keeps_its_choices(
     assert "0 were read beyond it, 1 lost their beginning" in caplog.text
 
 
-def test_of_several_turns_the_oldest_go_first(tokenizer):
+def test_oldest_turns_are_dropped_first(tokenizer):
     turns = [m for number in range(4) for m in sum_of(number, number)["messages"]]
     whole = render_prompts(tokenizer, [{"messages": turns}], context_tokens=1000, max_new_tokens=1)[0]
     [prompt] = render_prompts(tokenizer, [{"messages": turns}], context_tokens=len(whole.ids), max_new_tokens=1)
@@ -204,7 +204,7 @@ def test_the_task_grades_what_was_generated(tokenizer):
     assert all(request.temperature == 0 and request.max_new_tokens == 20 for request in engine.requests)
 
 
-def test_of_several_samples_pass_at_k_is_the_mean_share_of_subsets_with_a_right_one(tokenizer):
+def test_pass_at_k_is_the_mean_share_of_subsets_with_a_right_sample(tokenizer):
     texts = {"1+1": ["2", "3", "2"], "2+3": ["1", "1", "5"], "4+4": ["a", "b", "c"]}
     evaluation, engine = in_words(tokenizer, texts, SUMS[:3], num_samples=3, temperature=0.8, top_k=50)
     assert [r["num_right"] for r in evaluation.records] == [2, 1, 0]
@@ -218,7 +218,7 @@ def test_of_several_samples_pass_at_k_is_the_mean_share_of_subsets_with_a_right_
     assert len({r.seed for r in engine.requests}) == 9
 
 
-def test_no_right_sample_does_not_prove_that_there_never_is_one(tokenizer):
+def test_pass_at_k_of_zero_right_samples_has_an_interval_above_zero(tokenizer):
     texts = {question["id"]: ["x", "y"] for question in SUMS}
     evaluation, _ = in_words(tokenizer, texts, num_samples=2, temperature=1.0)
     for row in evaluation.rows[:2]:
@@ -226,7 +226,7 @@ def test_no_right_sample_does_not_prove_that_there_never_is_one(tokenizer):
         assert row.interval.high > 0.3
 
 
-def test_graders_work_side_by_side_and_grades_stay_with_their_answers(tokenizer):
+def test_grading_threads_run_in_parallel_and_grades_stay_in_order(tokenizer):
     both = threading.Barrier(2, timeout=30)
 
     def meet(question, completion):
@@ -292,7 +292,7 @@ def test_a_conversation_without_id_gets_the_same_one_in_every_run():
         ({"conversations": [{"id": "x", "messages": SUMS[0]["messages"][:1]}]}, "must be the assistant's"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is(tokenizer, settings, message):
+def test_invalid_questions_and_settings_are_refused_before_any_generation(tokenizer, settings, message):
     engine = ScriptedEngine(tokenizer, ONCE)
     settings = {"conversations": SUMS, "task": "t", "kind": "generative", "grade": grade} | settings
     conversations = settings.pop("conversations")
@@ -301,7 +301,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(tokenizer, settings,
     assert not engine.requests
 
 
-def test_records_of_different_numbers_of_samples_have_no_common_pass_at_k(tokenizer):
+def test_pass_at_k_of_records_with_different_num_samples_is_refused(tokenizer):
     one, _ = in_words(tokenizer, ONCE)
     two, _ = in_words(tokenizer, {"1+1": ["2", "3"]}, SUMS[:1], num_samples=2, temperature=1.0)
     with pytest.raises(ValueError, match=r"\[1, 2\] samples"):
@@ -323,21 +323,21 @@ def scores(**changed):
     }
 
 
-def test_chatcore_is_the_mean_of_what_stands_above_guessing():
+def test_chatcore_is_the_mean_of_scores_above_chance():
     row = chatcore(scores() | {"ScienceQA": proportion_row("ScienceQA", "accuracy", [True])})
     assert (row.task, row.metric, row.n) == ("ChatCORE", "chatcore_metric", 600)
     assert row.value == pytest.approx((0.15 / 0.75 + 0 + 0.05 / 0.75 + 0.10 + 0.05 + 0.90) / 6)
     assert row.baseline == CHATCORE_BASELINES
 
 
-def test_chatcore_without_spelling_bears_another_name():
+def test_chatcore_without_spelling_bee_is_named_chatcore_5():
     row = chatcore(scores(SpellingBee=None))
     assert row.task == "ChatCORE-5"
     assert row.value == pytest.approx((0.15 / 0.75 + 0 + 0.05 / 0.75 + 0.10 + 0.05) / 5)
     assert "SpellingBee" not in row.baseline and len(row.baseline) == 5
 
 
-def test_chatcore_of_an_unfinished_evaluation_does_not_exist():
+def test_chatcore_of_missing_tasks_is_refused():
     with pytest.raises(ValueError, match="MMLU, HumanEval"):
         chatcore(scores(MMLU=None, HumanEval=None))
     empty = MetricRow(task="GSM8K", metric="accuracy", value=None, n=0)
@@ -424,7 +424,7 @@ def test_an_answer_to_a_question_beyond_the_context_is_the_naive_one(model, toke
         Engine(model, [], context_tokens=2561)
 
 
-def test_long_rows_run_fewer_at_once():
+def test_rows_beyond_the_context_are_generated_in_smaller_batches():
     assert list(by_room([10, 300, 20, 1000], 256, 32)) == [([0, 2], 32), ([1, 3], 8)]
     assert list(by_room([10], 256, 32)) == [([0], 32)]
     assert list(by_room([2560], 256, 4)) == [([0], 1)]

@@ -23,12 +23,12 @@ def test_a_clear_difference_names_the_better_checkpoint():
     assert swapped.verdict == outcome.verdict
 
 
-def test_a_difference_inside_the_noise_is_called_so():
+def test_a_difference_within_noise_is_not_distinguishable():
     outcome = compare(records([1, 0] * 25), records([1, 0] * 24 + [1, 1]))
     assert outcome.verdict == "not distinguishable (p = 1.000, n = 50)"
 
 
-def test_other_questions_cannot_be_compared():
+def test_comparing_different_questions_is_refused():
     with pytest.raises(ValueError, match="3 questions, second 2, 2 in common"):
         compare(records([1, 0, 1]), records([1, 0]))
     with pytest.raises(ValueError, match="same"):
@@ -72,7 +72,7 @@ def test_the_scores_behind_pass_at_k_are_the_estimates_of_each_question(k):
         ("letter_regex/accuracy_over_asked", {"regex_letter": "B", "expected": "B"}),
     ],
 )
-def test_an_answer_is_read_as_the_name_of_the_metric_says(metric, record):
+def test_scores_behind_a_metric_follow_its_extractor(metric, record):
     row = proportion_row("any", metric, [True])
     wrong = {"correct": False, "likely_correct": False, "regex_letter": "A", "expected": "B"}
     assert scores_behind(row, [{"id": "x", **wrong, **record}]) == [{"id": "x", "score": 1.0}]
@@ -90,12 +90,12 @@ def test_an_answer_is_read_as_the_name_of_the_metric_says(metric, record):
         mean_row("any", "pass@2", [1.0, 1.0, 0.0]),  # records of one sample
     ],
 )
-def test_a_figure_that_is_not_over_these_answers_has_no_scores_behind_it(row):
+def test_a_metric_over_other_records_has_no_scores_behind_it(row):
     assert scores_behind(row, records([1, 1, 0])) == []
     assert scores_behind(row, several([1, 1, 0], samples=1)) == []
 
 
-def test_where_nobody_disagreed_the_interval_still_has_width_and_shrinks_with_the_questions():
+def test_interval_without_disagreements_has_width_and_shrinks_with_n():
     few, many = (compare(records([1, 0] * n), records([1, 0] * n)) for n in (5, 500))
     for outcome, n in ((few, 10), (many, 1000)):
         assert (outcome.difference, outcome.only_first, outcome.only_second) == (0.0, 0, 0)

@@ -28,7 +28,7 @@ def model(tokenizer):
     return model
 
 
-def test_the_token_of_a_letter_is_the_one_of_the_training_text(tokenizer):
+def test_letter_token_is_that_of_the_training_text(tokenizer):
     tokens = letter_tokens(tokenizer, "ABC")
     for letter in "ABC":
         ids, _ = tokenizer.render_conversation(
@@ -51,7 +51,7 @@ class JoinsSpaceWithAB:
         return [ord(character) for character in text.replace(" A", "a").replace(" B", "b")]
 
 
-def test_the_letter_bears_its_space_where_the_vocabulary_joins_them():
+def test_letter_token_includes_the_space_where_the_vocabulary_joins_them():
     tokens = letter_tokens(JoinsSpaceWithAB(), "AB")
     assert tokens.ids == {"A": ord("a"), "B": ord("b")}
     assert tokens.stem == tuple(map(ord, "The correct answer is"))
@@ -59,7 +59,7 @@ def test_the_letter_bears_its_space_where_the_vocabulary_joins_them():
     assert letter_tokens(JoinsSpaceWithAB(), "CD").stem == tuple(map(ord, "The correct answer is "))
 
 
-def test_a_letter_of_several_tokens_is_said_and_has_them_all(caplog):
+def test_letter_of_several_tokens_is_logged_and_keeps_all_of_them(caplog):
     tokens = letter_tokens(JoinsSpaceWithAB(), "ABCD")
     assert "letters C, D after 'The correct answer is ': not one token" in caplog.text
     assert tokens.stem == tuple(map(ord, "The correct answer is")) and tokens.num_tokens == 2
@@ -94,7 +94,7 @@ def test_a_letter_of_several_tokens_scores_the_sum_over_them(model, limit):
             assert score == pytest.approx(expected, abs=1e-4)
 
 
-def test_one_letter_is_no_choice(tokenizer):
+def test_fewer_than_two_letters_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="at least two letters"):
         letter_tokens(tokenizer, "AA")
 

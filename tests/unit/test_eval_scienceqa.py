@@ -123,7 +123,7 @@ def test_chance_and_majority_letter_stand_beside_accuracy(evaluation):
         assert (baseline["majority"], baseline["majority_letter"]) == (0.4, "A")  # two A, two B, one C
 
 
-def test_parts_add_up_to_the_whole_and_sort_naturally(evaluation):
+def test_groups_add_up_to_the_whole_and_are_sorted_naturally(evaluation):
     rows = [row for row in evaluation.rows if row.metric == "strict/accuracy_over_asked" and row.group]
     for by in ("subject", "grade", "topic", "num_choices", "image"):
         parts = [row for row in rows if by in row.group]
@@ -208,7 +208,7 @@ def test_questions_that_cannot_be_evaluated_are_refused_before_any_is_asked(mode
     assert engine.num_asked == 0
 
 
-def test_no_records_have_no_summary():
+def test_summarizing_no_records_is_an_error():
     with pytest.raises(ValueError, match="no records"):
         summarize([])
 

@@ -94,11 +94,11 @@ CASES = {
     ("kind", "wrong"),
     [pytest.param(kind, wrong, id=f"{kind}-{wrong['output'][:20]!r}") for kind in CASES for wrong in CASES[kind]],
 )
-def test_a_wrong_answer_is_of_the_kind_that_its_rule_says(kind, wrong):
+def test_kind_of_a_wrong_answer(kind, wrong):
     assert kind_of(wrong) == kind
 
 
-def test_every_kind_is_tried_here():
+def test_every_kind_has_a_case():
     assert [kind.name for kind in KINDS] == list(CASES)
 
 
@@ -159,7 +159,7 @@ def test_a_true_or_rounded_step_is_no_slip(text):
     "text",
     ["x - 3 + 4 = 8", "2x+3=8", "20% * 50 = 11", "2^3 + 1 = 8", "a = 3", "5 m + 3 m = 9 m", "3+4 == 8", "1/0 = 7"],
 )
-def test_what_cannot_be_read_for_certain_is_no_slip(text):
+def test_a_step_that_cannot_be_parsed_for_certain_is_no_slip(text):
     assert false_steps(text) == []
 
 
@@ -265,7 +265,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path, monkey
     assert said in error
 
 
-def test_figures_without_answers_have_no_failures_to_sort(results, capsys):
+def test_results_without_examples_have_no_failures_to_sort(results, capsys):
     (results / "examples.jsonl").unlink()
     assert main([str(results / "results.json")]) == 2
     assert "examples.jsonl" in capsys.readouterr().err

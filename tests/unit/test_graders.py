@@ -139,7 +139,7 @@ def test_the_original_s_rules_can_be_had_where_figures_are_to_be_compared(tmp_pa
         GSM8K(folder, "test", strict="loose")
 
 
-def test_a_model_that_repeats_a_digit_has_said_no_number_and_ends_nothing():
+def test_endless_digits_are_no_number():
     for said in ("#### " + "9" * 5000, "#### 1/" + "3" * 5000, "#### 1 1/" + "3" * 5000):
         assert final_answer(said) is None and not right_number(said, "3")
 
@@ -179,7 +179,7 @@ def test_a_letter_that_is_a_digit_is_not_the_beginning_of_a_number():
         ),
     ],
 )
-def test_no_answer_however_odd_takes_long_to_read(piece):
+def test_graders_read_hostile_answers_in_bounded_time(piece):
     begin = time.process_time()
     for text in (piece * 20_000, f"The answer is {piece * 20_000}B", f"#### {piece * 20_000}", f"```{piece * 20_000}"):
         strict_letter(text, list("ABCD"))

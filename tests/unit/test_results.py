@@ -168,13 +168,13 @@ def test_results_of_other_settings_are_kept_and_said(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"config_hash": "../../x", "config": {}}', '{"config": 1}'])
-def test_a_damaged_results_file_is_in_nobody_s_way(tmp_path, content):
+def test_damaged_results_file_is_ignored(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     assert keep_other_results(tmp_path, {"a": 1}) is None
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_beginning_anew_forgets_the_answers_of_these_settings_only(tmp_path):
+def test_clearing_a_log_forgets_only_its_own_configuration(tmp_path):
     path = tmp_path / "examples.jsonl"
     for config in ("a", "b"):
         ExampleLog(path, config).append([record(0)])

@@ -127,12 +127,12 @@ def test_advantages_are_those_of_the_papers(algorithm: str, expected: list[float
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("rewards", [[0.1] * 3, [0.0] * 4, [1.0] * 2])
-def test_equal_rewards_teach_exactly_nothing(algorithm: str, rewards: list[float]):
+def test_advantages_of_equal_rewards_are_exactly_zero(algorithm: str, rewards: list[float]):
     assert advantages(rewards, algorithm) == [0.0] * len(rewards)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 4, 7])
-def test_every_answer_is_laid_out_once_whatever_the_micro_batch(batch_rows: int):
+def test_every_answer_is_in_one_micro_batch_whatever_its_size(batch_rows: int):
     batches = lay(batch_rows)
     assert [len(batch.inputs) for batch in batches] == [min(batch_rows, 4 - first) for first in range(0, 4, batch_rows)]
     found = sorted(tuple(row[row != IGNORE].tolist()) for batch in batches for row in batch.targets)
@@ -222,7 +222,7 @@ def test_on_policy_the_ratio_is_exactly_one_and_the_gradient_that_of_reinforce()
         assert found["clipped"] == 0
 
 
-def test_beyond_the_clip_a_token_has_no_gradient_and_is_counted():
+def test_clipped_token_has_no_gradient_and_is_counted():
     (batch,) = lay(4, "grpo", noisy(groups(), 0.0))
     for shift, sign in ((0.5, 1), (-0.5, -1)):
         logp = torch.full(batch.targets.shape, -2 + shift).requires_grad_()
@@ -325,7 +325,7 @@ def test_dapo_replaces_groups_without_signal_by_other_questions():
     assert replaced.new_tokens > plain.new_tokens
 
 
-def test_dapo_gives_up_after_so_many_rounds():
+def test_dapo_stops_after_max_resamples():
     engine = DiceEngine(faces=(2,))
     hopeless = rollout([(0, 0), (1, 1)], engine, algorithm="dapo", max_resamples=3)
     assert engine.calls == 4
@@ -360,12 +360,12 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(right: int):
 
 
 @pytest.mark.parametrize("k", [0, 6])
-def test_five_samples_tell_nothing_of_more_than_five(k: int):
+def test_pass_at_k_with_k_above_num_samples_is_an_error(k: int):
     with pytest.raises(ValueError, match="5 samples"):
         pass_at_k(5, 2, k)
 
 
-def test_a_group_survives_its_own_state():
+def test_group_from_state_equals_the_group():
     for group in noisy(groups()):
         again = Group.from_state(dataclasses.asdict(group))
         assert [(a.tokens, a.mask, a.reward, a.advantage) for a in again.answers] == [

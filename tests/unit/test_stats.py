@@ -147,7 +147,7 @@ def test_the_spread_over_seeds_equals_scipys_t_interval(count, level):
     )
 
 
-def test_one_seed_has_no_spread_and_equal_seeds_one_of_zero():
+def test_spread_of_one_seed_is_none_and_of_equal_seeds_zero():
     alone = seed_spread([0.4])
     assert (alone.mean, alone.std, alone.interval) == (0.4, None, None)
     same = seed_spread([0.25, 0.25, 0.25])

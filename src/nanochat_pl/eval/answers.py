@@ -7,13 +7,14 @@ grades by (`strict_letter`, `recalled_answer`) stand with the tasks. All functio
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nanochat_pl.tasks.answers import normalize, recalled_answer, strict_letter
 
 __all__ = [
     "explanation_agrees",
     "explanation_of",
+    "named_choices",
     "names_own_choice",
     "normalize",
     "recalled_answer",
@@ -60,18 +61,22 @@ def names_own_choice(text: str, letter: str, choice: str) -> bool | None:
     return re.match(rf"{re.escape(normalize(choice))}(?!\w)", normalize(match.group(1))) is not None
 
 
+def named_choices(text: str, choices: Collection[str]) -> set[str]:
+    """Return the choices whose words stand in a text; "salt" within "rock salt" counts only where it stands alone."""
+    rest, named = normalize(text), set()
+    for choice in sorted(choices, key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(normalize(choice))}(?!\w)"
+        if normalize(choice) and re.search(pattern, rest):
+            named.add(choice)
+            rest = re.sub(pattern, " ", rest)
+    return named
+
+
 def explanation_agrees(explanation: str, chosen: str, others: Sequence[str]) -> bool | None:
     """Tell whether an explanation speaks of the chosen answer.
 
-    True where it names the chosen choice's text as whole words, False where it names only other choices, None where
-    it names none. A choice within a longer one ("salt" in "rock salt") counts only where it stands alone. A rough
+    True where it names the chosen choice, False where it names only other choices, None where it names none. A rough
     measure: it sees names, not reasons.
     """
-    rest = normalize(explanation)
-    named = set()
-    for choice in sorted({normalize(chosen), *map(normalize, others)}, key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(choice)}(?!\w)"
-        if choice and re.search(pattern, rest):
-            named.add(choice)
-            rest = re.sub(pattern, " ", rest)
+    named = named_choices(explanation, {normalize(chosen), *map(normalize, others)})
     return normalize(chosen) in named if named else None

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from nanochat_pl.calculator import calculate
+from nanochat_pl.eval.answers import named_choices
 from nanochat_pl.tasks.answers import final_answer, normalize, recalled_answer, strict_letter, without_tools
 
 __all__ = ["KINDS", "Failure", "Kind", "TaskFailures", "false_steps", "kind_of", "sort_failures"]
@@ -139,17 +140,6 @@ def _last_number(record: Record) -> Fraction | None:
     return _value(numbers[-1]) if numbers else None
 
 
-def _named_choices(record: Record) -> set[str]:
-    """Return the choices whose text stands in the output; one within a longer one counts only where it stands alone."""
-    rest, named = normalize(record["output"]), set()
-    for choice in sorted(record.get("choices") or (), key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(normalize(choice))}(?!\w)"
-        if normalize(choice) and re.search(pattern, rest):
-            named.add(choice)
-            rest = re.sub(pattern, " ", rest)
-    return named
-
-
 # -- the rules ----------------------------------------------------------------------------------------------------
 
 _LOOP_REPEATS, _LOOP_CHARS, _LOOP_PERIOD = 4, 12, 200
@@ -178,7 +168,9 @@ def _format(record: Record) -> bool:
         if set(lone) == {expected} or strict_letter(output.upper(), letters) == expected:
             return True
         choices = dict(zip(letters, record.get("choices") or ()))
-        return expected in choices and _named_choices(record) == {choices[expected]}
+        return expected in choices and named_choices(record["output"], record.get("choices") or ()) == {
+            choices[expected]
+        }
     if _needs_number(record):
         # Of an answer that was cut off the last number is any number.
         finished = not record.get("truncated") or final_answer(output) is not None
