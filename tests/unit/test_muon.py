@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from nanochat_pl.optim.muon import MAX_BATCH_ELEMENTS, Muon, assign_owners
-from nanochat_pl.optim.orthogonalize import newton_schulz
+from nanochat_pl.optim.muon import MAX_BATCH_ELEMENTS, Muon, assign_owners, newton_schulz
 
 SHAPES = [(16, 16), (64, 16), (16, 64), (16, 16), (64, 16)]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nanochat_pl import runtime
-from nanochat_pl.optim import orthogonalize
-from nanochat_pl.optim.orthogonalize import choose_ns_dtype, newton_schulz
+from nanochat_pl.optim import muon
+from nanochat_pl.optim.muon import choose_ns_dtype, newton_schulz
 
 SHAPES = [(24, 24), (24, 64), (64, 24), (1, 7), (7, 1)]
 
@@ -92,7 +92,7 @@ def test_bfloat16_by_rounding_float32_is_what_the_device_computes(monkeypatch):
     matrices = random_matrices(2, 48, 96)
     found = []
     for rounded in (False, True):
-        monkeypatch.setattr(orthogonalize, "_rounding", lambda *_, rounded=rounded: rounded)
+        monkeypatch.setattr(muon, "_rounding", lambda *_, rounded=rounded: rounded)
         found.append(newton_schulz(matrices, 5, torch.bfloat16))
     own, by_rounding = found
     assert by_rounding.dtype == torch.bfloat16

@@ -76,7 +76,7 @@ def check_roles(
         named_parameters: `model.named_parameters()`; with it, a parameter without a role is found too.
 
     Raises:
-        ValueError: A role is unknown; a parameter is in two roles, in none, or not the model's.
+        ValueError: If a role is unknown, or a parameter is in two roles, in none, or not the model's.
     """
     for role in roles:
         if role not in ROLES:
@@ -116,7 +116,7 @@ def build_optimizers(
         Those of `OPTIMIZERS` that some parameter is given to, in that order: Muon, then AdamW.
 
     Raises:
-        ValueError: As `check_roles`, or Muon on a parameter that is not a matrix.
+        ValueError: As `check_roles`, or if Muon is given a parameter that is not a matrix.
     """
     check_roles(roles)
     optimizers: list[torch.optim.Optimizer] = []

@@ -1,10 +1,14 @@
 """Muon: momentum, then the nearest orthogonal matrix as the update; one class for one process and for many.
 
-A matrix's update costs about thirty matrix products, so ranks share the work: gradients arrive averaged on every rank
-(as DistributedDataParallel leaves them), each rank owns a fair part of the matrices, keeps momentum for these alone,
+The update of a matrix, G = U S V^T, is replaced by about U V^T: all its directions get the same length. A singular
+value decomposition is slow and wants float32; an odd quintic polynomial that is applied to the singular values a few
+times (Newton-Schulz) takes matrix products only, runs in bfloat16, and batches.
+
+That costs about thirty matrix products a matrix, so ranks share the work: gradients arrive averaged on every rank (as
+DistributedDataParallel leaves them), each rank owns a fair part of the matrices, keeps momentum for these alone,
 updates them, and the updated matrices are exchanged while the next shape is computed. Every rank then holds the same
-parameters to the bit, and they are those that one process would have computed. Matrices of one shape are updated as
-one batch: far fewer kernels on a GPU, fewer thread barriers on a CPU (`benchmarks/bench_muon.py`).
+parameters to the bit, and they are those that one process would have computed. Matrices of one shape are updated as one
+batch: far fewer kernels on a GPU, fewer thread barriers on a CPU (`benchmarks/bench_muon.py`).
 
 The rule is that of nanochat, 2025-11 (after Keller Jordan, https://kellerjordan.github.io/posts/muon/).
 """
@@ -18,18 +22,88 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat_pl import runtime
-from nanochat_pl.optim.orthogonalize import choose_ns_dtype, newton_schulz
 
-__all__ = ["Muon", "assign_owners"]
+__all__ = ["Muon", "assign_owners", "choose_ns_dtype", "newton_schulz"]
 
-# A batch of same-shape matrices holds at most this many elements (256 MiB of float32), which bounds the temporaries;
-# a depth-20 model's largest matrices still go ten at a time.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""p(s) = a s + b s^3 + c s^5, applied to every singular value (Keller Jordan).
+
+It rises steeply at zero rather than converges: after five iterations singular values lie between about 0.7 and 1.2.
+"""
+
+NORM_EPS = 1e-7
+"""Added to the norm, so that a zero gradient (a layer that starts at zero) gives a zero update and no NaN."""
+
 MAX_BATCH_ELEMENTS = 2**26
+"""The most elements in a batch of matrices of one shape (256 MiB of float32), which bounds the temporaries; the largest
+matrices of a depth-20 model still go ten at a time."""
 
 Bucket = list[Tensor]
 
 # torch 2.13 gave it a new name and warns of the old one.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@functools.cache  # asking a CPU means reading a file
+def choose_ns_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Resolve `optim.ns_dtype` on `device`: auto is bfloat16 where the device is fast at it, else float32.
+
+    The answer depends on the device alone, so that ranks with equal devices compute alike. On a CPU with AVX512-bf16 or
+    AMX bfloat16 is about three times faster (`benchmarks/bench_muon.py`); on others it is emulated and slower.
+
+    Raises:
+        ValueError: If the name is not one of auto, float32, bfloat16.
+    """
+    if name == "auto":
+        return torch.bfloat16 if runtime.has_fast_bf16(device) else torch.float32
+    if name == "float32":
+        return torch.float32
+    if name == "bfloat16":
+        return torch.bfloat16
+    raise ValueError(f"ns_dtype={name!r} is unknown; set optim.ns_dtype to auto, float32 or bfloat16")
+
+
+def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Orthogonalize each matrix of a batch approximately.
+
+    Args:
+        matrices: `(..., M, N)`, floating point; left as it is.
+        steps: Iterations; 5 is the usual number.
+        dtype: Arithmetic of the iterations. The norm before them is taken in the dtype of `matrices`.
+
+    Returns:
+        `(..., M, N)` in `dtype`, singular values near 1 (a zero matrix stays zero).
+    """
+    a, b, c = COEFFICIENTS
+    rows, cols = matrices.shape[-2:]
+    # The Frobenius norm bounds the largest singular value: after the division all lie in [0, 1], where p is tame.
+    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    x = (matrices / (norm + NORM_EPS)).to(dtype).reshape(-1, rows, cols)
+    if rows > cols:  # X X^T of the wide form is the smaller square
+        x = x.mT
+    rounded = _rounding(dtype, x.device)
+    x = x.float() if rounded else x
+    for _ in range(steps):
+        gram = _round(x @ x.mT, rounded)
+        poly = _round(torch.baddbmm(gram, gram, gram, beta=b, alpha=c), rounded)  # b A + c A^2
+        x = _round(torch.baddbmm(x, poly, x, beta=a), rounded)  # a X + (b A + c A^2) X
+    if rows > cols:
+        x = x.mT
+    return x.to(dtype).reshape(matrices.shape)
+
+
+@functools.cache
+def _rounding(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether bfloat16 arithmetic is imitated by rounding the results of float32 products.
+
+    A CPU without bfloat16 in hardware would emulate it a hundred times slower; hardware, too, adds up in float32 and
+    rounds once.
+    """
+    return dtype == torch.bfloat16 and device.type == "cpu" and not runtime.has_fast_bf16(device)
+
+
+def _round(x: Tensor, rounded: bool) -> Tensor:
+    return x.bfloat16().float() if rounded else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,7 +120,7 @@ class Muon(torch.optim.Optimizer):
     without a gradient on its owner stays as it is. `ns_dtype` is `auto`, `float32` or `bfloat16`.
 
     Raises:
-        ValueError: A parameter is not a matrix or is sharded itself (a DTensor).
+        ValueError: If a parameter is not a matrix or is sharded itself (a DTensor).
     """
 
     # What consolidate_state_dict() gathered, by parameter number; None when stale. A class attribute, because
@@ -132,7 +206,7 @@ class Muon(torch.optim.Optimizer):
         """Return the state in the standard layout, whole and alike on every rank.
 
         Raises:
-            RuntimeError: With several ranks, when `consolidate_state_dict()` was not called since the last step.
+            RuntimeError: With several ranks, if `consolidate_state_dict()` was not called since the last step.
         """
         packed = super().state_dict()
         if runtime.world_size() > 1:

@@ -22,7 +22,7 @@ def lr_multiplier(step: int, num_steps: int, cfg: OptimConfig) -> float:
         cfg: `warmup_frac`, `warmdown_frac`, `final_lr_frac`.
 
     Raises:
-        ValueError: The step is negative or the run has no steps.
+        ValueError: If the step is negative or the run has no steps.
     """
     if step < 0 or num_steps < 1:
         raise ValueError(f"step={step} of num_steps={num_steps} is not in a run; expected step >= 0 and num_steps >= 1")
