@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from nanochat_pl.cli.workspace import SECTIONS, Curves, Table, layout, main
 from nanochat_pl.eval.results import SCHEMA, MetricRow
-from nanochat_pl.report.read import Result
+from nanochat_pl.report.read import EvaluationResult
 from nanochat_pl.training.callbacks.diagnostics import update_ratio
 from nanochat_pl.training.loggers import AXES, SUMMARIES, evaluation_figures, log_evaluation
 from tests.integration.conftest import BASE, SFT, Train, metrics
@@ -193,7 +193,7 @@ def test_an_evaluation_of_a_run_without_a_dashboard_goes_nowhere(tmp_path: Path)
 
 def test_figures_of_an_evaluation_are_named_by_task_and_metric():
     row = MetricRow(task="GSM8K", metric="pass@1", value=0.5, n=2)
-    result = Result(file=Path("results.json"), name="chat", checkpoint={}, settings={}, rows=[row])
+    result = EvaluationResult(file=Path("results.json"), name="chat", checkpoint={}, settings={}, rows=[row])
     assert evaluation_figures(result) == {"chat/GSM8K/pass@1": 0.5}
 
 

@@ -9,7 +9,7 @@ import yaml
 from nanochat_pl.eval.chat import summarize_chat
 from nanochat_pl.eval.results import Evaluation, MetricRow, config_hash, proportion_row, results_document
 from nanochat_pl.report.evaluated import EvaluatedRun
-from nanochat_pl.report.read import Result
+from nanochat_pl.report.read import EvaluationResult
 
 
 def answers(right: Sequence[bool], task: str = "", prompt: str = "What is {}?") -> list[dict]:
@@ -20,18 +20,20 @@ def answers(right: Sequence[bool], task: str = "", prompt: str = "What is {}?") 
     return [{**record, "task": task} for record in records] if task else records
 
 
-def entrant(label: str, *evaluations: Result, run: dict | None = None) -> EvaluatedRun:
+def entrant(label: str, *evaluations: EvaluationResult, run: dict | None = None) -> EvaluatedRun:
     return EvaluatedRun(label=label, results={result.name: result for result in evaluations}, config=run)
 
 
-def result(rows: list[MetricRow], records: list[dict], name: str = "recall", stage: str = "sft", **settings) -> Result:
+def result(
+    rows: list[MetricRow], records: list[dict], name: str = "recall", stage: str = "sft", **settings
+) -> EvaluationResult:
     checkpoint = {"path": f"outputs/{stage}/d4/checkpoints/best.ckpt", "stage": stage, "step": 10}
-    return Result(
+    return EvaluationResult(
         file=Path("results.json"), name=name, checkpoint=checkpoint, settings=settings, rows=rows, records=records
     )
 
 
-def recalled(right: Sequence[bool], stage: str = "sft", **more) -> Result:
+def recalled(right: Sequence[bool], stage: str = "sft", **more) -> EvaluationResult:
     return result([proportion_row("recall", "exact_match", right)], answers(right), stage=stage, **more)
 
 
@@ -42,7 +44,7 @@ def pattern(both: int, first: int, second: int, neither: int) -> tuple[list[bool
     return ours, theirs
 
 
-def sampled(right: Sequence[int], samples: int, stage: str = "sft") -> Result:
+def sampled(right: Sequence[int], samples: int, stage: str = "sft") -> EvaluationResult:
     """A chat task of which each question was answered several times, so many of them right."""
     lengths = {"prompt_cut": False, "prompt_tokens": 9, "output_tokens": 3, "truncated": False}
     records = [

@@ -9,7 +9,7 @@ from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
 from nanochat_pl.eval.stats import mcnemar_exact
 from nanochat_pl.report.compare import compare_runs, settings_that_differ
 from nanochat_pl.report.evaluated import EvaluatedRun
-from nanochat_pl.report.read import Result
+from nanochat_pl.report.read import EvaluationResult
 from tests.unit.evaluated import answers, entrant, pattern, recalled, result, sampled
 
 
@@ -36,7 +36,7 @@ def test_one_small_p_value_among_several_tests_makes_no_winner():
     assert mcnemar_exact(2, 10) < 0.05
     tasks = {"one": (first, second)} | {f"even{n}": pattern(15, 5, 5, 15) for n in range(3)}
 
-    def chat(place: int) -> Result:
+    def chat(place: int) -> EvaluationResult:
         rows = [proportion_row(task, "accuracy", pair[place]) for task, pair in tasks.items()]
         records = [record for task, pair in tasks.items() for record in answers(pair[place], task)]
         return result(rows, records, name="chat")
@@ -57,7 +57,7 @@ def test_equal_models_hardly_ever_win_anywhere():
         draw = random.Random(seed)
         pairs = [([draw.random() < 0.5 for _ in range(40)], [draw.random() < 0.5 for _ in range(40)]) for _ in range(8)]
 
-        def chat(place: int, pairs: list = pairs) -> Result:
+        def chat(place: int, pairs: list = pairs) -> EvaluationResult:
             rows = [proportion_row(f"task{n}", "accuracy", pair[place]) for n, pair in enumerate(pairs)]
             return result(rows, [r for n, pair in enumerate(pairs) for r in answers(pair[place], f"task{n}")], "chat")
 
@@ -95,7 +95,7 @@ def test_answers_that_do_not_make_the_figure_are_not_paired_with_it():
 
 
 def test_bits_per_byte_are_better_when_lower_and_need_the_same_text():
-    def bpb(value: float, n: int = 4096, spread: float | None = None) -> Result:
+    def bpb(value: float, n: int = 4096, spread: float | None = None) -> EvaluationResult:
         row = MetricRow(task="val", metric="bpb", value=value, n=n)
         values = [value - spread, value + spread] * 50 if spread else []
         return result([mean_row("val", "bpb", values) if spread else row], [], "bpb", "base")

@@ -14,7 +14,7 @@ from nanochat_pl.eval.failures import KINDS, Failure, Kind, TaskFailures, sort_f
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.report.blocks import Block, Code, Heading, Text, TextTable, render_markdown
 from nanochat_pl.report.evaluated import find_results, read_result
-from nanochat_pl.report.read import Result
+from nanochat_pl.report.read import EvaluationResult
 from nanochat_pl.report.terminal import print_table
 
 __all__ = ["main"]
@@ -24,7 +24,7 @@ __all__ = ["main"]
 class SortedFailures:
     """One evaluation with its failures."""
 
-    result: Result
+    result: EvaluationResult
     tasks: Sequence[TaskFailures]
 
 
@@ -67,7 +67,7 @@ def _sort(path: str) -> list[SortedFailures]:
     return [SortedFailures(result=result, tasks=sort_failures(result.records, _task(result))) for result in answered]
 
 
-def _task(result: Result) -> str:
+def _task(result: EvaluationResult) -> str:
     """Return the task of records that name none: the only one of the figures, else the evaluation."""
     tasks = {row.task for row in result.rows}
     return tasks.pop() if len(tasks) == 1 else result.name

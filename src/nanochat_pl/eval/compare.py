@@ -14,7 +14,7 @@ from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Interval, mcnemar_exact, p_text, paired_interval, sign_flip_test
 from nanochat_pl.tasks.answers import pass_at_k
 
-__all__ = ["Comparison", "compare", "scores_behind", "verdict"]
+__all__ = ["Comparison", "compare", "scores_behind", "verdict", "verdict_of_intervals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,23 @@ def verdict(
     better, worse, row = (second, first, rows[1]) if difference > 0 else (first, second, rows[0])
     by = f"{100 * abs(difference):.1f} points" if share else f"{abs(difference):.4f}"
     return f"{better} is better than {worse} by {by} ({said}, n = {n}){_no_better_than_chance(row)}"
+
+
+def verdict_of_intervals(first: str, label: str, before: Interval, after: Interval, sign: int) -> str:
+    """Say which of two figures is better where their intervals do not overlap.
+
+    Args:
+        first: Name of the reference.
+        label: Name of the other.
+        before: Interval of the reference.
+        after: Interval of the other.
+        sign: 1 where higher is better, -1 where lower is.
+    """
+    if before.high >= after.low and after.high >= before.low:
+        return "not distinguishable (intervals overlap; unpaired)"
+    better = (after.low > before.high) == (sign > 0)
+    winner, loser = (label, first) if better else (first, label)
+    return f"{winner} is better than {loser} (intervals do not overlap; unpaired)"
 
 
 def _no_better_than_chance(row: MetricRow | None) -> str:

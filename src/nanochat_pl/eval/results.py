@@ -91,6 +91,13 @@ class MetricRow:
         return cls(**{**row, **intervals})
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Both ends of the interval, or twice the value where there is none."""
+        if self.interval is not None:
+            return self.interval.low, self.interval.high
+        return self.value or 0.0, self.value or 0.0
+
+    @property
     def is_share(self) -> bool:
         """Whether the value is a share of the questions, shown in percent."""
         return self.count is not None or metric_of(self.metric).unit == "share"

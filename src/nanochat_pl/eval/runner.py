@@ -36,7 +36,7 @@ from nanochat_pl.paths import check_place, first_distinct, run_folder, run_label
 from nanochat_pl.report import terminal
 from nanochat_pl.report.comparison_report import ComparisonReport, build_comparison, examples_page, short_verdicts
 from nanochat_pl.report.evaluated import EvaluatedRun
-from nanochat_pl.report.read import Result
+from nanochat_pl.report.read import EvaluationResult
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.training.claim import claimed
 from nanochat_pl.training.loggers import log_evaluation
@@ -295,7 +295,7 @@ def draw_comparison(
         EvaluatedRun(
             label=shown,
             results={
-                document["name"]: Result(
+                document["name"]: EvaluationResult(
                     file=Path("results.json"),
                     name=document["name"],
                     checkpoint=document["checkpoint"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.report.blocks import Block, Figure, Heading, Text, TextTable, render_markdown
-from nanochat_pl.report.read import Result, Run, last_value, setting
+from nanochat_pl.report.read import EvaluationResult, Run, last_value, setting
 from nanochat_pl.report.scores import evaluation_blocks
 
 __all__ = ["evaluation_document", "model_card", "results_of"]
@@ -35,12 +35,12 @@ _FEW = 200
 """A figure over fewer questions is pointed out as uncertain."""
 
 
-def results_of(run: Run, checkpoint: str, step: int) -> tuple[Result, ...]:
+def results_of(run: Run, checkpoint: str, step: int) -> tuple[EvaluationResult, ...]:
     """Return the evaluations of one state of a run, of the file `checkpoint` or of another file of the same step.
 
     Results of the same file from before it was written anew, at another step, are left out.
     """
-    chosen: dict[str, Result] = {}
+    chosen: dict[str, EvaluationResult] = {}
     for result in run.results:
         own = result.checkpoint_name == checkpoint
         if result.step == step or (own and result.step is None):
@@ -48,7 +48,7 @@ def results_of(run: Run, checkpoint: str, step: int) -> tuple[Result, ...]:
     return tuple(chosen[name] for name in sorted(chosen))
 
 
-def evaluation_document(results: Sequence[Result]) -> dict[str, Any]:
+def evaluation_document(results: Sequence[EvaluationResult]) -> dict[str, Any]:
     """Return all figures of evaluations as plain data, without the answers."""
     return {
         "evaluations": [

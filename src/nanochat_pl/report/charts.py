@@ -93,18 +93,14 @@ class ChartLine:
 
 @dataclass(frozen=True, kw_only=True)
 class ChartBar:
-    """One score with its interval and what chance gives; a share is between 0 and 1."""
+    """One score of a bar chart."""
 
     part: str
     """What was scored, such as a subject; bars of one part stand together."""
     series: str
     """What it is a score of, such as a checkpoint."""
-    value: float
-    low: float
-    high: float
-    n: int
-    chance: float | None = None
-    is_share: bool = True
+    row: MetricRow
+    """The score, a share with its interval."""
 
 
 @dataclass(frozen=True)
@@ -222,17 +218,18 @@ def bar_chart(bars: Sequence[ChartBar], *, x_label: str) -> Drawing:
     for index, name in enumerate(series):
         own = [bar for bar in bars if bar.series == name]
         places = [parts.index(bar.part) + (index + 0.5) * height - 0.4 for bar in own]
-        axes.barh(places, [bar.value for bar in own], height * 0.9, color=OKABE_ITO[index % len(OKABE_ITO)], label=name)
+        values = [bar.row.value for bar in own]
+        axes.barh(places, values, height * 0.9, color=OKABE_ITO[index % len(OKABE_ITO)], label=name)
         for place, bar in zip(places, own):
-            axes.plot([bar.low, bar.high], [place, place], color="#333333", linewidth=1, marker="|", markersize=4)
-    chance = {bar.part: bar.chance for bar in bars if bar.chance is not None}
+            axes.plot(bar.row.bounds, [place, place], color="#333333", linewidth=1, marker="|", markersize=4)
+    chance = {bar.part: share for bar in bars if (share := chance_of(bar.row)) is not None}
     for index, (part, share) in enumerate(chance.items()):
         place = parts.index(part)
         label = "chance" if index == 0 else None
         axes.plot(
             [share, share], [place - 0.46, place + 0.46], color="#000000", linestyle=":", linewidth=1.8, label=label
         )
-    counts = {bar.part: bar.n for bar in bars}
+    counts = {bar.part: bar.row.n for bar in bars}
     axes.set_yticks(range(len(parts)), [f"{part} (n={counts[part]:,})" for part in parts])
     axes.set_ylim(len(parts) - 0.45, -0.55)
     axes.set_xlim(0, 1)
@@ -246,23 +243,24 @@ def bar_chart(bars: Sequence[ChartBar], *, x_label: str) -> Drawing:
     return drawn(figure)
 
 
-def interval_chart(bars: Sequence[ChartBar], *, title: str) -> Drawing:
-    """Draw scores as points with their intervals, one row each below its name, chance as a dashed line.
+def interval_chart(rows: Mapping[str, MetricRow], *, title: str) -> Drawing:
+    """Draw scores as points with their intervals, one row each below its label, and chance as a dashed line.
 
-    A name has a row of its own, so that long names and narrow screens do no harm. `value` need not be a share: the axis
-    ends at 100% where all are shares, else at the highest interval.
+    A label has its own row, so that long names and narrow screens do no harm. The axis ends at 100% where all scores
+    are shares, else at the highest interval.
     """
-    share = all(bar.is_share for bar in bars)
-    figure, axes = _figure(0.75 + 0.42 * len(bars), fitted=True)
-    for row, bar in enumerate(bars):
-        value = f"{bar.value:.1%}" if share else plain(bar.value)
-        axes.text(0, row - 0.42, f"{_shortened(bar.part)}: {value}", ha="left", va="center", fontsize=9, bbox=_PATCH)
-        axes.plot([bar.low, bar.high], [row, row], color=OKABE_ITO[0], linewidth=2.5)
-        axes.plot([bar.value], [row], color=OKABE_ITO[0], marker="o", markersize=6, clip_on=False)
-    if bars[0].chance is not None:
-        axes.axvline(bars[0].chance, color="#333333", linestyle="--", linewidth=1, zorder=1)
-    axes.set_ylim(len(bars) - 0.5, -0.75)
-    axes.set_xlim(0, 1 if share else 1.02 * max(bar.high for bar in bars))
+    share = all(row.is_share for row in rows.values())
+    figure, axes = _figure(0.75 + 0.42 * len(rows), fitted=True)
+    for place, (label, row) in enumerate(rows.items()):
+        value = row.value or 0.0
+        text = f"{_shortened(label)}: {f'{value:.1%}' if share else plain(value)}"
+        axes.text(0, place - 0.42, text, ha="left", va="center", fontsize=9, bbox=_PATCH)
+        axes.plot(row.bounds, [place, place], color=OKABE_ITO[0], linewidth=2.5)
+        axes.plot([value], [place], color=OKABE_ITO[0], marker="o", markersize=6, clip_on=False)
+    if chances := [chance for row in rows.values() if (chance := chance_of(row)) is not None]:
+        axes.axvline(chances[0], color="#333333", linestyle="--", linewidth=1, zorder=1)
+    axes.set_ylim(len(rows) - 0.5, -0.75)
+    axes.set_xlim(0, 1 if share else 1.02 * max(row.bounds[1] for row in rows.values()))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_formatter(lambda value, position: f"{100 * value:.0f}%" if share else f"{value:g}")
@@ -313,17 +311,9 @@ def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterat
         ]
         for metric in dict.fromkeys(row.metric for _, row in rows):
             bars = [
-                ChartBar(
-                    part=row.group[by],
-                    series=label,
-                    value=row.value,
-                    low=row.interval.low,
-                    high=row.interval.high,
-                    n=row.n,
-                    chance=chance_of(row),
-                )
+                ChartBar(part=row.group[by], series=label, row=row)
                 for label, row in rows
-                if row.metric == metric and row.group and row.interval and row.value is not None
+                if row.metric == metric and row.group
             ]
             if 2 <= len({bar.part for bar in bars}) <= _MAX_BAR_PARTS:
                 caption = f"{name}, {metric} by {by}, with 95% intervals"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat_pl.eval.compare import compare, scores_behind, verdict
+from nanochat_pl.eval.compare import compare, scores_behind, verdict, verdict_of_intervals
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Interval, Spread, holm_correction, seed_spread
@@ -27,7 +27,6 @@ __all__ = [
     "compare_seeds",
     "group_by_seed",
     "settings_that_differ",
-    "verdict_of_intervals",
 ]
 
 
@@ -234,23 +233,6 @@ def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow
     if row.interval is None or before.interval is None:
         return "no interval, no verdict" if row.value != before.value else "equal"
     return verdict_of_intervals(first, label, before.interval, row.interval, sign)
-
-
-def verdict_of_intervals(first: str, label: str, before: Interval, after: Interval, sign: int) -> str:
-    """Say which of two figures is better where their intervals do not overlap.
-
-    Args:
-        first: Name of the reference.
-        label: Name of the other.
-        before: Interval of the reference.
-        after: Interval of the other.
-        sign: 1 where higher is better, -1 where lower is.
-    """
-    if before.high >= after.low and after.high >= before.low:
-        return "not distinguishable (intervals overlap; unpaired)"
-    better = (after.low > before.high) == (sign > 0)
-    winner, loser = (label, first) if better else (first, label)
-    return f"{winner} is better than {loser} (intervals do not overlap; unpaired)"
 
 
 def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Spread
 from nanochat_pl.report.blocks import Answers, Block, Bullets, Code, Heading, Text, TextTable, render_markdown
-from nanochat_pl.report.charts import ChartBar, Figure, chance_of, interval_chart
+from nanochat_pl.report.charts import Figure, chance_of, interval_chart
 from nanochat_pl.report.compare import (
     ComparedMetric,
     Difference,
@@ -281,14 +281,9 @@ def _over_stages(report: ComparisonReport) -> Iterator[tuple[ComparedMetric, lis
             for index in order
             if (row := metric.rows[index]) is not None and row.value is not None
         ]
-        highest = max((_bounds(row)[1] for _, row in points), default=0.0)
+        highest = max((row.bounds[1] for _, row in points), default=0.0)
         if len(points) > 1 and highest > 0 and min(row.value or 0.0 for _, row in points) >= 0:
             yield metric, points, 1.0 if all(row.is_share for _, row in points) else highest
-
-
-def _bounds(row: MetricRow) -> tuple[float, float]:
-    assert row.value is not None
-    return (row.interval.low, row.interval.high) if row.interval is not None else (row.value, row.value)
 
 
 def text_chart(report: ComparisonReport) -> str:
@@ -298,7 +293,7 @@ def text_chart(report: ComparisonReport) -> str:
         width = max(len(label) for label, _ in points)
         lines.append("  ".join(filter(None, (f"{metric.evaluation} {metric.name}", metric.baseline))))
         for label, row in points:
-            low, high = _bounds(row)
+            low, high = row.bounds
             full, whole = round(_BAR * max(low, 0.0) / scale), round(_BAR * high / scale)
             bar = "█" * full + "▒" * (whole - full)
             lines.append(f"  {label:{width}}  {bar:·<{_BAR}}  {format_value(row.value or 0.0, row.is_share)}")
@@ -308,18 +303,9 @@ def text_chart(report: ComparisonReport) -> str:
 def _stage_figures(report: ComparisonReport) -> Iterator[Figure]:
     for number, (metric, points, _) in enumerate(_over_stages(report)):
         title = f"{metric.evaluation} {metric.name}"
-        chance = next((c for _, row in points if (c := chance_of(row)) is not None), None)
-        bars = []
-        for label, row in points:
-            low, high = _bounds(row)
-            value, share = row.value or 0.0, row.is_share
-            bars.append(
-                ChartBar(
-                    part=label, series=title, value=value, low=low, high=high, n=row.n, chance=chance, is_share=share
-                )
-            )
-        dashed = "; dashed: what chance alone reaches" if chance is not None else ""
-        yield Figure(f"stages_{number}", interval_chart(bars, title=title), f"{title}: point and 95% interval{dashed}")
+        dashed = "" if all(chance_of(row) is None for _, row in points) else "; dashed: what chance alone reaches"
+        caption = f"{title}: point and 95% interval{dashed}"
+        yield Figure(f"stages_{number}", interval_chart(dict(points), title=title), caption)
 
 
 # --- pages ---

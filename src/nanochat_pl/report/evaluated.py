@@ -16,8 +16,8 @@ from nanochat_pl.eval.results import SCHEMA
 from nanochat_pl.paths import checkpoint_file, first_distinct, reason, run_folder, run_label
 from nanochat_pl.report.read import (
     PREFERRED,
+    EvaluationResult,
     Record,
-    Result,
     checkpoint_order,
     json_lines,
     parse_result,
@@ -42,7 +42,7 @@ class EvaluatedRun:
     """One checkpoint in a comparison, with its results."""
 
     label: str
-    results: Mapping[str, Result]
+    results: Mapping[str, EvaluationResult]
     """Results by the name of the evaluation; at least one."""
     config: Mapping[str, Any] | None = None
     """The config that its run was started with; None where it is not known."""
@@ -58,7 +58,7 @@ class EvaluatedRun:
         return str(self.any_result.checkpoint.get("path") or self.any_result.file)
 
     @property
-    def any_result(self) -> Result:
+    def any_result(self) -> EvaluationResult:
         return next(iter(self.results.values()))
 
 
@@ -99,7 +99,7 @@ def find_results(path: str | Path) -> list[Path]:
     return files
 
 
-def read_result(file: Path) -> Result:
+def read_result(file: Path) -> EvaluationResult:
     """Read a `results.json` and the `examples.jsonl` beside it, whose last line may be torn by a crash.
 
     Raises:
@@ -181,7 +181,7 @@ def evaluate_command(runs: Sequence[EvaluatedRun], name: str) -> str:
     return f"python evaluate.py 'ckpt=[{','.join(run.checkpoint for run in runs)}]' eval={name}"
 
 
-def _run_config(result: Result) -> Mapping[str, Any] | None:
+def _run_config(result: EvaluationResult) -> Mapping[str, Any] | None:
     """Read the config of the run in which a result lies: <run>/eval/<name>/<checkpoint>/results.json."""
     evaluated = result.file.resolve().parent.parent.parent
     if evaluated.name != "eval" or not (evaluated.parent / "config.yaml").is_file():

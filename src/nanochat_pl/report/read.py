@@ -1,9 +1,9 @@
 """Read what runs and evaluations left on disk, whatever state they were left in.
 
-A `Run` is what a run folder says, a `Result` one finished evaluation of one checkpoint. A run that is still going, was
-killed between two writes, or was never evaluated has fewer files, and perhaps half a line at the end of one. All that
-is whole is read; all that is missing is named in `Run.problems`, so that a report can say so. Only files are read: no
-checkpoint is opened and no torch is needed.
+A `Run` is what a run folder says, an `EvaluationResult` one finished evaluation of one checkpoint. A run that is still
+going, was killed between two writes, or was never evaluated has fewer files, and perhaps half a line at the end of one.
+All that is whole is read; all that is missing is named in `Run.problems`, so that a report can say so. Only files are
+read: no checkpoint is opened and no torch is needed.
 """
 
 import csv
@@ -26,8 +26,8 @@ from nanochat_pl.paths import reason
 __all__ = [
     "PREFERRED",
     "Curve",
+    "EvaluationResult",
     "Record",
-    "Result",
     "Run",
     "best_point",
     "checkpoint_order",
@@ -61,7 +61,7 @@ _MAX_RECORDS = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class EvaluationResult:
     """One finished evaluation of one checkpoint."""
 
     file: Path
@@ -106,7 +106,7 @@ class Run:
     summary: Mapping[str, Any]
     curves: Mapping[str, Curve]
     """Curves by the name of the metric, as logged."""
-    results: tuple[Result, ...]
+    results: tuple[EvaluationResult, ...]
     """Results by name of the evaluation; where several checkpoints were evaluated, best comes first, then last."""
     samples: tuple[Record, ...]
     """The newest lines of samples.jsonl."""
@@ -368,7 +368,7 @@ def newest_row(run: Path, name: str, metric: str) -> MetricRow | None:
     return next((row for row in rows if row.metric == metric and row.group is None), None)
 
 
-def read_results(folder: Path, problems: list[str]) -> Iterator[Result]:
+def read_results(folder: Path, problems: list[str]) -> Iterator[EvaluationResult]:
     """Read all results of a run folder; those that cannot be read become a sentence in `problems`."""
     for file in result_files(folder):
         unreadable: list[str] = []
@@ -392,7 +392,7 @@ def result_files(run: Path) -> list[Path]:
     return sorted(files, key=lambda file: (file.parent.parent.name, checkpoint_order(file.parent.name)))
 
 
-def parse_result(file: Path, document: Mapping[str, Any]) -> Result:
+def parse_result(file: Path, document: Mapping[str, Any]) -> EvaluationResult:
     """Make a result of a document.
 
     Raises:
@@ -402,7 +402,7 @@ def parse_result(file: Path, document: Mapping[str, Any]) -> Result:
     name, checkpoint, settings = document["name"], document["checkpoint"], document["config"]
     if not (isinstance(name, str) and isinstance(checkpoint, dict) and isinstance(settings, dict)):
         raise TypeError
-    return Result(
+    return EvaluationResult(
         file=file,
         name=name,
         checkpoint=checkpoint,

@@ -16,7 +16,7 @@ from nanochat_pl.eval.stats import binomial_test, holm_correction, p_text
 from nanochat_pl.paths import first_distinct
 from nanochat_pl.report.blocks import Block, Folded, Heading, Text, TextTable
 from nanochat_pl.report.charts import bar_figures
-from nanochat_pl.report.read import Result, Run
+from nanochat_pl.report.read import EvaluationResult, Run
 
 __all__ = [
     "Verdict",
@@ -207,7 +207,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     return labels or [str(run.folder) for run in runs]
 
 
-def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str) -> dict[str, Result]:
+def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str) -> dict[str, EvaluationResult]:
     """Return the results of an evaluation by the label of the run, with the name of the file unless it is the best."""
     return {
         label if result.checkpoint_name == "best" else f"{label}:{result.checkpoint_name}": result
@@ -217,7 +217,7 @@ def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str)
     }
 
 
-def _metric_table(columns: Mapping[str, Result], grouped: bool) -> TextTable:
+def _metric_table(columns: Mapping[str, EvaluationResult], grouped: bool) -> TextTable:
     """Put the figures of several checkpoints side by side, one in each row, in the order they were measured."""
     cells: dict[tuple[str, str, str], dict[str, MetricRow]] = {}
     for label, result in columns.items():
@@ -241,7 +241,7 @@ def _metric_table(columns: Mapping[str, Result], grouped: bool) -> TextTable:
     return TextTable(("Metric" if alone else "Task, metric", *columns, "Without a model", "n"), tuple(rows))
 
 
-def _headlines(result: Result) -> list[MetricRow]:
+def _headlines(result: EvaluationResult) -> list[MetricRow]:
     return [row for row in result.rows if row.group is None and metric_of(row.metric).is_headline]
 
 

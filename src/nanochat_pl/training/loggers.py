@@ -22,7 +22,7 @@ from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.eval.results import dashboard_metrics
 from nanochat_pl.paths import write_atomically, writing
 from nanochat_pl.report.evaluated import read_result
-from nanochat_pl.report.read import Result, read_config, read_metrics
+from nanochat_pl.report.read import EvaluationResult, read_config, read_metrics
 
 __all__ = [
     "AXES",
@@ -232,7 +232,7 @@ def log_evaluation(results: Path, run_folder: Path) -> bool:
     return True
 
 
-def evaluation_figures(result: Result) -> dict[str, float]:
+def evaluation_figures(result: EvaluationResult) -> dict[str, float]:
     """Return the figures of an evaluation as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
 
     Figures of parts of the questions and those that could not be measured are left out.
