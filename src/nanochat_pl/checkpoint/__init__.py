@@ -59,7 +59,7 @@ def load_model(
         path: a `.ckpt` file or a run folder (its best checkpoint if there is one, else its last), `<run folder>/last`;
             a nanochat file or folder, a SciAssist folder, a Hugging Face folder of a nanochat; an archive of
             `nanochat-pl export` or its folder; or `hf://owner/repo[/folder]`, fetched below `outputs/hub` once.
-        device: where the weights go.
+        device: the device of the weights.
         compute_dtype: number format of the computation; None = the fastest the device is good at.
         hub_folder: where models of the hub are kept.
         offline: open no socket.
@@ -113,11 +113,8 @@ def locate_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline:
 def check_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> ModelFiles | None:
     """Make sure that a path stands for one model, without fetching anything large or loading torch.
 
-    Returns:
-        Its files; None if they are on the hub and not here yet.
-
-    Raises:
-        FileNotFoundError, ValueError: those of `load_model`, as far as names and metadata tell.
+    The result are its files; None if they are on the hub and not here yet. The errors are those of `load_model`, as far
+    as names and metadata tell.
     """
     if not is_hub_address(path):
         return find_model_files(path)

@@ -41,13 +41,9 @@ _MODE = 0o644 << 16
 
 
 def write(model: ModelState, file: Path, card: str, evaluation: Mapping[str, Any] | None = None) -> None:
-    """Write the archive, whole or not at all.
+    """Write the archive, whole or not at all, in place of a file of that name.
 
-    Args:
-        model: what to write.
-        file: the archive's path; a file there is replaced.
-        card: README.md.
-        evaluation: evaluation.json, plain data; None = nothing was measured.
+    `card` is the text of README.md, `evaluation` the content of evaluation.json (None = nothing was measured).
 
     Raises:
         ValueError: if weights, config and tokenizer do not fit together.

@@ -109,12 +109,9 @@ def notes(model: ModelState) -> tuple[str, ...]:
 
 
 def write(model: ModelState, folder: Path, card: str | None = None) -> tuple[str, ...]:
-    """Write the files of a Hugging Face folder and return the `notes`.
+    """Write the files of a Hugging Face folder, in place of files of the same names, and return the `notes`.
 
-    Args:
-        model: what to write.
-        folder: created if needed; files of the same names are replaced.
-        card: README.md; None = a short one with the notes.
+    `card` is the text of README.md; None = a short one with the notes.
 
     Raises:
         ValueError: if the format cannot hold the model; the message lists all that would be lost.

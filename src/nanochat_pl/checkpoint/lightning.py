@@ -30,11 +30,7 @@ def checkpoint_metadata(
 ) -> dict[str, Any]:
     """Describe a run in plain data: the entry `nanochat_pl` of its checkpoints.
 
-    Args:
-        stage: name of the stage that trains.
-        model_config: shape and architecture.
-        config: the resolved run config, plain containers.
-        tokenizer: stored whole, so that the checkpoint needs no other file.
+    `config` is the resolved config of the run; the tokenizer is stored whole, so that no other file is needed.
     """
     text = json.dumps(tokenizer.state()).encode()
     return {

@@ -77,11 +77,7 @@ def read(path: Path) -> ModelState:
 
 
 def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str, torch.Tensor], tuple[str, ...]]:
-    """Read a file of weights in nanochat's form.
-
-    Args:
-        path: the file.
-        config: that of its metadata.
+    """Read a file of weights in nanochat's form, whose metadata have this config.
 
     Returns:
         The config, with `pad_vocab_to` if the file has padded rows; the weights, as in `ModelState.state`; notes on
@@ -114,11 +110,9 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
 
 
 def _left_behind(path: Path) -> tuple[str, ...]:
-    """Note that a run's optimizer state lies beside its weights and is not taken over; it is not opened.
-
-    nanochat writes one file a rank, with slices that fit that number of ranks, and does not say in this project's terms
-    where in the data the run was: a run that went on from it would be another one.
-    """
+    """Note that a run's optimizer state lies beside its weights and is not taken over; it is not opened."""
+    # nanochat writes one file a rank, with slices that fit that number of ranks, and does not say in this project's
+    # terms where in the data the run was: a run that went on from it would be another one.
     suffix = path.stem.removeprefix("model")
     files = sorted(file.name for file in path.parent.glob(f"optim{suffix}*.pt"))
     if not files:
@@ -155,15 +149,8 @@ def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None
     """Write a model so that nanochat opens it: put the files where its base folder has checkpoints and tokenizer.
 
     Written are `model_NNNNNN.pt`, `meta_NNNNNN.json`, `tokenizer/tokenizer.pkl` and `tokenizer/token_bytes.pt`. The
-    embedding is written in bfloat16, as nanochat does after training on a GPU, where that loses nothing.
-
-    Args:
-        model: what to write.
-        folder: created if needed.
-        meta: further entries of the metadata, such as `val_bpb` or `user_config`.
-
-    Returns:
-        The files.
+    embedding is written in bfloat16, as nanochat does after training on a GPU, where that loses nothing. `meta` holds
+    further entries of the metadata, such as `val_bpb` or `user_config`.
 
     Raises:
         ValueError: if the format cannot hold the model; the message lists what would be lost.

@@ -29,9 +29,8 @@ MAX_DEPTH = 100
 def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy of it") -> Any:
     """Read what `torch.save` wrote, onto the CPU, without running any code in it.
 
-    Args:
-        path: the file; its tensors are mapped, not copied, where its format allows.
-        remedy: what the user can do about a damaged file, or a function that finds that out.
+    Its tensors are mapped, not copied, where its format allows. `remedy` is what the user can do about a damaged file,
+    or a function that finds that out.
 
     Raises:
         FileNotFoundError: if there is no such file.

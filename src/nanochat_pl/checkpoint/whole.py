@@ -89,11 +89,7 @@ def stored_step(path: Path) -> int:
 def newest_checkpoint(folder: Path) -> Path | None:
     """Find where a run goes on: its `last.ckpt`, or the newest whole checkpoint if that is missing or damaged.
 
-    Args:
-        folder: a run's `checkpoints/`.
-
-    Returns:
-        The file; None if there is no checkpoint.
+    `folder` is the run's `checkpoints/`; the result is None if there is no checkpoint.
 
     Raises:
         ValueError: if there are checkpoints, but none is whole; the message says what is wrong with each.

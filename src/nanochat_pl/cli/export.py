@@ -76,10 +76,6 @@ def export_model(
 
     Returns:
         Where it is, and in which respects it differs from the original.
-
-    Raises:
-        FileNotFoundError, ValueError: if the source does not open, or the format cannot hold the model.
-        FileExistsError: if the destination exists and is not to be replaced.
     """
     given = str(out) if out is not None else None
     if form == "zip" and given is not None and not given.endswith(".zip"):

@@ -80,10 +80,6 @@ def import_model(
         stage: the stage that trained it; None = the one that its files name.
         rope_tables: the rounding of its rotary tables; None = the one that its files name.
         force: replace an earlier import.
-
-    Raises:
-        FileNotFoundError, ValueError: if the source does not open.
-        FileExistsError: if the destination exists and is not to be replaced.
     """
     from nanochat_pl.checkpoint import read_model
 

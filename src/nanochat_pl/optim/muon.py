@@ -286,7 +286,7 @@ def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple
         world_size: Number of ranks.
 
     Returns:
-        The owner of each matrix, in 0 ... world_size - 1.
+        The rank that owns each matrix.
     """
 
     def multiplications(i: int) -> int:  # of one Newton-Schulz iteration: X X^T, A A, B X

@@ -17,12 +17,9 @@ def lr_multiplier(step: int, num_steps: int, cfg: OptimConfig) -> float:
     notch above `final_lr_frac`; steps beyond the horizon stay at the horizon's value.
 
     Args:
-        step: Number of optimizer steps already done.
+        step: Optimizer steps already done.
         num_steps: Horizon: steps of the whole run.
-        cfg: `warmup_frac`, `warmdown_frac`, `final_lr_frac`.
-
-    Raises:
-        ValueError: If the step is negative or the run has no steps.
+        cfg: Gives `warmup_frac`, `warmdown_frac`, `final_lr_frac`.
     """
     if step < 0 or num_steps < 1:
         raise ValueError(f"step={step} of num_steps={num_steps} is not in a run; expected step >= 0 and num_steps >= 1")
@@ -39,12 +36,7 @@ def lr_multiplier(step: int, num_steps: int, cfg: OptimConfig) -> float:
 
 
 def muon_momentum(step: int, cfg: OptimConfig) -> float:
-    """Return Muon's momentum at `step`: a ramp from `momentum_start`, constant at `momentum` from its end on.
-
-    Args:
-        step: Number of optimizer steps already done.
-        cfg: `momentum`, `momentum_start`, `momentum_ramp_steps` (None: always `momentum`).
-    """
+    """Return Muon's momentum after `step` steps: a ramp from `momentum_start`, then constant at `momentum`."""
     if cfg.momentum_ramp_steps is None:
         return cfg.momentum
     done = min(step / cfg.momentum_ramp_steps, 1.0)
