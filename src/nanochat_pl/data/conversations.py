@@ -169,6 +169,7 @@ class ConversationBatches:
         dropped = 0
         while True:
             order = epoch_order(len(self._rows), self._identity["seed"], epoch, self._shuffle)
+            # what remains at the end of an epoch is less than a step, and is left out
             chosen: list[int] = []
             for row, index in enumerate(order[start:].tolist(), start + 1):
                 if self._drop_long and self._is_too_long(index):
@@ -178,6 +179,7 @@ class ConversationBatches:
                 if len(chosen) == total:
                     yield chosen, dropped, {"epoch": epoch, "row": row, **self._identity}
                     chosen, dropped = [], 0
+            # once every conversation was looked at, too few that fit would let this loop for ever
             if self._drop_long and len(self._too_long) == len(order):
                 _check_kept(len(order) - sum(self._too_long.values()), len(order), total, self._sequence_len)
             epoch, start = epoch + 1, 0
@@ -189,6 +191,7 @@ class ConversationBatches:
         return self._too_long[index]
 
     def _assemble(self, indices: list[int], dropped: int, cursor: Cursor, counts: dict[str, int]) -> Batch:
+        # the W ranks share the conversations of the step, each of them every W-th
         ours = indices[self._rank :: self._world_size]
         examples = [_render(self._rows, index, self._tokenizer, self._sequence_len) for index in ours]
         counts["cut"] += sum(example.cut for example in examples)

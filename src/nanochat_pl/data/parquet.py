@@ -311,8 +311,10 @@ class DocumentStream:
         epoch, skip, index = self.start.epoch, self.start.doc, self._part_index(self.start)
         while True:
             for file, row_group, first, last in self._parts[index:]:
+                # only the first part is entered in its middle, where the stream starts
                 first, skip, doc = max(first, skip), 0, 0
                 for column in self._columns(file, row_group, size):
+                    # of these documents, from `doc` on, those that are this shard's
                     begin, end = max(first - doc, 0), min(last - doc, len(column))
                     if begin < end:
                         texts = self._strings(column.slice(begin, end - begin), file, row_group)
