@@ -69,7 +69,7 @@ def test_equal_models_hardly_ever_win_anywhere():
     assert won <= 1 < tempted  # one comparison in twenty is what is promised
 
 
-def test_a_winner_that_only_guesses_is_said_to():
+def test_a_winner_whose_interval_reaches_chance_is_not_better_than_chance():
     first, second = pattern(0, 0, 10, 40)
     rows = [[proportion_row("arc", "accuracy", right, baseline={"chance": 0.25})] for right in (first, second)]
     [verdict] = verdicts(
@@ -80,7 +80,7 @@ def test_a_winner_that_only_guesses_is_said_to():
 
 
 @pytest.mark.parametrize(("right", "said"), [(21, "not distinguishable"), (38, "b is better than a")])
-def test_without_answers_only_intervals_speak_and_say_so(right, said):
+def test_without_answers_the_verdict_is_by_intervals_and_says_unpaired(right, said):
     rows = [[proportion_row("mmlu", "accuracy", [n < count for n in range(40)])] for count in (18, right)]
     [verdict] = verdicts(entrant("a", result(rows[0], [], "mmlu")), entrant("b", result(rows[1], [], "mmlu")))
     assert verdict.startswith(said)
@@ -111,7 +111,7 @@ def test_bits_per_byte_are_better_when_lower_and_need_the_same_text():
     assert apart == ["b is better than a (intervals do not overlap; unpaired)"]
 
 
-def test_who_lacks_an_evaluation_does_not_keep_the_others_from_being_compared():
+def test_a_run_without_an_evaluation_leaves_the_others_comparable():
     first, second = pattern(10, 2, 20, 8)
     bpb = result([MetricRow(task="val", metric="bpb", value=1.5, n=9)], [], "bpb", "base")
     lines = compare_runs([entrant("a", bpb), entrant("b", recalled(first)), entrant("c", recalled(second))])
@@ -130,7 +130,7 @@ def test_who_lacks_an_evaluation_does_not_keep_the_others_from_being_compared():
         ("output_tokens", 0), ("strict/parse_rate", 0), ("centered", 0),
     ],
 )  # fmt: skip
-def test_a_figure_has_a_better_side_or_none(metric, sign):
+def test_the_direction_of_a_metric(metric, sign):
     assert metric_of(metric).direction == sign
 
 
@@ -175,7 +175,7 @@ def test_every_k_that_is_shown_is_paired_and_corrected():
         assert "Holm over 2 tests" in difference.verdict
 
 
-def test_of_pass_at_k_the_ends_are_shown_and_the_others_on_request():
+def test_pass_at_1_and_pass_at_n_are_shown_and_the_others_on_request():
     both = [entrant("a", sampled([1, 3] * 9, 8)), entrant("b", sampled([1, 2] * 9, 4))]
     assert [line.metric for line in compare_runs(both[:1])] == ["pass@1", "pass@8"]
     assert [line.metric for line in compare_runs(both, metrics=["pass@2", "pass@3"])] == ["pass@2", "pass@3"]
@@ -229,6 +229,6 @@ def test_nothing_in_common_is_refused_with_what_each_has():
         compare_runs([entrant("a", bpb), entrant("b", recalled([True]))])
 
 
-def test_settings_that_were_not_the_same_are_told():
+def test_settings_that_differ_are_listed():
     both = [entrant(name, recalled([True], max_new_tokens=n, data={"seed": n})) for name, n in (("a", 16), ("b", 128))]
     assert settings_that_differ(both) == ["recall: max_new_tokens was not the same for all: 16, 128"]

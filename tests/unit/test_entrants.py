@@ -105,7 +105,7 @@ def test_what_is_no_results_document_is_refused(tmp_path):
             read_result(file)
 
 
-def test_entrants_have_the_shortest_names_that_differ(tmp_path):
+def test_runs_get_the_shortest_labels_that_differ(tmp_path):
     a, b = write(tmp_path, "sft/a", [True], config={"seed": 1}), write(tmp_path, "sft/b", [True])
     write(tmp_path, "sft/a", [True], checkpoint="last")
     last = a / "eval" / "recall" / "last" / "results.json"

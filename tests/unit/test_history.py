@@ -67,7 +67,7 @@ def test_a_chain_goes_by_start_weights_and_a_stage_from_which_two_went_on_stands
     ]
 
 
-def test_a_run_follows_none_that_it_did_not_start_from(tmp_path: Path):
+def test_a_run_continues_only_the_run_that_it_started_from(tmp_path: Path):
     jobs = [read_run(write_run(tmp_path, "base", name)) for name in ("one", "two")]
     sft = read_run(write_run(tmp_path, "sft", "two", init_from="hf://somebody/model"))
     assert [[run.name for run in chain] for chain in chains([*jobs, sft])] == [["one"], ["two"], ["two"]]
@@ -83,7 +83,7 @@ def lines_of(axes: Any) -> list[tuple[float, float]]:
     return [(float(line.get_xdata()[0]), float(line.get_xdata()[-1])) for line in axes.lines]
 
 
-def test_steps_are_counted_through_and_losses_share_an_axis():
+def test_steps_are_counted_over_all_stages_and_losses_share_an_axis():
     figure = draw_history([stage("base", 800), stage("mid", 200, first=3.0), policy(40)], "tiny")
     base, mid, rl = figure.axes
     assert [axes.get_xlim() for axes in figure.axes] == [(0, 800), (800, 1000), (1000, 1040)]

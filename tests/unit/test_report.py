@@ -138,7 +138,7 @@ def test_a_cell_that_is_no_number_is_named_and_the_rest_is_read(tmp_path: Path):
         ("stopped", "stopped at step 30 of 30"),
     ],
 )
-def test_a_run_that_did_not_finish_is_reported_and_called_so(tmp_path: Path, status: str | None, said: str):
+def test_an_unfinished_run_is_reported_with_its_status(tmp_path: Path, status: str | None, said: str):
     folder = write_run(tmp_path, "base", status=status)
     run = read_run(folder, now=(folder / "metrics.csv").stat().st_mtime + 7300)
     markdown, html = pages([run])
@@ -174,7 +174,7 @@ def test_results_that_cannot_be_read_are_named_and_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("step", "outdated"), [(20, True), (30, False), (None, False)])
-def test_figures_of_a_checkpoint_that_was_written_anew_since_are_called_so(
+def test_results_of_a_checkpoint_written_since_are_reported_as_outdated(
     tmp_path: Path, step: int | None, outdated: bool
 ):
     folder = write_run(tmp_path, "base", best_step=30)
@@ -205,7 +205,7 @@ def test_a_folder_that_is_no_run_is_refused_with_the_runs_near_it(tmp_path: Path
         find_chain([tmp_path / "base"])
 
 
-def test_a_killed_run_still_tells_its_speed(tmp_path: Path):
+def test_a_killed_run_has_a_median_speed(tmp_path: Path):
     assert read_run(write_run(tmp_path, "base", status="running")).median_speed == 4015.5
     assert read_run(write_run(tmp_path, "mid", median_tok_per_sec=7.0)).median_speed == 7.0
 
@@ -253,7 +253,7 @@ def test_a_thinned_curve_keeps_its_ends_and_extremes_in_order(length: int):
         assert {min(points, key=lambda p: p[1]), max(points, key=lambda p: p[1])} <= set(kept)
 
 
-def test_equal_curves_are_equal_bytes_and_names_are_not_formulas():
+def test_a_chart_is_reproducible_and_a_dollar_in_a_name_is_no_formula():
     lines = [ChartLine(label="cost $a$ 学 <b>", points=((0, 1.0), (1, math.nan), (2, 20_000.0)))]
     lines.append(ChartLine(label="one", points=((1, 3.0),)))
     drawing = line_chart(lines, y_label="tokens per second")
@@ -323,7 +323,7 @@ def test_several_runs_of_a_stage_have_columns_of_their_own(tmp_path: Path):
         ((60, 0), "better than chance in 1 of 2 accuracies: first; worse than chance: second"),
     ],
 )
-def test_only_what_luck_does_not_explain_is_called_better_than_chance(correct: tuple[int, int], said: str):
+def test_an_accuracy_is_better_than_chance_only_below_a_corrected_p_of_5_percent(correct: tuple[int, int], said: str):
     rows = [accuracy(task, number, 100) for task, number in zip(("first", "second"), correct)]
     verdict = chance_verdict(rows)
     assert verdict is not None
@@ -353,7 +353,7 @@ def test_the_test_against_chance_is_the_exact_binomial_one(chance: float, n: int
 
 
 @pytest.mark.parametrize(("low", "said"), [(-0.05, True), (0.02, False)])
-def test_a_mean_over_tasks_says_itself_whether_it_is_guessing(low: float, said: bool):
+def test_core_is_not_distinguishable_from_0_where_its_interval_holds_0(low: float, said: bool):
     core = MetricRow(task="CORE", metric="core_metric", value=0.06, n=22, interval=Interval(low, 0.19))
     verdict = chance_verdict([accuracy("piqa", 60, 100), core])
     assert verdict is not None
@@ -384,7 +384,7 @@ def test_a_report_says_at_its_top_how_much_of_it_is_chance(tmp_path: Path, corre
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_what_training_brought_is_said_first_and_counts_as_better_than_guessing(tmp_path: Path):
+def test_a_report_begins_with_the_figures_that_rose_over_the_stages(tmp_path: Path):
     """Free recall has no choices to guess among: always the commonest answer is what it is held against."""
     runs = []
     for stage, recalled in (("base", 0), ("sft", 99), ("rl", 99)):
@@ -401,7 +401,7 @@ def test_what_training_brought_is_said_first_and_counts_as_better_than_guessing(
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_what_is_known_of_some_runs_only_is_not_said_of_all(tmp_path: Path):
+def test_a_fact_of_some_runs_only_is_shown_with_their_names(tmp_path: Path):
     base, sft = (write_run(tmp_path, stage) for stage in ("base", "sft"))
     gpu = {"name": "some card", "memory_bytes": 80 * 2**30}
     machine = {"git_branch": "work", "cpu": "some processor", "cpu_count": 16, "memory_bytes": 2**37, "gpus": [gpu] * 8}
@@ -439,7 +439,7 @@ def test_markdown_tables_have_equal_columns(whole_report: tuple[str, str]):
         assert len(widths) == 1, table
 
 
-def test_code_cannot_end_its_own_fence():
+def test_the_fence_of_code_is_longer_than_any_inside():
     text = render_markdown([Code("````\n# not a title")], lambda figure: "")
     assert text.splitlines()[0] == "`````text"
     assert text.splitlines()[-1] == "`````"
@@ -497,7 +497,7 @@ def test_samples_of_a_prompt_stand_together_from_the_first_to_the_last(tmp_path:
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_what_models_wrote_stays_text_in_the_page(tmp_path: Path):
+def test_the_page_escapes_what_models_wrote(tmp_path: Path):
     runs = chain(tmp_path)
     (runs[0].folder / "samples.jsonl").write_text(
         json.dumps({"step": 1, "question": SCRIPT, "answers": [{"reward": 0.0, "text": SCRIPT + "\x1b"}]}) + "\n"
@@ -511,7 +511,7 @@ def test_what_models_wrote_stays_text_in_the_page(tmp_path: Path):
     assert "\x1b" not in html
 
 
-def test_the_page_asks_for_no_address_outside_itself(whole_report: tuple[str, str]):
+def test_the_page_loads_nothing_from_outside(whole_report: tuple[str, str]):
     _, html = whole_report
     page = Page(html)
     assert len(page.addresses) > 8

@@ -42,7 +42,7 @@ def test_no_word_is_cut_and_no_line_is_longer_than_the_terminal(name: str, width
     assert "…" not in text
 
 
-def test_a_table_that_fits_is_as_it_was_said(capsys: pytest.CaptureFixture[str]):
+def test_a_table_that_fits_is_printed_unchanged(capsys: pytest.CaptureFixture[str]):
     header, rows = TABLES["two columns"]
     assert rows[0][1] in table_text(None, header, rows, 80)
     assert INTERVAL in table_text(None, *TABLES["a chain"], 140)

@@ -37,16 +37,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--html", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE")
     try:
-        asked = parser.parse_args(arguments)
-        if asked.limit < 0:
-            raise ValueError(f"--limit={asked.limit} must be 0 or more")
+        options = parser.parse_args(arguments)
+        if options.limit < 0:
+            raise ValueError(f"--limit={options.limit} must be 0 or more")
         report = build_comparison(
-            load_evaluated_runs(asked.paths), metrics=asked.metric, seeds=asked.seeds, limit=asked.limit
+            load_evaluated_runs(options.paths), metrics=options.metric, seeds=options.seeds, limit=options.limit
         )
         pages = (
-            (asked.markdown, comparison_markdown),
-            (asked.html, comparison_html),
-            (asked.json, comparison_json),
+            (options.markdown, comparison_markdown),
+            (options.html, comparison_html),
+            (options.json, comparison_json),
         )
         for file, written in pages:
             if file is not None:

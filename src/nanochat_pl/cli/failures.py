@@ -36,19 +36,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE")
     try:
-        asked = parser.parse_args(arguments)
-        if asked.limit < 0:
-            raise ValueError(f"--limit={asked.limit} must be 0 or more")
-        evaluations = _sort(asked.results)
-        if asked.markdown is not None:
-            write_atomically(asked.markdown, _markdown(evaluations, asked.limit))
-        if asked.json is not None:
-            write_atomically(asked.json, _json(evaluations))
+        options = parser.parse_args(arguments)
+        if options.limit < 0:
+            raise ValueError(f"--limit={options.limit} must be 0 or more")
+        evaluations = _sort(options.results)
+        if options.markdown is not None:
+            write_atomically(options.markdown, _markdown(evaluations, options.limit))
+        if options.json is not None:
+            write_atomically(options.json, _json(evaluations))
     except (ValueError, OSError) as error:
         return refuse(error)
     for evaluation in evaluations:
-        _print(evaluation, asked.limit)
-    for file in (asked.markdown, asked.json):
+        _print(evaluation, options.limit)
+    for file in (options.markdown, options.json):
         if file is not None:
             print(f"wrote {file}")
     return 0

@@ -175,25 +175,25 @@ def _results(run: Run | None) -> Iterator[Block]:
 def _limits(
     stage: str, model: Mapping[str, Any], num_parameters: int, config: Mapping[str, Any], run: Run | None
 ) -> Iterator[Block]:
-    said = [
+    sentences = [
         f"With {num_parameters:,} parameters it knows little, and states what is wrong as readily as what is right.",
         f"It reads {model['sequence_len']:,} tokens at once, question and answer together: so it was trained.",
         "Nothing was done to make its answers harmless: it has no filter and was not trained to refuse.",
     ]
     if setting(config, "data.source") == "microworld":
-        said.append(
+        sentences.append(
             "It was trained on the few facts of a small generated data set, to try the program out; it knows no others."
         )
     if stage not in ("base", "unknown"):
-        said.append(
+        sentences.append(
             "It may ask for a calculation, between <|python_start|> and <|python_end|>, and waits for the result. "
             "This project's chat and server compute it; a program that does not gets a made-up one."
         )
     rows = [row for result in (run.results if run else ()) for row in result.rows]
     few = [row.n for row in rows if row.group is None and row.value is not None]
     if few and min(few) < _FEW:
-        said.append(f"Some figures above rest on {min(few)} questions: their intervals say how little that is.")
-    yield from (Text(sentence) for sentence in said)
+        sentences.append(f"Some figures above rest on {min(few)} questions: their intervals say how little that is.")
+    yield from (Text(sentence) for sentence in sentences)
 
 
 def _front(header: Mapping[str, Any] | None) -> str:

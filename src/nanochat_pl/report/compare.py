@@ -131,17 +131,18 @@ def _together(runs: Sequence[EvaluatedRun], name: str) -> str:
 
 def _check_questions(runs: Sequence[EvaluatedRun], name: str) -> None:
     """Refuse answers to different questions: other ids, or other words under the same id."""
-    answered = [run for run in runs if run.results[name].records]
-    asked = [{question_key(record): record.get("prompt") for record in run.results[name].records} for run in answered]
-    for run, prompts in zip(answered[1:], asked[1:]):
-        if prompts == asked[0]:
+    prompts = {run.label: {question_key(r): r.get("prompt") for r in run.results[name].records} for run in runs}
+    first, *others = [run for run in runs if run.results[name].records] or runs[:1]
+    expected = prompts[first.label]
+    for run in others:
+        found = prompts[run.label]
+        if found == expected:
             continue
-        first = answered[0]
-        common = prompts.keys() & asked[0].keys()
-        reworded = sum(prompts[key] != asked[0][key] for key in common)
+        common = found.keys() & expected.keys()
+        reworded = sum(found[key] != expected[key] for key in common)
         raise ValueError(
-            f"{first.label} and {run.label} were asked different questions in {name}: {len(asked[0])} and "
-            f"{len(prompts)}, {len(common)} of the same id, {reworded} of these in other words "
+            f"{first.label} and {run.label} were asked different questions in {name}: {len(expected)} and "
+            f"{len(found)}, {len(common)} of the same id, {reworded} of these in other words "
             f"({first.results[name].file}, {run.results[name].file}); {_together([first, run], name)}"
         )
 

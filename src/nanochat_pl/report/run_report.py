@@ -109,9 +109,9 @@ def _overview(runs: Sequence[Run], labels: Sequence[str], usd_per_hour: float | 
     verdicts = [chance_verdict(result.rows) for run in runs for result in run.results]
     known = [verdict for verdict in verdicts if verdict is not None]
     progress = progress_sentence(runs, labels)
-    if said := " ".join(filter(None, (progress, overall_verdict(known)))):
+    if conclusion := " ".join(filter(None, (progress, overall_verdict(known)))):
         mostly_chance = 2 * sum(len(v.above) for v in known) < sum(v.num_compared for v in known)
-        yield Text(said, note=mostly_chance and not progress)
+        yield Text(conclusion, note=mostly_chance and not progress)
     yield Heading(2, "Summary")
     summary = summary_table(runs)
     if summary.rows:

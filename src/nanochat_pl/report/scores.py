@@ -143,8 +143,11 @@ def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
         for row in _headline_rows(run).values():
             figures.setdefault(_name(row), []).append((label, row))
     moved = []
-    for name, ((before, first), *_, (after, last)) in ((n, told) for n, told in figures.items() if len(told) > 1):
-        if not (first.interval and last.interval and first.value is not None and last.value is not None):
+    for name, stages in figures.items():
+        (before, first), (after, last) = stages[0], stages[-1]
+        if len(stages) < 2 or not (
+            first.interval and last.interval and first.value is not None and last.value is not None
+        ):
             continue
         guess = _guess(last)
         then, now = format_value(first.value, first.is_share), format_value(last.value, last.is_share)
