@@ -95,8 +95,8 @@ class HubModel:
                 what there is.
             ValueError: if there are several models, or one that does not open here.
         """
-        if (source := self.here()) is not None:
-            return source
+        if (found := self.here()) is not None:
+            return found
         names = self._names(offline)
         kind, (*others, weights) = self._files(names)
         write_atomically(self.folder / _LISTING, json.dumps({"names": names}))
