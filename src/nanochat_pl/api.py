@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Result", "evaluate", "train"]
+__all__ = ["RunResult", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What a run or an evaluation left."""
 
     folder: Path
@@ -23,7 +23,7 @@ class Result:
     """What its summary.json or results.json says."""
 
 
-def train(*overrides: str, **settings: Any) -> Result:
+def train(*overrides: str, **settings: Any) -> RunResult:
     """Train one stage, as `python train.py` with the same settings does.
 
     Args:
@@ -65,10 +65,10 @@ def train(*overrides: str, **settings: Any) -> Result:
     summary = _interruptible(lambda: run(cfg, plain, folder, ["train.py", *arguments]))
     if "signal" in summary:
         raise KeyboardInterrupt(f"the run was stopped at step {summary['step']} and saved; resume='auto' goes on")
-    return Result(folder, summary)
+    return RunResult(folder, summary)
 
 
-def evaluate(*overrides: str, **settings: Any) -> list[Result]:
+def evaluate(*overrides: str, **settings: Any) -> list[RunResult]:
     """Evaluate checkpoints on the same questions, as `python evaluate.py` with the same settings does.
 
     Args:
@@ -95,7 +95,7 @@ def evaluate(*overrides: str, **settings: Any) -> list[Result]:
     check_job(cfg, arguments)
     plain: Any = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
     folders = _interruptible(lambda: run_job(cfg, plain, job.choices, arguments))
-    return [Result(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))) for folder in folders]
+    return [RunResult(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))) for folder in folders]
 
 
 def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> tuple[list[str], Any]:

@@ -95,3 +95,13 @@ def test_no_list_of_evaluations_stands_outside_its_tables(module: str):
         names = {ast.unparse(part) for part in parts if part is not None}
         found += [f"line {node.lineno}"] if len(names & {f"EvalName.{name}" for name in EvalName}) > 2 else []
     assert not found, f"{module} lists evaluations in {', '.join(found)}; ask nanochat_pl.config.evaluations"
+
+
+def test_no_class_name_stands_for_two_things():
+    homes: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module)
+    twice = {name: modules for name, modules in homes.items() if len(modules) > 1}
+    assert not twice, f"{twice}; a reader who looks for one of them finds the other"

@@ -26,7 +26,7 @@ def test_train_and_evaluate_leave_and_return_what_the_scripts_do(tmp_path: Path,
     base = nanochat_pl.train("stage=base", run_name="called", **TINY, **{f"stage.{k}": v for k, v in STAGE.items()})
     assert base.folder == Path("outputs/base/called")
     assert base.summary == json.loads((base.folder / "summary.json").read_text())
-    assert repr(base) == "Result(folder=PosixPath('outputs/base/called'))"
+    assert repr(base) == "RunResult(folder=PosixPath('outputs/base/called'))"
 
     tokenizer = f"tokenizer.path={Path('outputs/tokenizer/called').resolve()}"
     typed = [f"stage.{key}={value}" for key, value in STAGE.items()]

@@ -42,7 +42,7 @@ __all__ = [
     "MAX_OUTPUT_BYTES",
     "MAX_PROCESSES",
     "Probe",
-    "Result",
+    "ProgramResult",
     "isolation_for",
     "probe",
     "run_python",
@@ -73,7 +73,7 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Result:
+class ProgramResult:
     """How a program ended."""
 
     success: bool
@@ -99,7 +99,7 @@ class Probe:
 
 def run_python(
     program: str, *, stdin: str = "", timeout_s: float = 5.0, memory_bytes: int = 256 * 2**20, mode: str = "auto"
-) -> Result:
+) -> ProgramResult:
     """Run a program as `__main__`; any number of threads may do so at a time.
 
     Args:
@@ -118,7 +118,7 @@ def run_python(
 
 def run_tests(
     code: str, *, prompt: str, imports: str, test: str, entry_point: str, timeout_s: float = 5.0, mode: str = "auto"
-) -> Result:
+) -> ProgramResult:
     """Run the tests of a function that a program defines; success = they came to their end.
 
     Tests and program run in two processes of one sandbox (`trial.py`): the program can neither read the tests nor reach
@@ -193,7 +193,7 @@ def _warn_of_weak() -> None:
     )
 
 
-def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdin: str = "") -> Result:
+def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdin: str = "") -> ProgramResult:
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as given,
@@ -250,7 +250,9 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdi
         return _result(code, timed_out, timeout_s, isolation, stdout, stderr)
 
 
-def _result(code: str, timed_out: bool, timeout_s: float, isolation: str, stdout: BinaryIO, stderr: BinaryIO) -> Result:
+def _result(
+    code: str, timed_out: bool, timeout_s: float, isolation: str, stdout: BinaryIO, stderr: BinaryIO
+) -> ProgramResult:
     errors = _text(stderr).rstrip().splitlines()
     last = errors[-1].strip()[:500] if errors else ""
     if code.startswith("!") or not (code or timed_out or isolation == "weak"):
@@ -262,7 +264,7 @@ def _result(code: str, timed_out: bool, timeout_s: float, isolation: str, stdout
     elif not success:
         number = int(code or -signal.SIGKILL)
         error = f"killed: {signal.strsignal(-number)}" if number < 0 else last or f"exit code {number}"
-    return Result(
+    return ProgramResult(
         success=success,
         stdout=_text(stdout),
         error=error,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from nanochat_pl.sandbox import Result, isolation_for, run_tests
+from nanochat_pl.sandbox import ProgramResult, isolation_for, run_tests
 from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.base import Conversation
 from nanochat_pl.tasks.hub import HubOptions, HubTask
@@ -178,7 +178,7 @@ class HumanEval(HubTask):
             return f"{prompt.rstrip()}\n{textwrap.indent(textwrap.dedent(chosen).strip(), '    ')}"
         return extract_code(completion, entry_point, self.strict)
 
-    def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, Result]:
+    def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, ProgramResult]:
         """Grade an answer, and return with the grade how its program ended: its error and the isolation it ran in."""
         result = run_tests(
             f"{extract_imports(conversation['prompt'])}\n\n{self.code(conversation, completion)}\n",
