@@ -146,3 +146,32 @@ def test_files_named_exist(document: str):
     source = REPO / "src" / "nanochat_pl"
     for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text):
         assert (REPO / name).is_file() or (source / name).is_file(), f"docs/{document}.md names {name}"
+
+
+def test_readmes_tree_names_every_package_and_module_of_the_first_level():
+    section = (REPO / "README.md").read_text(encoding="utf-8").partition("## Where the code is")[2]
+    tree = section.split("```")[1]
+    parts = {path.name for path in (REPO / "src" / "nanochat_pl").iterdir() if not path.name.startswith("__")}
+    named = set(re.findall(r"[\w.]+", tree))
+    assert parts - {"py.typed"} <= named
+    assert len(tree.splitlines()) <= 40
+    for name in re.findall(r"^  (\w+)/", tree, re.MULTILINE):
+        assert (REPO / "src" / "nanochat_pl" / name).is_dir()
+
+
+def test_the_tour_names_files_and_functions_that_there_are():
+    rows = re.findall(r"^\| \d+ \| `([^`]+)` \| (.*?) \|", (REPO / "docs" / "tour.md").read_text(), re.MULTILINE)
+    assert len(rows) == 12
+    for file, seen in rows:
+        text = (REPO / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`([\w.]+)`", seen):
+            word = name.rpartition(".")[2]
+            assert re.search(rf"^\s*(def|class) {word}\b|^{word}\b", text, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_readme_shows_the_training_step_that_runs():
+    shown = next(block for block in blocks("README.md", "python") if block.startswith("def training_step"))
+    source = (REPO / "src" / "nanochat_pl" / "training" / "module.py").read_text(encoding="utf-8")
+    lines = {line.strip() for line in source.splitlines()}
+    missing = [line for line in shown.splitlines()[1:] if line.strip() not in lines | {"", "..."}]
+    assert not missing, "\n".join(missing)
