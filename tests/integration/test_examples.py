@@ -8,8 +8,11 @@ import pytest
 import torch
 from examples.generate import generate
 from examples.pretrain import pretrain
+from examples.rl import reward_sums
+from examples.sft import finetune
 
 from nanochat_pl import Engine, Request, load_model
+from nanochat_pl.tasks.arithmetic import Arithmetic
 from tests.integration.conftest import train_below
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,3 +58,48 @@ def test_the_generation_page_gives_the_engines_tokens(pretrained: tuple[Path, fl
         check=True,
     )
     assert told.stdout.startswith("The sun is")
+
+
+SAME = (
+    *("mixture=arithmetic", "run_name=same", "depth=1", "stage.sequence_len=64", "trainer.accelerator=cpu"),
+    *("trainer.compute_dtype=float32", "trainer.compile=false"),
+)
+
+
+def equal_weights(page: Path, run: Path) -> bool:
+    ours, theirs = (load_model(path).model.state_dict() for path in (page, run))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_page_gives_the_weights_and_figures_of_train_py(pretrained: tuple[Path, float], tmp_path: Path):
+    folder, _ = pretrained
+    loss = finetune(folder / "base.ckpt", folder, num_steps=4, conversations=8, length=64)
+    summary = train_below(
+        tmp_path,
+        folder,
+        *("stage=sft", *SAME, f"init_from={folder / 'base.ckpt'}", "stage.num_steps=4", "stage.total_batch_rows=8"),
+        *("stage.device_batch=4", "stage.val_rows=100", "optim.init_lr_frac=0.2"),
+    )
+    assert equal_weights(folder / "sft.ckpt", tmp_path / "sft" / "same" / "last")
+    assert summary["val/loss"] == loss
+
+
+@pytest.mark.slow
+def test_the_page_of_rewards_gives_the_weights_and_rewards_of_train_py(
+    pretrained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = pretrained
+    # Nothing is right after six steps: a reward that tells answers apart lets the weights move.
+    monkeypatch.setattr(Arithmetic, "grade", lambda self, conversation, completion: len(completion) % 2 == 0)
+    rewards = reward_sums(folder / "base.ckpt", folder, num_steps=3, prompts=2, length=64)
+    summary = train_below(
+        tmp_path,
+        folder,
+        *("stage=rl", *SAME, f"init_from={folder / 'base.ckpt'}", "stage.num_steps=3", "stage.device_batch=8"),
+        *("rl.prompts_per_step=2", "rl.num_samples=8", "rl.max_new_tokens=32", "rl.val_questions=2"),
+        *("rl.val_samples=1", "optim.init_lr_frac=0.05"),
+    )
+    assert equal_weights(folder / "rl.ckpt", tmp_path / "rl" / "same" / "last")
+    assert not equal_weights(folder / "rl.ckpt", folder / "base.ckpt")
+    assert summary["reward"] == rewards[-1]
