@@ -59,8 +59,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve": ("engine", "requests", "tokenizer", "checkpoint", "runtime", "paths"),
     "eval": ("engine", "model", "tokenizer", "tasks", "runtime", "calculator"),
     "report": ("eval", "paths", "config.stages"),
-    "rl": ("engine", "tokenizer", "tasks", "runtime", "data.batch"),
-    "config": ("paths", "downloads", "data", "world", "tasks", "model", "optim", "tokenizer", "checkpoint", "eval"),
+    "rl": ("engine", "tokenizer", "tasks", "runtime", "data.batch", "config.values"),
+    "config": (
+        "paths",
+        "downloads",
+        "data",
+        "world",
+        "tasks",
+        "model",
+        "optim",
+        "tokenizer",
+        "checkpoint",
+        "eval",
+        "rl.config",
+    ),
     "eval.runner": (*PURE, "config", "training"),
     "eval.evaluations": (*PURE, "config"),
     "eval.texts": ("data", "rows", "tokenizer", "vocabulary"),
@@ -75,12 +87,12 @@ FRAMEWORKS = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb")
 OUTER = ("config", "training", "eval.runner", "lit", "api", "cli")
 SLOW_TO_LOAD = ("wandb", "datasets")
 LIGHT = (
-    "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub", "checkpoint.formats", "requests", "serve.context",
-    "serve.errors", "serve.handle", "serve.middleware", "serve.settings", "cli.chat", "cli.serve", "model.config",
-    "model.accounting", "optim.config", "eval.metrics", "optim.schedules", "data.parquet", "data.microworld",
-    "world.chats", "world.documents", "world.facts", "world.problems", "world.questions", "world.write",
-    "training.claim", "training.signals", "cli.arguments", "cli.chain", "cli.evaluate", "cli.main", "cli.sweep",
-    "cli.train",
+    "__init__", "paths", "downloads", "checkpoint", "checkpoint.hub", "checkpoint.formats", "requests",
+    "serve.context", "serve.errors", "serve.handle", "serve.middleware", "serve.settings", "cli.chat", "cli.serve",
+    "model.config", "model.accounting", "optim.config", "rl.config", "eval.metrics", "optim.schedules",
+    "data.parquet", "data.microworld", "world.chats", "world.documents", "world.facts", "world.problems",
+    "world.questions", "world.write", "training.claim", "training.signals", "cli.arguments", "cli.chain",
+    "cli.evaluate", "cli.main", "cli.sweep", "cli.train",
 )  # fmt: skip
 """What a command line passes through, beside `config/`, before it is known to be right: no torch at their top."""
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nanochat_pl.checkpoint import load_model
-from nanochat_pl.config.checks import RUN_FILES
+from nanochat_pl.config.run_folder import RUN_FILES
 from nanochat_pl.report.history import run_picture
 from nanochat_pl.training.module import DivergedError
 from tests.integration.conftest import BASE, SFT, Train, metrics

@@ -10,7 +10,8 @@ import pytest
 
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
-from nanochat_pl.config.checks import check_slurm, forget_run
+from nanochat_pl.config.checks import check_slurm
+from nanochat_pl.config.run_folder import forget_run
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.targets import arguments_of, defined_names
 from nanochat_pl.training.record import write_log

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nanochat_pl.cli.report import main
-from nanochat_pl.config.checks import RUN_FILES
+from nanochat_pl.config.run_folder import RUN_FILES
 from nanochat_pl.report.charts import png_bytes, styled
 from nanochat_pl.report.history import StageCurves, chains, draw_history, history_figure, run_picture, smooth
 from nanochat_pl.report.html import render_html

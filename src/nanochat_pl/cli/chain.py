@@ -23,14 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from nanochat_pl.cli.next_steps import config_flags, elsewhere, evaluation, listed, model_commands, program
-from nanochat_pl.config.checks import (
-    check_answer_length,
-    check_measure,
-    check_own,
-    check_start,
-    named_eval,
-    unfinished,
-)
+from nanochat_pl.config.checks import check_answer_length, check_measure, check_own, check_start, named_eval
 from nanochat_pl.config.compose import (
     OPEN_KEYS,
     CommandLine,
@@ -45,6 +38,7 @@ from nanochat_pl.config.compose import (
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.provenance import changes, run_inputs
+from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.paths import run_dir

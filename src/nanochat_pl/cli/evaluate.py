@@ -22,7 +22,7 @@ with loading():
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.config import schema
-    from nanochat_pl.config.checks import check_measure, hub_folder, names_no_data, no_data, run_config
+    from nanochat_pl.config.checks import check_measure, hub_folder, names_no_data, no_data_error
     from nanochat_pl.config.compose import (
         CommandLine,
         ConfigError,
@@ -33,6 +33,7 @@ with loading():
     )
     from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
+    from nanochat_pl.config.run_folder import run_config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,7 +100,7 @@ def check_job(cfg: schema.EvaluateConfig, overrides: Sequence[str]) -> None:
     given = any(override.startswith(("data=", "data.source=")) for override in overrides)
     bare = [source for source in sources if source is not None and names_no_data(source)]
     if len(bare) == len(sources) and not given and EVALUATIONS[cfg.eval.name].reads_data:
-        raise no_data(bare[-1].file, bare[-1].format, cfg.eval.name)
+        raise no_data_error(bare[-1].file, bare[-1].format, cfg.eval.name)
     check_measure(cfg.eval.name, cfg.eval, data_root(cfg, sources, overrides))
     if cfg.data.source == schema.DataSource.local:
         prepare_root(cfg.data)  # makes nothing: a folder that is not there is refused

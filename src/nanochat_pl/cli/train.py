@@ -24,7 +24,7 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
     from nanochat_pl.config import schema
-    from nanochat_pl.config.checks import forget_run, is_first_process, preflight
+    from nanochat_pl.config.checks import preflight
     from nanochat_pl.config.compose import (
         CommandLine,
         ConfigError,
@@ -34,6 +34,7 @@ with loading():  # what takes its time, and Ctrl-C may come meanwhile
         config_dir,
         quote_texts,
     )
+    from nanochat_pl.config.run_folder import forget_run, is_first_process
     from nanochat_pl.eval.metrics import METRICS
     from nanochat_pl.paths import WriteError, run_dir, worded
     from nanochat_pl.training.claim import check_free

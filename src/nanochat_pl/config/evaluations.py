@@ -4,10 +4,12 @@ Every other list of evaluations is derived from it. How each finds its questions
 `eval/evaluations.py`. This module loads nothing, so that it can be asked before anything is known to be right.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["EVALUATIONS", "EvalInfo", "EvalName"]
+from nanochat_pl.config.values import positive
+
+__all__ = ["EVALUATIONS", "EvalConfig", "EvalInfo", "EvalName", "Strict"]
 
 
 class EvalName(StrEnum):
@@ -49,3 +51,83 @@ EVALUATIONS: dict[EvalName, EvalInfo] = {
     EvalName.checks: EvalInfo(reads_data=False),
     EvalName.lm_eval: EvalInfo(reads_data=False),
 }
+
+
+class Strict(StrEnum):
+    """How answers are read, see docs/evaluation.md."""
+
+    stated = "stated"
+    original = "original"
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """How a checkpoint is measured."""
+
+    name: EvalName = EvalName.auto
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    max_questions: int | None = None
+    """Ask only the first so many questions of the split, or of each task; null = all."""
+    tasks: list[str] | None = None
+    """Of an evaluation with several tasks (core, chat, arc) only these, null = all; those of lm_eval."""
+    include_path: str | None = None
+    """A folder with further task files of lm_eval."""
+    num_fewshot: int | None = None
+    """Solved examples in front (lm_eval); null = as each task says."""
+    as_chat: bool = False
+    """Ask lm_eval's tasks in conversations."""
+    bundle: str | None = None
+    """Folder of CORE's bundle; null = eval_bundle below data.root."""
+    checks: str | None = None
+    """A YAML file of prompts with expectations; null = those that come with the package."""
+    num_samples: int = 1
+    """Answers to each generative question of chat; above 1 pass@k is measured, which wants a temperature."""
+    temperature: float = 0.0
+    """Of sampling; 0 = always the likeliest token."""
+    top_k: int | None = None
+    """Sample from the so many likeliest tokens only; null = from all."""
+    strict: Strict = Strict.stated
+    """How chat reads answers: stated = what an answer states counts, original = nanochat's rule, to compare with it."""
+    repetition_penalty: float = 1.0
+    """Of all answers the model writes: above 1, what stands in question and answer comes again less often. 1 = off."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it stands in the answer already. 0 = off."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that stands in the answer already. 0 = off."""
+    sandbox: str = "auto"
+    """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
+    split: str = "test"
+    """Questions that are asked: train, validation or test."""
+    batch_size: int = 64
+    """Questions answered at a time."""
+    val_tokens: int = 262_144
+    """Tokens of the validation shard that bpb reads."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Further texts for bpb: a name, and a file or folder of text in any form that training reads."""
+    bertscore: str | None = None
+    """Folder of a language model of Hugging Face's form; then explanations get a BERTScore. null = not measured."""
+    fresh: bool = False
+    """Begin again instead of continuing an interrupted evaluation."""
+
+    def __post_init__(self) -> None:
+        positive(self, "eval", "max_new_tokens", "max_questions", "batch_size", "val_tokens", "num_samples", "top_k")
+        if self.temperature < 0:
+            raise ValueError(f"eval.temperature={self.temperature} must be 0 (greedy) or more")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"eval.num_samples={self.num_samples} at eval.temperature=0 gives the same answer each time; set "
+                "eval.temperature=0.8 or so"
+            )
+        if not 0.1 <= self.repetition_penalty <= 10:
+            raise ValueError(f"eval.repetition_penalty={self.repetition_penalty} must lie between 0.1 and 10; 1 = off")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must lie between -2 and 2; 0 = off")
+        if self.split not in ("train", "validation", "test"):
+            raise ValueError(f"eval.split={self.split} is not one of train, validation, test")
+
+    def penalties(self) -> dict[str, float]:
+        """Return the penalties that are not off, by name."""
+        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(EvalConfig, name)}

@@ -13,11 +13,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from nanochat_pl.config.evaluations import EvalName
+from nanochat_pl.config.evaluations import EvalConfig
 from nanochat_pl.config.shorthand import task_specs
 from nanochat_pl.config.stages import STAGES, StageName
+from nanochat_pl.config.values import check_seed, positive
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.rl.config import RLConfig
 
 
 class DataSource(StrEnum):
@@ -41,13 +43,6 @@ class LongConversations(StrEnum):
 
     cut = "cut"
     drop = "drop"
-
-
-class Strict(StrEnum):
-    """How answers are read, see docs/evaluation.md."""
-
-    stated = "stated"
-    original = "original"
 
 
 class Backend(StrEnum):
@@ -81,35 +76,7 @@ class ComputeDtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-class Algorithm(StrEnum):
-    """How rewards become a policy gradient (`nanochat_pl.rl`)."""
-
-    reinforce = "reinforce"
-    grpo = "grpo"
-    dapo = "dapo"
-    rloo = "rloo"
-
-
 HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
-
-
-def positive(section: object, prefix: str, *names: str) -> None:
-    """Raise ValueError unless each named number is positive or null."""
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and value <= 0:
-            key = f"{prefix}.{name}" if prefix else name
-            raise ValueError(f"{key}={value} must be positive; set {key}=1 or higher")
-
-
-MAX_SEED = 2**32 - 1
-"""The largest seed that all random generators take."""
-
-
-def check_seed(key: str, seed: int) -> None:
-    """Raise ValueError unless a seed is one that all random generators take."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"{key}={seed} must lie between 0 and {MAX_SEED}")
 
 
 @dataclass(kw_only=True)
@@ -308,49 +275,6 @@ class MixtureConfig:
 
 
 @dataclass(kw_only=True)
-class RLConfig:
-    """Reinforcement learning: what is sampled, how rewards are weighed, how the policy may move."""
-
-    algorithm: Algorithm = Algorithm.reinforce
-    prompts_per_step: int = 16
-    """Questions of one rollout over all devices."""
-    num_samples: int = 16
-    """Answers sampled to each question: the group that advantages compare."""
-    max_new_tokens: int = 256
-    """Longest answer, in tokens."""
-    temperature: float = 1.0
-    """Of sampling: below 1 likely tokens are favoured, above 1 unlikely ones."""
-    top_k: int | None = 50
-    """Sample from the so many likeliest tokens only; null = from all."""
-    rollout_batch: int = 64
-    """Rows that the engine decodes at a time on one device."""
-    steps_per_rollout: int = 1
-    """Optimizer steps that share one rollout; above 1 the later ones are off-policy, which the clipped ratio bounds."""
-    clip_low: float = 0.2
-    """The ratio of new to old probability is clipped to [1 - clip_low, 1 + clip_high] (grpo, dapo)."""
-    clip_high: float | None = None
-    """null = clip_low for grpo, 0.28 for dapo."""
-    kl_coef: float = 0.0
-    """Weight of the KL divergence to the start weights; above 0 a frozen copy of them is kept."""
-    max_resamples: int = 3
-    """dapo: how many more times questions are drawn to replace groups whose answers all score alike."""
-    val_questions: int | None = 400
-    """Questions of the fixed validation set that pass@k is measured on; null = all."""
-    val_samples: int = 8
-    """Answers to each of them: pass@1 to pass@val_samples."""
-
-    def __post_init__(self) -> None:
-        positive(self, "rl", "prompts_per_step", "max_new_tokens", "top_k", "rollout_batch", "steps_per_rollout")
-        positive(self, "rl", "temperature", "clip_low", "clip_high", "val_questions", "val_samples")
-        if self.num_samples < 2:
-            raise ValueError(
-                f"rl.num_samples={self.num_samples} leaves nothing to compare an answer with; set 2 or more"
-            )
-        if self.kl_coef < 0 or self.max_resamples < 0:
-            raise ValueError(f"rl.kl_coef={self.kl_coef} and rl.max_resamples={self.max_resamples} must be 0 or more")
-
-
-@dataclass(kw_only=True)
 class DeviceConfig:
     """Where and in which number format the model computes."""
 
@@ -387,79 +311,6 @@ class PluginsConfig:
 
     allow: list[str] = field(default_factory=list)
     """Packages of your own, by name."""
-
-
-@dataclass(kw_only=True)
-class EvalConfig:
-    """How a checkpoint is measured."""
-
-    name: EvalName = EvalName.auto
-    max_new_tokens: int = 128
-    """Longest answer, in tokens."""
-    max_questions: int | None = None
-    """Ask only the first so many questions of the split, or of each task; null = all."""
-    tasks: list[str] | None = None
-    """Of an evaluation with several tasks (core, chat, arc) only these, null = all; those of lm_eval."""
-    include_path: str | None = None
-    """A folder with further task files of lm_eval."""
-    num_fewshot: int | None = None
-    """Solved examples in front (lm_eval); null = as each task says."""
-    as_chat: bool = False
-    """Ask lm_eval's tasks in conversations."""
-    bundle: str | None = None
-    """Folder of CORE's bundle; null = eval_bundle below data.root."""
-    checks: str | None = None
-    """A YAML file of prompts with expectations; null = those that come with the package."""
-    num_samples: int = 1
-    """Answers to each generative question of chat; above 1 pass@k is measured, which wants a temperature."""
-    temperature: float = 0.0
-    """Of sampling; 0 = always the likeliest token."""
-    top_k: int | None = None
-    """Sample from the so many likeliest tokens only; null = from all."""
-    strict: Strict = Strict.stated
-    """How chat reads answers: stated = what an answer states counts, original = nanochat's rule, to compare with it."""
-    repetition_penalty: float = 1.0
-    """Of all answers the model writes: above 1, what stands in question and answer comes again less often. 1 = off."""
-    frequency_penalty: float = 0.0
-    """Taken off a token's logit for each time it stands in the answer already. 0 = off."""
-    presence_penalty: float = 0.0
-    """Taken off the logit of each token that stands in the answer already. 0 = off."""
-    sandbox: str = "auto"
-    """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
-    split: str = "test"
-    """Questions that are asked: train, validation or test."""
-    batch_size: int = 64
-    """Questions answered at a time."""
-    val_tokens: int = 262_144
-    """Tokens of the validation shard that bpb reads."""
-    texts: dict[str, str] = field(default_factory=dict)
-    """Further texts for bpb: a name, and a file or folder of text in any form that training reads."""
-    bertscore: str | None = None
-    """Folder of a language model of Hugging Face's form; then explanations get a BERTScore. null = not measured."""
-    fresh: bool = False
-    """Begin again instead of continuing an interrupted evaluation."""
-
-    def __post_init__(self) -> None:
-        positive(self, "eval", "max_new_tokens", "max_questions", "batch_size", "val_tokens", "num_samples", "top_k")
-        if self.temperature < 0:
-            raise ValueError(f"eval.temperature={self.temperature} must be 0 (greedy) or more")
-        if self.num_samples > 1 and self.temperature == 0:
-            raise ValueError(
-                f"eval.num_samples={self.num_samples} at eval.temperature=0 gives the same answer each time; set "
-                "eval.temperature=0.8 or so"
-            )
-        if not 0.1 <= self.repetition_penalty <= 10:
-            raise ValueError(f"eval.repetition_penalty={self.repetition_penalty} must lie between 0.1 and 10; 1 = off")
-        for name in ("frequency_penalty", "presence_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise ValueError(f"eval.{name}={getattr(self, name)} must lie between -2 and 2; 0 = off")
-        if self.split not in ("train", "validation", "test"):
-            raise ValueError(f"eval.split={self.split} is not one of train, validation, test")
-
-    def penalties(self) -> dict[str, float]:
-        """Return the penalties that are not off, by name."""
-        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-        return {name: value for name in names if (value := getattr(self, name)) != getattr(EvalConfig, name)}
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import LoadedModel, load_model
-from nanochat_pl.config.checks import check_penalties, hub_folder, no_data
+from nanochat_pl.config.checks import check_penalties, hub_folder, no_data_error
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.schema import DataConfig, EvaluateConfig
 from nanochat_pl.config.shorthand import task_specs
@@ -212,7 +212,7 @@ def data_and_tasks(
     last = next((loaded for loaded in reversed(models) if loaded.config), None)
     if last is None:
         if "source" not in data and EVALUATIONS[name].reads_data:
-            raise no_data(models[-1].path, models[-1].format, name)
+            raise no_data_error(models[-1].path, models[-1].format, name)
         return DataConfig(**data), (mixture or {}).get("tasks") or {}
     try:
         settled = DataConfig(**(trusted_data(last.config["data"], last.path, outputs, data) | dict(data)))

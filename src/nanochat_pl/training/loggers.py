@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from nanochat_pl.config.checks import is_first_process
+from nanochat_pl.config.run_folder import is_first_process
 from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.eval.results import dashboard_metrics
 from nanochat_pl.paths import write_atomically, writing

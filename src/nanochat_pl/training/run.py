@@ -23,7 +23,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.whole import stored_step
-from nanochat_pl.config.checks import clear_run, is_first_process, preflight, resume_file, say_what_is_resumed
+from nanochat_pl.config.checks import preflight
+from nanochat_pl.config.run_folder import clear_run, is_first_process, resume_file, say_what_is_resumed
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make

@@ -13,9 +13,10 @@ import torch
 
 from nanochat_pl.checkpoint import read_model
 from nanochat_pl.checkpoint.lightning import read_checkpoint
-from nanochat_pl.config.checks import hub_folder, model_config, start_arguments, weights_only
+from nanochat_pl.config.checks import hub_folder, model_config, start_arguments
 from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.provenance import run_inputs
+from nanochat_pl.config.run_folder import weights_only_error
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.model.config import Architecture, GPTConfig
@@ -67,7 +68,7 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
                 f"its weights: resume=null init_from={file}"
             )
         if "optimizer_states" not in read_checkpoint(file):  # made by `nanochat-pl import`
-            raise weights_only(file)
+            raise weights_only_error(file)
         check_optimizer(stored.run_config, plain, file)
         warn_of_changes(stored.run_config, plain)
     warn_of_other_model(cfg, config, file)

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nanochat_pl.config.checks import check_vocabulary, no_tokenizer
+from nanochat_pl.config.checks import check_vocabulary, no_tokenizer_error
 from nanochat_pl.config.inputs import prepare_text
 from nanochat_pl.config.provenance import run_inputs
 from nanochat_pl.config.schema import TrainConfig
@@ -90,7 +90,7 @@ def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
                 with writing(folder / "tokenizer.json"):
                     make_tokenizer(cfg).save(folder)
     if not there.exists():
-        raise no_tokenizer(cfg, folder)
+        raise no_tokenizer_error(cfg, folder)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(cfg, tokenizer.vocab_size, folder)
     return tokenizer

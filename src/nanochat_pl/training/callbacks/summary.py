@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from nanochat_pl.config.checks import unfinished
+from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.training.callbacks import RunCallback
 from nanochat_pl.training.record import earlier_seconds

@@ -1,0 +1,165 @@
+"""What lies in a run folder: where a run goes on, how far it came, what it was, and what is cleared before a new one.
+
+Nothing here imports torch: checkpoints are looked at by name and by their archive's listing.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
+from nanochat_pl.config.schema import (
+    TrainConfig,
+)
+from nanochat_pl.config.stages import StageName
+from nanochat_pl.paths import checkpoint_file
+
+log = logging.getLogger(__name__)
+
+RUN_FILES = (
+    "checkpoints",
+    "config.yaml",
+    "error.txt",
+    "eval",
+    "events.out.tfevents*",
+    "git_diff.patch",
+    "hpc_ckpt_*.ckpt",
+    "lightning",
+    "lightning_logs",
+    "log.txt",
+    "loss.png",
+    "metrics.csv",
+    "report",
+    "run.json",
+    "samples.jsonl",
+    "summary.json",
+    "tokenizer",
+    "tokenizer.json",
+    "wandb",
+    "wandb_run_id.txt",
+)
+"""What runs, their evaluations, reports, dashboards and Lightning itself leave in a run folder, as patterns."""
+
+
+def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
+    """Find the checkpoint to continue from; None for a fresh run.
+
+    Raises:
+        FileNotFoundError: resume= names nothing.
+        ValueError: the run folder already holds a run, and nothing says what to do with it; or what resume= names is
+            damaged, or everything that `auto` finds.
+    """
+    checkpoints = folder / "checkpoints"
+    held = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
+    if cfg.stage.name == StageName.tokenizer:  # made in one go: there is nothing to continue
+        held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
+        if cfg.resume == "auto" and (folder / "config.yaml").is_file() and unfinished(folder) is not None:
+            held = []  # killed between its file and its summary: it makes the same again
+    elif cfg.resume == "auto":
+        try:
+            return newest_checkpoint(checkpoints)
+        except ValueError:
+            if not cfg.force:
+                raise
+    elif cfg.resume is not None:
+        path = Path(cfg.resume)
+        inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        path = (newest_checkpoint(inside) if path.is_dir() else None) or checkpoint_file(path)  # not the best one
+        if not held or cfg.force or path.resolve().parent == checkpoints.resolve():
+            if path.suffix == ".ckpt" and (found := fault(path)) is not None:
+                raise ValueError(f"{path} {found}; {other_checkpoints(path)}")
+            return path
+    if held and not cfg.force:
+        can_continue = cfg.stage.name != StageName.tokenizer and cfg.resume is None
+        remedy = "resume=auto to continue it, " if can_continue else ""
+        raise ValueError(
+            f"{folder} already holds {held[-1].name}{f' and {len(held) - 1} more' if len(held) > 1 else ''}; give "
+            f"{remedy}run_name=<another name>, or force=true to throw it away"
+        )
+    return None
+
+
+def unfinished(folder: Path) -> str | None:
+    """Say how far the run in a folder has come that is not at its end, or not there; None = it is finished."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"there is no {folder / 'summary.json'}"
+    if not isinstance(summary, dict) or "status" not in summary:
+        return f"{folder / 'summary.json'} does not say how it ended"
+    if summary["status"] == "finished":
+        return None
+    return f"{summary['status']} at step {summary.get('step')} of {summary.get('num_steps')}"
+
+
+def say_what_is_resumed(cfg: TrainConfig, resume: Path | None) -> None:
+    """Say aloud that a run does not go on from its last.ckpt, where nobody asked for another checkpoint."""
+    if resume is None or resume.name == "last.ckpt" or (cfg.resume != "auto" and not Path(cfg.resume or "").is_dir()):
+        return
+    last = resume.with_name("last.ckpt")
+    why = f"{last} {fault(last)}" if last.is_file() else f"there is no {last}"
+    log.warning("%s; going on from the newest whole checkpoint, %s (step %d)", why, resume, stored_step(resume))
+
+
+def imported_run(checkpoint: Path) -> Path | None:
+    """Return the run folder of a checkpoint that `nanochat-pl import` made; None for one that was trained there."""
+    folder = checkpoint.parent.parent
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return folder if isinstance(record, dict) and "imported_from" in record else None
+
+
+def weights_only_error(file: Path) -> ValueError:
+    """Make the error for a checkpoint that has no optimizer state to go on with."""
+    return ValueError(
+        f"{file} holds weights only, no optimizer state to go on with; to start from them: resume=null "
+        f"init_from={file} run_name=<another name>"
+    )
+
+
+def run_config(checkpoint: Path, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the config beside a run's checkpoint without opening it; `default` where there is none to read."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return default
+    return config if isinstance(config, dict) else default
+
+
+def forget_run(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it wrote anything: Hydra's notes and a lock at most."""
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {".hydra", ".lock"}:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # other runs of the stage are there
+            folder.parent.rmdir()
+
+
+def clear_run(folder: Path) -> None:
+    """Throw away what an earlier run left in `folder` (force=true), also half-written files; other files stay."""
+    for pattern in (*RUN_FILES, ".*.tmp"):
+        for entry in folder.glob(pattern):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def is_first_process() -> bool:
+    """Say whether this is the process that writes a run's files, whoever started it and on how many machines."""
+    if "RANK" in os.environ:  # torchrun
+        return os.environ["RANK"] == "0"
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if "LOCAL_RANK" not in os.environ and tasks.isdecimal() and int(tasks) > 1:  # srun
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    if "LOCAL_RANK" in os.environ:  # Lightning's own further processes
+        return os.environ["LOCAL_RANK"] == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    return True
