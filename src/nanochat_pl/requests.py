@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from nanochat_pl.model.config import GPTConfig
 
-__all__ = ["RANGES", "Completion", "Event", "Range", "Request", "TokenLogprobs", "check_request"]
+__all__ = ["PENALTIES", "RANGES", "Completion", "Event", "Range", "Request", "TokenLogprobs", "check_request"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ RANGES = {
     "presence_penalty": Range(-2, 2),
 }
 """Setting of a `Request` -> the values it may have; the server and the terminal take their bounds from here."""
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 _OFF = {
     "top_p": "None samples among all tokens",
     "min_p": "None samples among all tokens",

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "decoding": ("model", "calculator", "sampling", "requests"),
     "engine": ("model", "decoding", "requests"),
     "serve": ("engine", "requests", "tokenizer", "checkpoint", "runtime", "paths"),
-    "eval": ("engine", "model", "tokenizer", "tasks", "runtime", "calculator"),
+    "eval": ("engine", "requests", "model", "tokenizer", "tasks", "runtime", "calculator"),
     "report": ("eval", "paths", "config.stages"),
     "rl": ("engine", "tokenizer", "tasks", "runtime", "data.batch", "config.values"),
     "config": (
@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "optim",
         "tokenizer",
         "checkpoint",
+        "requests",
         "eval",
         "rl.config",
     ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from nanochat_pl.config.values import positive
+from nanochat_pl.requests import PENALTIES, RANGES
 
 __all__ = ["EVALUATIONS", "EvalConfig", "EvalInfo", "EvalName", "Strict"]
 
@@ -119,15 +120,13 @@ class EvalConfig:
                 f"eval.num_samples={self.num_samples} at eval.temperature=0 gives the same answer each time; set "
                 "eval.temperature=0.8 or so"
             )
-        if not 0.1 <= self.repetition_penalty <= 10:
-            raise ValueError(f"eval.repetition_penalty={self.repetition_penalty} must lie between 0.1 and 10; 1 = off")
-        for name in ("frequency_penalty", "presence_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise ValueError(f"eval.{name}={getattr(self, name)} must lie between -2 and 2; 0 = off")
+        for name in PENALTIES:
+            if (value := getattr(self, name)) not in RANGES[name]:
+                off = getattr(EvalConfig, name)
+                raise ValueError(f"eval.{name}={value} must {RANGES[name].bounds()}; {off:g} = off")
         if self.split not in ("train", "validation", "test"):
             raise ValueError(f"eval.split={self.split} is not one of train, validation, test")
 
     def penalties(self) -> dict[str, float]:
         """Return the penalties that are not off, by name."""
-        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-        return {name: value for name in names if (value := getattr(self, name)) != getattr(EvalConfig, name)}
+        return {name: value for name in PENALTIES if (value := getattr(self, name)) != getattr(EvalConfig, name)}

@@ -19,6 +19,7 @@ from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, common_prefix, score_items
 from nanochat_pl.eval.results import ExampleLog
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.requests import PENALTIES
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["HarnessModel", "generation_settings", "request_digest", "windows"]
@@ -29,7 +30,6 @@ _CHUNK_REQUESTS = 256
 """Requests answered between two writes of the log; those of similar length share a forward."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names under which tasks give the most tokens of an answer; the first that is given counts."""
-_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 # Control tokens are written by name in a rendered conversation; "<|" in anyone's words is parted by a word joiner.
 _CONTROL = re.compile(r"(<\|[a-z_]+\|>)")
@@ -303,8 +303,8 @@ def generation_settings(given: Mapping[str, Any], max_new_tokens: int) -> tuple[
         "top_p": given.get("top_p"),
         "min_p": given.get("min_p"),
     }
-    settings |= {name: float(given[name]) for name in _PENALTIES if given.get(name) is not None}
-    known = {"until", *_PENALTIES, "do_sample", *_LENGTHS, *settings}
+    settings |= {name: float(given[name]) for name in PENALTIES if given.get(name) is not None}
+    known = {"until", *PENALTIES, "do_sample", *_LENGTHS, *settings}
     return settings, [text for text in until if text], set(given) - known
 
 

@@ -48,7 +48,7 @@ def api_routes(server: Server) -> APIRouter:
         """Describe one loaded model."""
         return _card(server.model(model_id))
 
-    of_chat: Responses = {200: _ok(responses.ChatCompletion), **ERRORS}
+    of_chat: Responses = {200: _ok(responses.ChatCompletion, responses.ChatChunk), **ERRORS}
 
     @router.post("/chat/completions", response_model=None, responses=of_chat, name="chat")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -88,7 +88,7 @@ def api_routes(server: Server) -> APIRouter:
         )
         return JSONResponse(answer.sent())
 
-    of_complete: Responses = {200: _ok(responses.TextCompletion), **ERRORS}
+    of_complete: Responses = {200: _ok(responses.TextCompletion, responses.TextChunk), **ERRORS}
 
     @router.post("/completions", response_model=None, responses=of_complete, name="complete")
     async def complete(body: CompletionBody, request: Request) -> Response:
@@ -142,8 +142,11 @@ def api_routes(server: Server) -> APIRouter:
     return router
 
 
-def _ok(model: type) -> dict[str, Any]:
-    return {"model": model, "description": "The answer; with stream=true, its pieces as server-sent events."}
+def _ok(model: type, chunk: type) -> dict[str, Any]:
+    """Describe an answer, whole and in chunks; `app` adds the chunks' schemas, which FastAPI does not look for."""
+    stream = {"text/event-stream": {"schema": {"$ref": f"#/components/schemas/{chunk.__name__}"}}}
+    what = "The answer; with stream=true, its pieces as server-sent events."
+    return {"model": model, "description": what, "content": stream}
 
 
 def _card(served: ServedModel) -> responses.ModelCard:

@@ -4,16 +4,19 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
+from pydantic.json_schema import models_json_schema
 
 from nanochat_pl.serve.api import api_routes
 from nanochat_pl.serve.errors import add_error_handlers
 from nanochat_pl.serve.middleware import RequestMiddleware, record_of
 from nanochat_pl.serve.nanochat_api import nanochat_routes
+from nanochat_pl.serve.responses import ChatChunk, TextChunk
 from nanochat_pl.serve.server import ServedModel, Server
 from nanochat_pl.serve.settings import Limits
 
@@ -52,6 +55,7 @@ def create_app(models: Sequence[ServedModel], limits: Limits | None = None) -> F
     app.include_router(api_routes(server))
     app.include_router(nanochat_routes(server))
     _add_page(app)
+    _describe_chunks(app)
     add_error_handlers(app)
     app.add_middleware(RequestMiddleware, limits=limits, metrics=server.metrics)
     if limits.cors_origins:
@@ -63,6 +67,21 @@ def create_app(models: Sequence[ServedModel], limits: Limits | None = None) -> F
             expose_headers=["x-request-id", "retry-after"],
         )
     return app
+
+
+def _describe_chunks(app: FastAPI) -> None:
+    """Add the schemas of streams to /openapi.json."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe()  # the same object each time
+        _, chunks = models_json_schema(
+            [(ChatChunk, "serialization"), (TextChunk, "serialization")], ref_template="#/components/schemas/{model}"
+        )
+        description["components"]["schemas"] |= chunks["$defs"]
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does it
 
 
 def _add_page(app: FastAPI) -> None:

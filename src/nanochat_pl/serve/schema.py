@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic_core import PydanticCustomError
 
 from nanochat_pl.requests import RANGES, Request
+from nanochat_pl.serve.settings import Policy
 
 __all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody", "SamplingBody"]
 
@@ -213,7 +214,7 @@ class SamplingBody(_Body):
     """Equal seeds give equal answers; a random one where left out."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    context: Literal["drop", "refuse"] | None = None
+    context: Policy | None = None
     """What is too long loses its oldest turns (a text: its beginning) or is refused; left out: the server's policy."""
 
     @model_validator(mode="after")

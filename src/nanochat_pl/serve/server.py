@@ -123,12 +123,8 @@ class Server:
         if id is None:
             return next(iter(self.models.values()))
         if id not in self.models:
-            raise ApiError(
-                404,
-                f"there is no model {id[:100]!r}; there is {', '.join(self.models)}",
-                param="model",
-                code="model_not_found",
-            )
+            message = f"there is no model {id[:100]!r}; there is {', '.join(self.models)}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return self.models[id]
 
     def max_tokens(self, wanted: Mapping[str, int | None], default: int | None = None) -> int:
@@ -154,12 +150,8 @@ class Server:
         limit = min(self.limits.max_choices, most or self.limits.max_choices)
         if num_prompts * n > limit:
             each = f", {n} to each of {num_prompts} prompts" if n > 1 < num_prompts else ""
-            raise ApiError(
-                400,
-                f"{num_prompts * n} answers in one request{each}; this server gives at most {limit}",
-                param="n" if n > 1 else "prompt",
-                code="invalid_value",
-            )
+            message = f"{num_prompts * n} answers in one request{each}; this server gives at most {limit}"
+            raise ApiError(400, message, param="n" if n > 1 else "prompt", code="invalid_value")
 
     def check_chars(self, texts: Sequence[str], param: str) -> None:
         """Refuse texts that are together too long."""
@@ -168,35 +160,19 @@ class Server:
             is_chat = param == "messages"
             what = "the conversation has" if is_chat else "the text to continue has"
             remedy = "shorten it" + " or begin a new one" * is_chat
-            raise ApiError(
-                400,
-                f"{what} {total:,} characters together, which exceed context limits: this server reads at most "
-                f"{limit:,} of a request. The prompt is too long: {remedy}",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise _too_long(f"{what} {total:,} characters together", f"{limit:,} of a request", remedy, param)
 
     def check_messages(self, texts: Sequence[str]) -> None:
         """Refuse too many messages, or messages that are too long."""
         limits = self.limits
         if len(texts) > limits.max_messages:
-            raise ApiError(
-                400,
-                f"the conversation has {len(texts):,} messages, which exceed context limits: this server reads at most "
-                f"{limits.max_messages:,}. The prompt is too long: begin a new one",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            what = f"the conversation has {len(texts):,} messages"
+            raise _too_long(what, f"{limits.max_messages:,}", "begin a new one", "messages")
         for i, text in enumerate(texts):
             if len(text) > limits.max_message_chars:
                 which = "your message" if i == len(texts) - 1 else f"message {i + 1} of {len(texts)}"
-                raise ApiError(
-                    400,
-                    f"{which} has {len(text):,} characters, which exceed context limits: this server reads at most "
-                    f"{limits.max_message_chars:,} of one message. The prompt is too long: shorten it",
-                    param=f"messages[{i}].content",
-                    code="context_length_exceeded",
-                )
+                what, most = f"{which} has {len(text):,} characters", f"{limits.max_message_chars:,} of one message"
+                raise _too_long(what, most, "shorten it", f"messages[{i}].content")
         self.check_chars(texts, "messages")
 
     def generate(
@@ -239,3 +215,13 @@ class Server:
             for index, handle in enumerate(handles)
         ]
         return Generation(served.id, choices, sum(map(len, prompts)), record, kind)
+
+
+def _too_long(what: str, most: str, remedy: str, param: str) -> ApiError:
+    """Make the error of a text above a limit; clients recognize an overflow by its code and by these phrases."""
+    return ApiError(
+        400,
+        f"{what}, which exceed context limits: this server reads at most {most}. The prompt is too long: {remedy}",
+        param=param,
+        code="context_length_exceeded",
+    )

@@ -17,14 +17,15 @@ __all__ = ["EventStream", "event", "unless_gone"]
 
 T = TypeVar("T")
 
+_write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """JSON allows them, but many readers end a line there."""
 
 
 def event(data: Any) -> str:
     """Write one server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text.translate(_LINE_ENDS)}\n\n"
+    text = data if isinstance(data, str) else _write_json(data)
+    return f"data: {text if text.isascii() else text.translate(_LINE_ENDS)}\n\n"
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
