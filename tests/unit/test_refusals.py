@@ -33,7 +33,7 @@ WRONG = {
     "mixture=nope": r"mixture has no such option; there are arithmetic",
     "sizes=abc": r"sizes has no such option",
     "local=nope": r"local has no such option; there are none",
-    "optim=3": r"optim=3: optim has no such option; there are classic",
+    "optim=3": r"optim=3: optim has no such option; there are adamw, classic",
     "stage=[base]": r"stage=\[base\]: stage takes one option, as stage=base$",
     "-m stage=base,sftt": r"stage=sftt: .*did you mean sft\?",
     "hydra/launcher=nope": r"hydra/launcher has no such option",
