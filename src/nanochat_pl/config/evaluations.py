@@ -69,7 +69,7 @@ class EvalConfig:
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
     max_questions: int | None = None
-    """Ask only the first so many questions of the split, or of each task; null = all."""
+    """Ask only this many questions, the first of the split or of each task; null = all."""
     tasks: list[str] | None = None
     """Of an evaluation with several tasks (core, chat, arc) only these, null = all; those of lm_eval."""
     include_path: str | None = None
@@ -87,7 +87,7 @@ class EvalConfig:
     temperature: float = 0.0
     """Of sampling; 0 = always the likeliest token."""
     top_k: int | None = None
-    """Sample from the so many likeliest tokens only; null = from all."""
+    """Sample from this many of the likeliest tokens only; null = from all."""
     strict: Strict = Strict.stated
     """How chat reads answers: stated = what an answer states counts, original = nanochat's rule, to compare with it."""
     repetition_penalty: float = 1.0

@@ -97,31 +97,31 @@ class StageConfig:
     long_conversations: LongConversations = LongConversations.cut
     """Longer than a row: cut at its end, or dropped, another in its place (where the batch counts conversations)."""
     num_steps: int | None = None
-    """Train for so many optimizer steps."""
+    """Train for this many optimizer steps."""
     num_epochs: int | None = None
-    """Train for so many passes over the conversations."""
+    """Train for this many passes over the conversations."""
     tokens_per_param: float | None = None
-    """Train on so many tokens for each parameter of the model (base)."""
+    """Train on this many tokens for each parameter of the model (base)."""
     target_flops: float | None = None
-    """Train for so many floating-point operations (base)."""
+    """Train for this many floating-point operations (base)."""
     default_horizon: str | None = None
     """The horizon when none of the four above is set, as `num_steps=100`."""
     val_every_steps: int | None = 250
-    """Validation at step 0, every so many steps and at the end; null = at the end only."""
+    """Validation at step 0, every this many steps and at the end; null = at the end only."""
     val_tokens: int | None = None
     """Tokens that each validation reads where the batch counts tokens; null = 20 optimizer steps' worth."""
     val_rows: int | None = None
     """Conversations of the fixed validation set where the batch counts conversations; null = the whole split."""
     eval_every_steps: int | None = None
-    """Evaluate as eval= says every so many steps and at the end; null = never (a chain may, when all is trained)."""
+    """Evaluate as eval= says every this many steps and at the end; null = never (a chain may, when all is trained)."""
     sample_every_steps: int | None = None
-    """Let the model continue `sample_prompts` every so many steps and at the end; null = never."""
+    """Let the model continue `sample_prompts` every this many steps and at the end; null = never."""
     sample_prompts: list[str] = field(default_factory=list)
     """What it continues: beginnings of texts (base), or what a user says (the stages after it)."""
     sample_tokens: int = 32
     """Most new tokens of a sample."""
     checkpoint_every_steps: int | None = None
-    """Write step_NNNNNN.ckpt every so many steps; last.ckpt and best.ckpt are always kept."""
+    """Write step_NNNNNN.ckpt every this many steps; last.ckpt and best.ckpt are always kept."""
     keep_checkpoints: int = 2
     """How many step_NNNNNN.ckpt files to keep, newest first."""
 
@@ -235,7 +235,7 @@ class DataConfig:
     num_workers: int = 1
     """Background threads that read and tokenise; 0 = in the training thread."""
     train_rows: int | None = None
-    """Use only the first so many ScienceQA questions of the training split; null = all."""
+    """Use only this many ScienceQA questions, the first of the training split; null = all."""
     val_rows: int | None = None
     """The same for the validation split."""
     test_rows: int | None = None
@@ -294,7 +294,7 @@ class TrainerConfig(DeviceConfig):
     compile: Any = "auto"
     """auto = compile where a probe succeeds; true = compile or fail; false = eager."""
     stop_after_steps: int | None = None
-    """Leave after so many steps as a preempted run would, state saved; the horizon stays."""
+    """Leave after this many steps as a preempted run would, state saved; the horizon stays."""
     log_every_steps: int = 10
     """Steps between two rows of metrics.csv and lines of the log."""
 

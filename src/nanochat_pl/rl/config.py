@@ -31,7 +31,7 @@ class RLConfig:
     temperature: float = 1.0
     """Of sampling: below 1 likely tokens are favoured, above 1 unlikely ones."""
     top_k: int | None = 50
-    """Sample from the so many likeliest tokens only; null = from all."""
+    """Sample from this many of the likeliest tokens only; null = from all."""
     rollout_batch: int = 64
     """Rows that the engine decodes at a time on one device."""
     steps_per_rollout: int = 1

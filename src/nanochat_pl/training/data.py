@@ -237,7 +237,7 @@ def check_validation(rows: Any, num_rows: int | None, tokenizer: Tokenizer, sequ
     """Refuse a validation set in which no conversation keeps a token to measure, whose loss would be infinite.
 
     Args:
-        num_rows: the fixed validation set is the first so many rows; None = all.
+        num_rows: the fixed validation set is this many rows, the first ones; None = all.
 
     Raises:
         ValueError: there is none, with the length that the shortest answer needs.
