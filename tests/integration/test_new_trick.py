@@ -64,7 +64,7 @@ EDITS = {
     "optim/groups.py": [
         (
             '    "embedding": Role(',
-            '    "gain": Role(torch.optim.AdamW, lambda cfg, width: 0.01),\n',
+            '    "gain": Role(lambda cfg: "adamw", lambda cfg: 0.01),\n',
         ),
     ],
 }
