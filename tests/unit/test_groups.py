@@ -202,3 +202,15 @@ def test_adamw_can_take_the_matrices_too(model):
     before = model.up.weight.clone()
     adamw.step()
     assert not torch.equal(before, model.up.weight)
+
+
+def test_a_run_is_not_resumed_with_another_optimizer_whose_state_it_cannot_have(tmp_path):
+    from nanochat_pl.training.start import check_optimizer
+
+    muon, adamw = ({"optim": {"matrix_optimizer": name}} for name in ("muon", "adamw"))
+    with pytest.raises(ValueError, match=r"trained with optim\.matrix_optimizer=muon, .* resume=null init_from="):
+        check_optimizer(muon, adamw, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"trained with optim\.matrix_optimizer=muon"):
+        check_optimizer({"optim": {}}, adamw, tmp_path / "last.ckpt")  # saved before there was a choice
+    check_optimizer({}, muon, tmp_path / "last.ckpt")
+    check_optimizer(adamw, adamw, tmp_path / "last.ckpt")

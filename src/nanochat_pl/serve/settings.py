@@ -58,8 +58,8 @@ SETTINGS = {
     "top_k": Typed(
         flags=("-k", "--top-k"),
         command="topk",
-        meaning="sample among so many tokens; 0 = all",
-        command_meaning="sample among so many tokens",
+        meaning="sample among this many tokens; 0 = all",
+        command_meaning="sample among this many tokens",
         remedy="; 0 or off = all tokens",
     ),
     "top_p": Typed(

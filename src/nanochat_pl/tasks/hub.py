@@ -1,5 +1,6 @@
 """What the tasks on the hub's tables of questions share: reading a split, the original's order, messages about rows."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -90,6 +91,6 @@ class HubTask(Task):
     def num_rows(self) -> int:
         return len(self._records)
 
+    @abstractmethod
     def record(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         """Return the record kept of a row, with its `id`; a ValueError says what an unusable row has."""
-        raise NotImplementedError
