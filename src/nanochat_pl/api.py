@@ -54,7 +54,7 @@ def train(*overrides: str, **settings: Any) -> RunResult:
     cfg: TrainConfig = check(job.config, TrainConfig)
     if cfg.chain:
         raise ConfigError("a chain runs its stages one after another, each as python train.py; train them one by one")
-    if (devices := cfg.trainer.devices * cfg.trainer.num_nodes) > 1:
+    if (devices := cfg.trainer.world_size) > 1:
         raise ConfigError(f"{devices} devices take {devices} processes; start them with python train.py")
     preflight(cfg)
 

@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 MAX_NAME_BYTES = 200
 """The longest name of a run: file systems allow 255 bytes, and temporary files add some to their names."""
@@ -29,6 +30,7 @@ __all__ = [
     "link_or_copy",
     "listing",
     "move_into_place",
+    "read_record",
     "reason",
     "run_dir",
     "run_folder",
@@ -121,6 +123,18 @@ def checkpoint_file(path: str | Path) -> Path:
 def run_name(file: Path) -> str:
     """Name a file of weights by its run, with its own name where it is neither the run's best nor its last."""
     return run_folder(file).name + ("" if file.stem in ("best", "last") else f"/{file.stem}")
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """Read a JSON record of a run folder (summary.json, run.json); None if it is missing or cannot be read.
+
+    A record that is no mapping is read as an empty one.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else {}
 
 
 def listing(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.schema import EvaluateConfig
 from nanochat_pl.training.callbacks.checkpoints import Checkpoints
 from nanochat_pl.training.callbacks.conversations import ConversationCounts
@@ -17,7 +18,7 @@ from nanochat_pl.training.callbacks.samples import PromptSamples
 from nanochat_pl.training.callbacks.summary import Summary
 from nanochat_pl.training.claim import FolderInUseError, claimed
 from nanochat_pl.training.state import CheckpointFolder
-from tests.integration.conftest import BASE, SFT, TINY, Train, train_below
+from tests.integration.conftest import BASE, SFT, TINY, Train, compose, train_below
 
 KINDS: dict[str, list[str]] = {
     "base": BASE,
@@ -185,6 +186,15 @@ def test_a_refused_resume_leaves_a_finished_run_as_it_is(straight: Path, train: 
     with pytest.raises(ValueError, match=r"eval\.max_new_tokens=9999"):
         train(*LAST_STEPS, "resume=auto", "stage.num_steps=8", "eval=recall", "eval.max_new_tokens=9999")
     assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_another_optimizer_is_refused_before_the_checkpoint_is_opened(straight: Path, world: Path, tmp_path: Path):
+    folder = tmp_path / "base" / "tiny"
+    shutil.copytree(straight, folder)
+    places = [f"data.root={world / 'data'}", f"outputs={tmp_path}", f"tokenizer.path={world / 'tokenizer'}"]
+    preflight(compose([*LAST_STEPS, *places, "resume=auto"]))
+    with pytest.raises(ValueError, match=r"last\.ckpt was trained with optim\.matrix_optimizer=muon"):
+        preflight(compose([*LAST_STEPS, *places, "resume=auto", "optim=adamw"]))
 
 
 def test_the_start_weights_are_named_after_a_resume_too(train: Train, tmp_path: Path):

@@ -205,7 +205,7 @@ def test_adamw_can_take_the_matrices_too(model):
 
 
 def test_a_run_is_not_resumed_with_another_optimizer_whose_state_it_cannot_have(tmp_path):
-    from nanochat_pl.training.start import check_optimizer
+    from nanochat_pl.config.checks import check_optimizer
 
     muon, adamw = ({"optim": {"matrix_optimizer": name}} for name in ("muon", "adamw"))
     with pytest.raises(ValueError, match=r"trained with optim\.matrix_optimizer=muon, .* resume=null init_from="):

@@ -17,7 +17,7 @@ from nanochat_pl.config.compose import (
     check,
     compose_checked,
     config_dir,
-    jobs,
+    job_overrides,
     quote,
     quote_texts,
     text_keys,
@@ -106,7 +106,7 @@ def test_several_values_of_a_sweep_are_texts_each():
         "data.text=choice(a,b)",
     ]
     parsed = OverridesParser.create().parse_overrides(arguments[1:2])
-    assert [read(*job) for job in jobs(parsed)] == ["1e-3", "it's", "true"]
+    assert [read(*job) for job in job_overrides(parsed)] == ["1e-3", "it's", "true"]
 
 
 def test_one_name_with_commas_is_refused_with_what_to_type():

@@ -1,4 +1,4 @@
-"""Look before leaping: everything about a run that can be checked in a second, without torch.
+"""Check everything about a run that can be known within a second, without torch.
 
 Run folder, start weights, resume point, shapes, batch arithmetic, input files. A run that passes here fails later only
 for reasons nobody could know.
@@ -7,6 +7,8 @@ for reasons nobody could know.
 import logging
 import os
 import shlex
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +17,25 @@ from nanochat_pl.checkpoint.formats import ModelFiles
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
 from nanochat_pl.config.run_folder import imported_run, is_first_process, resume_file, run_config, weights_only_error
-from nanochat_pl.config.schema import (
-    DataSource,
-    EvalConfig,
-    LongConversations,
-    RunConfig,
-    TrainConfig,
-)
+from nanochat_pl.config.schema import DataSource, EvalConfig, LongConversations, RunConfig, TrainConfig
+from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
 from nanochat_pl.config.sizing import micro_batches, shape_for_depth
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.config.targets import is_module
 from nanochat_pl.eval.core_tasks import check_bundle
-from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.config import Architecture, GPTConfig
 from nanochat_pl.paths import check_place, run_dir
 
 log = logging.getLogger(__name__)
 
 
 def named_eval(cfg: EvalConfig, stage: StageName) -> EvalName:
-    """Give the evaluation that `eval=` names; auto is the stage's own."""
+    """Return the evaluation that `eval=` names; `auto` is the default of the stage."""
     return EvalName(str(STAGES[stage].default_eval)) if cfg.name == EvalName.auto else cfg.name
 
 
 def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
-    """Give the shape that `depth` and the model section ask for."""
+    """Return the model config that `depth` and the `model` section describe."""
     model = cfg.model
     shape: dict[str, Any] = dict(shape_for_depth(cfg.depth, model.aspect_ratio, model.head_dim))
     if model.n_embd is not None:
@@ -48,19 +45,17 @@ def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
         shape |= {"n_head": model.n_head, "n_kv_head": model.n_head}
     if model.n_kv_head is not None:
         shape["n_kv_head"] = model.n_kv_head
-    tricks = {
-        k: v for k, v in vars(model).items() if k not in ("aspect_ratio", "head_dim", "n_embd", "n_head", "n_kv_head")
-    }
+    tricks = {field.name: getattr(model, field.name) for field in fields(Architecture)}
     return GPTConfig(sequence_len=cfg.stage.sequence_len, vocab_size=vocab_size, **shape, **tricks)
 
 
 def batch_micro_batches(cfg: TrainConfig) -> int:
-    """Give the micro-batches of one optimizer step over all ranks (stages whose batch counts tokens).
+    """Return the number of micro-batches of one optimizer step over all ranks (stages whose batch counts tokens).
 
     Raises:
-        ValueError: they do not divide, or the stage's batch is given in the wrong unit.
+        ValueError: the batch does not divide, or it is set in the wrong unit.
     """
-    stage, world = cfg.stage, cfg.trainer.devices * cfg.trainer.num_nodes
+    stage, world = cfg.stage, cfg.trainer.world_size
     if stage.total_batch_tokens is None:
         raise ValueError(f"stage={stage.name} counts its batch in tokens; set stage.total_batch_tokens")
     per_rank = micro_batches(stage.total_batch_tokens, stage.device_batch, stage.sequence_len, world)
@@ -73,7 +68,7 @@ def check_stage(cfg: TrainConfig) -> None:
     Raises:
         ValueError: with the arithmetic and the remedy.
     """
-    stage, world = cfg.stage, cfg.trainer.devices * cfg.trainer.num_nodes
+    stage, world = cfg.stage, cfg.trainer.world_size
     name, value = stage.horizon
     if name in ("tokens_per_param", "target_flops") and stage.name != StageName.base:
         raise ValueError(
@@ -100,7 +95,7 @@ def check_stage(cfg: TrainConfig) -> None:
                 "stage.num_steps, stage.tokens_per_param or stage.target_flops"
             )
     elif stage.name == StageName.rl:
-        check_rl(cfg, world)
+        check_rl(cfg)
     else:
         rows = stage.total_batch_rows
         if rows is None or stage.total_batch_tokens is not None:
@@ -122,33 +117,33 @@ def check_stage(cfg: TrainConfig) -> None:
 
 
 def check_slurm(cfg: TrainConfig) -> None:
-    """Check that Slurm's tasks, where it started this process, are the run's processes: one a device.
+    """Check that a job started by Slurm has one task for each device of the run.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it has another number.
     """
     tasks = os.environ.get("SLURM_NTASKS")
     by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") or "TORCHELASTIC_RUN_ID" in os.environ
     if tasks is None or by_hand:
         return
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
-    asked = f"ask Slurm for --nodes={nodes} --ntasks-per-node={devices} and start the command with srun"
+    remedy = f"ask Slurm for --nodes={nodes} --ntasks-per-node={devices} and start the command with srun"
     each = os.environ.get("SLURM_NTASKS_PER_NODE")
     if each is None and tasks != "1":
-        raise ValueError(f"SLURM_NTASKS={tasks} does not say how many tasks a node has; {asked}")
+        raise ValueError(f"SLURM_NTASKS={tasks} does not say how many tasks a node has; {remedy}")
     for name, key, number in (("NTASKS_PER_NODE", "devices", devices), ("NNODES", "num_nodes", nodes)):
         value = os.environ.get(f"SLURM_{name}")
         if value is not None and value != str(number):
-            raise ValueError(f"SLURM_{name}={value}, but trainer.{key}={number}; set one to the other: {asked}")
+            raise ValueError(f"SLURM_{name}={value}, but trainer.{key}={number}; set one to the other: {remedy}")
 
 
-def check_rl(cfg: TrainConfig, world: int) -> None:
+def check_rl(cfg: TrainConfig) -> None:
     """Check the numbers of stage=rl against each other.
 
     Raises:
         ValueError: with the arithmetic and the remedy.
     """
-    stage, rl = cfg.stage, cfg.rl
+    stage, rl, world = cfg.stage, cfg.rl, cfg.trainer.world_size
     if stage.total_batch_tokens is not None or stage.total_batch_rows is not None:
         raise ValueError(
             "stage=rl counts its batch in questions: rl.prompts_per_step, each answered rl.num_samples times; set "
@@ -185,10 +180,13 @@ def check_rl(cfg: TrainConfig, world: int) -> None:
 
 
 def check_answer_length(name: EvalName, max_new_tokens: int, context: int) -> None:
-    """Check that an evaluation that writes answers leaves room for the questions in a context (tokens).
+    """Check that an evaluation which reserves room for its answers leaves some of the context for the questions.
+
+    Args:
+        context: the context of the model, in tokens.
 
     Raises:
-        ValueError: it leaves none.
+        ValueError: no room is left.
     """
     if EVALUATIONS[name].reserves_answer and max_new_tokens >= context:
         raise ValueError(
@@ -198,10 +196,10 @@ def check_answer_length(name: EvalName, max_new_tokens: int, context: int) -> No
 
 
 def check_penalties(name: EvalName, cfg: EvalConfig) -> None:
-    """Check that penalties are given to no evaluation that writes no answers.
+    """Check that penalties are set only for evaluations that write answers.
 
     Raises:
-        ValueError: one is.
+        ValueError: they are set for another one.
     """
     if not EVALUATIONS[name].writes_answers and (penalties := cfg.penalties()):
         raise ValueError(
@@ -210,12 +208,12 @@ def check_penalties(name: EvalName, cfg: EvalConfig) -> None:
 
 
 def check_measure(name: EvalName, cfg: EvalConfig, root: str | None) -> None:
-    """Check that what an evaluation reads beside the data sets is there, without loading it.
+    """Check that what an evaluation reads in addition to the data sets is there, without loading it.
 
     Args:
-        name: the evaluation; `auto` = not known yet.
+        name: the evaluation; `auto` means that it is not known yet.
         cfg: its settings.
-        root: data.root; None = not known yet.
+        root: data.root; None means that it is not known yet.
 
     Raises:
         FileNotFoundError: a file or folder is not there.
@@ -245,10 +243,10 @@ def check_measure(name: EvalName, cfg: EvalConfig, root: str | None) -> None:
 
 
 def check_task_files(cfg: TrainConfig) -> None:
-    """Check that what tasks read, and nothing makes or fetches, is there.
+    """Check that the files which tasks read, and which nothing makes or fetches, are there.
 
     Raises:
-        FileNotFoundError: a file or folder is not; names the task.
+        FileNotFoundError: a file or folder is missing; the message names the task.
     """
     if cfg.stage.name in (StageName.base, StageName.tokenizer):
         return
@@ -260,12 +258,7 @@ def check_task_files(cfg: TrainConfig) -> None:
             path = Path(spec["path"])
             if path.exists() or (made is not None and path.resolve().is_relative_to(made)):
                 continue
-            fetched = (spec.get("fetch") or spec.get("hub")) and path.suffix not in (
-                ".jsonl",
-                ".ndjson",
-                ".json",
-                ".txt",
-            )
+            fetched = (spec.get("fetch") or spec.get("hub")) and path.suffix not in (*CONVERSATION_SUFFIXES, ".txt")
             if fetched and not cfg.offline:
                 continue
             what = "offline=true forbids fetching" if fetched else "nothing fetches"
@@ -276,7 +269,10 @@ def check_task_files(cfg: TrainConfig) -> None:
 
 
 def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
-    """Check one job without starting it; `folder` is where it would write (None = from stage and run_name).
+    """Check one job without starting it.
+
+    Args:
+        folder: where it would write; None takes the folder that stage and run_name give.
 
     Raises:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
@@ -289,7 +285,7 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
 
 
 def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
-    """Check all of a job but what it starts from, which an earlier stage may yet have to make.
+    """Check everything about a job except what it starts from, which an earlier stage may still have to make.
 
     Returns:
         The checkpoint to continue from; None for a fresh run.
@@ -338,6 +334,10 @@ def check_start(cfg: TrainConfig, folder: Path, resume: Path | None) -> None:
             )
         if resume is not None and source is not None and imported_run(source.file) is not None:
             raise weights_only_error(source.file)
+        if resume is not None and source is not None:
+            saved = run_config(source.file, default={})
+            if isinstance(saved.get("stage"), Mapping) and saved["stage"].get("name") == cfg.stage.name:
+                check_optimizer(saved, {"optim": {"matrix_optimizer": str(cfg.optim.matrix_optimizer)}}, source.file)
         if resume is None and cfg.force and source is not None and folder.resolve() in source.file.resolve().parents:
             raise ValueError(
                 f"force=true would throw away {source.file}, which the run starts from; give another run_name"
@@ -354,20 +354,40 @@ def check_start(cfg: TrainConfig, folder: Path, resume: Path | None) -> None:
             raise no_tokenizer_error(cfg, tokenizer)
 
 
+def check_optimizer(then: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
+    """Refuse to resume with another optimizer for the matrices: the state of one means nothing to another.
+
+    Args:
+        then: the config that the checkpoint was saved with.
+        now: the config of the run that would continue from it.
+        file: the checkpoint.
+
+    Raises:
+        ValueError: they differ.
+    """
+    sections = (config.get("optim") for config in (then, now))
+    before, after = ((s if isinstance(s, Mapping) else {}).get("matrix_optimizer", "muon") for s in sections)
+    if before != after:
+        raise ValueError(
+            f"{file} was trained with optim.matrix_optimizer={before}, whose state {after} cannot continue; set it "
+            f"back, or start anew from its weights: resume=null init_from={file}"
+        )
+
+
 def hub_folder(cfg: RunConfig) -> Path:
-    """Say where models of the hub are kept."""
+    """Return the folder in which models of the hub are kept."""
     return Path(cfg.outputs) / "hub"
 
 
 def names_no_data(source: ModelFiles) -> bool:
-    """Say whether it is known, without opening it, that a model brings no config of its data along."""
+    """Return whether a model is known, without opening it, to lack a config that names its data."""
     if source.format != "lightning":
         return source.format in ("nanochat", "sciassist")
     return imported_run(source.file) is not None and "data" not in run_config(source.file, default={"data": None})
 
 
 def no_data_error(file: Path, model_format: str, name: EvalName) -> ValueError:
-    """Give the error of an evaluation of a model that brings no config along, where the command line names no data."""
+    """Return the error for an evaluation whose data neither the model nor the command line names."""
     return ValueError(
         f"{file} ({model_format}) does not say what data eval={name} reads; give data=local data.root=<folder with "
         "data sets>, or data=hub or data=microworld"
@@ -375,7 +395,7 @@ def no_data_error(file: Path, model_format: str, name: EvalName) -> ValueError:
 
 
 def no_tokenizer_error(cfg: TrainConfig, folder: Path) -> FileNotFoundError:
-    """Give the error of a run that has no tokenizer; its message is the command that makes one."""
+    """Return the error for a run without a tokenizer; its message holds the command that makes one."""
     return FileNotFoundError(
         f"there is no tokenizer at {folder}; train one with `python train.py stage=tokenizer "
         f"{shlex.quote(f'run_name={cfg.run_name}')}"
@@ -384,10 +404,10 @@ def no_tokenizer_error(cfg: TrainConfig, folder: Path) -> FileNotFoundError:
 
 
 def check_vocabulary(cfg: TrainConfig, vocab_size: int, folder: Path) -> None:
-    """Check that a run's own tokenizer has the size that the config says; one that tokenizer.path names may have any.
+    """Check that the tokenizer of a run has the size that the config says; one named by tokenizer.path may have any.
 
     Raises:
-        ValueError: it has another.
+        ValueError: it has another size.
     """
     if not cfg.tokenizer.path and vocab_size != cfg.tokenizer.vocab_size:
         raise ValueError(
@@ -397,7 +417,7 @@ def check_vocabulary(cfg: TrainConfig, vocab_size: int, folder: Path) -> None:
 
 
 def start_arguments(cfg: TrainConfig) -> str:
-    """Give the overrides that a remedy's command line repeats, as a shell reads them."""
+    """Return the overrides that the command line of a remedy has to repeat, quoted for a shell."""
     parts = [f"depth={cfg.depth}"] if cfg.depth != 4 else []
     if cfg.data.source != DataSource.microworld:
         parts.append(f"data={cfg.data.source}")

@@ -1,8 +1,8 @@
 """From a command line to a checked config, in a fraction of a second and without torch.
 
-Hydra composes; this module adds what users miss in it: a misspelt key names its neighbour, `+key` cannot invent
-settings that nothing reads, names and paths need no quoting, several values without `-m` say what to type, `_target_`
-stays below an allow-list, and the values of all sections are checked before a run begins.
+Hydra composes; this module adds what users miss in it: the message for a misspelt key names the nearest one, `+key`
+cannot add settings that nothing reads, names and paths need no quoting, the message for several values without `-m`
+says what to type, `_target_` stays below an allow-list, and all values are checked before a run begins.
 """
 
 import itertools
@@ -33,9 +33,10 @@ from nanochat_pl.config.refusals import (
     refuse_flags,
     refuse_option,
     refuse_unreadable,
-    told,
+    reword_error,
 )
 from nanochat_pl.config.settings import ROOTS, config_dir, group_options, settings
+from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
 from nanochat_pl.config.targets import arguments_of, defined_names, is_module
 
 PATH_KEYS = (
@@ -47,15 +48,15 @@ TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 
 
 class ConfigError(ValueError):
-    """A command line or config that cannot be run; the message names the fault and the remedy."""
+    """A command line or config cannot be run; the message names the fault and the remedy."""
 
 
 def quote_texts(argv: Sequence[str]) -> list[str]:
-    """Let the values of all settings that are text mean what was typed.
+    """Quote the values of all settings that are text, so that they mean what was typed.
 
-    Hydra's grammar reads `5e10123` as infinity and `true` as a truth value, and stumbles over `it's` and `a=b`; what it
-    would read as something else is quoted here. Left to it are `null` where a setting may be null, `${…}`, what is
-    quoted already, and with `-m` the commas between values. Of paths, a leading `~` becomes the home folder.
+    Hydra's grammar reads `5e10123` as infinity and `true` as a truth value, and fails on `it's` and `a=b`; a value that
+    it would read as something else is quoted here. Not quoted are `null` where a setting may be null, `${…}`, what is
+    quoted already, and with `-m` the commas between values. A leading `~` of a path becomes the home folder.
     """
     multirun = any(argument in ("-m", "--multirun") for argument in argv)
     kinds = text_keys()
@@ -72,11 +73,11 @@ def quote_texts(argv: Sequence[str]) -> list[str]:
 
 
 def takes_path(key: str, value: str) -> bool:
-    """Say whether a setting's value is a path: by its key, or as a file of conversations in the place of a task."""
+    """Return whether a value is a path: because of its key, or as a file of conversations in place of a task."""
     is_task = key.startswith(("mixture.tasks.", "mixture.val_tasks."))
     if key in PATH_KEYS or key.startswith("eval.texts."):
         return True
-    return (is_task and key.endswith(".path")) or (is_task and value.endswith((".jsonl", ".ndjson", ".json")))
+    return (is_task and key.endswith(".path")) or (is_task and value.endswith(CONVERSATION_SUFFIXES))
 
 
 @cache
@@ -93,7 +94,7 @@ def text_keys() -> dict[str, str]:
 
 
 def _literal(value: str, kind: str, is_path: bool, multirun: bool) -> str:
-    """Write the value of a text setting so that Hydra's grammar reads what was typed; see `quote_texts`."""
+    """Return the value of a text setting as Hydra's grammar reads it; see `quote_texts`."""
     if value == "null" and kind != "plain":
         return value
     if multirun and re.fullmatch(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", value):
@@ -117,12 +118,12 @@ def _literal(value: str, kind: str, is_path: bool, multirun: bool) -> str:
 
 
 def split_values(text: str) -> list[str]:
-    """Split at the commas that stand outside quotes and brackets."""
+    """Split at the commas outside quotes and brackets."""
     parts, depth, mark, begin = [], 0, "", 0
     for at, char in enumerate(text):
         if mark:
             mark = "" if char == mark and text[at - 1] != "\\" else mark
-        elif char in "'\"" and not text[begin:at].strip():  # an apostrophe within a word is none
+        elif char in "'\"" and not text[begin:at].strip():  # an apostrophe within a word is not a quote
             mark = char
         elif char in "[({":
             depth += 1
@@ -135,7 +136,7 @@ def split_values(text: str) -> list[str]:
 
 
 def quote(value: str) -> str:
-    """Put a text into the quotes of Hydra's grammar."""
+    """Quote a text for Hydra's grammar."""
     inside = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
     end = len(inside) - len(inside.rstrip("\\"))
     return f"'{inside}{chr(92) * end}'"
@@ -163,27 +164,27 @@ def in_hydra(value: Any) -> str:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Hydra's command line, taken apart: overrides, and whether `-m` asks for a sweep."""
+    """A parsed command line of Hydra."""
 
     overrides: list[str]
     multirun: bool
     config_dir: Path
     shows_config: bool = False
-    """`--cfg` or `--info`: the config is checked and shown, and nothing runs."""
+    """Whether `--cfg` or `--info` is there: the config is checked and shown, and nothing runs."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> "CommandLine":
         """Split `argv` (without the program) into Hydra's flags and the overrides.
 
         Raises:
-            ConfigError: an option that there is not, or one without its value.
+            ConfigError: an option does not exist or lacks its value.
         """
         from hydra._internal.utils import get_args_parser
 
         parser = get_args_parser()
         names = {*settings(schema.TrainConfig), *settings(schema.EvaluateConfig), *group_options([config_dir()])}
-        if said := refuse_flags(argv, [*parser._option_string_actions], names):
-            raise ConfigError(said)
+        if message := refuse_flags(argv, [*parser._option_string_actions], names):
+            raise ConfigError(message)
 
         def refuse(message: str) -> NoReturn:
             raise ConfigError(f"{' '.join(argv)}: an option lacks its value or has a wrong one; see --help")
@@ -201,7 +202,7 @@ class CommandLine:
             raise ConfigError(
                 f"--package {parsed.package}: there is no such section{did_you_mean(parsed.package, names)}"
             )
-        # a stage's own settings are new keys unless the experiment has them already: people need not know which
+        # Settings of a single stage are new keys unless the experiment has them; users need not know which.
         overrides = [
             f"++{o}" if o.startswith(("chain_overrides.", "chain_overrides={")) else o for o in parsed.overrides
         ]
@@ -210,7 +211,7 @@ class CommandLine:
 
 
 def about_hydra(arguments: Sequence[str]) -> bool:
-    """Say whether a command line asks for nothing that a config describes: Hydra's own help, completion."""
+    """Return whether a command line asks for no job at all, but for Hydra's own help or shell completion."""
     if {"--shell-completion", "-sc"} & {*arguments}:
         return any(re.fullmatch(r"(install|uninstall|query)=(bash|fish|zsh)", argument) for argument in arguments)
     return "--hydra-help" in arguments
@@ -221,10 +222,12 @@ class Job:
     """One job that a command line asks for."""
 
     config: DictConfig
+    checked: Any
+    """The same as a `TrainConfig` or `EvaluateConfig`."""
     choices: dict[str, str]
     """The option chosen of each config group."""
     of_sweep: bool
-    """The command line is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`."""
+    """Whether the command line is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`."""
 
 
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
@@ -240,10 +243,10 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
         line: the parsed command line.
 
     Returns:
-        One job, or each of a sweep.
+        One job, or all jobs of a sweep.
 
     Raises:
-        ConfigError: for anything a user can mend, with the remedy in the message.
+        ConfigError: for anything that a user can correct, with the remedy in the message.
     """
     schema.register()
     root = ROOTS[name]
@@ -254,12 +257,12 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
     for override in overrides:
         check_override(override, names, line.multirun)
         options = None if searched else groups.get(override.key_or_group)
-        if options is not None and (said := refuse_option(override, sorted(options))):
-            raise ConfigError(said)
+        if options is not None and (message := refuse_option(override, sorted(options))):
+            raise ConfigError(message)
     texts = {key for key, kind in text_keys().items() if kind != "list"}
     hydras_own = [o.input_line or "" for o in overrides if o.get_key_element().startswith("hydra")]
     found = []
-    for job in jobs(overrides):
+    for job in job_overrides(overrides):
         try:
             cfg = compose_one(name, job + hydras_own, line.config_dir)
             choices = {key: option for key, option in cfg.hydra.runtime.choices.items() if option is not None}
@@ -267,20 +270,20 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
             with open_dict(cfg):
                 del cfg.hydra
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            raise ConfigError(told(error, overrides, settings(root))) from error
+            raise ConfigError(reword_error(error, overrides, settings(root))) from error
         for group, option in choices.items():
             file = groups.get(group, {}).get(str(option))
-            if file is not None and (said := refuse_altered_text(file, group, texts)):
-                raise ConfigError(said)
+            if file is not None and (message := refuse_altered_text(file, group, texts)):
+                raise ConfigError(message)
         try:
-            check(cfg, root)
+            checked = check(cfg, root)
         except OmegaConfBaseException as error:
-            raise ConfigError(told(error, overrides, settings(root))) from error
+            raise ConfigError(reword_error(error, overrides, settings(root))) from error
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        found.append(Job(cfg, choices, of_sweep))
+        found.append(Job(cfg, checked, choices, of_sweep))
     return found
 
 
@@ -299,16 +302,16 @@ def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
 
 
 def compose_one(name: str, overrides: list[str], folder: Path) -> DictConfig:
-    """Let Hydra compose one config, its own section included, from our folder and one given with `--config-dir`."""
+    """Let Hydra compose one config, including its own section, from our folder and the one of `--config-dir`."""
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder != config_dir() else []
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what cannot be found on a search path is said when it is asked for
+        warnings.simplefilter("ignore")  # what is missing on a search path is reported when it is used
         return compose(name, overrides + search, return_hydra_config=True)
 
 
-def jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Give the plain overrides of each job: the product of all sweep values."""
+def job_overrides(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    """Yield the overrides of each job: the product of all sweep values."""
     choices = []
     for override in overrides:
         if override.get_key_element().startswith("hydra"):
@@ -322,21 +325,16 @@ def jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
 
 
 def known_names(root: type, folder: Path) -> dict[str, bool]:
-    """Map every key and config group that a command line may name to whether it is open (takes any key below)."""
-    names = dict.fromkeys(dotted_keys(root), False)
+    """Map every key and config group that a command line may name to whether it takes any key below it."""
+    names = dict.fromkeys(settings(root), False)
     names |= dict.fromkeys(OPEN_KEYS, True)
     for base in {folder, config_dir()}:
         names |= {path.name: names.get(path.name, False) for path in base.iterdir() if path.is_dir()}
     return names
 
 
-def dotted_keys(root: type) -> Iterator[str]:
-    """List all keys of a dataclass and of the dataclasses below it, with dots."""
-    return iter(settings(root))
-
-
 def check_override(override: Override, names: Mapping[str, bool], multirun: bool) -> None:
-    """Refuse an override whose key nothing reads, and several values where one is taken.
+    """Refuse an override whose key no setting has, and several values where only one is allowed.
 
     Raises:
         ConfigError: with the nearest known key, or what to type instead.
@@ -354,7 +352,7 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
         if override.is_add():
             hint += f" (+ adds keys below {', '.join(OPEN_KEYS)} only)"
         raise ConfigError(f"{override.input_line}: no setting is called {key}{hint}")
-    # Dictionaries and lists are merged into what is there, or stand in the place of what `~key` took away.
+    # Dictionaries and lists are merged into what is there, or replace what `~key` removed.
     if override.is_add() and key in names and not isinstance(override.value(), (dict, list)):
         raise ConfigError(f"{override.input_line}: {key} is there already; leave out the +")
     single = (settings(schema.EvaluateConfig) | settings(schema.TrainConfig)).get(key)
@@ -370,17 +368,17 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
 
 
 def check(cfg: DictConfig, root: type) -> Any:
-    """Check a composed config and give it as dataclasses.
+    """Check a composed config and return it as dataclasses.
 
     Raises:
-        ConfigError: for a key outside the schema, a `_target_` outside the allow-list, a missing value.
-        ValueError: from the sections' own checks.
+        ConfigError: a key is outside the schema, a `_target_` is outside the allow-list, or a value is missing.
+        ValueError: a check of one of the sections failed.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} is not set; give {missing[0]}=… (for data=local: data.root=<folder>)")
     plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    known = set(dotted_keys(root))
+    known = settings(root)
     for key in leaves(plain):
         if key not in known and not key.startswith(OPEN_KEYS):
             raise ConfigError(f"{key} is set by a config file, but no setting is called so")
@@ -403,8 +401,8 @@ def check(cfg: DictConfig, root: type) -> Any:
     return OmegaConf.to_object(cfg)
 
 
-def check_definition(target: str, given: set[str], key: str) -> None:
-    """Refuse a `_target_` that its module does not define, and arguments it does not take, as far as its source tells.
+def check_definition(target: str, arguments: set[str], key: str) -> None:
+    """Refuse a `_target_` that its module does not define, and arguments that it does not take, if the source tells.
 
     Raises:
         ConfigError: with the nearest name.
@@ -414,13 +412,13 @@ def check_definition(target: str, given: set[str], key: str) -> None:
     if defined is not None and name not in defined:
         raise ConfigError(f"{key}._target_={target}: {module} has no {name}{did_you_mean(name, defined)}")
     takes = arguments_of(target)
-    for argument in sorted(given):
+    for argument in sorted(arguments):
         if takes is not None and argument not in takes and not argument.startswith("_"):
             raise ConfigError(f"{key}.{argument}: {target} takes no such argument{did_you_mean(argument, takes)}")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """List the dotted keys of all values of a nested mapping that are not mappings themselves."""
+    """Yield the dotted keys of all values of a nested mapping that are not mappings themselves."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -429,10 +427,10 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:
-    """Refuse a `_target_` that is not of a module of ours, Lightning's or an allowed one; nothing is imported.
+    """Refuse a `_target_` outside this package, Lightning and the allowed packages; nothing is imported.
 
     Raises:
-        ConfigError: with what to allow, or the module that does not exist.
+        ConfigError: with the package to allow, or the module that does not exist.
     """
     if isinstance(tree, Mapping):
         target = tree.get("_target_")

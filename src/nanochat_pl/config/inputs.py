@@ -1,4 +1,4 @@
-"""What a run needs from outside: is it there, and if not, which command brings it. Checked in seconds, before a run.
+"""Find what a run reads, make or fetch what is missing, and name the command that makes what cannot be fetched.
 
 Nothing here imports torch. `start_weights` only looks; `prepare_*` make or fetch.
 """
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 def prepare_text(data: Any, offline: bool, outputs: str | Path = "outputs") -> Shards:
-    """Bring the text shards of a data config to disk and list them.
+    """Make or fetch the text shards of a data config, and list them.
 
     Text of another form than parquet with a column `text` is converted once, see `nanochat_pl.data.textfiles`.
 
     Args:
         data: the `data` section.
         offline: open no socket.
-        outputs: what is converted is kept in its folder `data`.
+        outputs: converted text is kept in its folder `data`.
 
     Raises:
-        FileNotFoundError, ValueError: as `list_shards`; for the hub also when offline and a file is missing.
+        FileNotFoundError, ValueError: as `list_shards`; for the hub also if a file is missing and `offline` is true.
     """
     prepare_root(data)
     folder = Path(data.root) / data.text
@@ -39,7 +39,7 @@ def prepare_text(data: Any, offline: bool, outputs: str | Path = "outputs") -> S
         names = [f"shard_{index:05d}.parquet" for index in range(data.text_shards)]
         fetch_hub_files(data.hub_text, [*names, data.val_shard], folder, offline=offline)
         shards = list_shards(folder, data.val_shard)
-        # Other shards that were fetched before are not asked for.
+        # Shards that lie there from an earlier, larger data.text_shards are not used.
         return Shards([path for path in shards.train if path.name in names], shards.val)
     source = other_text(data) if data.source == "local" else None
     if source is None:
@@ -48,9 +48,9 @@ def prepare_text(data: Any, offline: bool, outputs: str | Path = "outputs") -> S
 
 
 def other_text(data: Any) -> TextSource | None:
-    """Find the text of a folder of one's own that has to be converted before it is read.
+    """Find the text of a local folder that has to be converted before it is read.
 
-    That is all text below `<data.root>/<data.text>`, or below data.root where there is no such folder, unless the
+    This is all text below `<data.root>/<data.text>`, or below data.root where there is no such folder, unless the
     folder itself holds parquet files and data.column is `text`.
 
     Returns:
@@ -91,7 +91,7 @@ def other_text(data: Any) -> TextSource | None:
 
 
 def prepare_root(data: Any) -> None:
-    """Generate the embedded world if it is the source; say clearly when a local folder is not there.
+    """Generate the embedded world if it is the source, and check that a local folder is there.
 
     Raises:
         FileNotFoundError: data.root does not exist.
@@ -107,17 +107,17 @@ def prepare_root(data: Any) -> None:
 def start_weights(
     stage: str, run_name: str, init_from: str | None, outputs: str, arguments: str = ""
 ) -> str | Path | None:
-    """Find what a stage takes its weights from, as `checkpoint.read_model` opens it; None = it starts from nothing.
+    """Return what a stage starts from, as `checkpoint.read_model` opens it; None if it starts from fresh weights.
 
     Args:
         stage: the stage that will train.
-        run_name: where `init_from` is null, the earlier stage's folder of this name is taken.
+        run_name: if `init_from` is null, the earlier stage's run of this name is taken.
         init_from: a checkpoint file, a folder with a model, or an address `hf://owner/repo`.
         outputs: folder of all runs.
-        arguments: what the remedy's command line should repeat (data, depth).
+        arguments: overrides that the command line of the remedy repeats (data, depth).
 
     Raises:
-        FileNotFoundError: nothing there; the message is the command that makes one.
+        FileNotFoundError: there is none; the message holds the command that makes one.
     """
     if init_from is not None:
         if init_from.startswith("hf://"):
@@ -138,9 +138,9 @@ def start_weights(
         folder = run_dir(earlier, run_name, outputs)
         if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
             return folder
-    looked = ", ".join(str(run_dir(s, run_name, outputs)) for s in starts)
+    folders = ", ".join(str(run_dir(s, run_name, outputs)) for s in starts)
     raise FileNotFoundError(
-        f"stage={stage} starts from an earlier stage, but there is no checkpoint in {looked}; make one with "
+        f"stage={stage} starts from an earlier stage, but there is no checkpoint in {folders}; make one with "
         f"`python train.py stage=base {shlex.quote(f'run_name={run_name}')}{arguments}`, or give "
         "init_from=<checkpoint or run folder>"
     )

@@ -1,7 +1,7 @@
-"""What a run is made from, as fingerprints: start weights, tokenizer, data files.
+"""Fingerprints of what a run is made from: start weights, tokenizer, data files.
 
-They are kept in summary.json, so that a chain can tell a finished stage that would come out the same from one whose
-inputs have changed since. Nothing here imports torch, and large files are not read whole: a checkpoint's table of
+They are kept in summary.json, so that a chain can distinguish a finished stage that would come out the same from one
+whose inputs have changed since. Nothing here imports torch, and large files are not read whole: a checkpoint's table of
 contents holds a checksum of every tensor, a parquet file's footer the size of every column.
 """
 
@@ -21,44 +21,44 @@ from nanochat_pl.data.parquet import Shards
 from nanochat_pl.paths import run_dir
 
 READ_WHOLE_BYTES = 16 * 2**20
-"""Parquet files up to this size are read whole, as all others are."""
+"""Parquet files up to this size are read whole, as files of other formats are at any size."""
 READ_ENDS_BYTES = 2**20
-"""Of larger ones, so much of the beginning and the end."""
+"""Bytes that are read of the beginning and of the end of larger parquet files."""
 
 
 def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | None = None) -> dict[str, Any]:
     """Describe what a run of this config would be made from now; equal content gives equal descriptions.
 
     Args:
-        cfg: of one stage.
-        shards: the text, where it has been listed before.
+        cfg: the config of one stage.
+        shards: the text, if it has been listed already.
         resume: the checkpoint that the run goes on from, in a folder of its own.
 
     Returns:
-        `start` (a checkpoint's fingerprint; None = from a seed), `tokenizer` (its fingerprint; None = the start
-        checkpoint's own, or yet to be made) and one entry for the text (`text`) or for each task (`tasks.<name>`).
+        `start` (the fingerprint of a checkpoint; None for fresh weights), `tokenizer` (its fingerprint; None if it is
+        the start checkpoint's), and one entry for the text (`text`) or for each task (`tasks.<name>`).
 
     Raises:
-        FileNotFoundError, ValueError: something is not there.
+        FileNotFoundError, ValueError: something is missing.
     """
     described: dict[str, Any] = {"start": None, "tokenizer": None}
     if cfg.stage.name in (StageName.base, StageName.tokenizer):
         shards = shards or prepare_text(cfg.data, offline=True, outputs=cfg.outputs)
-        described["text"] = together({path.name: path for path in [*shards.train, shards.val]})
+        described["text"] = combined_fingerprint({path.name: path for path in [*shards.train, shards.val]})
     else:
         if cfg.data.source == DataSource.microworld:
             prepare_root(cfg.data)
         for group, tasks in (("tasks", cfg.mixture.tasks), ("val_tasks", cfg.mixture.val_tasks)):
             for name, spec in tasks.items():
                 if files := dict(task_files(spec)):
-                    described[f"{group}.{name}"] = together(files)
+                    described[f"{group}.{name}"] = combined_fingerprint(files)
     if cfg.stage.name == StageName.tokenizer:
         return described
     start = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs)
     if start is not None:
         source = locate_model(start, hub_folder(cfg), offline=True)  # what was fetched, not what the hub has today
         parts = {path.name: path for path in (source.file, *source.others)}
-        described["start"] = together(parts) if source.others else fingerprint(source.file)
+        described["start"] = combined_fingerprint(parts) if source.others else fingerprint(source.file)
     else:
         from nanochat_pl.tokenizer import Tokenizer
 
@@ -68,14 +68,14 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | No
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two descriptions, for people."""
+    """Return readable names of what differs between two descriptions."""
     words = {"start": "the start weights", "tokenizer": "the tokenizer", "text": "the text shards"}
     keys = dict.fromkeys([*then, *now])
     return [words.get(key, f"the files of {key}") for key in keys if then.get(key) != now.get(key)]
 
 
 def task_files(spec: Any) -> Iterator[tuple[str, Path]]:
-    """List the files that a task's settings name, folders with all that is in them."""
+    """Yield the files that the settings of a task name, with everything inside a folder, by relative path."""
     if isinstance(spec, Mapping):
         for key, value in spec.items():
             if key != "formatted_dir":  # written by the task itself
@@ -83,11 +83,9 @@ def task_files(spec: Any) -> Iterator[tuple[str, Path]]:
     elif isinstance(spec, list):
         for value in spec:
             yield from task_files(value)
-    elif (
-        isinstance(spec, str) and ("/" in spec or "." in spec) and os.path.exists(spec)
-    ):  # a long text is no error here
+    elif isinstance(spec, str) and ("/" in spec or "." in spec) and os.path.exists(spec):  # False for a long text
         path = Path(spec)
-        if Path.cwd().is_relative_to(path.resolve()):  # the whole working folder is nobody's data
+        if Path.cwd().is_relative_to(path.resolve()):  # the working folder is not a data set
             return
         found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         for file in found:
@@ -95,8 +93,8 @@ def task_files(spec: Any) -> Iterator[tuple[str, Path]]:
                 yield str(file.relative_to(path.parent)), file
 
 
-def together(files: Mapping[str, Path]) -> str:
-    """Give one fingerprint of several files and their names."""
+def combined_fingerprint(files: Mapping[str, Path]) -> str:
+    """Return one fingerprint of several files and their names."""
     digest = hashlib.sha256()
     for name, path in files.items():
         digest.update(f"{name} {fingerprint(path)}\n".encode())
@@ -104,9 +102,9 @@ def together(files: Mapping[str, Path]) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Give 16 hex digits that change with the content of a file, whatever its name and date.
+    """Return 16 hex digits that depend on the content of a file, not on its name or date.
 
-    Of a large parquet file only the ends are read: the places and sizes of all its columns stand in the last bytes.
+    Only the two ends of a large parquet file are read: its last bytes hold the offsets and sizes of all columns.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}".encode())

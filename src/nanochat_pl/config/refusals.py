@@ -1,8 +1,7 @@
-"""Why a command line cannot be run, in this project's words: what was typed, what was expected, what to type instead.
+"""Error messages for command lines that cannot be run: what was typed, what was expected, what to type instead.
 
-Hydra and OmegaConf know where a value does not fit, but they speak of nodes and structs, and of a group's option that
-does not exist they say that a file could not be found. Here their errors become what `config/schema.py` knows of the
-key.
+Hydra and OmegaConf know where a value does not fit, but their messages speak of nodes and structs, and call a missing
+option of a group a missing file. Here they become messages about the settings of `config/schema.py`.
 """
 
 import re
@@ -29,7 +28,7 @@ __all__ = [
     "refuse_flags",
     "refuse_option",
     "refuse_unreadable",
-    "told",
+    "reword_error",
 ]
 
 OTHER_FILES = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
@@ -37,18 +36,18 @@ OTHER_FILES = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-r
 
 
 def did_you_mean(name: str, names: Sequence[str] | set[str], value: str | None = None) -> str:
-    """Say which known name a wrong one was probably meant to be; empty where none is near."""
+    """Return a question that names the known name nearest to a wrong one; empty if none is near."""
     found = near(name, names)
     return f"; did you mean {found[0]}{'' if value is None else f'={value}'}?" if found else ""
 
 
 def refuse_flags(argv: Sequence[str], flags: Sequence[str], names: Sequence[str] | set[str]) -> str | None:
-    """Find the first argument that begins with a dash and is no option; say how settings are written.
+    """Return the message for the first argument that begins with a dash and is not an option; None if there is none.
 
     Args:
         argv: the arguments.
-        flags: the options there are.
-        names: the keys and groups there are.
+        flags: the options that exist.
+        names: the keys and groups that exist.
     """
     for position, argument in enumerate(argv):
         head, equals, value = argument.partition("=")
@@ -71,12 +70,12 @@ def refuse_flags(argv: Sequence[str], flags: Sequence[str], names: Sequence[str]
 
 
 def refuse_unreadable(argument: str, quoted: str, names: Sequence[str] | set[str], known: dict[str, Setting]) -> str:
-    """Say what is wrong with an argument that the grammar of overrides does not accept.
+    """Return the message for an argument that the grammar of overrides does not accept.
 
     Args:
         argument: as typed.
-        quoted: the same with its value in the grammar's quotes.
-        names: the keys and groups there are.
+        quoted: the same with its value in quotes of the grammar.
+        names: the keys and groups that exist.
         known: the settings, by key.
     """
     key, equals, value = argument.partition("=")
@@ -95,12 +94,12 @@ def refuse_unreadable(argument: str, quoted: str, names: Sequence[str] | set[str
 
 
 def for_shell(argument: str) -> str:
-    """Quote an argument for a shell, with the quotes that are easier to read."""
+    """Quote an argument for a shell, with the kind of quotes that is easier to read."""
     return shlex.quote(argument) if re.search(r'[$`"\\!]', argument) or "'" not in argument else f'"{argument}"'
 
 
 def refuse_option(override: Override, options: Sequence[str]) -> str | None:
-    """Check the value that is typed for a config group; say what there is where it is none of the options."""
+    """Return the message for a config group to which something other than its options is assigned; else None."""
     group = override.key_or_group
     if override.is_delete():
         return None
@@ -117,17 +116,17 @@ def refuse_option(override: Override, options: Sequence[str]) -> str | None:
 
 
 def refuse_altered_text(file: Path, group: str, texts: set[str]) -> str | None:
-    """Find a text that YAML reads as a number or truth value of another spelling; say how it is written.
+    """Return the message for an unquoted text that YAML reads as a number or truth value spelt otherwise; else None.
 
     Args:
         file: a config file that was read without an error.
-        group: of the file, which its keys are below unless it says `@package _global_`.
+        group: the config group of the file: its keys are below it, unless the file says `@package _global_`.
         texts: the keys whose values are texts.
     """
     content = file.read_text(encoding="utf-8")
     leaves = "|".join(sorted({re.escape(key.rpartition(".")[2]) for key in texts}))
     if not re.search(rf"\b(?:{leaves}):\s+[^\s'\"\[{{$A-Za-z/]|:\s+(?i:true|false|yes|no|on|off)\b", content):
-        return None  # as nearly all files, without the reader's time
+        return None  # nearly all files, without parsing them
     root = re.search(r"^# *@package +(\S+)", content, re.MULTILINE)
     prefix = f"{group}." if root is None else "" if root[1] == "_global_" else f"{root[1]}."
     loader = get_yaml_loader()(content)
@@ -148,11 +147,11 @@ def refuse_altered_text(file: Path, group: str, texts: set[str]) -> str | None:
     return None
 
 
-def told(error: BaseException, overrides: Sequence[Override], known: dict[str, Setting]) -> str:
-    """Turn an error of composing into one line.
+def reword_error(error: BaseException, overrides: Sequence[Override], known: dict[str, Setting]) -> str:
+    """Turn an error from composing a config into one line about the settings.
 
     Args:
-        error: what Hydra, OmegaConf or the reader of YAML raised.
+        error: raised by Hydra, OmegaConf or the YAML parser.
         overrides: the parsed command line.
         known: the settings, by key.
     """
@@ -239,7 +238,7 @@ def _wrong_value(error: ConfigException, key: str, overrides: Sequence[Override]
 
 
 def _wrong_in_file(file: str, key: str, known: dict[str, Setting]) -> str:
-    """Say what is wrong with a key of a config file; Hydra's error has neither its value nor its type."""
+    """Return the message for a wrong key of a config file; Hydra's error has neither its value nor its type."""
     if key == file.partition("/")[0]:
         return f"{file}.yaml: a config file is a mapping, `key: value`, not a list or a single value"
     if key in known:
@@ -256,5 +255,4 @@ def _shown(value: Any) -> str:
 
 
 def missing_folder(folder: Path) -> str:
-    """Say that --config-dir leads nowhere."""
     return f"--config-dir {folder}: there is no such folder; give one that holds <group>/<option>.yaml"

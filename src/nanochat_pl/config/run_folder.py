@@ -1,10 +1,9 @@
-"""What lies in a run folder: where a run goes on, how far it came, what it was, and what is cleared before a new one.
+"""The contents of a run folder: where a run resumes, how far it came, its config, and what a new run removes.
 
 Nothing here imports torch: checkpoints are looked at by name and by their archive's listing.
 """
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint.whole import fault, newest_checkpoint, other_checkpoints, stored_step
-from nanochat_pl.config.schema import (
-    TrainConfig,
-)
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.stages import StageName
-from nanochat_pl.paths import checkpoint_file
+from nanochat_pl.paths import checkpoint_file, read_record
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ RUN_FILES = (
     "wandb",
     "wandb_run_id.txt",
 )
-"""What runs, their evaluations, reports, dashboards and Lightning itself leave in a run folder, as patterns."""
+"""Patterns of what runs, evaluations, reports, dashboards and Lightning leave in a run folder."""
 
 
 def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
@@ -51,15 +48,15 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
 
     Raises:
         FileNotFoundError: resume= names nothing.
-        ValueError: the run folder already holds a run, and nothing says what to do with it; or what resume= names is
-            damaged, or everything that `auto` finds.
+        ValueError: the run folder already holds a run, and neither resume= nor force= is set; or the checkpoint of
+            resume= is damaged, or all that `auto` finds are.
     """
     checkpoints = folder / "checkpoints"
-    held = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
-    if cfg.stage.name == StageName.tokenizer:  # made in one go: there is nothing to continue
-        held = [p for p in [folder / "tokenizer.json"] if p.is_file()]
+    existing = sorted(checkpoints.glob("*.ckpt")) if checkpoints.is_dir() else []
+    if cfg.stage.name == StageName.tokenizer:  # it is made in one step: there is nothing to continue
+        existing = [p for p in [folder / "tokenizer.json"] if p.is_file()]
         if cfg.resume == "auto" and (folder / "config.yaml").is_file() and unfinished(folder) is not None:
-            held = []  # killed between its file and its summary: it makes the same again
+            existing = []  # it was killed before its summary: it makes the same again
     elif cfg.resume == "auto":
         try:
             return newest_checkpoint(checkpoints)
@@ -70,35 +67,35 @@ def resume_file(cfg: TrainConfig, folder: Path) -> Path | None:
         path = Path(cfg.resume)
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         path = (newest_checkpoint(inside) if path.is_dir() else None) or checkpoint_file(path)  # not the best one
-        if not held or cfg.force or path.resolve().parent == checkpoints.resolve():
+        if not existing or cfg.force or path.resolve().parent == checkpoints.resolve():
             if path.suffix == ".ckpt" and (found := fault(path)) is not None:
                 raise ValueError(f"{path} {found}; {other_checkpoints(path)}")
             return path
-    if held and not cfg.force:
+    if existing and not cfg.force:
         can_continue = cfg.stage.name != StageName.tokenizer and cfg.resume is None
         remedy = "resume=auto to continue it, " if can_continue else ""
         raise ValueError(
-            f"{folder} already holds {held[-1].name}{f' and {len(held) - 1} more' if len(held) > 1 else ''}; give "
+            f"{folder} already holds {existing[-1].name}"
+            f"{f' and {len(existing) - 1} more' if len(existing) > 1 else ''}; give "
             f"{remedy}run_name=<another name>, or force=true to throw it away"
         )
     return None
 
 
 def unfinished(folder: Path) -> str | None:
-    """Say how far the run in a folder has come that is not at its end, or not there; None = it is finished."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Return how far the run in a folder has come, or that there is none; None if it is finished."""
+    summary = read_record(folder / "summary.json")
+    if summary is None:
         return f"there is no {folder / 'summary.json'}"
-    if not isinstance(summary, dict) or "status" not in summary:
+    if "status" not in summary:
         return f"{folder / 'summary.json'} does not say how it ended"
     if summary["status"] == "finished":
         return None
     return f"{summary['status']} at step {summary.get('step')} of {summary.get('num_steps')}"
 
 
-def say_what_is_resumed(cfg: TrainConfig, resume: Path | None) -> None:
-    """Say aloud that a run does not go on from its last.ckpt, where nobody asked for another checkpoint."""
+def warn_of_older_checkpoint(cfg: TrainConfig, resume: Path | None) -> None:
+    """Warn if a run does not resume from its last.ckpt although no other checkpoint was named."""
     if resume is None or resume.name == "last.ckpt" or (cfg.resume != "auto" and not Path(cfg.resume or "").is_dir()):
         return
     last = resume.with_name("last.ckpt")
@@ -109,15 +106,11 @@ def say_what_is_resumed(cfg: TrainConfig, resume: Path | None) -> None:
 def imported_run(checkpoint: Path) -> Path | None:
     """Return the run folder of a checkpoint that `nanochat-pl import` made; None for one that was trained there."""
     folder = checkpoint.parent.parent
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return folder if isinstance(record, dict) and "imported_from" in record else None
+    return folder if "imported_from" in (read_record(folder / "run.json") or {}) else None
 
 
 def weights_only_error(file: Path) -> ValueError:
-    """Make the error for a checkpoint that has no optimizer state to go on with."""
+    """Return the error for a checkpoint without the optimizer state that a resume needs."""
     return ValueError(
         f"{file} holds weights only, no optimizer state to go on with; to start from them: resume=null "
         f"init_from={file} run_name=<another name>"
@@ -125,7 +118,7 @@ def weights_only_error(file: Path) -> ValueError:
 
 
 def run_config(checkpoint: Path, default: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read the config beside a run's checkpoint without opening it; `default` where there is none to read."""
+    """Read the config.yaml of the run of a checkpoint; `default` if it cannot be read."""
     import yaml
 
     try:
@@ -136,7 +129,7 @@ def run_config(checkpoint: Path, default: Mapping[str, Any]) -> Mapping[str, Any
 
 
 def forget_run(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it wrote anything: Hydra's notes and a lock at most."""
+    """Remove the folder of a run that was refused before it wrote anything but Hydra's notes and a lock."""
     if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {".hydra", ".lock"}:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):  # other runs of the stage are there
@@ -144,7 +137,7 @@ def forget_run(folder: Path) -> None:
 
 
 def clear_run(folder: Path) -> None:
-    """Throw away what an earlier run left in `folder` (force=true), also half-written files; other files stay."""
+    """Remove what an earlier run left in `folder` (force=true), including half-written files; other files stay."""
     for pattern in (*RUN_FILES, ".*.tmp"):
         for entry in folder.glob(pattern):
             if entry.is_dir() and not entry.is_symlink():
@@ -154,7 +147,7 @@ def clear_run(folder: Path) -> None:
 
 
 def is_first_process() -> bool:
-    """Say whether this is the process that writes a run's files, whoever started it and on how many machines."""
+    """Return whether this process writes the files of the run, whatever launched it and on any number of machines."""
     if "RANK" in os.environ:  # torchrun
         return os.environ["RANK"] == "0"
     tasks = os.environ.get("SLURM_NTASKS", "1")

@@ -1,4 +1,4 @@
-"""The schema of every config: one dataclass a section, no torch.
+"""The schema of every config: one dataclass for each section, without torch.
 
 YAML files only say what differs from these defaults. Hydra checks names and types against the classes while it
 composes; `__post_init__` checks values; nothing here touches data or imports torch, so a wrong command dies in
@@ -129,17 +129,16 @@ class StageConfig:
         positive(self, "stage", "sequence_len", "device_batch", "total_batch_tokens", "total_batch_rows")
         positive(self, "stage", *HORIZONS, "val_every_steps", "val_tokens", "val_rows", "checkpoint_every_steps")
         positive(self, "stage", "keep_checkpoints", "eval_every_steps", "sample_every_steps", "sample_tokens")
-        given = [name for name in HORIZONS if getattr(self, name) is not None]
-        if len(given) > 1:
+        chosen = [name for name in HORIZONS if getattr(self, name) is not None]
+        if len(chosen) > 1:
             raise ValueError(
-                f"{' and '.join(f'stage.{name}={getattr(self, name)}' for name in given)} both set how long to train; "
+                f"{' and '.join(f'stage.{name}={getattr(self, name)}' for name in chosen)} both set how long to train; "
                 "give one and set the others to null"
             )
         if self.default_horizon is not None and self.default_horizon.partition("=")[0] not in HORIZONS:
             raise ValueError(
                 f"stage.default_horizon='{self.default_horizon}' must be <one of {', '.join(HORIZONS)}>=<value>"
             )
-
         if self.sample_every_steps is not None and self.shows_samples and not self.sample_prompts:
             raise ValueError(
                 f"stage.sample_every_steps={self.sample_every_steps} needs prompts, and stage.sample_prompts is empty; "
@@ -148,20 +147,20 @@ class StageConfig:
 
     @property
     def shows_samples(self) -> bool:
-        """It can continue prompts while it trains; reinforcement learning shows the answers it learns from instead."""
+        """Whether it continues prompts while it trains; reinforcement learning shows its rollouts instead."""
         return self.name not in (StageName.tokenizer, StageName.rl)
 
     @property
     def counts_tokens(self) -> bool:
-        """Its data are one stream of tokens, all of them supervised: the batch counts tokens, not conversations."""
+        """Whether its data are one stream of supervised tokens, so that the batch counts tokens, not conversations."""
         return STAGES[self.name].batch_unit == "tokens"
 
     @property
     def horizon(self) -> tuple[str, float]:
-        """Name and value of the horizon in force.
+        """The name and the value of the horizon in force.
 
         Raises:
-            ValueError: if none is set.
+            ValueError: none is set.
         """
         for name in HORIZONS:
             if getattr(self, name) is not None:
@@ -298,6 +297,11 @@ class TrainerConfig(DeviceConfig):
     log_every_steps: int = 10
     """Steps between two rows of metrics.csv and lines of the log."""
 
+    @property
+    def world_size(self) -> int:
+        """The number of processes, over all machines."""
+        return self.devices * self.num_nodes
+
     def __post_init__(self) -> None:
         positive(self, "trainer", "devices", "num_nodes", "stop_after_steps", "log_every_steps")
         self.compile = str(self.compile).lower()  # YAML reads true and false as truth values
@@ -392,7 +396,7 @@ class EvaluateConfig(RunConfig):
     """Folder for results; null = eval/ beside each checkpoint's run."""
 
 
-@cache  # once is enough for a process
+@cache
 def register() -> None:
     """Make the schemas known to Hydra's config store (the files under configs/ name them first)."""
     store = ConfigStore.instance()

@@ -1,6 +1,6 @@
-"""What can be set: keys, types and defaults from the dataclasses, their meaning from the docstrings beside them.
+"""All settings: keys, types and defaults from the dataclasses, meanings from the docstrings below their fields.
 
-Nothing is written twice: the choices of a config group come from the files in its folder.
+Nothing is written twice: the options of a config group come from the files in its folder.
 """
 
 import ast
@@ -20,7 +20,7 @@ from nanochat_pl.config import schema
 __all__ = ["EXAMPLES", "ROOTS", "Setting", "config_dir", "expected", "group_options", "near", "settings"]
 
 ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
-"""The two scripts that a config describes."""
+"""The root of the config of each script."""
 
 EXAMPLES = {
     "train": (
@@ -38,7 +38,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of the command line: its type, what it is when nothing sets it, and what it means."""
+    """One key of the command line: its type, its default and its meaning."""
 
     key: str
     kind: Any
@@ -47,12 +47,12 @@ class Setting:
 
     @property
     def section(self) -> type | None:
-        """The dataclass of its own keys, where it is a section and no single value."""
+        """The dataclass with its own keys if it is a section, else None."""
         return next((k for k in (self.kind, *get_args(self.kind)) if is_dataclass(k) and isinstance(k, type)), None)
 
 
 def config_dir() -> Path:
-    """Folder of the YAML files: the checkout's `configs/`, else the copy inside the installed package."""
+    """Return the folder of the YAML files: the checkout's `configs/`, else the copy inside the installed package."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parents[1] / "configs"
     return checkout if (checkout / "train.yaml").is_file() else package / "configs"
@@ -60,7 +60,7 @@ def config_dir() -> Path:
 
 @cache
 def settings(root: type, prefix: str = "") -> dict[str, Setting]:
-    """Map all keys below a dataclass, with dots, to what is known of them; a section comes before its keys."""
+    """Map all dotted keys below a dataclass to their settings; a section comes before its keys."""
     hints, sentences = get_type_hints(root), _docstrings(root)
     found: dict[str, Setting] = {}
     for item in fields(root):
@@ -76,7 +76,7 @@ def settings(root: type, prefix: str = "") -> dict[str, Setting]:
 
 
 def _docstrings(root: type) -> dict[str, str]:
-    """Read what stands below the fields of a dataclass and of those it inherits from."""
+    """Read the docstrings of the fields of a dataclass and of its base classes."""
     found: dict[str, str] = {}
     for part in reversed(root.__mro__):
         if is_dataclass(part):
@@ -103,7 +103,7 @@ def _is_enum(kind: Any) -> bool:
 
 
 def expected(kind: Any) -> str:
-    """Say in words what a value of a type is."""
+    """Describe in words which values a type takes."""
     parts = [part for part in get_args(kind) if part is not NoneType]
     if NoneType in get_args(kind):
         return f"{expected(parts[0])}, or null"
@@ -121,7 +121,7 @@ def expected(kind: Any) -> str:
 
 
 def group_options(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
-    """Map each config group to its options and their files, those of sub-folders as `folder/name`."""
+    """Map each config group to its options and their files; an option in a sub-folder is `folder/name`."""
     found: dict[str, dict[str, Path]] = {}
     for folder in folders:
         for group in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -132,7 +132,7 @@ def group_options(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 
 def near(name: str, names: Sequence[str] | set[str], count: int = 1) -> list[str]:
-    """Give the known names that a wrong one was probably meant to be, the nearest first; sections may be left out."""
+    """Return the known names most similar to a wrong one, the nearest first; it may lack its sections."""
 
     def likeness(known: str) -> float:
         whole = SequenceMatcher(None, name, known).ratio()

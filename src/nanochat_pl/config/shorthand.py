@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["task_specs"]
+__all__ = ["CONVERSATION_SUFFIXES", "task_specs"]
+
+CONVERSATION_SUFFIXES = (".jsonl", ".ndjson", ".json")
+"""Files of conversations, which may be named in place of a task."""
 
 
 def task_specs(tasks: Mapping[str, Any], val_tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write a path in the place of a task as the task that reads conversations from it.
+    """Replace each path that stands in place of a task by the task that reads its conversations.
 
-    A file that both mixtures name is divided between them; one that is only trained on is trained on whole.
+    A file that both mixtures name is divided between them; one that only training names is trained on whole.
 
     Raises:
         ValueError: a task is neither a mapping nor the path of a .jsonl or .json file.
@@ -19,7 +22,7 @@ def task_specs(tasks: Mapping[str, Any], val_tasks: Mapping[str, Any]) -> tuple[
     for group, specs in (("tasks", tasks), ("val_tasks", val_tasks)):
         found: dict[str, Any] = {}
         for name, spec in specs.items():
-            if isinstance(spec, str) and spec.endswith((".jsonl", ".ndjson", ".json")):
+            if isinstance(spec, str) and spec.endswith(CONVERSATION_SUFFIXES):
                 found[name] = {"_target_": "nanochat_pl.tasks.jsonl.JSONL", "path": spec}
                 if group == "val_tasks":
                     found[name]["split"] = "validation"

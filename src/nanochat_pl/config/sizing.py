@@ -43,7 +43,7 @@ class Plan:
     """All parameters of the model, embeddings included."""
 
     flops_per_token: int
-    """Of forward and backward."""
+    """FLOPs of forward and backward for one token."""
 
     @property
     def total_tokens(self) -> int:
@@ -79,9 +79,9 @@ def plan_horizon(
         ValueError: when none or several budgets are given, or when the budget is below one step.
     """
     budgets = {"num_steps": num_steps, "tokens_per_param": tokens_per_param, "target_flops": target_flops}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        found = ", ".join(f"stage.{name}={value}" for name, value in given.items()) or "none of them is set"
+    chosen = {name: value for name, value in budgets.items() if value is not None}
+    if len(chosen) != 1:
+        found = ", ".join(f"stage.{name}={value}" for name, value in chosen.items()) or "none of them is set"
         raise ValueError(
             f"exactly one of stage.num_steps, stage.tokens_per_param, stage.target_flops sets the horizon, but {found}"
             "; set one and leave the others null"
@@ -97,17 +97,14 @@ def plan_horizon(
         assert target_flops is not None
         steps = round(target_flops / (flops * total_batch_tokens))
     if steps < 1:
-        [(name, value)] = given.items()
+        [(name, value)] = chosen.items()
         raise ValueError(
             f"stage.{name}={value} is less than one step of {total_batch_tokens:,} tokens "
             f"({total_batch_tokens / parameters:.3g} tokens a parameter, {flops * total_batch_tokens:.3g} FLOPs); "
             f"raise it, lower stage.total_batch_tokens, or set stage.num_steps"
         )
     return Plan(
-        num_steps=steps,
-        total_batch_tokens=total_batch_tokens,
-        num_parameters=parameters,
-        flops_per_token=flops,
+        num_steps=steps, total_batch_tokens=total_batch_tokens, num_parameters=parameters, flops_per_token=flops
     )
 
 

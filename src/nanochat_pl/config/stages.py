@@ -78,5 +78,5 @@ MODEL_STAGES = tuple(name for name, stage in STAGES.items() if stage.batch_unit 
 
 
 def training_order(name: str) -> int:
-    """Give the place of a stage in the order of training; an unknown one comes after all."""
+    """Return the position of a stage in the order of training; an unknown stage comes after all others."""
     return list(STAGES).index(StageName(name)) if name in STAGES else len(STAGES)

@@ -1,6 +1,6 @@
-"""What a served model may be asked for a beginning: questions of the world it was trained on, in the form it knows.
+"""Suggested first questions for a served model, about the world it was trained on and in the form it was trained on.
 
-Only of the embedded world it is known what a model could have learned; of other data there are no suggestions.
+Only for the embedded world is it known what a model could have learned; for other data there are no suggestions.
 """
 
 import random
@@ -10,17 +10,17 @@ from typing import Any
 __all__ = ["suggestions"]
 
 RELATIONS = ("element symbol", "young animal", "capital", "planet of a moon", "type of rock", "measuring instrument")
-"""One question about each."""
+"""The relations of the facts that are asked for, one question for each."""
 
 
 def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what to suggest for a model: `topic`, `title` to be shown, `text` to be asked, and a `system` message.
+    """Return the suggestions for a model: each has `topic`, `title` to show, `text` to ask and a `system` message.
 
     The facts were in the training data; the questions about them were not.
 
     Args:
-        stage: that trained the model.
-        config: of the run that trained it; empty where that is unknown.
+        stage: the stage that trained the model.
+        config: the config of the run that trained it; empty if it is unknown.
     """
     from nanochat_pl.tasks.scienceqa import PERSONA, format_question
     from nanochat_pl.world.questions import questions
@@ -32,7 +32,7 @@ def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     tasks = _mapping(_mapping(config, "mixture"), "tasks")
     settings = [_mapping(tasks, name) for name in tasks]
     kinds = {str(task.get("_target_", "")).rpartition(".")[2]: task for task in settings}
-    of_choices = kinds.get("ScienceQA") if "Recall" not in kinds else None
+    choice_task = kinds.get("ScienceQA") if "Recall" not in kinds else None
     held_out = [question for question in questions(seed) if question.split == "validation"]
     made = []
     for name in RELATIONS:
@@ -40,18 +40,18 @@ def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
         relation, text, system = question.relation, question.text, None
         if stage == "base":  # it continues text
             text = relation.statements[0].format(s=question.fact, o="\0").partition("\0")[0].rstrip()
-        elif of_choices is not None:
+        elif choice_task is not None:
             rng = random.Random(name)
             wrong = relation.distractors(question.fact)
             choices = [question.answer, *rng.sample(wrong, min(len(wrong), 3))]
             rng.shuffle(choices)
-            persona = of_choices.get("persona", PERSONA)
+            persona = choice_task.get("persona", PERSONA)
             text, system = format_question(text, choices), persona if isinstance(persona, str) else None
         made.append({"topic": relation.category, "title": text.partition("\n")[0], "text": text, "system": system})
     return made
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a part of a stored config, whatever may stand there: a checkpoint may come from anywhere."""
+    """Return a section of a stored config; empty if it is none, since a checkpoint may come from anywhere."""
     found = config.get(key)
     return found if isinstance(found, Mapping) else {}

@@ -1,9 +1,9 @@
-"""What a config may have made by the names in it, settled before any of them is imported.
+"""Which classes a config may have instantiated, decided before any of them is imported.
 
-A checkpoint's own config comes from whoever made the file: it may name tasks of this project and plain values, and
-nothing that the libraries which read configs would look up, compute or call. It says what to read, and never chooses a
-place to write: what has to be made or fetched lies where the command line says. What a person types may name more;
-there too a `_target_` leads to a module, never through one to what that module happens to import. No torch here.
+A checkpoint's own config comes from whoever made the file: it may name tasks of this project and plain values, but
+nothing that the libraries which read configs would look up, compute or call. It says what to read, and never where to
+write: what has to be made or fetched goes where the command line says. A command line may name more; there too a
+`_target_` names something that its module defines, never something that the module happens to import. No torch here.
 """
 
 import ast
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def is_module(name: str) -> bool:
-    """Say whether a module of this name (with dots) could be imported; imports nothing, not even its packages."""
+    """Return whether a module of this dotted name could be imported; nothing is imported, not even its packages."""
     return _spec(name) is not None
 
 
@@ -37,7 +37,7 @@ def _spec(name: str) -> ModuleSpec | None:
         return None
     try:
         spec = importlib.util.find_spec(first)
-    except ValueError:  # a module that does not say where it is from
+    except ValueError:  # a loaded module without a spec
         return None
     for part in others:
         if spec is None or spec.submodule_search_locations is None:
@@ -47,7 +47,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _source(module: str) -> ast.Module | None:
-    """Parse a module's source without running it; None where there is none that can be read."""
+    """Parse the source of a module without running it; None where it cannot be read."""
     spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
@@ -63,7 +63,7 @@ def _parsed(path: str, changed_ns: int) -> ast.Module:
 
 
 def defined_names(module: str) -> set[str] | None:
-    """List what a module's source defines or imports at its top; None where that cannot be known without running it."""
+    """Return the names that a module defines or imports; None where only running it could tell."""
     tree = _source(module)
     return None if tree is None else _names(tree)
 
@@ -82,7 +82,7 @@ def _names(tree: ast.Module) -> set[str] | None:
 
 
 def arguments_of(target: str) -> set[str] | None:
-    """List the arguments that a function or class takes by name; None where its source alone does not say."""
+    """Return the names of the arguments of a function or class; None where its source alone does not tell."""
     module, _, name = target.rpartition(".")
     tree = _source(module)
     if tree is None or defined_names(module) is None:
@@ -99,7 +99,7 @@ def arguments_of(target: str) -> set[str] | None:
 
 
 def _unpacked(tree: ast.Module, annotation: ast.expr | None) -> set[str] | None:
-    """List the keys of `**arguments: Unpack[Name]`, where the module imports that typed dict; None = any argument."""
+    """Return the keys of `**arguments: Unpack[Name]` where the module imports that typed dict; None = any argument."""
     if not (isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Name)):
         return None
     name = annotation.slice.id
@@ -115,7 +115,7 @@ def _unpacked(tree: ast.Module, annotation: ast.expr | None) -> set[str] | None:
 
 
 def make(spec: Any, **arguments: Any) -> Any:
-    """Make what a `_target_` names; errors of its own come through unwrapped."""
+    """Instantiate what a `_target_` names; errors that it raises itself come through unwrapped."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -128,27 +128,27 @@ def make(spec: Any, **arguments: Any) -> Any:
 
 
 def trusted_data(
-    data: Mapping[str, Any], path: Path, outputs: str | Path = "outputs", given: Collection[str] = ()
+    data: Mapping[str, Any], path: Path, outputs: str | Path = "outputs", typed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Check that the data section of a config of unknown origin is plain; give what of it writes nothing.
+    """Check that the data section of a config of unknown origin is plain, and return the part of it that is safe.
 
-    Data that are made or fetched keep their place where it lies below `<outputs>/data` of this command, or of the
-    outputs folder that the checkpoint lies in. Elsewhere they are read as they are, and what is not there is made or
-    fetched below `<outputs>/data`.
+    Data that are made or fetched keep their folder if it lies below `<outputs>/data` of this command, or of the outputs
+    folder that holds the checkpoint. In any other folder they are only read, and what is missing is made or fetched
+    below `<outputs>/data`.
 
     Args:
         data: the section.
-        path: the checkpoint it is from.
+        path: the checkpoint that it comes from.
         outputs: the folder for results of this command.
-        given: the keys that the command line sets anyway.
+        typed: the keys that the command line sets anyway.
 
     Raises:
-        ValueError: a value is none, or leads out of the data's folder; nothing was run.
+        ValueError: a value is not plain, or leads out of the data's folder; nothing was run.
     """
     for key, value in data.items():
         if not isinstance(value, str | int | float | None) or _interpolated(value):
             raise ValueError(f"data.{key} of {path} is no plain value but {value!r}; nothing was run. Give data=")
-    kept = {key: value for key, value in data.items() if key != "formatted_dir" and key not in given}
+    kept = {key: value for key, value in data.items() if key != "formatted_dir" and key not in typed}
     root, source = kept.get("root"), kept.get("source")
     if not kept.get("fetch") and source not in ("microworld", "hub"):
         return kept
@@ -157,7 +157,7 @@ def trusted_data(
             raise ValueError(
                 f"data.{key}={kept[key]!r} of {path} leads out of data.root; give data= on the command line"
             )
-    if "root" in given or (root is not None and may_write(str(root), path, outputs)):
+    if "root" in typed or (root is not None and may_write(str(root), path, outputs)):
         return kept
     if source != "microworld" and root is not None and Path(str(root)).is_dir():
         return kept | {"source": "local", "fetch": False, "hub_scienceqa": None}
@@ -172,7 +172,7 @@ def trusted_data(
 
 
 def may_write(place: str, checkpoint: Path, outputs: str | Path) -> bool:
-    """Say whether a place that a checkpoint's config names is one where runs keep their data anyway.
+    """Return whether a folder that a checkpoint's config names is one where runs keep their data anyway.
 
     Args:
         place: the folder.
@@ -196,19 +196,19 @@ def _stays_below(name: Any) -> bool:
 def trusted_tasks(
     tasks: Mapping[str, Any], allow: Sequence[str], path: Path, outputs: str | Path = "outputs"
 ) -> dict[str, Any]:
-    """Keep of a mixture of unknown origin what is a task of this project: opening a checkpoint must not run anything.
+    """Return the tasks of this project in a mixture of unknown origin: opening a checkpoint must not run other code.
 
-    Others are left out with a warning: no evaluation asks them by itself. Those that are kept write nothing outside the
-    places that `trusted_data` leaves.
+    Other tasks are left out with a warning: no evaluation asks them by itself. Those that are kept write only
+    to the folders that `trusted_data` allows.
 
     Args:
         tasks: by name, each a `_target_` with its arguments.
-        allow: packages whose own classes and functions may be named, too.
-        path: the checkpoint they are from.
+        allow: further packages whose own classes and functions may be named.
+        path: the checkpoint that they come from.
         outputs: the folder for results of this command.
 
     Raises:
-        ValueError: a task would make or look up something else on its way.
+        ValueError: a task would instantiate or look up something else.
     """
     kept: dict[str, Any] = {}
     for name, spec in tasks.items():
@@ -233,7 +233,7 @@ def trusted_tasks(
 
 
 def _reading(spec: Any, path: Path, outputs: str | Path) -> Any:
-    """Give a task's settings without those by which it would write to a place of its file's choice."""
+    """Return the settings of a task without those by which it would write to a folder that its file chooses."""
     if isinstance(spec, Mapping):
         kept = {key: _reading(value, path, outputs) for key, value in spec.items() if key != "formatted_dir"}
         if (kept.get("fetch") or kept.get("hub")) and not may_write(str(kept.get("path")), path, outputs):
@@ -243,12 +243,12 @@ def _reading(spec: Any, path: Path, outputs: str | Path) -> Any:
 
 
 def _interpolated(value: Any) -> bool:
-    """Say whether OmegaConf would compute a value; among what it can compute is a `_target_` (`oc.create`)."""
+    """Return whether OmegaConf would resolve a value; what it resolves may be a `_target_` (`oc.create`)."""
     return isinstance(value, str) and "${" in value
 
 
 def _texts(spec: Any) -> Iterator[str]:
-    """List all strings of a task's settings, names included."""
+    """Yield all strings in the settings of a task, keys included."""
     if isinstance(spec, str):
         yield spec
     elif isinstance(spec, Mapping):
@@ -259,7 +259,7 @@ def _texts(spec: Any) -> Iterator[str]:
 
 
 def _targets(spec: Any) -> Iterator[str]:
-    """List what a task's settings would have made, itself first."""
+    """Yield every `_target_` in the settings of a task, its own first."""
     if isinstance(spec, Mapping):
         if spec.get("_target_") is not None:
             yield str(spec["_target_"])
@@ -275,7 +275,7 @@ def _is_task(target: str, allow: Sequence[str]) -> bool:
     is_allowed = target.startswith(allowed)
     if not (is_allowed or re.fullmatch(r"nanochat_pl\.tasks\.\w+", module)) or not is_module(module):
         return False
-    found = vars(importlib.import_module(module)).get(name)  # its own names only: modules reach everything else
+    found = vars(importlib.import_module(module)).get(name)  # its own names only: through modules all else is in reach
     if is_allowed:  # nor what it imported from elsewhere
         return f"{getattr(found, '__module__', '')}.".startswith(allowed)
     return isinstance(found, type) and issubclass(found, Task)

@@ -18,7 +18,7 @@ from typing import Any
 from nanochat_pl.config.checks import check_answer_length
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import prepare_root, prepare_text
-from nanochat_pl.config.provenance import together
+from nanochat_pl.config.provenance import combined_fingerprint
 from nanochat_pl.config.schema import DataConfig, DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.targets import make
 from nanochat_pl.engine import Engine
@@ -380,7 +380,7 @@ def tokenizer(context: EvalContext) -> EvalTask:
         own = {"train": first_texts(shards.train, TEXT_CHARS), "val": first_texts([shards.val], TEXT_CHARS)}
         return evaluate_compression(context.tokenizer, sample_texts() | own, progress=progress)
 
-    content = together({file.name: file for file in (*shards.train, shards.val)})
+    content = combined_fingerprint({file.name: file for file in (*shards.train, shards.val)})
     return EvalTask({"text_chars": TEXT_CHARS, "content": content}, run)
 
 
@@ -419,7 +419,7 @@ def bpb(context: EvalContext) -> EvalTask:
         seconds = time.perf_counter() - begin
         return Evaluation(records=[], rows=rows, seconds=seconds, num_answered=sum(row.n for row in rows))
 
-    content = {name: together({file.name: file for file in files}) for name, files in sources.items()}
+    content = {name: combined_fingerprint({file.name: file for file in files}) for name, files in sources.items()}
     return EvalTask({"val_tokens": cfg.val_tokens, "texts": dict(cfg.texts), "content": content}, run)
 
 

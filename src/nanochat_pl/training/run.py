@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.run_folder import clear_run, is_first_process, resume_file, say_what_is_resumed
+from nanochat_pl.config.run_folder import clear_run, is_first_process, resume_file, warn_of_older_checkpoint
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make
@@ -82,7 +82,7 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
         resume = resume_file(cfg, folder)  # looked up now, when no other process changes what is there
         write_log(None, first, hold=True)
         if first:
-            say_what_is_resumed(cfg, resume)
+            warn_of_older_checkpoint(cfg, resume)
         if cfg.stage.name == StageName.tokenizer:
             return train_tokenizer(cfg, folder, partial(take_folder, cfg, plain, folder, arguments, resume))
         return fit(cfg, plain, folder, arguments, resume)
@@ -296,7 +296,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
     # A machine with Slurm may also train without it; what a job must ask for is checked in preflight.
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     device = pick_device(cfg.trainer.accelerator)
-    world = cfg.trainer.devices * cfg.trainer.num_nodes
+    world = cfg.trainer.world_size
     strategy: Any = "auto"
     if world > 1 or cfg.trainer.strategy == "ddp":
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -13,7 +13,7 @@ import torch
 
 from nanochat_pl.checkpoint import read_model
 from nanochat_pl.checkpoint.lightning import read_checkpoint
-from nanochat_pl.config.checks import hub_folder, model_config, start_arguments
+from nanochat_pl.config.checks import check_optimizer, hub_folder, model_config, start_arguments
 from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.provenance import run_inputs
 from nanochat_pl.config.run_folder import weights_only_error
@@ -85,20 +85,6 @@ def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shard
     if resume is not None and summary.is_file():
         return json.loads(summary.read_text()).get("inputs") or {}
     return run_inputs(cfg, shards, resume)
-
-
-def check_optimizer(then: dict[str, Any], now: dict[str, Any], file: Path) -> None:
-    """Refuse to resume with another optimizer for the matrices: the state of one means nothing to another.
-
-    Raises:
-        ValueError: they differ.
-    """
-    before, after = (config.get("optim", {}).get("matrix_optimizer", "muon") for config in (then, now))
-    if before != after:
-        raise ValueError(
-            f"{file} was trained with optim.matrix_optimizer={before}, whose state {after} cannot continue; set it "
-            f"back, or start anew from its weights: resume=null init_from={file}"
-        )
 
 
 def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
