@@ -22,7 +22,7 @@ import tiktoken
 from nanochat_pl.paths import write_atomically
 from nanochat_pl.vocabulary import LONGEST_WORD, SPLIT_PATTERN, TRAINERS, WORDS, cut_runs, explain_panics, read_pickle
 
-__all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
+__all__ = ["CONTENT_PARTS", "SPECIAL_TOKENS", "SPLIT_PATTERN", "Tokenizer", "compression", "training_texts"]
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -37,11 +37,12 @@ SPECIAL_TOKENS = (
 )
 """Control tokens in the order of their ids, which are the last ones of every vocabulary."""
 
-_PARTS = {  # type of an assistant's part -> the tokens around it, and whether the model is to learn to write it
+CONTENT_PARTS = {
     "text": (None, None, 1),
     "python": ("<|python_start|>", "<|python_end|>", 1),
     "python_output": ("<|output_start|>", "<|output_end|>", 0),  # the tool writes this, never the model
 }
+"""Type of an assistant's part -> the tokens around it, and whether a model learns to write it."""
 
 _FORMAT = "nanochat_pl.tokenizer/1"
 _MAX_FILE_BYTES = 64 * 2**20
@@ -325,7 +326,7 @@ class Tokenizer:
                 continue
             add([self._special["<|assistant_start|>"]], 0)
             for kind, text in _assistant_parts(content, f"message {i} (assistant)"):
-                before, after, supervised = _PARTS[kind]
+                before, after, supervised = CONTENT_PARTS[kind]
                 add(self.encode(text, prepend=before, append=after), supervised)
             add([self._special["<|assistant_end|>"]], 1)
         return ids[:max_tokens], mask[:max_tokens]
@@ -405,8 +406,8 @@ def _assistant_parts(content: Any, where: str) -> Iterator[tuple[str, str]]:
         raise ValueError(f"{where}: content must be a string or a list of parts, found {type(content).__name__}")
     for j, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in _PARTS:
-            raise ValueError(f"{where}, part {j} has type {kind!r}, expected one of {', '.join(_PARTS)}")
+        if kind not in CONTENT_PARTS:
+            raise ValueError(f"{where}, part {j} has type {kind!r}, expected one of {', '.join(CONTENT_PARTS)}")
         yield kind, _text(part.get("text"), f"{where}, part {j}: text")
 
 

@@ -364,7 +364,9 @@ def our_prompt(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> list[int
 
     bodies = [MessageBody(**message) for message in messages]
     roles = ["system" if body.role == "developer" else body.role for body in bodies]
-    turns = take_turns([{"role": role, "content": body.said()} for role, body in zip(roles, bodies, strict=True)])
+    turns = take_turns(
+        [{"role": role, "content": body.conversation_content()} for role, body in zip(roles, bodies, strict=True)]
+    )
     return fit(turns, tokenizer, 4096, 16).ids
 
 

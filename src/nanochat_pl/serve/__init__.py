@@ -1,1 +1,1 @@
-"""A trained model to talk to: conversations, the terminal, the server and its page, all over one engine."""
+"""Conversations with a trained model: the terminal, the server and its page all use one engine."""

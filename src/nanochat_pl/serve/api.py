@@ -1,7 +1,7 @@
 """OpenAI's routes: chats, completions, models.
 
-A request goes through five forms: its body (`schema`), a `Request` for the engine with the prompt's ids, the worker's
-`GenerationHandle`, a `ChoiceStream` that makes text of the tokens, and the answer's model (`responses`).
+A request takes five forms: its body (`schema`), a `Request` for the engine with the prompt's ids, the worker's
+`GenerationHandle`, a `ChoiceStream` that turns tokens into text, and the model of the response (`responses`).
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from nanochat_pl.engine import TokenLogprobs
 from nanochat_pl.serve import responses
-from nanochat_pl.serve.choices import ChoiceStream, Generation, ScoredToken, TokenTexts
+from nanochat_pl.serve.choices import ChoiceStream, Generation, ScoredToken, TokenTexts, char_offset
 from nanochat_pl.serve.context import ContextFull, FittedPrompt, fit, fit_text, take_turns
 from nanochat_pl.serve.errors import ApiError
 from nanochat_pl.serve.schema import ChatBody, CompletionBody, MessageBody
@@ -27,15 +27,15 @@ __all__ = ["ERRORS", "api_routes", "fit_prompt"]
 Responses = dict[int | str, dict[str, Any]]
 
 ERRORS: Responses = {
-    "4XX": {"model": responses.ErrorBody, "description": "The request is at fault, or there is too much to do."},
-    "5XX": {"model": responses.ErrorBody, "description": "The server is at fault, or being shut down."},
+    "4XX": {"model": responses.ErrorBody, "description": "The request is at fault, or the server is busy."},
+    "5XX": {"model": responses.ErrorBody, "description": "The server is at fault, or shutting down."},
 }
 COMPLETION_TOKENS = 16
-"""New tokens of a completion that does not say how many; OpenAI's number."""
+"""Default limit on the new tokens of a completion, as in OpenAI's API."""
 
 
 def api_routes(server: Server) -> APIRouter:
-    """Make the routes below /v1."""
+    """Make the routes under /v1."""
     router = APIRouter(prefix="/v1")
 
     @router.get("/models", response_model=responses.ModelList, responses=ERRORS)
@@ -48,21 +48,21 @@ def api_routes(server: Server) -> APIRouter:
         """Describe one loaded model."""
         return _card(server.model(model_id))
 
-    of_chat: Responses = {200: _ok(responses.ChatCompletion, responses.ChatChunk), **ERRORS}
+    chat_responses: Responses = {200: _ok(responses.ChatCompletion, responses.ChatChunk), **ERRORS}
 
-    @router.post("/chat/completions", response_model=None, responses=of_chat, name="chat")
+    @router.post("/chat/completions", response_model=None, responses=chat_responses, name="chat")
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer a conversation, whole or as server-sent events (stream=true)."""
         served = server.model(body.model)
-        # 1) The conversation as the model was trained on it. Long ones take their time, so not on the event loop.
+        # 1) Encode the conversation as in training. Long ones take a while, so this runs outside the event loop.
         messages = await asyncio.to_thread(_conversation, body.messages, server)
-        max_tokens = server.max_tokens(body.asked_tokens)
+        max_tokens = server.max_tokens(body.requested_tokens)
         prompt = await fit_prompt(fit, messages, served, max_tokens, body.context or server.limits.context)
-        # 2) The worker gives it a row, or lets it wait for one.
+        # 2) Queue the request; the worker assigns rows as they become free.
         generation = server.generate(
             request, served, body, [prompt.ids], max_tokens, "chatcmpl", logprobs=body.num_logprobs
         )
-        # 3) The answer as it comes, or whole; either way a client that goes away frees the row.
+        # 3) Stream the answer, or wait for the whole of it; either way a client that disconnects frees the row.
         if body.stream:
             events = _chat_events(generation, served.texts, body.include_usage, prompt)
             return await EventStream.begin(request, events, server.limits)
@@ -88,31 +88,30 @@ def api_routes(server: Server) -> APIRouter:
         )
         return JSONResponse(answer.sent())
 
-    of_complete: Responses = {200: _ok(responses.TextCompletion, responses.TextChunk), **ERRORS}
+    completion_responses: Responses = {200: _ok(responses.TextCompletion, responses.TextChunk), **ERRORS}
 
-    @router.post("/completions", response_model=None, responses=of_complete, name="complete")
+    @router.post("/completions", response_model=None, responses=completion_responses, name="complete")
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Continue text, whole or as server-sent events (stream=true)."""
         served, prompts, n = server.model(body.model), body.prompts(), body.n or 1
         server.check_chars([prompt for prompt in prompts if isinstance(prompt, str)], "prompt")
-        max_tokens = server.max_tokens(body.asked_tokens, COMPLETION_TOKENS)
-        server.check_choices(len(prompts), n)  # before all of them are encoded
+        max_tokens = server.max_tokens(body.requested_tokens, COMPLETION_TOKENS)
+        server.check_choices(len(prompts), n)  # before the prompts are encoded
         policy: Policy = "refuse" if body.scores_prompt else body.context or server.limits.context
-        fitted = [await fit_prompt(fit_text, prompt, served, max_tokens, policy) for prompt in prompts]
+        fitted_prompts = [await fit_prompt(fit_text, prompt, served, max_tokens, policy) for prompt in prompts]
         generation = server.generate(
             request,
             served,
             body,
-            [prompt.ids for prompt in fitted],
+            [prompt.ids for prompt in fitted_prompts],
             max_tokens,
             "cmpl",
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.scores_prompt else None,
         )
-        # for each answer, what is given back of its prompt
-        echoes = [
-            _Echo(served, prompt if body.echo else "", read, body.scores_prompt)
-            for prompt, read in zip(prompts, fitted, strict=True)
+        echoes = [  # one for each answer
+            _Echo(served, prompt if body.echo else "", fitted, body.scores_prompt)
+            for prompt, fitted in zip(prompts, fitted_prompts, strict=True)
             for _ in range(n)
         ]
         if body.stream:
@@ -143,7 +142,7 @@ def api_routes(server: Server) -> APIRouter:
 
 
 def _ok(model: type, chunk: type) -> dict[str, Any]:
-    """Describe an answer, whole and in chunks; `app` adds the chunks' schemas, which FastAPI does not look for."""
+    """Describe a response, whole and in chunks; `app` adds the schemas of chunks, which FastAPI does not collect."""
     stream = {"text/event-stream": {"schema": {"$ref": f"#/components/schemas/{chunk.__name__}"}}}
     what = "The answer; with stream=true, its pieces as server-sent events."
     return {"model": model, "description": what, "content": stream}
@@ -162,7 +161,7 @@ def _card(served: ServedModel) -> responses.ModelCard:
 
 
 def _conversation(messages: Sequence[MessageBody], server: Server) -> list[dict[str, Any]]:
-    contents = [message.said() for message in messages]
+    contents = [message.conversation_content() for message in messages]
     server.check_messages([c if isinstance(c, str) else "".join(part["text"] for part in c) for c in contents])
     return take_turns(
         [
@@ -173,22 +172,22 @@ def _conversation(messages: Sequence[MessageBody], server: Server) -> list[dict[
 
 
 async def fit_prompt(how: Any, content: Any, served: ServedModel, max_tokens: int, policy: Policy) -> FittedPrompt:
-    """Encode what a model is to read, away from the event loop, since long texts take their time.
+    """Encode a prompt in another thread, since long texts would block the event loop.
 
     Args:
         how: `fit` for a conversation, `fit_text` for text or token ids.
-        content: what is encoded.
+        content: messages, text or token ids.
         served: the model.
-        max_tokens: the new tokens that need room.
+        max_tokens: how many new tokens need room.
         policy: see `fit`.
 
     Raises:
-        ApiError: 400, it cannot be read.
+        ApiError: status 400, the prompt is invalid or too long.
     """
     param = "messages" if how is fit else "prompt"
     try:
         if how is fit_text and not isinstance(content, str):
-            return FittedPrompt(_checked(content, served, max_tokens))
+            return FittedPrompt(_check_ids(content, served, max_tokens))
         return await asyncio.to_thread(how, content, served.loaded.tokenizer, served.sequence_len, max_tokens, policy)
     except ContextFull as error:
         raise ApiError(400, str(error), param=param, code="context_length_exceeded") from None
@@ -196,8 +195,8 @@ async def fit_prompt(how: Any, content: Any, served: ServedModel, max_tokens: in
         raise ApiError(400, str(error), param=param, code="invalid_value") from None
 
 
-def _checked(ids: list[int], served: ServedModel, max_tokens: int) -> list[int]:
-    """Refuse ids that the model cannot read."""
+def _check_ids(ids: list[int], served: ServedModel, max_tokens: int) -> list[int]:
+    """Return `ids`, or raise ValueError if the model cannot read them."""
     vocab_size = served.loaded.tokenizer.vocab_size
     if not ids:
         raise ValueError(f"a prompt has no ids; begin it with {served.loaded.tokenizer.bos_id}")
@@ -215,13 +214,13 @@ async def _chat_events(
     generation: Generation, texts: TokenTexts, include_usage: bool, prompt: FittedPrompt
 ) -> AsyncGenerator[str, None]:
     def chunk(choices: list[responses.ChatChunkChoice], **more: Any) -> str:
-        made = responses.ChatChunk(**generation.envelope, object="chat.completion.chunk", choices=choices, **more)
-        return event(made.sent())
+        body = responses.ChatChunk(**generation.envelope, object="chat.completion.chunk", choices=choices, **more)
+        return event(body.sent())
 
     def piece(
         index: int, delta: dict[str, Any], finish: responses.FinishReason | None = None, logprobs: Any = None
     ) -> str:
-        dropped = 0 if begun else prompt.dropped  # the first chunk says it, and the first of each choice what was cut
+        dropped = 0 if begun else prompt.dropped  # in the first chunk only; `truncated` is in the first of each choice
         choice = responses.ChatChunkChoice(
             index=index,
             delta=responses.ChatDelta(**delta),
@@ -258,8 +257,8 @@ async def _text_events(
     generation: Generation, texts: TokenTexts, include_usage: bool, echoes: Sequence["_Echo"], scores_prompt: bool
 ) -> AsyncGenerator[str, None]:
     def chunk(choices: list[responses.TextChunkChoice], **more: Any) -> str:
-        made = responses.TextChunk(**generation.envelope, object="text_completion", choices=choices, **more)
-        return event(made.sent())
+        body = responses.TextChunk(**generation.envelope, object="text_completion", choices=choices, **more)
+        return event(body.sent())
 
     def piece(
         index: int, text: str, finish: responses.FinishReason | None = None, logprobs: Any = None, part: Any = None
@@ -270,21 +269,21 @@ async def _text_events(
             part=part,
             logprobs=logprobs,
             finish_reason=finish,
-            truncated=echoes[index].is_cut and index not in begun,  # the first chunk of a choice says it
+            truncated=echoes[index].is_cut and index not in begun,  # in the first chunk of a choice only
         )
         begun.add(index)
         return chunk([choice], **no_usage)
 
     no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
     begun: set[int] = set()
-    silent = dict(enumerate(echoes))  # echoes that are still to be given
+    pending = dict(enumerate(echoes))  # echoes that were not sent yet
     async with generation.recorded():
         for index, echo in enumerate(echoes if not scores_prompt else ()):
-            if silent.pop(index).text:
+            if pending.pop(index).text:
                 yield piece(index, echo.text)
         async for choice, delta in generation.deltas():
-            if choice.index in silent:
-                echo = silent.pop(choice.index)
+            if choice.index in pending:
+                echo = pending.pop(choice.index)
                 yield piece(choice.index, echo.text, logprobs=echo.logprobs(choice))
             if delta is None:
                 yield piece(choice.index, "", choice.finish_reason)
@@ -300,35 +299,32 @@ async def _text_events(
 
 
 class _Echo:
-    """A prompt that is given back before its continuation.
+    """A prompt that is returned before its continuation.
 
     Args:
         served: the model that reads it.
-        prompt: as it was sent; empty = it is not given back.
-        read: what the model reads of it.
-        is_scored: whether its log-probabilities are given as well.
+        prompt: as the client sent it; empty = it is not returned.
+        fitted: what the model reads of it.
+        is_scored: whether its log-probabilities are returned as well.
     """
 
-    def __init__(self, served: ServedModel, prompt: str | list[int], read: FittedPrompt, is_scored: bool):
-        is_text = isinstance(prompt, str)
+    def __init__(self, served: ServedModel, prompt: str | list[int], fitted: FittedPrompt, is_scored: bool):
         self.text = prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)
-        self.is_cut = read.truncated
-        self._served, self._ids = served, read.ids if is_scored else []
-        self._begin = int(is_text)  # text begins behind <|bos|>
+        self.is_cut = fitted.truncated
+        self._served, self._ids = served, fitted.ids if is_scored else []
+        self._begin = int(isinstance(prompt, str))  # text follows <|bos|>
 
     def logprobs(self, choice: ChoiceStream) -> responses.TextLogprobs:
-        """Return what is reported of the prompt's tokens."""
+        """Return the log-probabilities of the prompt's tokens."""
         texts, tokenizer = self._served.texts, self._served.loaded.tokenizer
         report = responses.TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         num_chars = 0
         for token, score in zip(self._ids[self._begin :], choice.prompt_logprobs[self._begin :]):
-            data = tokenizer.decode_bytes([token])
-            begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
+            offset, num_chars = char_offset(tokenizer.decode_bytes([token]), num_chars)
             report.tokens.append(texts.text(token))
             report.token_logprobs.append(None if score is None else score.logprob)
-            report.top_logprobs.append(None if score is None else _rivals(texts, score))
-            report.text_offset.append(max(0, num_chars - (begun[:1] == [False])))
-            num_chars += sum(begun)
+            report.top_logprobs.append(None if score is None else _top_logprobs(texts, score))
+            report.text_offset.append(offset)
         return report
 
 
@@ -342,23 +338,23 @@ def _chat_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken]) -> response
     content = [
         responses.TokenLogprob(
             **entry(each.token, each.logprobs.logprob),
-            top_logprobs=[responses.TopLogprob(**entry(*rival)) for rival in each.logprobs.top],
+            top_logprobs=[responses.TopLogprob(**entry(*alternative)) for alternative in each.logprobs.top],
         )
         for each in scored
     ]
     return responses.ChatLogprobs(content=content, refusal=None)
 
 
-def _rivals(texts: TokenTexts, score: TokenLogprobs) -> dict[str, float]:
-    """Name the likeliest tokens by their texts; of two that look alike the likelier counts."""
+def _top_logprobs(texts: TokenTexts, score: TokenLogprobs) -> dict[str, float]:
+    """Return the likeliest tokens by their texts; of two with the same text the likelier one counts."""
     return {texts.text(token): logprob for token, logprob in reversed(score.top)}
 
 
 def _text_logprobs(texts: TokenTexts, scored: Sequence[ScoredToken], before: int) -> responses.TextLogprobs:
-    """Return what is reported of an answer's tokens, where an echo of `before` characters comes first."""
+    """Return the log-probabilities of an answer's tokens, which follow an echo of `before` characters."""
     return responses.TextLogprobs(
         tokens=[texts.text(each.token) for each in scored],
         token_logprobs=[each.logprobs.logprob for each in scored],
-        top_logprobs=[_rivals(texts, each.logprobs) for each in scored],
+        top_logprobs=[_top_logprobs(texts, each.logprobs) for each in scored],
         text_offset=[before + each.offset for each in scored],
     )

@@ -1,4 +1,4 @@
-"""The web application: routes, middleware, errors and page, put together over the models it offers."""
+"""The web application: it joins routes, middleware, error handlers and the page over the models that it offers."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,10 +26,10 @@ PAGE = Path(__file__).parent / "static"
 
 
 def create_app(models: Sequence[ServedModel], limits: Limits | None = None) -> FastAPI:
-    """Make the application; the first model is the default one.
+    """Build the application; the first model is the default one.
 
-    Its `state.server` is the `Server`: call `drain` on it before a graceful end. When the application ends, the workers
-    of its models end, too.
+    Its `state.server` is the `Server`: call `drain` on it before a graceful shutdown. When the application ends, it
+    also ends the workers of its models.
 
     Raises:
         ValueError: there is no model, or two have one name.
@@ -47,7 +47,7 @@ def create_app(models: Sequence[ServedModel], limits: Limits | None = None) -> F
         description="OpenAI's API over checkpoints of nanochat_pl",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # these pages come from elsewhere
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -85,13 +85,13 @@ def _describe_chunks(app: FastAPI) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    """Serve each file of the page by its own route: a mount at / would answer for every mistyped route."""
+    """Serve each file of the page by its own route, since a mount at / would also answer mistyped routes."""
     files = StaticFiles(directory=PAGE, check_dir=False)
 
     async def send(request: Request, name: str) -> Response:
         record_of(request.scope).route = "page"
         response = await files.get_response(name, request.scope)
-        # Browsers ask again each time, by the ETag: modules of two versions do not fit together.
+        # Browsers revalidate by the ETag each time, because modules of two versions do not fit together.
         response.headers["Cache-Control"] = "no-cache"
         return response
 

@@ -1,7 +1,7 @@
-"""A conversation with one model: its messages, how answers are drawn, and the next answer as a stream of parts.
+"""A conversation with one model: its messages, its sampling settings, and the next answer as a stream of parts.
 
-Nothing here knows a terminal; `terminal.py` shows what a `Chat` yields. A saved conversation is one line of JSON in the
-layout that fine-tuning reads (`tasks.jsonl`), so that good ones can be trained on as they are.
+This module does not know terminals; `terminal.py` shows what a `Chat` yields. A saved conversation is one line of JSON
+in the layout that fine-tuning reads (`tasks.jsonl`), so that good ones can be trained on unchanged.
 """
 
 import json
@@ -26,41 +26,41 @@ _Parts = Generator[ContentPart, None, None]
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """How long one answer is and how fast it came."""
+    """Length and speed of one answer."""
 
     prompt_tokens: int
     new_tokens: int
-    """Those of tools included."""
+    """Including those of tools."""
     first_token_s: float | None
-    """Seconds of computing until the first new token, reading the prompt included; None where there was no token."""
+    """Seconds of computing until the first new token, including the prompt; None if there was no token."""
     total_s: float
-    """Seconds of computing; waiting for whoever listens, or for other models, is not counted."""
+    """Seconds of computing, without waiting for the reader or for other models."""
     ended: Literal["end", "length", "context", "stopped"]
-    """What ended it: the model itself, `max_new_tokens`, the end of the context, or `Chat.stop`."""
+    """Whether the model, `max_new_tokens`, the end of the context, or `Chat.stop` ended it."""
     dropped: int
-    """How many messages at the front the model was no longer shown."""
+    """How many of the first messages the model no longer read."""
     truncated: bool
     """Whether the question lost its beginning."""
 
     @property
     def tokens_per_s(self) -> float | None:
-        """New tokens a second after the first; None with fewer than two."""
+        """New tokens per second after the first; None with fewer than two."""
         if self.first_token_s is None or self.new_tokens < 2 or self.total_s <= self.first_token_s:
             return None
         return (self.new_tokens - 1) / (self.total_s - self.first_token_s)
 
 
 class Chat:
-    """Talk with a model.
+    """A conversation with a model.
 
-    An answer that was begun belongs to the conversation as far as it came, even if nobody listened to its end.
+    An answer that has begun belongs to the conversation as far as it was generated, even if it is not read to its end.
 
     Args:
         loaded: from `load_model`.
-        settings: how answers are drawn.
-        system: the system message, which joins the first question that the model is shown.
+        settings: sampling settings.
+        system: the system message, which joins the first question that the model reads.
         policy: what happens when the context is full, see `serve.context.fit`.
-        dtype: of decoding, see `Engine`.
+        dtype: dtype of decoding, see `Engine`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -77,20 +77,20 @@ class Chat:
     ):
         self.loaded, self.tokenizer, self.policy = loaded, loaded.tokenizer, policy
         self.messages: list[dict[str, Any]] = []
-        """User and assistant by turns, the assistant last; without the system message."""
+        """Alternating messages of user and assistant, the assistant's last; without the system message."""
         self.system = system
         self.stats: AnswerStats | None = None
-        """Of the last answer."""
+        """Statistics of the last answer."""
         self.engine = Engine(loaded.model, self.tokenizer.stop_ids, loaded.tokenizer, dtype)
         self.sequence_len = loaded.model.config.sequence_len
         self._random_seed = random.randrange(2**32)
         self._attempt = 0
         self._stopping = False
-        self._settings = self._checked(settings or Settings())
+        self._settings = self._check(settings or Settings())
 
     @property
     def settings(self) -> Settings:
-        """How answers are drawn."""
+        """Sampling settings."""
         return self._settings
 
     def set(self, **changes: Any) -> None:
@@ -99,7 +99,7 @@ class Chat:
         Raises:
             ValueError: a value is out of range; nothing is changed then.
         """
-        self._settings = self._checked(replace(self._settings, **changes))
+        self._settings = self._check(replace(self._settings, **changes))
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
@@ -109,14 +109,14 @@ class Chat:
 
     @property
     def question(self) -> str | None:
-        """What was asked last."""
+        """The last question."""
         return self.messages[-2]["content"] if self.messages else None
 
     def ask(self, question: str) -> Iterator[ContentPart]:
         """Ask, and yield the answer's parts as they come.
 
         Raises:
-            ContextFull: before anything is read or remembered, see `serve.context.fit`.
+            ContextFull: see `serve.context.fit`; nothing is changed then.
         """
         self._attempt = 0
         return self._answer(self.messages, question)
@@ -125,7 +125,7 @@ class Chat:
         """Answer the last question again, from another random stream.
 
         Raises:
-            ValueError: nothing was asked yet.
+            ValueError: there is no question yet.
         """
         if self.question is None:
             raise ValueError("nothing was asked yet; there is no answer to give again")
@@ -133,10 +133,10 @@ class Chat:
         return self._answer(self.messages[:-2], self.question)
 
     def edit(self, question: str) -> Iterator[ContentPart]:
-        """Ask this in place of the last question.
+        """Replace the last question, and yield the answer.
 
         Raises:
-            ValueError: nothing was asked yet.
+            ValueError: there is no question yet.
         """
         if self.question is None:
             raise ValueError("nothing was asked yet; there is no question to edit")
@@ -144,7 +144,7 @@ class Chat:
         return self._answer(self.messages[:-2], question)
 
     def complete(self, text: str) -> Iterator[ContentPart]:
-        """Continue plain text, as a base model does; the conversation is neither read nor changed."""
+        """Continue plain text, as a base model does; this neither reads nor changes the conversation."""
         self._attempt += 1
         prompt = self._fit(fit_text, _encodable(text))
         return self._generate(prompt, "text", [self.tokenizer.bos_id])
@@ -188,8 +188,7 @@ class Chat:
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            several = "Extra data" in str(error)
-            if several:
+            if "Extra data" in str(error):
                 remedy = "it holds several conversations: put one line into a file of its own"
             elif isinstance(error, json.JSONDecodeError):
                 remedy = f"it breaks off or has a mistake at line {error.lineno}, column {error.colno}; mend it there"
@@ -208,15 +207,15 @@ class Chat:
         self.system = messages[0]["content"] if has_system else None
         self.messages, self.stats = messages[has_system:], None
 
-    def _checked(self, settings: Settings) -> Settings:
-        """Let the engine check them; this also copies the weights, so that the first answer does not wait for that."""
+    def _check(self, settings: Settings) -> Settings:
+        """Let the engine check the settings; this also copies the weights before the first answer."""
         self.engine.session(1).submit(self._request([self.tokenizer.bos_id], settings, ""))
         return settings
 
     def _request(self, ids: list[int], settings: Settings, stream: str, stop_ids: list[int] | None = None) -> Request:
         seed = self._random_seed if settings.seed is None else settings.seed
-        drawn = {name: value for name, value in asdict(settings).items() if name != "seed"}
-        return Request(ids, **drawn, seed=f"{seed}/{stream}/{self._attempt}", stop_ids=stop_ids)
+        sampling = {name: value for name, value in asdict(settings).items() if name != "seed"}
+        return Request(ids, **sampling, seed=f"{seed}/{stream}/{self._attempt}", stop_ids=stop_ids)
 
     def _fit(self, how: Any, content: Any) -> FittedPrompt:
         self._stopping, self.stats = False, None
@@ -227,11 +226,9 @@ class Chat:
         prompt = self._fit(fit, self.conversation[: bool(self.system)] + messages)
         return self._remember(messages, self._generate(prompt, str(len(before))))
 
-    def _remember(
-        self, messages: list[dict[str, Any]], answer: Generator[ContentPart, None, None]
-    ) -> Iterator[ContentPart]:
-        answered: dict[str, Any] = {"role": "assistant", "content": ""}
-        self.messages = [*messages, answered]
+    def _remember(self, messages: list[dict[str, Any]], answer: _Parts) -> Iterator[ContentPart]:
+        reply: dict[str, Any] = {"role": "assistant", "content": ""}
+        self.messages = [*messages, reply]
         parts: list[ContentPart] = []
         try:
             for part in answer:
@@ -239,12 +236,10 @@ class Chat:
                 yield part
         finally:
             answer.close()
-            answered["content"] = merge_parts(parts)
+            reply["content"] = merge_parts(parts)
 
-    def _generate(
-        self, prompt: FittedPrompt, stream: str, stop_ids: list[int] | None = None
-    ) -> Generator[ContentPart, None, None]:
-        """Yield the parts of one answer, and leave its `stats`."""
+    def _generate(self, prompt: FittedPrompt, stream: str, stop_ids: list[int] | None = None) -> _Parts:
+        """Yield the parts of one answer, and set its `stats`."""
         settings, text, completion = self.settings, TextStream(self.tokenizer), Completion()
         total_s, first_token_s = 0.0, None
         session = self.engine.session(1)
@@ -282,5 +277,5 @@ def _ended(completion: Completion, max_new_tokens: int) -> Literal["end", "lengt
 
 
 def _encodable(text: str) -> str:
-    """Replace halves of characters, which a terminal in another encoding may send, by U+FFFD."""
+    """Replace lone surrogates, which a terminal in another encoding may send, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""From the engine's events to answers: text and tools, log-probabilities, why each ended, how many tokens it took."""
+"""Answers from the engine's events: text and tools, log-probabilities, finish reason, number of tokens."""
 
 import asyncio
 import contextlib
@@ -18,31 +18,31 @@ from nanochat_pl.serve.schema import PartBody
 from nanochat_pl.serve.text import ContentPart, TextStream, merge_parts
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["ChoiceDelta", "ChoiceStream", "Generation", "ScoredToken", "TokenTexts"]
+__all__ = ["ChoiceDelta", "ChoiceStream", "Generation", "ScoredToken", "TokenTexts", "char_offset"]
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A sampled token with how likely it was."""
+    """A sampled token with its log-probabilities."""
 
     token: int
     start: int
-    """How many bytes stand before it, those of tools included."""
+    """How many bytes precede it, including those of tools."""
     offset: int
-    """How many characters of text stand before the one it begins with."""
+    """How many characters of text precede its first one."""
     logprobs: TokenLogprobs
 
 
 @dataclass
 class ChoiceDelta:
-    """What has become certain of an answer since the last delta."""
+    """The part of an answer that has become certain since the last delta."""
 
     parts: list[ContentPart]
     scored: list[ScoredToken]
 
 
 class TokenTexts:
-    """Write single tokens as log-probabilities name them, with their bytes."""
+    """Texts and bytes of single tokens, as log-probabilities show them."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -57,22 +57,28 @@ class TokenTexts:
         return None if token in self._special else list(self._tokenizer.decode_bytes([token]))
 
 
+def char_offset(data: Sequence[int], num_chars: int) -> tuple[int, int]:
+    """Return in which character the UTF-8 bytes of a token begin after `num_chars` characters, and the new number."""
+    begins = [byte & 0xC0 != 0x80 for byte in data]  # UTF-8's continuation bytes begin no character
+    return max(0, num_chars - (begins[:1] == [False])), num_chars + sum(begins)
+
+
 class ChoiceStream:
     """One answer while it is generated.
 
     Args:
         index: its number among the answers of its request.
-        handle: where its tokens come from.
+        handle: source of its tokens.
         tokenizer: the model's.
         texts: the bytes of its tokens.
-        stop: strings that end it; they are no part of it.
+        stop: strings that end it; the answer does not include them.
 
     Attributes:
         parts: text and tools so far.
-        scored: its scored tokens, where the whole answer was awaited.
-        num_tokens: how many new tokens it took, those of tools included.
+        scored: its scored tokens, filled by `finish`.
+        num_tokens: number of new tokens, including those of tools.
         finish_reason: set when it has ended.
-        prompt_logprobs: of the prompt's tokens, where they were asked for; known with the first delta, or at the end.
+        prompt_logprobs: those of the prompt's tokens, if requested; known with the first delta, or at the end.
     """
 
     def __init__(
@@ -87,19 +93,19 @@ class ChoiceStream:
         self._texts, self._stream = texts, TextStream(tokenizer, stop)
         self._scores = handle.request.logprobs is not None
         self._uncertain: list[ScoredToken] = []
-        self._num_read = self._num_given = 0  # bytes
+        self._num_read = self._num_yielded = 0  # bytes
         self._num_chars = 0  # of text
 
     async def deltas(self) -> AsyncGenerator[ChoiceDelta, None]:
-        """Yield the answer as it becomes certain; where it is left early, its row is freed.
+        """Yield the answer as it becomes certain; if the iteration stops early, its row is freed.
 
         Raises:
-            ApiError: it did not end well.
+            ApiError: the generation failed.
         """
         try:
             async for event in self.handle:
                 parts = self._take(event)
-                if event.completion is not None:  # the last event: what was held back has become certain
+                if event.completion is not None:  # the last event: the held-back text has become certain
                     parts += self._stream.finish()
                     self.finish_reason = "length" if event.completion.stop_token is None else "stop"
                 if self._stream.stopped:
@@ -119,7 +125,7 @@ class ChoiceStream:
         """Wait for the whole answer.
 
         Raises:
-            ApiError: it did not end well.
+            ApiError: the generation failed.
         """
         async for delta in self.deltas():
             self.scored += delta.scored
@@ -134,31 +140,31 @@ class ChoiceStream:
         return None if isinstance(content, str) else [PartBody.model_validate(part) for part in content]
 
     def _take(self, event: Event) -> list[ContentPart]:
-        """Push an event's token into the text, and note its score and where it stands."""
+        """Push an event's token into the text, and record its score and position."""
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
         request, ended = self.handle.request, event.completion
         if event.token is None:
             if request.prompt_logprobs is not None and event.logprobs and ended:
-                # who scores texts counts one token of the model's own behind them, whatever it is
+                # clients that score texts expect one generated token after them, whichever it is
                 assert ended.stop_token is not None
                 self._uncertain.append(ScoredToken(ended.stop_token, self._num_read, self._num_chars, event.logprobs))
             return []
         self.num_tokens += 1
         if self._scores:
             data = self._texts.bytes(event.token) or ()
-            begun = [byte & 0xC0 != 0x80 for byte in data]  # else it goes on with a character
+            offset, num_chars = char_offset(data, self._num_chars)
             if event.logprobs is not None:
-                offset = max(0, self._num_chars - (begun[:1] == [False]))
                 self._uncertain.append(ScoredToken(event.token, self._num_read, offset, event.logprobs))
             self._num_read += len(data)
-            self._num_chars += sum(begun) if self._stream.kind == "text" else 0
+            if self._stream.kind == "text":
+                self._num_chars = num_chars
         return self._stream.push(event.token, event.sampled)
 
     def _certain(self, parts: Sequence[ContentPart], ended: bool) -> list[ScoredToken]:
-        """Return the scores of what was given out: a stop string is no part of the answer, nor are its tokens."""
-        self._num_given += sum(len(text.encode()) for _, text in parts)
+        """Return the scores of the tokens in `parts`; the tokens of a stop string do not belong to the answer."""
+        self._num_yielded += sum(len(text.encode()) for _, text in parts)
         everything = ended and not self._stream.stopped
-        certain = [entry for entry in self._uncertain if everything or entry.start < self._num_given]
+        certain = [entry for entry in self._uncertain if everything or entry.start < self._num_yielded]
         self._uncertain = self._uncertain[len(certain) :]
         return certain
 
@@ -167,11 +173,11 @@ class Generation:
     """The answers to one HTTP request while they are generated.
 
     Args:
-        model: its id.
+        model: id of the model.
         choices: one for each answer.
-        num_prompt_tokens: each prompt counted once.
+        num_prompt_tokens: each prompt counts once.
         record: the request's line in the log.
-        kind: the first letters of the answer's id.
+        kind: prefix of the answer's id.
     """
 
     def __init__(
@@ -183,7 +189,7 @@ class Generation:
             "created": int(time.time()),
             "model": model,
         }
-        """What the answer and all of its chunks begin with."""
+        """The first fields of the answer and of all its chunks."""
         self._record = record
         record.model, record.prompt_tokens = model, num_prompt_tokens
 
@@ -196,14 +202,14 @@ class Generation:
         """Wait for all answers.
 
         Raises:
-            ApiError: one of them did not end well; the others are ended too.
+            ApiError: one of them failed; the others are ended too.
         """
         async with self.recorded():
             await asyncio.gather(*(choice.finish() for choice in self.choices))
 
     @asynccontextmanager
     async def recorded(self) -> AsyncIterator[None]:
-        """Free all rows at the end of the block, and record what they yielded."""
+        """Free all rows at the end of the block, and record the token counts and times."""
         try:
             yield
         finally:
@@ -217,10 +223,10 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[tuple[ChoiceStream, ChoiceDelta | None], None]:
         """Yield the deltas of all answers as they come, and None at the end of each.
 
-        No delta is asked for before the last one was taken, so that a slow reader does not fill the memory.
+        A delta is computed only after the last one was taken, so that a slow reader does not fill the memory.
 
         Raises:
-            ApiError: one of them did not end well; the others are ended too.
+            ApiError: one of them failed; the others are ended too.
         """
         if len(self.choices) == 1:
             (choice,) = self.choices
@@ -229,22 +235,22 @@ class Generation:
                     yield choice, delta
             yield choice, None
             return
-        news: asyncio.Queue[tuple[ChoiceStream, ChoiceDelta | Exception | None]] = asyncio.Queue(maxsize=1)
+        queue: asyncio.Queue[tuple[ChoiceStream, ChoiceDelta | Exception | None]] = asyncio.Queue(maxsize=1)
 
         async def forward(choice: ChoiceStream) -> None:
             try:
                 async for delta in choice.deltas():
-                    await news.put((choice, delta))
-            except Exception as error:  # raised where somebody listens
-                await news.put((choice, error))
+                    await queue.put((choice, delta))
+            except Exception as error:  # raised by the reader below
+                await queue.put((choice, error))
             else:
-                await news.put((choice, None))
+                await queue.put((choice, None))
 
         tasks = [asyncio.ensure_future(forward(choice)) for choice in self.choices]
         try:
             running = len(tasks)
             while running:
-                choice, item = await news.get()
+                choice, item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
                 running -= item is None

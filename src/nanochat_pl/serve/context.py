@@ -1,16 +1,16 @@
-"""From a conversation as clients send it to the tokens that a model reads, within a context of limited length.
+"""The tokens that a model reads of a client's conversation, within a context of limited length.
 
-A model has seen one system message in front, then turns that begin with the user's. Clients send more than that, and
-OpenAI's API answers all of it, so each further form has one rule (`take_turns`):
+In training a model has seen at most one system message, then turns that begin with the user's. Clients send other
+forms too, and OpenAI's API accepts them all, so each of them has one rule (`take_turns`):
 
-- System messages before the first turn become one. A later one is read as the user's words, in its place.
+- System messages before the first turn become one. A later one becomes a message of the user in its place.
 - Neighbouring messages of one role become one message, with an empty line between them. Neighbouring texts of one
-  message are one text.
-- Where the assistant begins, an empty message of the user's stands before it.
-- A last message of the assistant's is not answered but continued.
+  message become one text.
+- If the assistant begins, an empty message of the user is put before it.
+- If the assistant's message is the last, it is continued.
 
-What does not fit is left out (`fit`): the oldest turns first, a question together with its answer, so that what is left
-is still a conversation; the system message stays. `FittedPrompt.dropped` and `.truncated` say how much went.
+If the conversation does not fit, `fit` drops the oldest turns first, a question together with its answer, so that a
+conversation remains; the system message stays. `FittedPrompt.dropped` and `.truncated` tell how much was dropped.
 """
 
 import sys
@@ -25,7 +25,7 @@ __all__ = ["ContextFull", "FittedPrompt", "Message", "fit", "fit_text", "take_tu
 
 Message = Mapping[str, Any]
 BETWEEN = "\n\n"
-"""Stands between joined messages, as `Tokenizer.render_conversation` joins a system message with the user's first."""
+"""Separates joined messages, as `Tokenizer.render_conversation` joins a system message with the user's first."""
 
 
 class ContextFull(ValueError):
@@ -34,25 +34,25 @@ class ContextFull(ValueError):
 
 @dataclass(frozen=True)
 class FittedPrompt:
-    """What a model reads before it answers."""
+    """The tokens that a model reads before it answers."""
 
     ids: list[int]
-    """From `<|bos|>` to `<|assistant_start|>`, and on to the end of an answer that is continued; or those of a text."""
+    """From `<|bos|>` to `<|assistant_start|>`, or to the end of an answer that is continued; or the ids of a text."""
     dropped: int = 0
-    """How many messages were left out at the front."""
+    """How many of the first messages were dropped."""
     truncated: bool = False
     """Whether the last message (or the plain text) lost its beginning."""
 
 
 def take_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a conversation as models know it: at most one system message, then user and assistant by turns.
+    """Return a conversation in the form of training: at most one system message, then user and assistant by turns.
 
     Args:
-        messages: one or more, with `role` system, user or assistant; `content` is text, or of an assistant a list of
-            parts.
+        messages: one or more, with `role` system, user or assistant; `content` is text, or for an assistant also a
+            list of parts.
 
     Returns:
-        New messages; a conversation that is by turns already is equal to its result.
+        New messages; they equal the old ones if these are by turns already.
     """
     system: list[str] = []
     turns: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def take_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if turns and turns[0]["role"] == "assistant":
         turns.insert(0, {"role": "user", "content": ""})
     head = BETWEEN.join(filter(None, system))
-    if not turns:  # nothing but system messages: they are what is asked
+    if not turns:  # nothing but system messages: they are the question
         return [{"role": "user", "content": head}]
     return [*([{"role": "system", "content": head}] if head else []), *turns]
 
@@ -84,22 +84,22 @@ def fit(
     max_new_tokens: int,
     policy: Policy = "drop",
 ) -> FittedPrompt:
-    """Render a conversation for its next answer so that the answer has room.
+    """Render a conversation for its next answer, and leave room for that answer.
 
-    Room is kept for `max_new_tokens`, or for a quarter of the context where that is less.
+    The room is `max_new_tokens`, or a quarter of the context if that is less.
 
     Args:
-        messages: an optional system message, then user and assistant by turns. Where the last is the assistant's, the
-            answer goes on from its end.
+        messages: an optional system message, then user and assistant by turns. If the last is the assistant's, the
+            answer continues it.
         tokenizer: the model's.
-        sequence_len: how many tokens its context has.
-        max_new_tokens: the longest answer that is wanted.
-        policy: `drop` leaves the oldest turns out, and cuts a last message that does not fit by itself at its front;
+        sequence_len: number of tokens in its context.
+        max_new_tokens: the longest answer.
+        policy: `drop` drops the oldest turns, and cuts the beginning of a last message that does not fit by itself;
             `refuse` raises instead.
 
     Raises:
-        ContextFull: under `refuse` when not all of it fits; under `drop` when the system message alone leaves no room.
-        ValueError: for roles or contents that are not as above, naming the message.
+        ContextFull: under `refuse` if not all of it fits; under `drop` if the system message alone leaves no room.
+        ValueError: roles or contents are not as above; the error names the message.
     """
     budget = _budget(sequence_len, max_new_tokens, policy)
     ids = _opened(messages, tokenizer)  # also checks every message
@@ -130,10 +130,10 @@ def fit(
 def fit_text(
     text: str, tokenizer: Tokenizer, sequence_len: int, max_new_tokens: int, policy: Policy = "drop"
 ) -> FittedPrompt:
-    """Encode plain text to be continued; as `fit`, but without turns.
+    """Encode plain text to be continued; like `fit`, but without turns.
 
     Raises:
-        ContextFull: under `refuse` when it does not fit.
+        ContextFull: under `refuse` if it does not fit.
     """
     budget = _budget(sequence_len, max_new_tokens, policy)
     ids = tokenizer.encode(text)
@@ -162,7 +162,7 @@ def _rendered(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
 
 
 def _opened(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Render a conversation up to where its answer begins or goes on."""
+    """Render a conversation up to the position where its answer begins or continues."""
     ids = _rendered(messages, tokenizer)
     if messages[-1]["role"] == "assistant":
         return ids[:-1]  # without <|assistant_end|>
@@ -177,7 +177,7 @@ def _cut(
     sequence_len: int,
     budget: int,
 ) -> FittedPrompt:
-    """Keep the system message and the end of the last turn: of the user's message, and of an answer to be continued."""
+    """Keep the system message and the end of the last turn, which is a question and perhaps an answer to continue."""
     head = [tokenizer.bos_id, tokenizer.special_id("<|user_start|>")]
     if system:  # as `render_conversation` joins it to the user's first message
         head += tokenizer.encode(f"{system[0]['content']}\n\n")
@@ -215,7 +215,7 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 def _runs(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Join texts behind each other: cut apart they would be other tokens."""
+    """Join neighbouring texts, since separate ones would be other tokens."""
     runs: list[Any] = []
     for part in parts:
         if part["type"] == "text" and runs and runs[-1]["type"] == "text":

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`, whatever went wrong."""
+"""Errors in OpenAI's form, `{"error": {"message", "type", "param", "code"}}`, for all that can go wrong."""
 
 import http
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from nanochat_pl.serve.responses import ErrorBody
 __all__ = ["ApiError", "ClientGone", "add_error_handlers", "error_of_end", "error_response"]
 
 CLIENT_GONE = 499
-"""Status in the log of a request whose client went away; nobody reads it."""
+"""Status that the log shows for a request whose client disconnected."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _KINDS = {  # pydantic's error type -> OpenAI's code
@@ -26,14 +26,14 @@ _KINDS = {  # pydantic's error type -> OpenAI's code
 
 
 class ApiError(Exception):
-    """What a client is told.
+    """An error that is sent to the client.
 
     Args:
         status: HTTP status.
         message: what is wrong, what was expected, what to do.
         param: the field of the request that is at fault.
         code: a short name for programs.
-        headers: sent with the answer.
+        headers: headers of the response.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """Return the answer's body."""
+        """Return the body of the response."""
         kind = "invalid_request_error"
         if self.status >= 500:
             kind = "timeout_error" if self.status == 504 else "server_error"
@@ -61,16 +61,16 @@ class ApiError(Exception):
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected and no longer waits for the answer."""
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """Make the answer of an error."""
+    """Make the response for an error."""
     return JSONResponse(error.body(), error.status, error.headers)
 
 
 def error_of_end(handle: GenerationHandle) -> ApiError | None:
-    """Return what a client is told of a request's end; None where it ended well."""
+    """Return the error that a client gets for a request's end; None if the request succeeded."""
     # openai's clients repeat requests that failed on the server's side, unless told not to
     no_retry = {"x-should-retry": "false"}
     match handle.end:
@@ -91,12 +91,12 @@ def error_of_end(handle: GenerationHandle) -> ApiError | None:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give all errors of an application OpenAI's form."""
+    """Send all errors of an application in OpenAI's form."""
 
     def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, ClientGone):
             return Response(status_code=CLIENT_GONE)
-        client_error, logged = _told(error, request)
+        client_error, logged = _to_api_error(error, request)
         # by name, since the middleware, whose record it is, imports this module
         if (record := request.scope.get("nanochat_pl.record")) is not None:
             record.refuse(client_error, logged)
@@ -106,8 +106,8 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def _told(error: Exception, request: Request) -> tuple[ApiError, str | None]:
-    """Return what a client is told of an error, and the message for the log where it must not be the client's."""
+def _to_api_error(error: Exception, request: Request) -> tuple[ApiError, str | None]:
+    """Return the client's form of an error, and the message for the log if it must differ from the client's."""
     match error:
         case QueueFull():
             wait = {"Retry-After": str(error.retry_after_s)}
@@ -115,14 +115,14 @@ def _told(error: Exception, request: Request) -> tuple[ApiError, str | None]:
         case WorkerClosed():
             return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}), None
         case RequestValidationError():
-            return _of_validation(error.errors()), None
-        case HTTPException(status_code=400):  # FastAPI's reader gave up: bytes that are no text, depth, digits
+            return _from_validation(error.errors()), None
+        case HTTPException(status_code=400):  # FastAPI could not parse it: no UTF-8, too deep, too many digits
             why = "the body cannot be read as JSON: it must be UTF-8, nested less deep, with shorter numbers"
             return ApiError(400, why, code="invalid_json"), None
         case HTTPException():
             status, message = error.status_code, str(error.detail)
             is_plain = message == http.HTTPStatus(status).phrase
-            path = f": {request.method} {request.url.path}" * is_plain  # may hold what somebody typed: not for the log
+            path = f": {request.method} {request.url.path}" * is_plain  # not for the log: it may hold a user's words
             return ApiError(status, message + path, code=_CODES.get(status), headers=error.headers), message
     assert isinstance(error, ApiError)
     return error, None
@@ -153,13 +153,13 @@ _SAYS = {  # pydantic's error type -> what a value must be, with the names of it
 _FORMS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
-def _of_validation(errors: Sequence[Any]) -> ApiError:
-    """Return the first error of a body, in this server's own words."""
+def _from_validation(errors: Sequence[Any]) -> ApiError:
+    """Return the first error of a body, in this server's words."""
     first = errors[0]
     place = [part for part in first["loc"] if part != "body"]
     kind, param = str(first["type"]), _path(place)
     if kind == "json_invalid":
-        # the parser's own sentence is left out, and its place kept
+        # keep the parser's position, but not its sentence
         where = next((f", at character {part}" for part in first["loc"] if isinstance(part, int)), "")
         return ApiError(400, f"the body is no JSON{where}", code=_KINDS[kind])
     if kind == "unsupported_parameter":
@@ -186,7 +186,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _found(error: Mapping[str, Any]) -> str:
-    """Show the value that is at fault; of text and containers only the kind, since logs hold nobody's words."""
+    """Describe the value that is at fault; text and containers only by kind, since logs hold no user's words."""
     value, kind = error["input"], error["type"]
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
@@ -200,7 +200,7 @@ def _found(error: Mapping[str, Any]) -> str:
 
 
 def _path(place: Sequence[Any]) -> str:
-    """Write (messages, 0, role) as messages[0].role; names of a field's forms begin with # and are left out."""
+    """Format (messages, 0, role) as messages[0].role; names that begin with # are forms of a field and are skipped."""
     path = ""
     for part in place:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""A request that is being generated: what its owner holds, and how the worker reports to them through it."""
+"""The handle of a request that is being generated, through which the worker reports to the request's owner."""
 
 import asyncio
 import contextlib
@@ -13,10 +13,10 @@ __all__ = ["EndReason", "GenerationHandle", "QueueFull", "WorkerClosed", "delive
 
 
 class QueueFull(RuntimeError):
-    """No more requests may wait.
+    """The queue has no room for more requests.
 
     Attributes:
-        retry_after_s: whole seconds until there is likely room.
+        retry_after_s: whole seconds until there is probably room.
     """
 
     def __init__(self, message: str, retry_after_s: int):
@@ -25,7 +25,7 @@ class QueueFull(RuntimeError):
 
 
 class WorkerClosed(RuntimeError):
-    """The worker takes no more requests, since it is being shut down."""
+    """The worker takes no more requests because it is shutting down."""
 
 
 class EndReason(StrEnum):
@@ -34,32 +34,32 @@ class EndReason(StrEnum):
     stop = "stop"
     """The model wrote a stop token."""
     length = "length"
-    """`max_new_tokens`, or the end of the context."""
+    """It reached `max_new_tokens` or the end of the context."""
     cancelled = "cancelled"
-    """Nobody wants the rest."""
+    """Its owner cancelled it."""
     expired = "expired"
-    """Its time was up."""
+    """It reached its time limit."""
     shutdown = "shutdown"
-    """The worker's time was up."""
+    """The worker shut down."""
     refused = "refused"
-    """It asked for what cannot be generated."""
+    """The engine refused it as invalid."""
     fault = "fault"
-    """The engine failed; the message is for whoever runs the server."""
+    """The engine failed; the message is for the operator of the server."""
 
 
 class GenerationHandle:
     """One request while it is generated: iterate over its events with `async for`, or cancel it.
 
-    The iteration stops when the request has ended, however it did; `end` then says why.
+    The iteration stops when the request has ended; `end` then tells why.
 
     Attributes:
-        request: what is generated.
-        client: whose it is.
+        request: the engine's request.
+        client: the client that submitted it.
         deadline: `time.monotonic()` at which it is ended at the latest.
         submitted, entered, first_token, ended: `time.monotonic()` of these moments; None = not yet.
-        end: why it ended; None = it has not. It may be set before the last events were read.
-        message: what went wrong, where something did.
-        events: the events that were not read yet; None stands behind the last one.
+        end: why it ended; None = it has not. It may be set before the last events are read.
+        message: what went wrong, if something did.
+        events: the unread events; None follows the last one.
     """
 
     def __init__(self, request: Request, client: str, deadline: float, cancel: Callable[["GenerationHandle"], None]):
@@ -88,7 +88,7 @@ class GenerationHandle:
             try:
                 event = self.events.get_nowait()
             except queue.Empty:
-                # The loop's own thread sets the event, after what it announces was put: nothing is missed.
+                # The loop's own thread sets the event after the news was put into the queue, so none is missed.
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
@@ -98,14 +98,14 @@ class GenerationHandle:
 
 
 def deliver(news: Sequence[tuple[GenerationHandle, Event | None]]) -> None:
-    """Put events into their handles and wake the readers: each event loop once, not once for each handle."""
+    """Put events into their handles and wake the readers, each event loop only once."""
     loops: dict[asyncio.AbstractEventLoop, list[GenerationHandle]] = {}
     for handle, event in news:
         handle.events.put(event)
         if handle._loop is not None:
             loops.setdefault(handle._loop, []).append(handle)
     for loop, handles in loops.items():
-        with contextlib.suppress(RuntimeError):  # a loop that was closed has no readers
+        with contextlib.suppress(RuntimeError):  # a closed loop has no readers
             loop.call_soon_threadsafe(_wake, handles)
 
 

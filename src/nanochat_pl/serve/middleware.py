@@ -1,4 +1,4 @@
-"""What every request passes before a route: the time of its connection, host, key, size, the log and the metrics."""
+"""The middleware before all routes: time limits of connections, host, API key, size of bodies, log and metrics."""
 
 import asyncio
 import hmac
@@ -37,10 +37,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("nanochat_pl.serve.access")
-"""Gets one line of JSON for each request."""
+"""Logs one line of JSON for each request."""
 
 PROTECTED = ("/v1/", "/chat/", "/stats", "/metrics", "/openapi.json")
-"""Paths that need a key where there is one; the page and /health are open."""
+"""Paths that need an API key if the server has one; the page and /health are open."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _HEADERS = {
@@ -54,32 +54,32 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 @dataclass
 class RequestRecord:
-    """What a request's line in the log says; it is filled in on the way.
+    """A request's line in the log, which the routes fill in.
 
-    Logs never hold what was said, only how long it was.
+    Logs never hold the words of a conversation, only their number.
     """
 
     request_id: str
     client: str
-    """Whose it is, for sharing out rows: the number of its key and its address. Not logged."""
+    """The number of the client's key and its address, by which rows are shared out. Not logged."""
     route: str | None = None
-    """A name, where no route of the API answers; None = the route's pattern."""
+    """A name for requests outside the API's routes; None = the route's pattern."""
     model: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token_s: float | None = None
     error: str | None = None
-    """The code of an error, also of one that came after the status."""
+    """The code of an error, also of one after the status was sent."""
     param: str | None = None
     reason: str | None = None
-    """The field that is at fault, and what is wrong with it; names and numbers only, never what was said."""
+    """The field that is at fault, and what is wrong with it; names and numbers only, never a user's words."""
 
     def refuse(self, error: ApiError, logged: str | None = None) -> None:
-        """Note why a request was not answered.
+        """Record why a request was refused.
 
         Args:
-            error: what the client is told.
-            logged: the message for the log, where it must not be the client's.
+            error: the error that the client gets.
+            logged: the message for the log, if it must differ from the client's.
         """
         self.error, self.param, self.reason = error.code, error.param, (logged or error.message)[:300]
 
@@ -92,9 +92,9 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class Metrics:
-    """Prometheus' metrics of one server: requests are counted here, the workers' own counts are read when asked.
+    """Prometheus metrics of one server: it counts requests, and reads the workers' counts on each scrape.
 
-    The registry is the server's own, so that two servers in a process do not mix.
+    Each server has its own registry, so that two servers in a process do not mix.
     """
 
     def __init__(self, workers: Mapping[str, "Worker"]):
@@ -123,7 +123,7 @@ class Metrics:
 
 
 class _Workers(Collector):
-    """What the workers count themselves."""
+    """The counts of the workers."""
 
     def __init__(self, workers: Mapping[str, "Worker"]):
         self._workers = workers
@@ -160,10 +160,10 @@ class _Workers(Collector):
 
 
 class RequestMiddleware:
-    """What every request passes: host, key, id, body limits, the log and the metrics.
+    """Check host, API key and body of every request, give it an id, and record it in the log and the metrics.
 
-    It is written against ASGI itself, not as a wrapped function of a request: a stream passes through as it is, and a
-    client's leaving reaches whoever generates for it. Only CORS stands outside of it.
+    It implements ASGI itself instead of wrapping a function of a request, so that streams pass through unbuffered and a
+    client's disconnect reaches the generation. Only CORS is outside of it.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics):
@@ -177,12 +177,12 @@ class RequestMiddleware:
         began, headers = time.monotonic(), Headers(scope=scope)
         key = self._key(headers)
         address = scope["client"][0] if scope.get("client") else ""
-        # the client's id is taken where it can do no harm in a log
-        theirs = headers.get("x-request-id", "")
-        request_id = theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
+        # the client's id is used if it is harmless in a log
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _SANE_ID.fullmatch(client_id) else f"req_{uuid.uuid4().hex}"
         record = RequestRecord(request_id, f"{key}@{address}")
         method = scope["method"]
-        # whatever can be got can also be asked for its headers alone
+        # every GET route also answers HEAD
         scope = {**scope, "method": "GET" if method == "HEAD" else method, "nanochat_pl.record": record}
         status: int | None = None
 
@@ -199,7 +199,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            # a request without the header (HTTP/1.0, as of health checks) is no page's
+            # browsers always send the header; health checks over HTTP/1.0 may not
             if self._limits.hosts and "host" in headers and host_name(headers["host"]) not in self._limits.hosts:
                 raise ApiError(
                     421,
@@ -217,23 +217,23 @@ class RequestMiddleware:
             log.exception("request %s failed", record.request_id)
             record.error = "internal"
             if status is not None:
-                raise  # the answer is under way: only breaking it off says that it is not whole
+                raise  # the response has begun: only breaking it off shows that it is incomplete
             fault = ApiError(500, "a fault of the server; its log says more, under the request's id", code="internal")
             await error_response(fault)(scope, receive, sending)
         finally:
-            self._note(method, scope, record, status or CLIENT_GONE, time.monotonic() - began)
+            self._log(method, scope, record, status or CLIENT_GONE, time.monotonic() - began)
 
     def _key(self, headers: Headers) -> int | None:
-        """Return the number of the key that a request bears, 0 where none is needed, or None for a wrong one."""
+        """Return the number of a request's API key, 0 if none is needed, or None if it is missing or wrong."""
         if not self._keys:
             return 0
         scheme, _, sent = headers.get("authorization", "").partition(" ")
-        # every key is compared, each in constant time: how long it takes tells nothing
-        fits = [hmac.compare_digest(sent.strip().encode(), key) for key in self._keys]
-        return fits.index(True) if scheme.lower() == "bearer" and any(fits) else None
+        # compare all keys, each in constant time, so that the duration reveals nothing
+        matches = [hmac.compare_digest(sent.strip().encode(), key) for key in self._keys]
+        return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
-    def _note(self, method: str, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
-        # the route's pattern, not the path: paths are endless, and may hold what somebody typed
+    def _log(self, method: str, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        # the route's pattern, not the path: paths are unlimited in number, and may hold a user's words
         route = record.route or getattr(scope.get("route"), "path", None) or "other"
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -258,13 +258,13 @@ class RequestMiddleware:
 
 
 def _is_protected(scope: Scope) -> bool:
-    """Say whether a path needs the key, also below the place where the application is mounted in another one."""
+    """Return whether a path needs an API key, also if the application is mounted in another one."""
     path = scope["path"]
     return path.startswith(PROTECTED) or path.removeprefix(scope.get("root_path", "")).startswith(PROTECTED)
 
 
 def _no_key(is_wrong: bool) -> ApiError:
-    """Tell a wrong key from none."""
+    """Return the error about a wrong or missing API key."""
     send = "send the header Authorization: Bearer <key>"
     return ApiError(
         401,
@@ -278,10 +278,10 @@ _ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress
 
 
 def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
-    """Refuse a body that is compressed or longer than allowed, announced or not, or does not come."""
+    """Refuse a body that is compressed, longer than allowed (announced or not), or stalled."""
     encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
     if encoding not in ("", "identity"):
-        # a name that is none may hold what somebody typed: not for the log
+        # an unknown name is not for the log: it may hold a user's words
         known = all(part.strip() in _ENCODINGS for part in encoding.split(","))
         shown = f"Content-Encoding: {encoding}" if known and len(encoding) < 40 else "an unknown Content-Encoding"
         raise ApiError(
@@ -301,7 +301,7 @@ def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
 
     async def receiving() -> Message:
         nonlocal seen, complete
-        if complete:  # what comes now is that the client has left
+        if complete:  # the next message is the client's disconnect
             return await receive()
         try:
             async with asyncio.timeout(limits.stalled_client_s):
@@ -319,9 +319,9 @@ def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
 
 
 def host_name(host: str) -> str:
-    """Return the name in a header `Host` as it is compared; empty for what is no name.
+    """Return the normalized name in a header `Host`; empty if it holds no name.
 
-    The port is left out, letters are small, the dot that may end a name is gone, and an IPv6 address is short.
+    The port and a final dot are removed, letters are lower case, and an IPv6 address is in its short form.
     """
     found = _HOST.fullmatch(host.lower())
     if found is None:
@@ -336,7 +336,7 @@ def host_name(host: str) -> str:
 
 
 def _answer(status: str, error: ApiError) -> bytes:
-    """Write a whole answer, for where no application is asked."""
+    """Return the bytes of a whole response, for errors that arise before the application is called."""
     body = error_response(error).body
     head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + bytes(body)
@@ -349,12 +349,12 @@ _NO_REQUEST = _answer("400 Bad Request", ApiError(400, "this is no request of HT
 def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
     """Make uvicorn's HTTP protocol with a limit on the time that a request's head may take.
 
-    By itself uvicorn waits for the end of a request's head for ever. The time runs from the connection, and after an
-    answer from the first byte of the next request; it is not prolonged by what trickles in. How long a connection may
-    be idle after an answer is uvicorn's `timeout_keep_alive`, how long a body may take `Limits.stalled_client_s`.
+    By itself uvicorn waits for the end of a request's head for ever. The time runs from the connection, and after a
+    response from the first byte of the next request; further bytes do not prolong it. uvicorn's `timeout_keep_alive`
+    limits how long a connection may be idle after a response, `Limits.stalled_client_s` how long a body may take.
 
     Args:
-        seconds: until a connection without a whole head is answered with status 408 and closed.
+        seconds: time after which a connection without a whole head gets status 408 and is closed.
 
     Returns:
         A class for `uvicorn.Config(http=...)`.
@@ -362,36 +362,36 @@ def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen when uvicorn is imported
-        _waiting: asyncio.TimerHandle | None = None
+        _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._await_head()
+            self._start_timer()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._await_head()
+            self._start_timer()
 
         def connection_lost(self, error: Exception | None) -> None:
-            self._forget()
+            self._stop_timer()
             super().connection_lost(error)
 
         def send_400_response(self, msg: str) -> None:
-            """Answer what is no HTTP request in the form of all errors."""
+            """Send the error about an invalid HTTP request in the form of all errors."""
             self.transport.write(_NO_REQUEST)
             self.transport.close()
 
-        def _await_head(self) -> None:
-            """Let the time run while no request is being answered."""
+        def _start_timer(self) -> None:
+            """Let the time run unless a request is being answered."""
             if self.cycle is not None and not self.cycle.response_complete:
-                self._forget()
-            elif self._waiting is None:
-                self._waiting = self.loop.call_later(seconds, self._close)
+                self._stop_timer()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(seconds, self._close)
 
-        def _forget(self) -> None:
-            if self._waiting is not None:
-                self._waiting.cancel()
-                self._waiting = None
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
         def _close(self) -> None:
             if not self.transport.is_closing():

@@ -1,6 +1,6 @@
 """The routes of nanochat's own server (chat_web, 2025-11), so that its page and scripts work here, and the metrics.
 
-Differs: errors have OpenAI's form here too; a conversation that is too long loses its oldest turns.
+Differs: errors have OpenAI's form, and a conversation that is too long loses its oldest turns.
 """
 
 import time
@@ -14,28 +14,24 @@ from fastapi.responses import JSONResponse, Response
 from nanochat_pl.serve.api import ERRORS, fit_prompt
 from nanochat_pl.serve.choices import Generation
 from nanochat_pl.serve.context import fit, take_turns
-from nanochat_pl.serve.schema import OriginalBody, SamplingBody
+from nanochat_pl.serve.schema import NanochatBody, SamplingBody
 from nanochat_pl.serve.server import Server
 from nanochat_pl.serve.streams import EventStream, event
+from nanochat_pl.tokenizer import CONTENT_PARTS
 
 __all__ = ["nanochat_routes"]
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of /metrics."""
-_AROUND = {
-    "python": ("<|python_start|>", "<|python_end|>"),
-    "python_output": ("<|output_start|>", "<|output_end|>"),
-    "text": ("", ""),
-}
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Content type of Prometheus' text format."""
 
 
 def nanochat_routes(server: Server) -> APIRouter:
-    """Make `POST /chat/completions`, `/health`, `/stats`; and `/metrics`."""
+    """Make the routes `POST /chat/completions`, `/health`, `/stats` and `/metrics`."""
     router = APIRouter()
 
-    @router.post("/chat/completions", response_model=None, responses=ERRORS, name="original chat")
-    async def chat(body: OriginalBody, request: Request) -> Response:
-        """Answer with the first model, token by token: `{"token": "…", "gpu": 0}` …, at last `{"done": true}`."""
+    @router.post("/chat/completions", response_model=None, responses=ERRORS, name="nanochat chat")
+    async def chat(body: NanochatBody, request: Request) -> Response:
+        """Stream the first model's answer as events `{"token": "…", "gpu": 0}`, followed by `{"done": true}`."""
         served = server.model(None)
         server.check_messages([message.content for message in body.messages])
         max_tokens = server.max_tokens({"max_tokens": body.max_tokens}, 512)
@@ -51,7 +47,7 @@ def nanochat_routes(server: Server) -> APIRouter:
 
     @router.get("/health", responses=ERRORS)
     async def health() -> JSONResponse:
-        """Say whether requests are taken: 200, or 503 while the server is shut down."""
+        """Return whether the server takes requests: status 200, or 503 while it shuts down."""
         states = [served.worker.state() for served in server.models.values()]
         ready = not server.draining and all(state.alive for state in states)
         body = {
@@ -64,7 +60,7 @@ def nanochat_routes(server: Server) -> APIRouter:
 
     @router.get("/stats", responses=ERRORS)
     async def stats() -> dict[str, Any]:
-        """Say what is being done; a worker is a model, available while it has a free row."""
+        """Return the load of each worker; there is one a model, and it is available while it has a free row."""
         states = {served.id: served.worker.state() for served in server.models.values()}
         busy = sum(state.active >= state.batch_size for state in states.values())
         return {
@@ -78,8 +74,8 @@ def nanochat_routes(server: Server) -> APIRouter:
 
     @router.get("/metrics", responses=ERRORS, response_class=Response)
     async def metrics() -> Response:
-        """Give the figures in Prometheus' text format."""
-        return Response(server.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        """Return the metrics in Prometheus' text format."""
+        return Response(server.metrics.text(), headers={"Content-Type": METRICS_CONTENT_TYPE})
 
     return router
 
@@ -95,6 +91,6 @@ async def _events(generation: Generation, gpu: int) -> AsyncGenerator[str, None]
     async with generation.recorded():
         async for _, delta in generation.deltas():
             for kind, text in delta.parts if delta else ():
-                before, after = _AROUND[kind]
-                yield event({"token": f"{before}{text}{after}", "gpu": gpu})
+                before, after, _ = CONTENT_PARTS[kind]
+                yield event({"token": f"{before or ''}{text}{after or ''}", "gpu": gpu})
         yield event({"done": True})

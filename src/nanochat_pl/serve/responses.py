@@ -1,7 +1,7 @@
-"""What is answered over HTTP: OpenAI's answers, with a few extensions.
+"""The bodies of HTTP responses: OpenAI's, with a few extensions.
 
-The bodies and their description (/openapi.json) are both made from these models. Fields with a default are those that
-may be missing: they are not sent where they are not set or say nothing.
+Both the bodies and their description (/openapi.json) are made from these models. Fields with a default may be missing:
+they are left out where they are not set or equal their default.
 """
 
 from typing import Any, Literal
@@ -16,20 +16,20 @@ FinishReason = Literal["stop", "length"]
 
 
 def _maybe(default: Any = None) -> Any:
-    """Declare a field that is sent only where it says something."""
+    """Declare a field that is sent only where it differs from its default."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
 class _Sent(BaseModel):
-    """An object of an answer."""
+    """An object of a response."""
 
     def sent(self) -> dict[str, Any]:
-        """Return the object as it is sent."""
+        """Return the object as JSON types."""
         return self.model_dump(exclude_unset=True)
 
 
 class _Envelope(_Sent):
-    """What is around the choices, whole or in chunks."""
+    """The fields around the choices, in a whole answer or a chunk."""
 
     id: str
     object: str
@@ -39,7 +39,7 @@ class _Envelope(_Sent):
 
 
 class Usage(_Sent):
-    """Tokens of a request; those a tool wrote are among the completion's."""
+    """Token counts of a request; `completion_tokens` includes those that a tool wrote."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -47,7 +47,7 @@ class Usage(_Sent):
 
 
 class TopLogprob(_Sent):
-    """A token that could have stood in a place."""
+    """A token that was possible at a position."""
 
     token: str
     logprob: float
@@ -55,23 +55,23 @@ class TopLogprob(_Sent):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer with its rivals; natural logarithms, before temperature and restrictions."""
+    """A token of the answer with its alternatives; natural logarithms, before temperature and restrictions."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(_Sent):
-    """Of a chat's answer; tokens that a tool wrote have none."""
+    """Log-probabilities of a chat's answer; tokens that a tool wrote have none."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
 class TextLogprobs(_Sent):
-    """Of a completion; `text_offset` counts characters of its text.
+    """Log-probabilities of a completion; `text_offset` counts characters of its text.
 
-    With `echo` the prompt's tokens come first. null = a first token of a prompt of ids, which nothing stands before; a
-    prompt of text begins behind the beginning-of-text token, so its first token has a probability too.
+    With `echo` the prompt's tokens come first. The first token of a prompt of ids has null, since nothing precedes it;
+    a prompt of text follows the beginning-of-text token, so its first token has a probability too.
     """
 
     tokens: list[str]
@@ -84,7 +84,7 @@ class TextLogprobs(_Sent):
 
 
 class AnswerMessage(_Sent):
-    """What the assistant said."""
+    """The assistant's message."""
 
     role: Literal["assistant"]
     content: str
@@ -101,11 +101,11 @@ class ChatChoice(_Sent):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     truncated: bool = _maybe(False)
-    """Whether the last message lost its beginning, since it does not fit by itself (context=drop)."""
+    """Whether the last message lost its beginning because it does not fit by itself (context=drop)."""
 
 
 class ChatCompletion(_Envelope):
-    """The whole answer to a chat's request."""
+    """The whole answer to a chat request."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
@@ -127,7 +127,7 @@ class TextChoice(_Sent):
 
 
 class TextCompletion(_Envelope):
-    """The whole answer to a completion's request."""
+    """The whole answer to a completion request."""
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
@@ -135,12 +135,12 @@ class TextCompletion(_Envelope):
 
 
 class ChatDelta(_Sent):
-    """What a chunk adds to an answer."""
+    """The text that a chunk adds to an answer."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
     part: PartBody | None = _maybe()
-    """What a tool was given or gave back."""
+    """Input or output of a tool."""
 
 
 class ChatChunkChoice(_Sent):
@@ -151,7 +151,7 @@ class ChatChunkChoice(_Sent):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     truncated: bool = _maybe(False)
-    """As in `ChatChoice`, in the first chunk of the choice."""
+    """See `ChatChoice`; sent in the first chunk of the choice."""
 
 
 class ChatChunk(_Envelope):
@@ -160,9 +160,9 @@ class ChatChunk(_Envelope):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
-    """In the last chunk, where `stream_options` ask for it."""
+    """Sent in the last chunk if `stream_options` ask for it."""
     dropped_messages: int = _maybe(0)
-    """As in `ChatCompletion`, in the first chunk."""
+    """See `ChatCompletion`; sent in the first chunk."""
 
 
 class TextChunkChoice(_Sent):
@@ -171,11 +171,11 @@ class TextChunkChoice(_Sent):
     index: int
     text: str
     part: PartBody | None = _maybe()
-    """What a tool was given or gave back."""
+    """Input or output of a tool."""
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
     truncated: bool = _maybe(False)
-    """As in `TextChoice`, in the first chunk of the choice."""
+    """See `TextChoice`; sent in the first chunk of the choice."""
 
 
 class TextChunk(_Envelope):
@@ -184,18 +184,18 @@ class TextChunk(_Envelope):
     object: Literal["text_completion"]
     choices: list[TextChunkChoice]
     usage: Usage | None = None
-    """In the last chunk, where `stream_options` ask for it."""
+    """Sent in the last chunk if `stream_options` ask for it."""
 
 
 class Suggestion(BaseModel):
-    """What a model may be asked for a beginning."""
+    """A question that the page offers to begin with."""
 
     topic: str
     title: str
     """Its first line."""
     text: str
     system: str | None = None
-    """System message it is asked with; null = none."""
+    """System message of the question; null = none."""
 
 
 class ModelCard(BaseModel):
@@ -210,7 +210,7 @@ class ModelCard(BaseModel):
     context_length: int
     """Tokens."""
     suggestions: list[Suggestion] = []
-    """For the page; none where nothing is known of what the model learned."""
+    """Questions for the page; empty where nothing is known about what the model learned."""
 
 
 class ModelList(BaseModel):
@@ -228,6 +228,6 @@ class _Error(_Sent):
 
 
 class ErrorBody(_Sent):
-    """Every answer but a good one."""
+    """The body of every response that is not a success."""
 
     error: _Error

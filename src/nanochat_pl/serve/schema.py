@@ -1,11 +1,11 @@
-"""What may be asked over HTTP: OpenAI's requests, with a few extensions.
+"""The bodies of HTTP requests: OpenAI's, with a few extensions.
 
 A setting that cannot take effect is an error. Unknown fields are refused, and so are fields that OpenAI and
-other servers know but this one does not support, unless their value is the one that changes nothing. Labels are
-accepted. Extensions: `top_k`, `min_p`, `repetition_penalty`, `context`, and an assistant's `parts`, which tell its
-text from its use of tools.
+other servers know but this one does not support, unless their value changes nothing. Labels are accepted. The
+extensions are `top_k`, `min_p`, `repetition_penalty`, `context`, and an assistant's `parts`, which separate its text
+from its use of tools.
 
-Where a field has several forms, the type of the value says which one was meant, and errors speak of that form alone.
+Where a field has several forms, the type of the value selects one, and errors mention that form alone.
 """
 
 import math
@@ -17,8 +17,9 @@ from pydantic_core import PydanticCustomError
 
 from nanochat_pl.requests import RANGES, Request
 from nanochat_pl.serve.settings import Policy
+from nanochat_pl.serve.text import PartType
 
-__all__ = ["ChatBody", "CompletionBody", "MessageBody", "OriginalBody", "PartBody", "SamplingBody"]
+__all__ = ["ChatBody", "CompletionBody", "MessageBody", "NanochatBody", "PartBody", "SamplingBody"]
 
 Role = Literal["system", "developer", "user", "assistant"]
 Text = Annotated[str, Field(min_length=1)]
@@ -26,12 +27,12 @@ Ids = list[Annotated[int, Field(ge=0)]]
 
 
 def unsupported(param: str, says: str) -> PydanticCustomError:
-    """Make the error of one field; clients read the field's name followed by `says`."""
+    """Make the error about one field; clients read the field's name followed by `says`."""
     return PydanticCustomError("unsupported_parameter", "{says}", {"param": param, "says": says})
 
 
 def _within(setting: str, **narrower: Any) -> Any:
-    """Declare a field that may be left out, with the range that the engine gives this setting."""
+    """Declare an optional field with the range that the engine gives this setting."""
     allowed = RANGES[setting]
     bounds: dict[str, Any] = {"gt" if allowed.above else "ge": allowed.low}
     if allowed.high < math.inf:
@@ -40,13 +41,13 @@ def _within(setting: str, **narrower: Any) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    """Tell whether a value asks for nothing: null, or a list or an object of nothing else, however deep."""
-    found = [value]
-    while found:
-        one = found.pop()
-        if isinstance(one, dict | list):
-            found += one.values() if isinstance(one, dict) else one
-        elif one is not None:
+    """Return whether a value is null, or a list or object that holds nothing else at any depth."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict | list):
+            pending += item.values() if isinstance(item, dict) else item
+        elif item is not None:
             return False
     return True
 
@@ -58,7 +59,7 @@ def _changes_nothing(value: Any, neutral: Any) -> bool:
 
 
 def _form(value: Any) -> str | None:
-    """Choose between text and a list by the type of what was sent."""
+    """Choose between text and a list by the type of the value."""
     return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
 
 
@@ -71,12 +72,12 @@ def _form_of_prompt(value: Any) -> str | None:
 
 
 class _Body(BaseModel):
-    """An object of a request; it may hold nothing unknown, and no number written as text."""
+    """An object of a request; it refuses unknown fields and numbers written as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     without_effect: ClassVar[Mapping[str, tuple[Any, ...] | Callable[[Any], bool]]] = {}
-    """Fields that are known but not supported -> the values, beside null, that change nothing, or a test for them."""
+    """Fields that are known but not supported -> the values besides null that change nothing, or a test for them."""
 
     labels: ClassVar[frozenset[str]] = frozenset()
     """Fields that never change an answer, whatever their value."""
@@ -99,16 +100,16 @@ class _Body(BaseModel):
 
 
 class PartBody(_Body):
-    """A piece of a message; only an assistant's may be of tools."""
+    """A piece of a message; only an assistant's message may have pieces of tools."""
 
-    type: Literal["text", "python", "python_output"]
+    type: PartType
     text: str
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_media(cls, data: Any) -> Any:
         kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in ("text", "python", "python_output"):
+        if isinstance(kind, str) and kind not in get_args(PartType):
             raise unsupported(
                 "type", f"{kind[:40]!r} is not supported: these models read text, so only text parts are accepted"
             )
@@ -118,7 +119,7 @@ class PartBody(_Body):
 class MessageBody(_Body):
     """One message of a conversation."""
 
-    without_effect = {  # an answer's message can be sent back as it came, from other servers and clients too
+    without_effect = {  # an answer's message can be sent back unchanged, also one from another server or client
         "name": lambda name: name is None or isinstance(name, str),
         "id": lambda name: name is None or isinstance(name, str),
         "type": ("text", "message"),  # lm-eval's and OpenAI's names for what every message here is
@@ -142,12 +143,12 @@ class MessageBody(_Body):
         | None
     ) = None
     parts: list[PartBody] | None = None
-    """Of an assistant that used a tool; they then count instead of `content`."""
+    """Text and tools of an assistant that used a tool; they replace `content`."""
 
     @model_validator(mode="before")
     @classmethod
     def _check_role_first(cls, data: Any) -> Any:
-        """Let an unknown role be the error, rather than the fields that only such a message has."""
+        """Report an unknown role rather than the fields that only a message of that role has."""
         if isinstance(data, dict) and "role" in data and data["role"] not in get_args(Role):
             return {"role": data["role"]}
         return data
@@ -160,8 +161,8 @@ class MessageBody(_Body):
                     raise unsupported(f"{field}[{i}].type", f"{part.type!r} belongs to an assistant's message")
         return self
 
-    def said(self) -> str | list[dict[str, str]]:
-        """Return the content as conversations hold it; null is the empty text."""
+    def conversation_content(self) -> str | list[dict[str, str]]:
+        """Return the content as a conversation holds it; null becomes the empty text."""
         parts = self.parts or self.content  # an empty list of parts does not replace the content
         if parts is None or isinstance(parts, str):
             return parts or ""
@@ -191,17 +192,17 @@ class SamplingBody(_Body):
     """Id of a loaded model; the first one where left out."""
     max_tokens: int | None = _within("max_new_tokens", ge=1)
     temperature: float | None = _within("temperature", le=2)
-    """0 = greedy; 1 where left out."""
+    """0 = greedy; the default is 1."""
     top_p: float | None = _within("top_p")
     top_k: int | None = _within("top_k", ge=-1)
     """Sample among this many tokens; 0, -1 = all."""
     min_p: float | None = _within("min_p")
     frequency_penalty: float | None = _within("frequency_penalty")
-    """Taken off a token's logit for each time the answer has had it."""
+    """Subtracted from a token's logit for each time that it occurs in the answer."""
     presence_penalty: float | None = _within("presence_penalty")
-    """Taken off a token's logit once the answer has had it."""
+    """Subtracted from a token's logit if it occurs in the answer."""
     repetition_penalty: float | None = _within("repetition_penalty")
-    """Above 1, tokens of the prompt and the answer come again less often (vLLM's)."""
+    """Above 1, tokens of the prompt and the answer are repeated less often (as in vLLM)."""
     n: int | None = Field(None, ge=1)
     stop: (
         Annotated[
@@ -211,11 +212,12 @@ class SamplingBody(_Body):
         | None
     ) = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    """Equal seeds give equal answers; a random one where left out."""
+    """Equal seeds give equal answers; the default is a random one."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     context: Policy | None = None
-    """What is too long loses its oldest turns (a text: its beginning) or is refused; left out: the server's policy."""
+    """Whether a prompt that is too long loses its oldest turns (a text: its beginning) or is refused; by default the
+    server decides."""
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "SamplingBody":
@@ -224,32 +226,32 @@ class SamplingBody(_Body):
         return self
 
     @property
-    def asked_tokens(self) -> dict[str, int | None]:
-        """The limit on new tokens, by the names under which it can be given."""
+    def requested_tokens(self) -> dict[str, int | None]:
+        """The limit on new tokens, by the names of the fields that can set it."""
         return {"max_tokens": self.max_tokens}
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The strings that end an answer."""
+        """Strings that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def request(self, prompt: Sequence[int], max_new_tokens: int, seed: str, **reports: Any) -> Request:
-        """Return what the engine is asked for; what was left out has OpenAI's default.
+        """Return the engine's request; settings that are not set get OpenAI's defaults.
 
         Args:
-            prompt: ids.
-            max_new_tokens: of one answer.
-            seed: names the answer's random stream.
+            prompt: token ids.
+            max_new_tokens: limit of one answer.
+            seed: name of the answer's random stream.
             reports: `logprobs` and `prompt_logprobs`, see `Request`.
         """
-        given = {name: getattr(self, name) for name in RANGES if getattr(self, name, None) is not None}
-        if given.get("top_k", 1) < 1:  # all tokens
-            del given["top_k"]
-        return Request(prompt, max_new_tokens, **{"temperature": 1.0} | given, seed=seed, **reports)
+        settings = {name: getattr(self, name) for name in RANGES if getattr(self, name, None) is not None}
+        if settings.get("top_k", 1) < 1:  # all tokens
+            del settings["top_k"]
+        return Request(prompt, max_new_tokens, **{"temperature": 1.0} | settings, seed=seed, **reports)
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -297,9 +299,9 @@ class ChatBody(SamplingBody):
 
     messages: list[MessageBody] = Field(min_length=1)
     continue_final_message: bool | None = None
-    """Whether a last message of the assistant's is continued (vLLM's): it always is, and no other message ever is."""
+    """Whether the assistant's last message is continued (as in vLLM): it always is, and no other message ever is."""
     add_generation_prompt: bool | None = None
-    """Whether a new answer is begun: always, except where a message is continued."""
+    """Whether a new answer begins: it always does, except where a message is continued."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """`max_tokens` under its newer name."""
     logprobs: bool | None = None
@@ -319,13 +321,13 @@ class ChatBody(SamplingBody):
         return self
 
     @property
-    def asked_tokens(self) -> dict[str, int | None]:
+    def requested_tokens(self) -> dict[str, int | None]:
         """See `SamplingBody`."""
         return {"max_completion_tokens": self.max_completion_tokens, "max_tokens": self.max_tokens}
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens are reported beside the chosen one; None = nothing is reported."""
+        """How many of the likeliest tokens are reported along with the chosen one; None = nothing is reported."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -347,13 +349,13 @@ class CompletionBody(SamplingBody):
     ]
     """Text (a beginning-of-text token is put before it), token ids (taken as they are), or a list of either."""
     max_tokens: int | None = Field(None, ge=0)
-    """16 where left out; 0 writes nothing, and needs `echo`."""
+    """The default is 16; 0 generates nothing and needs `echo`."""
     logprobs: int | None = Field(None, ge=0, le=5)
-    """How likely each token is, with this many of the likeliest; with `echo` those of the prompt too."""
+    """Report each token's log-probability and this many of the likeliest tokens; with `echo` also for the prompt."""
     echo: bool | None = None
-    """Give the prompt back before its continuation."""
+    """Return the prompt before its continuation."""
     best_of: int | None = Field(None, ge=1)
-    """Must equal `n`, since all that is written is given back."""
+    """Must equal `n`, since all answers are returned."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "CompletionBody":
@@ -367,7 +369,7 @@ class CompletionBody(SamplingBody):
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's own tokens are to be scored."""
+        """Whether the prompt's own tokens are scored."""
         return bool(self.echo) and self.logprobs is not None
 
     def prompts(self) -> list[str | list[int]]:
@@ -378,17 +380,17 @@ class CompletionBody(SamplingBody):
         return list(prompt)
 
 
-class OriginalMessage(_Body):
+class NanochatMessage(_Body):
     """A message as nanochat's own page sends it."""
 
     role: Literal["user", "assistant"]
     content: Text
 
 
-class OriginalBody(_Body):
-    """`POST /chat/completions`, nanochat's own (2025-11), with its limits."""
+class NanochatBody(_Body):
+    """`POST /chat/completions` of nanochat's own server (2025-11), with its limits."""
 
-    messages: list[OriginalMessage] = Field(min_length=1, max_length=500)
+    messages: list[NanochatMessage] = Field(min_length=1, max_length=500)
     temperature: float | None = Field(None, ge=0, le=2)
     max_tokens: int | None = Field(None, ge=1, le=4096)
     top_k: int | None = Field(None, ge=0, le=200)

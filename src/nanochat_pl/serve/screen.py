@@ -1,8 +1,8 @@
-"""What people see of a chat: answers as they come, tool calls, several answers side by side, remarks.
+"""The display of a chat: streamed answers, tool calls, several answers side by side, remarks.
 
-What a model writes is shown as text and does nothing else: it cannot move the cursor, colour the screen or rename the
-window, since control characters are taken out and rich's markup is never read. Without a terminal everything is plain
-text, with answers on one stream and remarks on the other.
+A model's answer is shown as text only: it cannot move the cursor, colour the screen or rename the window, since control
+characters are removed and rich's markup is never parsed. Without a terminal everything is plain text, with answers on
+one stream and remarks on the other.
 """
 
 import re
@@ -24,7 +24,7 @@ from nanochat_pl.serve.text import ContentPart
 __all__ = ["Screen", "labels", "model_line", "stats_line", "visible"]
 
 COLUMN = 44
-"""Answers stand side by side where each has at least this many characters in a line."""
+"""Answers stand side by side if each gets at least this many characters per line."""
 MEASURE = 100
 """Answers are wrapped to lines of at most this many characters."""
 REDRAW_S = 0.1
@@ -34,7 +34,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u
 
 
 def visible(text: str) -> str:
-    """Take out what a terminal would obey instead of showing it: control characters and changes of direction."""
+    """Remove what a terminal would obey instead of showing it: control characters and changes of text direction."""
     return _INVISIBLE.sub("", text).replace("\t", "    ")
 
 
@@ -64,7 +64,7 @@ class _Marks:
 
 
 class _Wrapped:
-    """Break lines between words while they come: a word is shown once its end is known."""
+    """Break streamed lines between words: a word is shown once its end is known."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -86,7 +86,7 @@ class _Wrapped:
                 self.flush()
                 self._space += character
             elif (size := cell_len(character)) + cell_len(self._word) >= self._width or size > 1:
-                if size > 1:  # of a script that needs no spaces
+                if size > 1:  # a script without spaces between words
                     self.flush()
                 self._word += character
                 self.flush()
@@ -101,7 +101,7 @@ class _Wrapped:
         if self._column + space + size > self._width:
             if self._column:
                 self._put("\n")
-            self._column, self._space, space = 0, "", 0  # also at the start of a line, where indentation gives way
+            self._column, self._space, space = 0, "", 0  # at the start of a line the indentation is dropped
         self._put(self._space + self._word)
         self._column += space + size
         self._space = self._word = ""
@@ -111,22 +111,22 @@ class _Wrapped:
 
 
 class Screen:
-    """Where a chat is shown.
+    """The output of a chat.
 
     Args:
-        out: gets the answers.
-        notes: gets the remarks; the same as `out` where a person looks at both.
+        out: console for the answers.
+        notes: console for the remarks; the same as `out` if a person looks at both.
     """
 
     def __init__(self, out: Console, notes: Console):
         self.out, self.notes = out, notes
 
     def note(self, text: str, style: str = "dim") -> None:
-        """Show a remark about the chat; text of models and people in it is shown as it is."""
+        """Show a remark about the chat; its text is shown literally, without markup."""
         self.notes.print(Text(visible(text), style=style), soft_wrap=not self.notes.is_terminal)
 
     def warn(self, text: str) -> None:
-        """Show a remark that must not be overlooked."""
+        """Show a warning."""
         self.note(text, style="yellow")
 
     def heading(self, text: str) -> None:
@@ -134,7 +134,7 @@ class Screen:
         self.out.print(Text(visible(text), style="bold"), soft_wrap=True)
 
     def stream(self, parts: Iterable[ContentPart]) -> None:
-        """Show one answer as it comes."""
+        """Show one answer while it is generated."""
         marks, wrapped = _Marks(), _Wrapped(self.out)
         try:
             for part in parts:
@@ -148,13 +148,13 @@ class Screen:
             self.out.out("", highlight=False)
 
     def has_columns(self, count: int) -> bool:
-        """Tell whether `count` answers have room side by side."""
+        """Return whether `count` answers fit side by side."""
         return count > 1 and self.out.is_terminal and self.out.width >= count * COLUMN
 
     def columns(self, headings: Sequence[str], answers: Sequence[Iterator[ContentPart]]) -> None:
-        """Show several answers side by side as they come, each a part in turn."""
+        """Show several answers side by side while they are generated, one part of each in turn."""
         texts, marks = [Text() for _ in answers], [_Marks() for _ in answers]
-        waiting, drawn = dict(enumerate(answers)), 0.0
+        unfinished, drawn = dict(enumerate(answers)), 0.0
 
         def table() -> Table:
             shown = Table(expand=True, show_edge=False, pad_edge=False, header_style="bold")
@@ -165,23 +165,23 @@ class Screen:
 
         with Live(Group(), console=self.out, transient=True, auto_refresh=False) as live:
             try:
-                while waiting:
-                    for index, answer in list(waiting.items()):
+                while unfinished:
+                    for index, answer in list(unfinished.items()):
                         part = next(answer, None)
                         if part is None:
-                            del waiting[index]
+                            del unfinished[index]
                         for text, style in marks[index].take(part) if part else marks[index].close():
                             texts[index].append(text, style)
                     if time.monotonic() - drawn > REDRAW_S:
                         live.update(table(), refresh=True)
                         drawn = time.monotonic()
             finally:
-                live.update(Group())  # the whole table follows, also where it is longer than the screen
+                live.update(Group())  # the whole table follows, even if it is longer than the screen
         self.out.print(table())
 
 
 def labels(models: Sequence[LoadedModel]) -> list[str]:
-    """Give each model a short name: stage and run of its folder, and more only where that does not tell them apart."""
+    """Return a short label for each model: stage and run of its folder, and more only if these are not distinct."""
     runs = [run_folder(model.path) if run_folder(model.path) != model.path.parent else model.path for model in models]
     short = ["/".join(run.absolute().parts[-2:]) for run in runs]
     longer = [f"{name}:{model.path.stem}" for name, model in zip(short, models)]
@@ -189,7 +189,7 @@ def labels(models: Sequence[LoadedModel]) -> list[str]:
 
 
 def model_line(chat: Chat) -> str:
-    """Describe a model: file, stage, size, where it computes and how much it can read."""
+    """Describe a model: file, stage, size, device, dtype and context length."""
     loaded, dtype = chat.loaded, str(chat.engine.dtype).removeprefix("torch.")
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     return (
@@ -199,7 +199,7 @@ def model_line(chat: Chat) -> str:
 
 
 def stats_line(stats: AnswerStats) -> str:
-    """Describe an answer: how long it is, how fast it came, and what ended it if that was not the model."""
+    """Describe an answer: its length, its speed, and why it ended if the model did not end it."""
     words = [f"{stats.new_tokens} token{'s' * (stats.new_tokens != 1)}"]
     if stats.tokens_per_s is not None:
         words.append(f"{stats.tokens_per_s:.1f} tokens/s")

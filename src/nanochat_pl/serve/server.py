@@ -1,4 +1,4 @@
-"""What the routes share: the models that are offered, the limits, and how the answers to a request are begun."""
+"""The state that all routes share: the models, the limits, the metrics, and the start of a request's generation."""
 
 import secrets
 import time
@@ -34,11 +34,11 @@ class ServedModel:
     suggestions: tuple[Suggestion, ...] = ()
     """Questions that the page offers to begin with."""
     created: int = field(default_factory=lambda: int(time.time()))
-    """Seconds since 1970, of the loading."""
+    """Time of loading, in seconds since 1970."""
 
     @property
     def sequence_len(self) -> int:
-        """How many tokens its context has."""
+        """Number of tokens in the model's context."""
         return self.loaded.model.config.sequence_len
 
 
@@ -56,12 +56,12 @@ def serve_model(
 
     Args:
         loaded: from `load_model`.
-        id: what clients call it; None = see `model_id`.
+        id: the model's name for clients; None = see `model_id`.
         batch_size: how many answers are generated at once.
         queue_limit: how many answers may wait.
-        client_limit: how many of these may be one client's; None = all.
-        dtype: of decoding; see `Engine`.
-        suggestions: what the page offers to ask, each as the fields of `responses.Suggestion`.
+        client_limit: how many of these may be of one client; None = all.
+        dtype: dtype of decoding, see `Engine`.
+        suggestions: questions that the page offers, each as the fields of `responses.Suggestion`.
     """
     tokenizer = loaded.tokenizer
     engine = Engine(loaded.model, tokenizer.stop_ids, tokenizer, dtype)
@@ -72,7 +72,7 @@ def serve_model(
 
 
 def model_id(stage: str, file: Path, taken: Sequence[str] = ()) -> str:
-    """Name a model `<stage>/<run>`; see `paths.run_name`.
+    """Return a model's name, `<stage>/<run>`; see `paths.run_name`.
 
     Raises:
         ValueError: the name is taken.
@@ -100,16 +100,16 @@ class Server:
         self.metrics = Metrics({served.id: served.worker for served in models})
         self.began = time.monotonic()
         self.draining = False
-        """Whether no more requests are taken."""
+        """Whether the server refuses new requests."""
 
     def drain(self, grace_s: float) -> None:
-        """Take no more requests, and end those that are not done after `grace_s` seconds. Returns at once."""
+        """Refuse new requests, and end those that are not done after `grace_s` seconds. Returns at once."""
         self.draining = True
         for served in self.models.values():
             served.worker.drain(grace_s)
 
     def close(self) -> None:
-        """End what still runs, and wait for the workers."""
+        """End all running requests, and wait for the workers."""
         self.drain(0.0)
         for served in self.models.values():
             served.worker.close()
@@ -118,7 +118,7 @@ class Server:
         """Return a model by its name, or the first one for None.
 
         Raises:
-            ApiError: 404, with the names that there are.
+            ApiError: status 404, with the names of the models.
         """
         if id is None:
             return next(iter(self.models.values()))
@@ -127,18 +127,18 @@ class Server:
             raise ApiError(404, message, param="model", code="model_not_found")
         return self.models[id]
 
-    def max_tokens(self, wanted: Mapping[str, int | None], default: int | None = None) -> int:
+    def max_tokens(self, requested: Mapping[str, int | None], default: int | None = None) -> int:
         """Return how many new tokens an answer may have.
 
         Args:
-            wanted: what the client wants, under the name it used; the first that is not None counts.
-            default: where the client did not say; None = the server's limit.
+            requested: the client's limits, by the names of their fields; the first that is not None counts.
+            default: the limit if the client sets none; None = the server's limit.
 
         Raises:
-            ApiError: 400, the client wants more than the server's limit.
+            ApiError: status 400, the client's limit is above the server's.
         """
         limit = self.limits.max_tokens
-        for name, value in wanted.items():
+        for name, value in requested.items():
             if value is not None and value > limit:
                 raise ApiError(400, f"{name}={value} is above this server's {limit}", param=name, code="invalid_value")
             if value is not None:
@@ -146,7 +146,7 @@ class Server:
         return min(default or limit, limit)
 
     def check_choices(self, num_prompts: int, n: int, most: int | None = None) -> None:
-        """Refuse more answers than one request may want; the error names the field that asks for them."""
+        """Refuse more answers than one request may have; the error names the field that asks for them."""
         limit = min(self.limits.max_choices, most or self.limits.max_choices)
         if num_prompts * n > limit:
             each = f", {n} to each of {num_prompts} prompts" if n > 1 < num_prompts else ""
@@ -154,7 +154,7 @@ class Server:
             raise ApiError(400, message, param="n" if n > 1 else "prompt", code="invalid_value")
 
     def check_chars(self, texts: Sequence[str], param: str) -> None:
-        """Refuse texts that are together too long."""
+        """Refuse texts that are too long together."""
         total = sum(map(len, texts))
         if total > (limit := self.limits.max_total_chars):
             is_chat = param == "messages"
@@ -188,21 +188,21 @@ class Server:
         """Queue the answers of a request: answer j to prompt i is number i * n + j.
 
         Args:
-            http: whose client they are for.
+            http: the HTTP request.
             served: the model.
-            body: how they are drawn.
-            prompts: ids, with room behind them.
-            max_new_tokens: of each answer.
-            kind: the first letters of the answer's id.
-            reports: which log-probabilities are wanted, see `Request`.
+            body: the sampling settings.
+            prompts: token ids; the context must have room for the answer.
+            max_new_tokens: limit of each answer.
+            kind: prefix of the answer's id.
+            reports: `logprobs` and `prompt_logprobs`, see `Request`.
 
         Raises:
-            ApiError: 400, these are more answers than one request may want.
+            ApiError: status 400, these are more answers than one request may have.
             QueueFull, WorkerClosed: see `Worker.submit`.
         """
         n = body.n or 1
         self.check_choices(len(prompts), n, served.worker.most_together)
-        seed: Any = secrets.token_hex(8) if body.seed is None else body.seed  # without one, other answers each time
+        seed: Any = secrets.token_hex(8) if body.seed is None else body.seed  # without a seed answers differ each time
         requests = [
             body.request(prompt, max_new_tokens, f"{seed}/{i}/{j}", **reports)
             for i, prompt in enumerate(prompts)
@@ -218,7 +218,7 @@ class Server:
 
 
 def _too_long(what: str, most: str, remedy: str, param: str) -> ApiError:
-    """Make the error of a text above a limit; clients recognize an overflow by its code and by these phrases."""
+    """Make the error about a text above a limit; clients recognize an overflow by its code and by these phrases."""
     return ApiError(
         400,
         f"{what}, which exceed context limits: this server reads at most {most}. The prompt is too long: {remedy}",

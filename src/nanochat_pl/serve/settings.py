@@ -1,6 +1,6 @@
-"""What people may set: how the answers of a chat are drawn, and what a server allows.
+"""The settings of users: the sampling settings of a chat, and the limits of a server.
 
-No torch here, so that a slip in a command line is answered at once.
+This module imports no torch, so that a mistake in a command line is reported at once.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from nanochat_pl.requests import RANGES, Request
 __all__ = ["SETTINGS", "Limits", "Policy", "Settings", "Typed", "read_setting", "shown_setting"]
 
 Policy = Literal["drop", "refuse"]
-"""What is done with a conversation that is too long, see `context.fit`."""
+"""How a conversation that is too long is treated, see `context.fit`."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are drawn; see `Request`. The defaults are nanochat's (2025-11), except for the seed: there 42."""
+    """Sampling settings; see `Request`. The defaults are nanochat's (2025-11), except for the seed (there 42)."""
 
     temperature: float = 0.6
     top_k: int | None = 50
@@ -27,23 +27,23 @@ class Settings:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
-    """With a seed, the same questions in the same order get the same answers; None = another chat each time."""
+    """With a seed, the same questions in the same order get the same answers; None = a random seed for each chat."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Typed:
-    """A setting as people type it: an option of `nanochat-pl chat`, and a command in the chat."""
+    """How users type a setting: as an option of `nanochat-pl chat`, or as a command in the chat."""
 
     flags: tuple[str, ...]
     command: str
     meaning: str
     command_meaning: str = ""
-    """What /help says, where it is not `meaning`."""
+    """Text of /help, if it differs from `meaning`."""
     can_be_off: bool = True
     range_words: str = ""
-    """What an error says of the range, where it is not its bounds."""
+    """Description of the range in an error, if it is not the bounds."""
     remedy: str = ""
-    """What an error says behind the range."""
+    """End of an error, after the range."""
 
 
 SETTINGS = {
@@ -101,17 +101,17 @@ SETTINGS = {
     ),
     "seed": Typed(flags=("--seed",), command="seed", meaning="the same questions, the same answers"),
 }
-"""Setting -> how it is typed."""
+"""Setting -> how users type it."""
 
 _WHOLE = ("top_k", "max_new_tokens", "seed")
 _OFF: dict[str, float | None] = {
     name: None if name == "seed" else getattr(Request, name) for name, typed in SETTINGS.items() if typed.can_be_off
 }
-"""What `off` means for the settings that can be off: the value that does nothing."""
+"""Setting that can be off -> the value that `off` stands for, which has no effect."""
 
 
 def read_setting(name: str, text: str) -> int | float | None:
-    """Read a setting's value as people type it; `off` (for top_k also 0) is the value that does nothing.
+    """Parse a setting's value; `off` (for top_k also 0) is the value without effect.
 
     Raises:
         ValueError: it is no number or out of range, or the setting cannot be off.
@@ -130,42 +130,42 @@ def read_setting(name: str, text: str) -> int | float | None:
 
 
 def shown_setting(name: str, value: float | None) -> str:
-    """Write a setting's value as it may be typed."""
+    """Format a setting's value as a user may type it."""
     return "off" if name in _OFF and value == _OFF[name] else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What whoever runs a server allows; batch and queue belong to each model's `Worker`.
+    """The limits of a server; batch and queue sizes belong to each model's `Worker`.
 
     Raises:
-        ValueError: a limit allows nothing, a key is empty or cannot be sent, or the policy is unknown.
+        ValueError: a limit is not above 0, a key is empty or cannot be sent, or the policy is unknown.
     """
 
     api_keys: tuple[str, ...] = ()
-    """Requests must bear one of them; none = whoever reaches the server may use it."""
+    """Requests must carry one of them; empty = anyone who reaches the server may use it."""
     cors_origins: tuple[str, ...] = ()
-    """Web pages of other origins that may use it, `*` = all; none = only its own."""
+    """Origins whose web pages may use the server, `*` = all; empty = only its own page."""
     hosts: tuple[str, ...] = ()
-    """Names it may be called by (the header `Host`, without a port); none = any. A server that only its own machine
-    reaches needs them: otherwise a page from elsewhere could make its own name lead there, and read along."""
+    """Allowed values of the header `Host`, without a port; empty = any. A server that only its own machine reaches
+    needs them: otherwise a foreign page could let its host name resolve to that server and read answers."""
     max_messages: int = 500
     max_message_chars: int = 8_000
     max_total_chars: int = 32_000
-    """Of all messages or prompts of a request together."""
+    """Characters of all messages or prompts of a request together."""
     max_body_bytes: int = 1 << 20
     max_tokens: int = 2048
-    """Most new tokens of an answer, and a chat's default."""
+    """Limit on the new tokens of an answer, and the default in chats."""
     max_choices: int = 32
-    """How many answers one request may ask for: `n` times its prompts."""
+    """How many answers one request may ask for: `n` times the number of its prompts."""
     request_timeout_s: float = 120.0
-    """From its arrival to its last token, waiting included."""
+    """Time from a request's arrival to its last token, including waiting."""
     stalled_client_s: float = 60.0
-    """A client that ought to send its body or read its stream, and does neither for this long, is left."""
+    """A client that stops sending its body or reading its stream for this long is disconnected."""
     heartbeat_s: float = 15.0
-    """After this long without anything new a stream sends a comment line: proxies cut connections that are silent."""
+    """After this long without an event a stream sends a comment line, since proxies cut silent connections."""
     context: Policy = "refuse"
-    """What happens to a conversation that is too long, unless the request says it."""
+    """How a conversation that is too long is treated, unless the request sets it."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,4 +1,4 @@
-"""Server-sent events of an answer that is still being generated, and what happens when its reader goes away."""
+"""Server-sent events of an answer that is still being generated, which ends if the reader disconnects."""
 
 import asyncio
 import json
@@ -19,24 +19,24 @@ T = TypeVar("T")
 
 _write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""JSON allows them, but many readers end a line there."""
+"""JSON allows these characters, but many readers end a line there."""
 
 
 def event(data: Any) -> str:
-    """Write one server-sent event."""
+    """Format one server-sent event."""
     text = data if isinstance(data, str) else _write_json(data)
     return f"data: {text if text.isascii() else text.translate(_LINE_ENDS)}\n\n"
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """Await `work`, or cancel it when the client goes away first.
+    """Await `work`, or cancel it if the client disconnects first.
 
     Args:
-        receive: of a request whose body has been read.
-        work: what is done for it.
+        receive: ASGI's `receive` of a request whose body has been read.
+        work: the work for that request.
 
     Raises:
-        ClientGone: the client went away.
+        ClientGone: the client disconnected.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(receive))
@@ -61,12 +61,12 @@ SILENCE = ": nothing new yet\n\n"
 
 
 class EventStream(Response):
-    """Server-sent events of a generator, which is closed when the last was sent or nobody reads any more.
+    """Server-sent events of a generator, which is closed after the last event or when the client disconnects.
 
     Args:
-        first: the first event, ready or not yet.
-        rest: yields the other events; an `ApiError` it raises becomes the last one.
-        limits: how long a reader may take nothing, and how long a stream may be silent.
+        first: the first event, ready or not.
+        rest: yields the other events; an `ApiError` that it raises becomes the last one.
+        limits: how long a reader may stall, and how long a stream may be silent.
     """
 
     media_type = "text/event-stream"
@@ -78,10 +78,11 @@ class EventStream(Response):
 
     @classmethod
     async def begin(cls, request: Request, events: AsyncGenerator[str, None], limits: Limits) -> "EventStream":
-        """Wait for the first event, at most as long as a stream may be silent: until then an error can have a status.
+        """Wait for the first event, but no longer than a stream may be silent: until then an error can set the status.
 
         Raises:
-            ApiError, ClientGone: as `events` does, or the client went away.
+            ApiError: `events` raised it.
+            ClientGone: the client disconnected.
         """
         first = asyncio.ensure_future(anext(events))
         try:
@@ -104,7 +105,7 @@ class EventStream(Response):
             await _stop(self._next, self._rest)
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        async def give(body: str, more: bool = True) -> None:
+        async def send_body(body: str, more: bool = True) -> None:
             async with asyncio.timeout(self._limits.stalled_client_s):
                 await send({"type": "http.response.body", "body": body.encode(), "more_body": more})
 
@@ -114,15 +115,15 @@ class EventStream(Response):
                 while not self._next.done():
                     await asyncio.wait((self._next,), timeout=self._limits.heartbeat_s)
                     if not self._next.done():
-                        await give(SILENCE)
-                await give(self._next.result())
+                        await send_body(SILENCE)
+                await send_body(self._next.result())
                 self._next = asyncio.ensure_future(anext(self._rest))
         except StopAsyncIteration:
             pass
         except ApiError as error:
             record_of(scope).refuse(error)
-            await give(event(error.body()) + event("[DONE]"))
-        await give("", more=False)
+            await send_body(event(error.body()) + event("[DONE]"))
+        await send_body("", more=False)
 
 
 async def _stop(pending: asyncio.Future[str], events: AsyncGenerator[str, None]) -> None:

@@ -1,7 +1,7 @@
-"""The chat that people type into: questions, commands, one model or several that answer the same.
+"""The chat in a terminal: questions, commands, and one model or several that answer the same question.
 
-`Terminal.take` understands one input, wherever it comes from; `interact` reads them from a person, with a history and
-several lines where wanted. Ctrl-C ends an answer, never the chat.
+`Terminal.take` handles one input from any source; `interact` reads inputs of one or more lines from a person. Ctrl-C
+ends an answer, never the chat.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ COMMANDS = {
     "compare": ("[checkpoint|off]", "let another model answer as well"),
     "quit": ("", "leave, like Ctrl-D"),
 }
-OF_CONVERSATIONS = ("system", "regenerate", "edit", "save", "load")
-"""Commands that do not apply where plain text is continued."""
+CONVERSATION_COMMANDS = ("system", "regenerate", "edit", "save", "load")
+"""Commands that do not apply to the continuation of plain text."""
 _SETTING_OF = {typed.command: name for name, typed in SETTINGS.items()}
 
 
@@ -52,10 +52,10 @@ class Terminal:
 
     Args:
         chats: one for each model.
-        screen: where they are shown.
-        open_chat: makes a chat with another checkpoint, for /compare.
-        complete: inputs are plain text to be continued, not questions.
-        interactive: a person is there: the statistics follow each answer, and Ctrl-C ends an answer only.
+        screen: the output.
+        open_chat: opens a chat with another checkpoint, for /compare.
+        complete: whether inputs are plain text to continue, not questions.
+        interactive: whether a person types: statistics follow each answer, and Ctrl-C ends only an answer.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Terminal:
         self.chats, self.screen, self.complete, self.interactive = list(chats), screen, complete, interactive
         self._open_chat = open_chat
         self.num_refused = 0
-        """How many inputs could not be answered or obeyed."""
+        """How many inputs were refused."""
         self._own_files: set[Path] = set()
         self._read: Callable[[str], str] | None = None
 
     def introduce(self) -> None:
-        """Show which models answer, and what may be expected of them."""
+        """Describe the models that answer, and warn of base models."""
         for chat in self.chats:
             self._introduce(chat)
 
@@ -100,13 +100,13 @@ class Terminal:
                     if not self.take(text):
                         return
                     self.screen.note("")
-            except KeyboardInterrupt:  # a line is thrown away, an answer or a command ends
+            except KeyboardInterrupt:  # drops the line, or ends the answer or command
                 continue
             except EOFError:
                 return
 
     def take(self, text: str) -> bool:
-        """Answer a question or obey a command; return False when it was /quit."""
+        """Answer a question or run a command; return False for /quit."""
         command = re.fullmatch(r"/([a-z]+)(?:\s+(.*))?\s*", text, re.DOTALL)
         try:
             if command is None and self.interactive:
@@ -114,7 +114,7 @@ class Terminal:
             elif command is None:
                 self._quote_and_ask(text)
             else:
-                return self._obey(command[1], (command[2] or "").strip())
+                return self._run_command(command[1], (command[2] or "").strip())
         except (ValueError, OSError) as error:
             self.num_refused += 1
             remedy = "; /clear begins a new one" if isinstance(error, ContextFull) else ""
@@ -123,7 +123,7 @@ class Terminal:
             self.screen.warn(f"{error}{remedy}")
         return True
 
-    def _obey(self, name: str, argument: str) -> bool:
+    def _run_command(self, name: str, argument: str) -> bool:
         if name in ("quit", "exit"):
             return False
         if name not in COMMANDS:
@@ -131,7 +131,7 @@ class Terminal:
                 f"there is no /{name}; there are {', '.join(f'/{known}' for known in COMMANDS)}. "
                 "A question that begins like this can be asked with a space before it."
             )
-        if self.complete and name in OF_CONVERSATIONS:
+        if self.complete and name in CONVERSATION_COMMANDS:
             raise ValueError(f"/{name} does not apply to --complete, which continues plain text; chat without it")
         if argument and not COMMANDS[name][0]:
             raise ValueError(f"/{name} takes nothing behind it, found {argument!r}")
@@ -147,7 +147,7 @@ class Terminal:
         """Show the answer to a question, or the continuation of a text.
 
         Raises:
-            ContextFull: where the context policy is to refuse.
+            ContextFull: the prompt is too long, and the context policy is `refuse`.
         """
         self.answer(lambda chat: chat.complete(text) if self.complete else chat.ask(text))
 
@@ -163,10 +163,10 @@ class Terminal:
         self.screen.heading("")
 
     def answer(self, begin: Callable[[Chat], Iterator[ContentPart]]) -> None:
-        """Show the answer of every model to the same.
+        """Show the answer of every model.
 
         Raises:
-            ValueError: as `begin` does; with several models it is shown in the place of the answer instead.
+            ValueError: `begin` raised it; with several models, a full context is shown in place of the answer.
         """
         with self._stoppable():
             if len(self.chats) == 1:
@@ -183,7 +183,7 @@ class Terminal:
         self._show_stats()
 
     def _begin(self, begin: Callable[[Chat], Iterator[ContentPart]], chat: Chat) -> Iterator[ContentPart]:
-        """Begin an answer; a full context is told in its place, so that the other models still answer."""
+        """Begin an answer; if the context is full, show that in its place, so that the other models still answer."""
         try:
             return begin(chat)
         except ContextFull as error:
@@ -211,7 +211,7 @@ class Terminal:
             with _unechoed_controls():
                 yield
         except KeyboardInterrupt:
-            pass  # what came so far belongs to the conversation
+            pass  # the text so far belongs to the conversation
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -235,7 +235,7 @@ class Terminal:
                 )
 
     def _why_silent(self, chat: Chat) -> str:
-        """Explain an answer without a token."""
+        """Explain an answer without tokens."""
         if self.complete:
             return "The model ended at once: it takes this text for a whole one. Another temperature or text may help."
         if chat.loaded.stage == "base":
@@ -247,7 +247,7 @@ class Terminal:
     def _help(self, _: str) -> None:
         uses = {f"/{name} {argument}": what for name, (argument, what) in COMMANDS.items()}
         if self.complete:
-            uses = {use: what for use, what in uses.items() if use[1:].split()[0] not in OF_CONVERSATIONS}
+            uses = {use: what for use, what in uses.items() if use[1:].split()[0] not in CONVERSATION_COMMANDS}
         width = max(map(len, uses))
         lines = [f"{use:{width}} {what}" for use, what in uses.items()]
         lines += [
@@ -342,14 +342,14 @@ class Terminal:
 
 
 def history_file() -> Path:
-    """Return where questions are kept between chats: the folder that the system has for such things."""
+    """Return the file that keeps questions between chats, in the system's folder for application state."""
     state = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME")
     return Path(state or Path.home() / ".local" / "state") / "nanochat_pl" / "chat_history"
 
 
 @contextlib.contextmanager
 def _unechoed_controls() -> Iterator[None]:
-    """Keep the terminal from writing `^C` into what is being shown; without a terminal, change nothing."""
+    """Keep the terminal from echoing `^C` into an answer; without a terminal, do nothing."""
     try:
         import termios
 
@@ -367,11 +367,11 @@ def _unechoed_controls() -> Iterator[None]:
 
 
 def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSession[str]":
-    """Make the prompt that people type into.
+    """Make the prompt of an interactive chat.
 
     Args:
-        history: the file that keeps what was typed, readable by its owner only; None = it is forgotten at the end.
-        commands: what Tab completes, with the slash.
+        history: the file that keeps the inputs, readable by its owner only; None = they are not kept.
+        commands: commands with their slash, which Tab completes.
 
     Raises:
         OSError: the file cannot be written.
@@ -402,7 +402,7 @@ def prompt_session(history: Path | None, commands: Sequence[str]) -> "PromptSess
         os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
     return PromptSession(
         [("bold", "> ")],
-        multiline=True,  # Enter still sends; this is for lines that are pasted or asked for
+        multiline=True,  # Enter still sends; this allows pasted and inserted line breaks
         prompt_continuation=[("", "  ")],
         key_bindings=keys,
         completer=WordCompleter(list(commands), sentence=True),

@@ -1,7 +1,7 @@
-"""Tokens become text as they come: never half a character or a special token, and nothing behind a stop string.
+"""Text from streamed tokens: never half a character or a special token, and nothing after a stop string.
 
-A token is a piece of bytes, and a character may need several of them: decoding tokens one by one shows U+FFFD where a
-letter was meant. Terminal, server and page all show what a `TextStream` gives out.
+A token is a sequence of bytes, and a character may need several tokens: decoding them one by one would show U+FFFD
+instead of the character. Terminal, server and page all show the output of a `TextStream`.
 """
 
 import codecs
@@ -16,30 +16,30 @@ PartType = Literal["text", "python", "python_output"]
 
 
 class ContentPart(NamedTuple):
-    """A piece of an answer: some of its text, or all that was handed to a tool or came from it."""
+    """A piece of an answer: some of its text, or the whole input or output of a tool."""
 
     type: PartType
     text: str
 
 
 class TextStream:
-    """Follow one answer, token by token.
+    """Decode one answer, token by token.
 
-    Text is given out as soon as it is certain; a tool's result, and what stands between `<|python_start|>` and
-    `<|python_end|>`, when it is complete. Special tokens never become text. Only what a tool put there is a
-    `python_output`: where a model itself writes `<|output_start|>`, what follows is ordinary text.
+    Text is returned as soon as it is certain; a tool's result, and the text between `<|python_start|>` and
+    `<|python_end|>`, when it is complete. Special tokens never become text. Only a tool's own output is a
+    `python_output`: if the model itself writes `<|output_start|>`, the text after it is ordinary text.
 
     Differs: nanochat (2025-11) shows tool tokens as text and repairs split characters by decoding all tokens again
     with each new one.
 
     Args:
         tokenizer: the model's.
-        stop: the first of these strings that is completed ends the text. The text before it is given out; the string
-            and all that follows are not. It is looked for in text only, between two tool calls. What may be its
-            beginning is held back; how the text is cut into tokens makes no difference.
+        stop: the first of these strings that is complete ends the text; only the text before it is returned. Strings
+            are searched in text only, between two tool calls. Text that may begin one is held back; how the text is
+            cut into tokens makes no difference.
 
     Raises:
-        ValueError: for an empty stop string.
+        ValueError: a stop string is empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -52,19 +52,19 @@ class TextStream:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._special = {tokenizer.special_id(name): name for name in SPECIAL_TOKENS}
         self.kind: PartType = "text"
-        """What the next ordinary token belongs to."""
+        """The type of part that the next ordinary token belongs to."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
     def push(self, token: int, sampled: bool = True) -> list[ContentPart]:
-        """Take the next token and return what has become certain, usually one part or none.
+        """Take the next token and return the parts that have become certain, usually one or none.
 
         Args:
-            token: id; the one that ends an answer may be pushed or not.
-            sampled: False where a tool put the token there.
+            token: id; pushing the one that ends an answer is optional.
+            sampled: False if a tool put the token there.
 
         Raises:
-            ValueError: for an id outside the vocabulary.
+            ValueError: the id is outside the vocabulary.
         """
         if self.stopped:
             return []
@@ -82,7 +82,7 @@ class TextStream:
         return []
 
     def finish(self) -> list[ContentPart]:
-        """Return what was held back; bytes that became no character are U+FFFD, and a tool call may be incomplete."""
+        """Return the held-back text; incomplete characters become U+FFFD, and a tool call may be incomplete."""
         return [] if self.stopped else self._turn_to("text")
 
     def _take(self, text: str) -> list[ContentPart]:
@@ -92,7 +92,7 @@ class TextStream:
         found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            # the first to end, as if the characters had come one by one
+            # the first to be complete, as if the characters had come one by one
             text, self._held = self._held[: min(found)[1]], ""
         else:
             certain = len(self._held) - self._uncertain()
@@ -100,7 +100,7 @@ class TextStream:
         return [ContentPart("text", text)] if text else []
 
     def _uncertain(self) -> int:
-        """Count the characters at the end that may be the beginning of a stop string."""
+        """Count the characters at the end that may begin a stop string."""
         longest = 0
         for stop in self._stop:
             for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
@@ -110,7 +110,7 @@ class TextStream:
         return longest
 
     def _turn_to(self, kind: PartType) -> list[ContentPart]:
-        """Give out all of the present part and begin another."""
+        """Return the rest of the current part and begin another."""
         parts = self._take(self._decoder.decode(b"", final=True))
         self._decoder.reset()
         if not self.stopped and self._held:
@@ -120,9 +120,9 @@ class TextStream:
 
 
 def merge_parts(parts: Iterable[ContentPart]) -> str | list[dict[str, str]]:
-    """Return an assistant's content as conversations hold it: its text, or a list of parts where a tool was used.
+    """Return an assistant's content as a conversation holds it: its text, or a list of parts if a tool was used.
 
-    Neighbouring pieces of text become one, as `Tokenizer.render_conversation` wants them.
+    Neighbouring pieces of text become one, as `Tokenizer.render_conversation` expects them.
     """
     merged: list[dict[str, str]] = []
     for kind, text in parts:

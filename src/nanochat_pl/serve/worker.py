@@ -1,9 +1,9 @@
-"""One thread for each model: the requests of many clients share its rows, and none suffers for another.
+"""One thread for each model, whose rows the requests of many clients share without delaying each other.
 
-The thread takes a `DecodingSession` further, step by step; between two steps it lets requests in and out. A free row
-goes to the client that holds the fewest, and among these to the one that has waited longest, so that fifty requests of
-one client do not hold up the only one of another. What a request yields lies in its own `GenerationHandle` until it is
-read, and is at most `max_new_tokens` long, so that a slow reader delays nobody.
+The thread runs a `DecodingSession` step by step; between two steps requests enter and leave. A free row goes to the
+client that holds the fewest, and among these to the one that has waited longest, so that fifty requests of one client
+do not hold up the only one of another. The events of a request stay in its own `GenerationHandle` until they are read,
+and are at most `max_new_tokens` in number, so that a slow reader delays nobody.
 """
 
 import logging
@@ -22,14 +22,14 @@ __all__ = ["Worker", "WorkerState"]
 log = logging.getLogger(__name__)
 
 News = list[tuple[GenerationHandle, Event | None]]
-"""Events of a step, each with whose it is; None = the request has ended."""
+"""Events of a step, each with its request's handle; None = the request has ended."""
 IDLE_S = 30.0
-"""After this many seconds without work the cache's memory is given back."""
+"""After this many seconds without work the cache's memory is freed."""
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker at one moment, with its counts since the start."""
+    """The state of a worker at one moment, with its counts since the start."""
 
     batch_size: int
     active: int
@@ -37,10 +37,10 @@ class WorkerState:
     waiting: int
     steps: int
     prompt_tokens: int
-    """Of all requests that got a row."""
+    """Prompt tokens of all requests that got a row."""
     new_tokens: int
     faults: int
-    """Failures of the engine, each of which ended all that ran."""
+    """Failures of the engine, each of which ended all running requests."""
     ended: dict[str, int]
     """How many requests ended, by `EndReason`."""
     alive: bool
@@ -51,14 +51,14 @@ class Worker:
     """Generate for many clients with one engine, in a thread of its own.
 
     Args:
-        engine: no one else may use it.
+        engine: for the worker's use only.
         batch_size: how many requests are generated at once.
         queue_limit: how many requests may wait for a row.
-        client_limit: how many of these may be one client's; None = all.
+        client_limit: how many of these may be of one client; None = all.
         name: the model's name, for logs.
 
     Attributes:
-        most_together: how many requests can be submitted at once where nothing else is being done.
+        most_together: how many requests can be submitted at once to an idle worker.
 
     Raises:
         ValueError: a limit is below 1.
@@ -82,21 +82,23 @@ class Worker:
         self._engine = engine
         self._session: DecodingSession | None = None
         self._changed = threading.Condition()  # guards all that follows
-        self._queues: OrderedDict[str, deque[GenerationHandle]] = OrderedDict()  # whoever got a row last stands last
+        self._queues: OrderedDict[str, deque[GenerationHandle]] = (
+            OrderedDict()
+        )  # the client that got a row last is last
         self._num_waiting = 0
         self._active: dict[int, GenerationHandle] = {}  # by the session's number
         self._rows_of: Counter[str] = Counter()
         self._cancelled: set[GenerationHandle] = set()
         self._num_entering = 0  # no longer in a queue, not yet in the session
         self._closing = False
-        self._closes = math.inf  # when everything ends
+        self._closes = math.inf  # time at which all requests end
         self._ended: Counter[str] = Counter()
         self._steps = self._prompt_tokens = self._new_tokens = self._faults = 0
         self._mean_s = 1.0
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
         self._thread.start()
 
-    # What clients' threads call
+    # Called by clients' threads
 
     def submit(
         self, requests: Sequence[Request], client: str = "", time_limit_s: float = math.inf
@@ -104,20 +106,20 @@ class Worker:
         """Queue all of these requests or none, and return a handle for each.
 
         Args:
-            requests: equal prompts that are submitted together are read once, where rows are free.
+            requests: equal prompts that are submitted together are read once, if rows are free.
             client: rows are shared out evenly between clients.
-            time_limit_s: seconds from now until the requests are ended, waiting included.
+            time_limit_s: seconds from now until the requests are ended, including waiting.
 
         Raises:
-            QueueFull: more would wait than may.
-            WorkerClosed: the worker is being shut down.
+            QueueFull: more requests would wait than the limits allow.
+            WorkerClosed: the worker is shutting down.
         """
         with self._changed:
             if self._closing:
                 raise WorkerClosed("the server is shutting down")
-            if not self._thread.is_alive():  # it also keeps the time limits, so that nobody would ever be answered
+            if not self._thread.is_alive():  # without it, not even time limits would end a request
                 raise WorkerClosed(f"the engine of {self.name} has died")
-            more = len(requests) - (self.batch_size - len(self._active) - self._num_entering)  # but for the free rows
+            more = len(requests) - (self.batch_size - len(self._active) - self._num_entering)  # that find no free row
             if self._num_waiting + more > self.queue_limit:
                 raise QueueFull(f"{self.name} has {self._num_waiting} requests waiting, at its limit", self._retry_s())
             if len(self._queues.get(client, ())) + more > self.client_limit:
@@ -130,7 +132,7 @@ class Worker:
         return handles
 
     def state(self) -> WorkerState:
-        """Return how things stand."""
+        """Return the current state."""
         with self._changed:
             return WorkerState(
                 self.batch_size,
@@ -145,7 +147,7 @@ class Worker:
             )
 
     def drain(self, grace_s: float) -> None:
-        """Take no more requests; end those that are not done after `grace_s` seconds. Returns at once."""
+        """Refuse new requests; end those that are not done after `grace_s` seconds. Returns at once."""
         with self._changed:
             self._closing = True
             self._closes = min(self._closes, time.monotonic() + grace_s)
@@ -165,10 +167,10 @@ class Worker:
     def _retry_s(self) -> int:
         return min(60, max(1, math.ceil(self._mean_s * (self._num_waiting + 1) / self.batch_size)))
 
-    # What the worker's own thread does
+    # Called by the worker's own thread
 
     def _run(self) -> None:
-        """Let requests out and in, take all rows one token further, report; and so on until the worker is closed."""
+        """Let requests leave and enter, decode one token for all rows, and report, until the worker is closed."""
         while True:
             news: News = []
             # 1) Wait for something to do. Clients submit and cancel under the same lock, and never wait for a step.
@@ -176,18 +178,18 @@ class Worker:
                 while not (self._active or self._num_waiting or self._closing or self._cancelled):
                     if not self._changed.wait(IDLE_S):
                         self._session = None  # and with it the cache's memory
-                # 2) Whoever was cancelled or is late leaves, and the free rows go to those who wait.
+                # 2) Cancelled and late requests leave, and waiting ones take the free rows.
                 self._leave(news)
                 entering = self._enter()
                 if self._closing and not self._active and not entering and not self._num_waiting:
                     deliver(news)
                     return
-            # 3) The engine's step runs without the lock; then the readers are woken, all of them at once.
+            # 3) The engine's step runs without the lock; then all readers are woken at once.
             self._step(entering, news)
             deliver(news)
 
     def _leave(self, news: News) -> None:
-        """Let go of what was cancelled and what is late."""
+        """End cancelled and late requests."""
         now = time.monotonic()
         gone = {handle: EndReason.cancelled for handle in self._cancelled if handle.end is None}
         self._cancelled.clear()
@@ -211,7 +213,7 @@ class Worker:
             self._finish(handle, end, news)
 
     def _enter(self) -> list[GenerationHandle]:
-        """Choose who gets the free rows: of the clients that wait, the one with the fewest rows, then the longest."""
+        """Choose requests for the free rows: from the waiting client with the fewest rows that has waited longest."""
         entering: list[GenerationHandle] = []
         rows = self._rows_of.copy()
         while self._num_waiting and len(self._active) + len(entering) < self.batch_size:
@@ -226,7 +228,7 @@ class Worker:
         return entering
 
     def _step(self, entering: Sequence[GenerationHandle], news: News) -> None:
-        """Submit those who enter, take all rows one token further, and note what happened."""
+        """Submit the entering requests, decode one token for all rows, and record the events."""
         entered = list(entering)
         try:
             if self._session is None:
@@ -235,7 +237,7 @@ class Worker:
                 self._submit(self._session, handle, news)
                 entered.remove(handle)
             events = self._session.step() if self._active else []
-        except Exception as error:  # whatever it was, the requests that wait and the server go on
+        except Exception as error:  # the waiting requests and the server go on after any failure
             log.exception("the engine of %s failed with %d rows", self.name, len(self._active))
             self._session = None  # its cache may be in any state
             with self._changed:
@@ -282,13 +284,7 @@ class Worker:
             del self._rows_of[handle.client]
         return handle
 
-    def _finish(
-        self,
-        handle: GenerationHandle,
-        end: EndReason,
-        news: News,
-        message: str = "",
-    ) -> None:
+    def _finish(self, handle: GenerationHandle, end: EndReason, news: News, message: str = "") -> None:
         handle.end, handle.message, handle.ended = end, message, time.monotonic()
         self._ended[end] += 1
         if handle.entered is not None:
