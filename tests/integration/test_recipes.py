@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -52,11 +54,11 @@ def follow(title: str, root: Path) -> None:
             file.write_text(rest, encoding="utf-8")
 
 
-def run(root: Path, *arguments: str) -> str:
-    """Run a script of the copy; return what it said."""
+def run(root: Path, *arguments: str, code: int = 0) -> str:
+    """Run a script of the copy, which must end with this exit code; return what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    assert done.returncode == code, f"{' '.join(arguments)}:\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 
 
@@ -116,8 +118,6 @@ def test_an_optimizer_is_a_choice_and_its_state_is_resumed(tmp_path: Path):
 
 def torch_states(root: Path) -> str:
     """Return weights and optimizer states of the last checkpoint as text that is equal where all bits are."""
-    import torch
-
     torch.set_printoptions(threshold=10**9, precision=9)
     loaded = torch.load(root / "outputs" / "base" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)
     return f"{loaded['state_dict']}{loaded['optimizer_states']}"
@@ -148,6 +148,45 @@ def test_an_evaluation_is_run_and_compared(tmp_path: Path):
     assert re.search(r"ended .*\d%", said), said
     document = json.loads(next((tmp_path / "outputs").rglob("eval/brevity/*/results.json")).read_text())
     assert [(row["metric"], row["n"]) for row in document["metrics"]] == [("ended", 3)]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_format_is_exported_opened_and_trained_on(tmp_path: Path):
+    follow("Add a checkpoint format", tmp_path)
+    command = ("-m", "nanochat_pl.cli.main")
+    export = (*command, "export", "outputs/base/tiny", "--format", "numpy", "--out")
+    run(tmp_path, *BASE)
+    assert "(numpy, 3 files" in run(tmp_path, *export, "np")
+    run(tmp_path, *command, "import", "np", "outputs/base/again")
+    assert weights(tmp_path / "outputs/base/again") == weights(tmp_path / "outputs/base/tiny")
+    read = run(tmp_path, "evaluate.py", "ckpt=np", "eval=bpb", "eval.val_tokens=256", "data=microworld")
+    own = run(tmp_path, "evaluate.py", "ckpt=outputs/base/tiny", "eval=bpb", "eval.val_tokens=256")
+    assert re.findall(r"\d\.\d{4}", read) == re.findall(r"\d\.\d{4}", own) != []
+    run(tmp_path, "train.py", "stage=sft_scienceqa", *SFT, "stage.sequence_len=512", "init_from=np")
+    assert summary(tmp_path, "sft_scienceqa")["init_from"].startswith("np/model_numpy.npz")
+
+    crafted, canary = tmp_path / "np" / "model_numpy.npz", tmp_path / "canary"
+    np.savez(crafted, **{"transformer.wte.weight": np.array([Wakes(str(canary))], dtype=object)})
+    refused = run(tmp_path, "evaluate.py", "ckpt=np", "eval=bpb", "data=microworld", code=1)
+    assert f"error: {crafted.relative_to(tmp_path)} is damaged" in refused and not canary.exists()
+    run(tmp_path, *BASE, "force=true", "model.softcap=9.0")
+    lost = run(tmp_path, *export, "new", code=2)
+    assert "lost would be: model.softcap=9.0 (classic: 15.0)" in lost and not (tmp_path / "new").exists()
+
+
+class Wakes:
+    """A value whose unpickling leaves a file."""
+
+    def __init__(self, canary: str) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple:
+        return open, (self.canary, "w")
+
+
+def weights(run: Path) -> dict[str, list]:
+    loaded = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {name: tensor.tolist() for name, tensor in loaded["state_dict"].items()}
 
 
 def test_a_hunk_that_fits_nowhere_or_twice_is_an_error():

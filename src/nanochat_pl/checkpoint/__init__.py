@@ -2,10 +2,11 @@
 
 import logging
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_pl.checkpoint.formats import ModelFiles, find_model_files
+from nanochat_pl.checkpoint.formats import FORMATS, ModelFiles, find_model_files
 from nanochat_pl.checkpoint.hub import HUB_FOLDER, HubModel, is_hub_address
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LoadedModel:
     config: dict[str, Any]
     """The resolved config of the run that trained it; empty if another program did."""
     format: str = "lightning"
-    """`lightning` (this project's own), `nanochat`, `sciassist`, `huggingface` or `package`."""
+    """One of `checkpoint.formats.FORMATS`; `lightning` is this project's own."""
 
     def __repr__(self) -> str:
         config = self.model.config
@@ -88,18 +89,9 @@ def load_model(
 def read_model(path: str | Path, hub_folder: str | Path = HUB_FOLDER, offline: bool = False) -> "ModelState":
     """Read a model without building it; arguments and errors are those of `load_model`."""
     files = locate_model(path, hub_folder, offline)
-    if files.format == "lightning":
-        from nanochat_pl.checkpoint.lightning import read
-    elif files.format == "nanochat":
-        from nanochat_pl.checkpoint.nanochat import read
-    elif files.format == "sciassist":
-        from nanochat_pl.checkpoint.sciassist import read
-    elif files.format == "package":
-        from nanochat_pl.checkpoint.archive import read
-    else:
-        from nanochat_pl.checkpoint.huggingface import read
+    reader = import_module(f"nanochat_pl.checkpoint.{FORMATS[files.format].module}")
     is_folder = files.file.name.startswith("model.safetensors")  # its reader wants what lies beside it as well
-    state = read(files.file.parent if is_folder else files.file)
+    state: ModelState = reader.read(files.file.parent if is_folder else files.file)
     for note in state.notes:
         log.info("%s: %s", state.file, note)
     return state

@@ -22,6 +22,7 @@ __all__ = [
     "MAX_JSON_BYTES",
     "SHAPE",
     "Candidate",
+    "Format",
     "ModelFiles",
     "check_model_type",
     "choose",
@@ -35,14 +36,36 @@ __all__ = [
     "tokenizer_paths",
 ]
 
+
+@dataclass(frozen=True)
+class Format:
+    """One form in which a trained model lies on disk."""
+
+    files: str
+    """What its files are called, in words."""
+    module: str
+    """The module of `nanochat_pl.checkpoint` whose `read` opens it."""
+    weights: str | None = None
+    """Regular expression of the whole name of its file of weights, which begins with `model_`; its metadata lie next to
+    it (`metadata_path`), its tokenizer too (`tokenizer_paths`). None = more than one name tells the format."""
+    holds_run_config: bool = False
+    """Whether its metadata may hold the config of the run, and with it the data that the model was trained on."""
+
+
 FORMATS = {
-    "lightning": "a .ckpt, or a run folder of this project",
-    "nanochat": "model_NNNNNN.pt with meta_NNNNNN.json and tokenizer.pkl",
-    "sciassist": "model_finetuned.pt with meta_finetuned.json and tokenizer/",
-    "huggingface": "config.json of model_type nanochat with *.safetensors",
-    "package": "a .zip of `nanochat-pl export`, or the folder it was unpacked to",
+    "lightning": Format("a .ckpt, or a run folder of this project", "lightning", holds_run_config=True),
+    "nanochat": Format("model_NNNNNN.pt with meta_NNNNNN.json and tokenizer.pkl", "nanochat", r"model_\d{1,12}\.pt"),
+    "sciassist": Format(
+        "model_finetuned.pt with meta_finetuned.json and tokenizer/", "sciassist", r"model_finetuned\.pt"
+    ),
+    "huggingface": Format(
+        "config.json of model_type nanochat with *.safetensors", "huggingface", holds_run_config=True
+    ),
+    "package": Format(
+        "a .zip of `nanochat-pl export`, or the folder it was unpacked to", "archive", holds_run_config=True
+    ),
 }
-"""Every format that opens, and what its files are called."""
+"""Every format that opens."""
 
 ARCHIVE_FILES = ("meta.json", "tokenizer.json", "model.safetensors")
 """The files that every archive has; see `nanochat_pl.checkpoint.archive`."""
@@ -55,8 +78,6 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_VALUES = 8_000_000
 """A vocabulary of Hugging Face's form has about four for each token."""
 
-_NANOCHAT = re.compile(r"model_(\d{1,12})\.pt")
-_SCIASSIST = "model_finetuned.pt"
 _HF_WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 _NO_WEIGHTS = {
     ".zip": "damaged, or no archive of `nanochat-pl export`; if it holds a model, unpack it and give the folder",
@@ -66,7 +87,7 @@ _NO_WEIGHTS = {
     ".bin": "a pickle of Hugging Face's older format; convert the model to safetensors",
     ".gguf": "of another program; only the formats of docs/checkpoints.md open",
 }
-_PATTERNS = ("model_*.pt", "*/model_*.pt", "*_checkpoints/*/model_*.pt", "config.json", "*.safetensors*")
+_PATTERNS = ("model_*", "*/model_*", "*_checkpoints/*/model_*", "config.json", "*.safetensors*")
 
 
 @dataclass(frozen=True)
@@ -136,7 +157,7 @@ def _of_folder(folder: Path) -> Candidate | None:
     names = sorted({file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)})
     choice = choose(names, str(folder), ["best.ckpt or last.ckpt"] if run and _candidates(names) else [])
     if choice is None and not run:
-        expected = "; ".join(FORMATS.values())
+        expected = "; ".join(format.files for format in FORMATS.values())
         raise FileNotFoundError(f"no model in {folder}, which holds {listing(folder)}; expected one of: {expected}")
     return choice
 
@@ -206,9 +227,8 @@ def _candidates(names: Iterable[str]) -> list[Candidate]:
 
 def _by_name(name: str) -> Candidate | None:
     last = PurePosixPath(name).name
-    if last == _SCIASSIST:
-        return Candidate("sciassist", name)
-    return Candidate("nanochat", name) if _NANOCHAT.fullmatch(last) else None
+    of = (kind for kind, format in FORMATS.items() if format.weights and re.fullmatch(format.weights, last))
+    return next((Candidate(kind, name) for kind in of), None)
 
 
 def _of_file(path: Path) -> Candidate | None:

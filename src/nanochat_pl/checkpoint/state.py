@@ -44,7 +44,7 @@ class ModelState:
     file: Path
     """Where the weights came from."""
     format: str
-    """`lightning`, `nanochat`, `sciassist`, `huggingface` or `package`."""
+    """One of `formats.FORMATS`."""
     notes: tuple[str, ...] = ()
     """What was converted or assumed on reading, in sentences for the user."""
 

@@ -7,9 +7,9 @@ what would be lost. The destination appears whole or not at all, and only an ear
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from nanochat_pl.report.read import Run
 
 __all__ = ["FORMATS", "export_model", "main", "new_folder"]
-
-FORMATS = {
-    "huggingface": (
-        "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja", "nanochat_pl.json", "model.safetensors",
-    ),
-    "nanochat": ("model_*.pt", "meta_*.json", "tokenizer"),
-    "sciassist": ("model_finetuned.pt", "meta_finetuned.json", "tokenizer"),
-    "zip": (),
-}  # fmt: skip
-"""The formats, and the names of the files that each writes into its folder."""
 
 _DEFAULT_ROOT = Path("outputs/export")
 
@@ -81,7 +70,7 @@ def export_model(
     if form == "zip" and given is not None and not given.endswith(".zip"):
         raise ValueError(f"--out {out} must end in .zip, as --format zip writes one file")
     if out is not None:
-        check_destination(out, FORMATS[form], force)  # before a large model is read
+        check_destination(out, FORMATS[form].files, force)  # before a large model is read
     from nanochat_pl.checkpoint import read_model
 
     model = read_model(source)
@@ -90,30 +79,12 @@ def export_model(
     name = _name(model, source)
     if out is None:
         out = _DEFAULT_ROOT / (f"{name}.zip" if form == "zip" else f"{name}-{form}")
-        check_destination(out, FORMATS[form], force)
-    if form == "zip":
-        return out, _write_zip(model, run, name, out)
-    said: tuple[str, ...] = ()
-    with new_folder(out, FORMATS[form], force) as folder:
-        if form == "huggingface":
-            from nanochat_pl.checkpoint import huggingface
-
-            said = huggingface.notes(model)
-            opening = _HUGGING_FACE
-            header = {
-                "library_name": "transformers",
-                "pipeline_tag": "text-generation",
-                "tags": ["nanochat", f"stage-{model.stage}"],
-            }
-            huggingface.write(model, folder, _card(model, run, name, said, opening, header))
-        elif form == "nanochat":
-            from nanochat_pl.checkpoint import nanochat
-
-            nanochat.write(model, folder, _figures(model, run, {"val/bpb": "val_bpb", "val/loss": "val_loss"}))
-        else:
-            from nanochat_pl.checkpoint import sciassist
-
-            sciassist.write(model, folder, _figures(model, run, {"val/loss": "best_val_loss"}))
+        check_destination(out, FORMATS[form].files, force)
+    written = FORMATS[form]
+    if not written.files:
+        return out, (*model.notes, *written.write(model, run, name, out))
+    with new_folder(out, written.files, force) as folder:
+        said = written.write(model, run, name, folder)
     return out, (*model.notes, *said)
 
 
@@ -205,15 +176,6 @@ def _figures(model: "ModelState", run: "Run | None", names: Mapping[str, str]) -
     return {names[metric]: float(best)} if isinstance(best, int | float) else {}
 
 
-def _write_zip(model: "ModelState", run: "Run | None", name: str, out: Path) -> tuple[str, ...]:
-    from nanochat_pl.checkpoint import archive
-    from nanochat_pl.report.card import evaluation_document
-
-    card = _card(model, run, name, (), _ARCHIVE.format(name=name), None)
-    archive.write(model, out, card, evaluation_document(run.results if run is not None else ()))
-    return model.notes
-
-
 def _card(
     model: "ModelState",
     run: "Run | None",
@@ -272,6 +234,67 @@ With this project's command, the archive becomes a run folder, to chat with, to 
 nanochat-pl import {name}.zip outputs/imported/{name}
 ```
 """
+
+
+def _write_hugging_face(model: "ModelState", run: "Run | None", name: str, folder: Path) -> tuple[str, ...]:
+    from nanochat_pl.checkpoint import huggingface
+
+    notes = huggingface.notes(model)
+    header = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["nanochat", f"stage-{model.stage}"],
+    }
+    huggingface.write(model, folder, _card(model, run, name, notes, _HUGGING_FACE, header))
+    return notes
+
+
+def _write_nanochat(model: "ModelState", run: "Run | None", name: str, folder: Path) -> tuple[str, ...]:
+    from nanochat_pl.checkpoint import nanochat
+
+    nanochat.write(model, folder, _figures(model, run, {"val/bpb": "val_bpb", "val/loss": "val_loss"}))
+    return ()
+
+
+def _write_sciassist(model: "ModelState", run: "Run | None", name: str, folder: Path) -> tuple[str, ...]:
+    from nanochat_pl.checkpoint import sciassist
+
+    sciassist.write(model, folder, _figures(model, run, {"val/loss": "best_val_loss"}))
+    return ()
+
+
+def _write_zip(model: "ModelState", run: "Run | None", name: str, file: Path) -> tuple[str, ...]:
+    from nanochat_pl.checkpoint import archive
+    from nanochat_pl.report.card import evaluation_document
+
+    card = _card(model, run, name, (), _ARCHIVE.format(name=name), None)
+    archive.write(model, file, card, evaluation_document(run.results if run is not None else ()))
+    return ()
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """How a model is written for another program."""
+
+    files: tuple[str, ...]
+    """Patterns of the names of the files that it writes into its folder; () = it writes one file."""
+    write: "Callable[[ModelState, Run | None, str, Path], tuple[str, ...]]"
+    """Writes a model, with what its run folder says, under a name to a place; returns what the user should know."""
+
+
+FORMATS = {
+    "huggingface": ExportFormat(
+        (
+            *("README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+            *("chat_template.jinja", "nanochat_pl.json", "model.safetensors"),
+        ),
+        _write_hugging_face,
+    ),
+    "nanochat": ExportFormat(("model_*.pt", "meta_*.json", "tokenizer"), _write_nanochat),
+    "sciassist": ExportFormat(("model_finetuned.pt", "meta_finetuned.json", "tokenizer"), _write_sciassist),
+    "zip": ExportFormat((), _write_zip),
+}
+"""Every format that `--format` offers."""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.checkpoint import check_model
-from nanochat_pl.checkpoint.formats import ModelFiles
+from nanochat_pl.checkpoint.formats import FORMATS, ModelFiles
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
 from nanochat_pl.config.run_folder import imported_run, is_first_process, resume_file, run_config, weights_only_error
@@ -382,7 +382,7 @@ def hub_folder(cfg: RunConfig) -> Path:
 def names_no_data(source: ModelFiles) -> bool:
     """Return whether a model is known, without opening it, to lack a config that names its data."""
     if source.format != "lightning":
-        return source.format in ("nanochat", "sciassist")
+        return not FORMATS[source.format].holds_run_config
     return imported_run(source.file) is not None and "data" not in run_config(source.file, default={"data": None})
 
 
