@@ -7,12 +7,10 @@ from nanochat_pl.eval.answers import (
     explanation_agrees,
     explanation_of,
     names_own_choice,
-    normalize,
-    recalled_answer,
     regex_letter,
     rouge_l,
-    strict_letter,
 )
+from nanochat_pl.tasks.answers import normalize, recalled_answer, strict_letter
 
 ABCD = ["A", "B", "C", "D"]
 

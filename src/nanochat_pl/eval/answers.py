@@ -2,26 +2,16 @@
 
 Small models answer in prose of every kind, so how a letter is read decides the score. There are two readers:
 `strict_letter`, the default, which would rather read nothing than something not said; and `regex_letter`, the rule of
-the student project whose numbers we reproduce, which takes the article "a" for an answer. The readers that a task
-grades by (`strict_letter`, `recalled_answer`) stand with the tasks. All functions are pure.
+the student project whose numbers we reproduce, which takes the article "a" for an answer. Tasks grade by the first as
+well, so it stands with them (`tasks/answers.py`). All functions are pure.
 """
 
 import re
 from collections.abc import Collection, Sequence
 
-from nanochat_pl.tasks.answers import normalize, recalled_answer, strict_letter
+from nanochat_pl.tasks.answers import normalize
 
-__all__ = [
-    "explanation_agrees",
-    "explanation_of",
-    "named_choices",
-    "names_own_choice",
-    "normalize",
-    "recalled_answer",
-    "regex_letter",
-    "rouge_l",
-    "strict_letter",
-]
+__all__ = ["explanation_agrees", "explanation_of", "named_choices", "names_own_choice", "regex_letter", "rouge_l"]
 
 # In the order tried. Their fourth pattern ("correct answer is") finds nothing that "answer is" does not.
 _REGEX_LETTERS = [
@@ -42,8 +32,8 @@ def regex_letter(text: str) -> str | None:
 
 def explanation_of(text: str) -> str | None:
     """Return what follows `Explanation:` up to `Background:` or the end; None where there is nothing."""
-    _, _, told = text.partition("Explanation:")
-    return re.split(r"^\s*Background:", told, maxsplit=1, flags=re.MULTILINE)[0].strip() or None
+    _, _, rest = text.partition("Explanation:")
+    return re.split(r"^\s*Background:", rest, maxsplit=1, flags=re.MULTILINE)[0].strip() or None
 
 
 def rouge_l(prediction: str, reference: str) -> float:
@@ -54,7 +44,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 def names_own_choice(text: str, letter: str, choice: str) -> bool | None:
-    """Tell whether `X. ...` in a response goes on with the text of choice X; None where nothing follows the letter."""
+    """Return whether `X. ...` in a response goes on with the text of choice X; None where nothing follows X."""
     match = re.search(rf"\b{re.escape(letter)}[.):]+\s+(\S.*)", text, re.DOTALL)
     if match is None:
         return None
@@ -62,7 +52,7 @@ def names_own_choice(text: str, letter: str, choice: str) -> bool | None:
 
 
 def named_choices(text: str, choices: Collection[str]) -> set[str]:
-    """Return the choices whose words stand in a text; "salt" within "rock salt" counts only where it stands alone."""
+    """Return the choices whose words a text contains; "salt" within "rock salt" counts only where it stands alone."""
     rest, named = normalize(text), set()
     for choice in sorted(choices, key=len, reverse=True):
         pattern = rf"(?<!\w){re.escape(normalize(choice))}(?!\w)"
@@ -73,10 +63,9 @@ def named_choices(text: str, choices: Collection[str]) -> set[str]:
 
 
 def explanation_agrees(explanation: str, chosen: str, others: Sequence[str]) -> bool | None:
-    """Tell whether an explanation speaks of the chosen answer.
+    """Return whether an explanation names the chosen choice; False where only others are named, None where none is.
 
-    True where it names the chosen choice, False where it names only other choices, None where it names none. A rough
-    measure: it sees names, not reasons.
+    This is a rough measure: it sees names, not reasons.
     """
     named = named_choices(explanation, {normalize(chosen), *map(normalize, others)})
     return normalize(chosen) in named if named else None

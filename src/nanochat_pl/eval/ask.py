@@ -1,11 +1,11 @@
-"""The loop of every evaluation that asks questions: render, answer, judge, log, and go on after an interruption.
+"""The loop of every evaluation that asks questions: render, answer, judge, log, and resume after an interruption.
 
-`QuestionLoop` answers what the log has no record of, a chunk at a time. Around it stand the two things that all
-evaluations of conversations share: `render_prompts` and generation in batches.
+`QuestionLoop` answers what the log has no record of, a chunk at a time. All evaluations of conversations also share
+`render_prompts` and generation in batches.
 
 A question longer than the context that a model was trained with is still read, as far as the rotary tables reach
 (nanochat, 2025-11, and CORE here). A longer one loses its beginning and never its end, where the choices and the
-question stand. Each record says so, and the number of such questions is logged.
+question are. Each record says so, and the number of such questions is logged.
 """
 
 import logging
@@ -34,21 +34,21 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Question = Mapping[str, Any]
-"""A conversation whose last message is the expected answer, with an `id` and what its evaluation needs besides."""
+"""A conversation whose last message is the expected answer, with an `id` and what else its evaluation needs."""
 Progress = Callable[[int, int], None]
 """Called with (answered, asked) as an evaluation proceeds."""
 
 CHUNK_ROWS = 256
 """Questions answered between two writes of the log."""
 ANSWER_ROOM_TOKENS = 32
-"""Kept free for an answer whatever the length of its question (or `max_new_tokens`, if fewer)."""
+"""Tokens kept free for an answer whatever the length of its question (or `max_new_tokens`, if fewer)."""
 
 
 class QuestionLoop:
     """Questions, the log of their answers, and the time since the loop was made.
 
     Args:
-        questions: Each with an `id` of its own, by which an interrupted evaluation finds its answers again.
+        questions: Each has an `id` of its own, by which an interrupted evaluation finds its answers again.
         log: Answers already given, and where new ones are put; None = memory only.
         progress: Called after each chunk.
         chunk_rows: Most questions of a chunk.
@@ -75,7 +75,7 @@ class QuestionLoop:
         return not self._chunks
 
     def run(self, answer: Callable[[Sequence[Question]], Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-        """Call `answer` with each chunk of open questions, log the records it returns, and return those of all."""
+        """Call `answer` with each chunk of open questions, log the records, and return those of all questions."""
         for chunk in self._chunks:
             # On disk before the next chunk begins: what was answered is never asked again.
             self._log.append(list(answer(chunk)))
@@ -135,12 +135,12 @@ def render_prompts(
 
 
 def _without_beginning(ids: list[int], user_start: int, limit: int) -> list[int]:
-    """Drop the oldest turns, then the beginning of the last one that the user has, until at most `limit` ids remain."""
+    """Drop the oldest turns, then the beginning of the user's last one, until at most `limit` ids remain."""
     if len(ids) <= limit:
         return ids
     bos = ids[:1]
-    turns = [place for place, token in enumerate(ids) if token == user_start]
-    kept = next((ids[place:] for place in turns if len(ids) - place < limit), None)
+    turns = [index for index, token in enumerate(ids) if token == user_start]
+    kept = next((ids[index:] for index in turns if len(ids) - index < limit), None)
     if kept is not None:
         return [*bos, *kept]
     return [*bos, user_start, *ids[len(ids) - (limit - 2) :]]
@@ -179,7 +179,7 @@ def answer_greedily(
     batch_size: int,
     seed: int,
 ) -> list[Answered]:
-    """Let the model answer each question with the likeliest tokens; long questions fewer at once."""
+    """Let the model answer each question with the likeliest tokens, fewer at once where the questions are long."""
     config = engine.model.config
     prompts = render_prompts(
         tokenizer,
@@ -191,8 +191,8 @@ def answer_greedily(
     completions: dict[int, Completion] = {}
     lengths = [len(prompt.ids) + max_new_tokens for prompt in prompts]
     for rows, at_once in by_room(lengths, config.sequence_len, batch_size):
-        some = [prompts[row].ids for row in rows]
-        found = engine.generate(some, max_new_tokens, temperature=0.0, seed=seed, batch_size=at_once)
+        batch = [prompts[row].ids for row in rows]
+        found = engine.generate(batch, max_new_tokens, temperature=0.0, seed=seed, batch_size=at_once)
         completions.update(zip(rows, found, strict=True))
     return [
         Answered(question, prompts[row], completions[row], tokenizer.decode(completions[row].tokens))

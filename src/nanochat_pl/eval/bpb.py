@@ -97,7 +97,7 @@ def evaluate_loss(
         forward: A GPT or its bare `forward`, called as `forward(inputs, targets, positions, reduction="none")` on each
             micro-batch of (B, T).
         batches: This rank's share of `Batch` objects, finite (`itertools.islice` an endless loader). In a process group
-            every rank must call, also one that has no batch.
+            every rank must call, even one that has no batch.
         token_bytes: (V,) bytes of each token (`Tokenizer.token_bytes()`); None = no bits per byte.
     """
     mean = MeanLoss().to(device)

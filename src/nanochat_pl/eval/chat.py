@@ -1,9 +1,9 @@
-"""Ask a chat model the tasks it is known by: by letter where one is the answer, else in the words it finds itself.
+"""Ask a chat model the tasks that chat models are compared by: by letter where one is the answer, else in free text.
 
 A categorical question (MMLU, ARC) is answered by the most likely of its letters as the first token of the answer: one
 forward, nothing to parse. A generative one (GSM8K, HumanEval, SpellingBee) is answered through the engine, tools
-included, once or several times, and the task itself says whether that was right. `chatcore` is one number over the six
-tasks, each scaled so that guessing is 0. (nanochat, 2025-11)
+included, once or several times, and the task itself grades the answers. `chatcore` is one number over the six tasks,
+each scaled so that guessing is 0. (nanochat, 2025-11)
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class ChatSample(TypedDict):
     correct: bool
     output_tokens: int
     truncated: bool
-    """It ended at `max_new_tokens` or the end of the context, not at a stop token."""
+    """Generation ended at `max_new_tokens` or the end of the context, not at a stop token."""
     tool_calls: int
     tool_errors: int
 
@@ -91,21 +91,21 @@ def evaluate_chat(
     """Answer every question; return records and the rows of `summarize_chat`.
 
     A record has `id`, `task`, `prompt`, `expected`, `output`, `correct`, `subject`, `prompt_tokens`, `prompt_cut`,
-    `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one has also `letters`, `choices` and
+    `output_tokens`, `truncated`, `tool_calls`, `tool_errors`. A categorical one also has `letters`, `choices` and
     `letter_logprobs` (nats, over the whole vocabulary); its output is the first of the likeliest letters. A generative
-    one has also `num_samples`, `num_right` and, of several samples, `samples` (`ChatSample`); it shows the first right
-    sample, or the first of all if none is, so that `correct` asks whether any was.
+    one also has `num_samples`, `num_right` and, where there are several samples, `samples` (`ChatSample`); it shows the
+    first right sample, or the first of all if none is, so that `correct` says whether any was.
 
     Args:
         model: For the likelihood of letters; generative tasks do not use it.
         engine: Its stop ids hold `<|assistant_end|>`; categorical tasks do not use it.
-        conversations: Each with `messages`, the last one the assistant's, which is not shown to the model; categorical
-            ones with `letters` and `answer` (a letter). Those without an `id` get one, see `with_ids`.
+        conversations: Each has `messages`, the last one the assistant's, which is not shown to the model; categorical
+            ones have `letters` and `answer` (a letter). Those without an `id` get one, see `with_ids`.
         task: Name of the task in the metrics.
-        grade: Tells of a generative answer whether it is right; must be safe to call from `grading_threads` threads.
+        grade: Judges a generative answer; must be safe to call from `grading_threads` threads.
         num_samples: Answers to each generative question.
         temperature: 0 = greedy.
-        top_k: Sample among that many of the likeliest tokens; None = all.
+        top_k: Sample among this many of the likeliest tokens; None = all.
         max_new_tokens: Most tokens of a generated answer.
         max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
             positions reach.
@@ -146,7 +146,7 @@ def evaluate_chat(
             prompts = render(chunk, tokens.num_tokens, config.rotary_rows)
             letters, ids = [question["letters"] for question in chunk], [prompt.ids for prompt in prompts]
             scores = score_letters(model, ids, letters, tokens, max_batch_tokens)
-            return [_judge_letter(task, *asked) for asked in zip(chunk, prompts, scores, strict=True)]
+            return [_judge_letter(task, *answered) for answered in zip(chunk, prompts, scores, strict=True)]
 
     elif kind == "generative":
         _check_generative(task, grade, num_samples, temperature, grading_threads)
@@ -161,13 +161,13 @@ def evaluate_chat(
                 for number in range(num_samples)
             ]
             lengths = [len(request.prompt) + max_new_tokens for request in requests]
-            answered: dict[int, Completion] = {}
+            found: dict[int, Completion] = {}
             for rows, at_once in by_room(lengths, config.sequence_len, batch_size):
-                answered.update(zip(rows, engine.run([requests[row] for row in rows], batch_size=at_once)))
-            completions = [answered[row] for row in range(len(requests))]
+                found.update(zip(rows, engine.run([requests[row] for row in rows], batch_size=at_once)))
+            completions = [found[row] for row in range(len(requests))]
             assert grade is not None
             samples = _grade_all(tokenizer, chunk, completions, grade, num_samples, grading_threads)
-            return [_judge_samples(task, *asked) for asked in zip(chunk, prompts, samples, strict=True)]
+            return [_judge_samples(task, *answered) for answered in zip(chunk, prompts, samples, strict=True)]
 
     else:
         raise ValueError(f"{task}: kind={kind!r} is unknown; choose categorical or generative")
@@ -180,9 +180,9 @@ def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int
     """Return all metrics of the records of one task; the first row is the task's score.
 
     The score is `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, with its interval over the
-    questions); for categorical questions with chance and the majority letter, and by subject where there are subjects.
-    Then come `prompt_cut_rate`, `prompt_tokens`, and for generated answers `truncation_rate`, `output_tokens`,
-    `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
+    questions). For categorical questions it comes with chance and the majority letter, and by subject where there are
+    subjects. The other metrics are `prompt_cut_rate`, `prompt_tokens`, and for generated answers `truncation_rate`,
+    `output_tokens`, `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
 
     Raises:
         ValueError: No records, or answers of different numbers of samples.
@@ -248,7 +248,7 @@ def chatcore(results: Mapping[str, MetricRow]) -> MetricRow:
     questions and tasks taken as independent; it is None if a task has none.
 
     Args:
-        results: The score of each task by its name in `CHATCORE_BASELINES`; other tasks are not looked at.
+        results: The score of each task by its name in `CHATCORE_BASELINES`; other tasks are ignored.
 
     Raises:
         ValueError: One of the five is missing, or has no value.
@@ -281,9 +281,9 @@ def chatcore(results: Mapping[str, MetricRow]) -> MetricRow:
 
 
 def with_ids(conversations: Iterable[Question]) -> list[Question]:
-    """Give conversations without an `id` one that another run finds again: a hash of their messages.
+    """Return the conversations, those without an `id` with one that another run finds again: a hash of their messages.
 
-    Of equal conversations the second ends in `-2`, the third in `-3`.
+    The id of the second of equal conversations ends in `-2`, that of the third in `-3`.
     """
     questions: list[Question] = []
     seen: Counter[str] = Counter()
@@ -331,13 +331,13 @@ def _grade_all(
     grading_threads: int,
 ) -> list[list[ChatSample]]:
     """Grade the completions, `num_samples` of each question in a row, and return each question's samples."""
-    asked = [question for question in questions for _ in range(num_samples)]
+    repeated = [question for question in questions for _ in range(num_samples)]
     outputs = [tokenizer.decode(completion.tokens) for completion in completions]
     if grading_threads == 1:
-        grades = list(map(grade, asked, outputs))
+        grades = list(map(grade, repeated, outputs))
     else:
         with ThreadPoolExecutor(grading_threads) as pool:
-            grades = list(pool.map(grade, asked, outputs))
+            grades = list(pool.map(grade, repeated, outputs))
     samples = [
         ChatSample(
             output=output,
@@ -355,7 +355,7 @@ def _grade_all(
 def _judge_letter(task: str, question: Question, prompt: RenderedPrompt, logprobs: dict[str, float]) -> dict[str, Any]:
     likely = max(question["letters"], key=logprobs.__getitem__)
     return {
-        **_asked(task, question, prompt),
+        **_question_fields(task, question, prompt),
         "letters": list(question["letters"]),
         "choices": list(question.get("choices") or []),
         "letter_logprobs": logprobs,
@@ -371,7 +371,7 @@ def _judge_letter(task: str, question: Question, prompt: RenderedPrompt, logprob
 def _judge_samples(task: str, question: Question, prompt: RenderedPrompt, samples: list[ChatSample]) -> dict[str, Any]:
     shown = next((sample for sample in samples if sample["correct"]), samples[0])
     return {
-        **_asked(task, question, prompt),
+        **_question_fields(task, question, prompt),
         **shown,
         "num_samples": len(samples),
         "num_right": sum(sample["correct"] for sample in samples),
@@ -379,20 +379,18 @@ def _judge_samples(task: str, question: Question, prompt: RenderedPrompt, sample
     }
 
 
-def _asked(task: str, question: Question, prompt: RenderedPrompt) -> dict[str, Any]:
+def _question_fields(task: str, question: Question, prompt: RenderedPrompt) -> dict[str, Any]:
     *before, last = question["messages"]
     expected = question.get("answer")
+    if expected is None:  # the assistant's content, the text of its tool calls included
+        content = last["content"]
+        expected = content if isinstance(content, str) else "".join(part["text"] for part in content)
     return {
         "id": str(question["id"]),
         "task": task,
         "prompt": before[-1]["content"],
-        "expected": str(expected) if expected is not None else _said(last["content"]),
+        "expected": str(expected),
         "subject": question.get("subject") or "",
         "prompt_tokens": len(prompt.ids),
         "prompt_cut": prompt.cut,
     }
-
-
-def _said(content: Any) -> str:
-    """Return an assistant's content as text, its tool calls among it."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -1,7 +1,8 @@
 """A fixed list of prompts with expectations: does this checkpoint greet, keep a format, use its tool, bear odd input?
 
-No score, but what one would try by hand after every training, in a file to be extended (`checks.yaml` is the default
-list; its first lines explain the form). Each prompt is asked alone, so that its latency is what one user would feel.
+This is no benchmark, but what one would try by hand after every training, in a file that can be extended (`checks.yaml`
+is the default list; its first lines explain the form). Each prompt is asked alone, so that its latency is what one user
+would feel.
 """
 
 import re
@@ -33,7 +34,7 @@ class Check:
     id: str
     category: str
     messages: list[dict[str, str]]
-    """User and assistant by turns, the last one the user's."""
+    """User and assistant take turns; the last message is the user's."""
     expect: Mapping[str, Any]
     """Expectation by kind: `contains`, `not_contains`, `matches`, `letters`, `max_tokens`, `stops`, `uses_tool`."""
     max_new_tokens: int = _MAX_NEW_TOKENS
@@ -53,9 +54,9 @@ def run_checks(
     """Ask each prompt alone, greedily, and compare the answer with what is expected.
 
     A record has `id`, `category`, `prompt`, `expected` and `output` (texts), `correct` (all expectations hold),
-    `expectations` (kind -> whether it holds), `prompt_tokens`, `prompt_cut` (it was too long for the context and lost
-    its beginning), `output_tokens`, `truncated`, `tool_calls`, `tool_errors`, `first_token_s` (seconds from the
-    question to the first token), `tokens_per_s` (of the tokens after the first; None where there are none). One token
+    `expectations` (kind -> whether it holds), `prompt_tokens`, `prompt_cut` (the prompt did not fit the context and
+    lost its beginning), `output_tokens`, `truncated`, `tool_calls`, `tool_errors`, `first_token_s` (seconds from the
+    question to the first token), `tokens_per_s` (over the tokens after the first; None where there are none). One token
     is generated beforehand, untimed, so that the first check does not pay for what a process does once.
 
     Args:
@@ -117,7 +118,7 @@ def summarize_checks(records: Sequence[Mapping[str, Any]], *, task: str = "check
 
 
 def _timed(engine: Engine, request: Request) -> tuple[Completion, list[float]]:
-    """Return what a request yields, and the seconds after which each token came; after all of them if none did."""
+    """Return the completion of a request and the seconds until each token; until the end where there was none."""
     times: list[float] = []
     started = time.perf_counter()
 
@@ -170,7 +171,7 @@ _EXPECTATIONS: dict[str, Callable[[Any, str, Completion], bool]] = {
     "stops": lambda wanted, _, completion: (completion.stop_token is not None) == wanted,
     "uses_tool": _uses_tool,
 }
-"""Kind -> whether an answer, and how it came about, meets the value expected."""
+"""Kind of expectation -> whether an answer, and how it came about, meets the expected value."""
 
 
 # -- the file -------------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def _different(letters: list[str]) -> list[str]:
 
 
 class _ExpectEntry(BaseModel, extra="forbid", strict=True):
-    """What the file may expect of an answer; the description of a field is the message for what does not fit it."""
+    """What the file may expect of an answer; a field's description is the error message for values that do not fit."""
 
     contains: _Texts = ""
     not_contains: _Texts = ""
@@ -209,7 +210,7 @@ class _ExpectEntry(BaseModel, extra="forbid", strict=True):
 
 
 class _CheckEntry(BaseModel, extra="forbid", strict=True):
-    """The fields of one entry; how they go together is checked besides."""
+    """The fields of one entry; `_faults` checks how they go together."""
 
     id: _Text
     category: _Text
@@ -256,11 +257,11 @@ def load_checks(path: str | Path | None = None) -> list[Check]:
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
-    said = {"role": "user", "content": entry.get("prompt", "") * entry.get("repeat", 1)}
+    message = {"role": "user", "content": entry.get("prompt", "") * entry.get("repeat", 1)}
     return Check(
         id=entry["id"],
         category=entry["category"],
-        messages=entry.get("messages") or [said],
+        messages=entry.get("messages") or [message],
         expect=entry["expect"],
         max_new_tokens=entry.get("max_new_tokens", _MAX_NEW_TOKENS),
     )
@@ -312,11 +313,11 @@ def _message_faults(messages: Any) -> Iterator[str]:
     if not isinstance(messages, list) or len(messages) % 2 == 0:
         yield "messages: an odd number of turns is needed, the user's first and last"
         return
-    for place, message in enumerate(messages):
-        role = ("user", "assistant")[place % 2]
+    for index, message in enumerate(messages):
+        role = ("user", "assistant")[index % 2]
         whole = isinstance(message, dict) and message.keys() == {"role", "content"}
         if not whole or message["role"] != role or not isinstance(message["content"], str):
-            yield f"messages, turn {place + 1}: role: {role} and content: a text are needed, found {message!r}"
+            yield f"messages, turn {index + 1}: role: {role} and content: a text are needed, found {message!r}"
 
 
 def _kind(value: Any) -> str:
@@ -324,26 +325,26 @@ def _kind(value: Any) -> str:
 
 
 class _KeyTwice(yaml.MarkedYAMLError):
-    """A key that stands twice in one place."""
+    """A key occurs twice in one mapping."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain data only, and no key twice: YAML would silently take the second.
+    """Loads plain data only and refuses a repeated key, of which YAML would silently take the second.
 
-    Keys are compared as they stand in the file: one that is merged in (`<<: *other`) may be overridden.
+    Keys are compared as written in the file: one that is merged in (`<<: *other`) may be overridden.
     """
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if twice is not None:
             raise _KeyTwice(None, None, f"the key {twice[1]!r} comes twice", node.start_mark)
         return node
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:
-    """Return what is wrong with a file that is no YAML, and where."""
+    """Return where a file is no YAML, and why."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     match error:

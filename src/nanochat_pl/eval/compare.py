@@ -1,7 +1,7 @@
 """Is one checkpoint better than another, or is the difference chance?
 
-Two accuracies whose intervals overlap may still differ, and two that look different may not: what decides is the
-questions that one of the two answered better. Both must have been asked the same questions.
+Two accuracies whose intervals overlap may still differ, and two that look different may not: the questions that one of
+the two answered better decide. Both must have been asked the same questions.
 """
 
 import math
@@ -31,9 +31,9 @@ class Comparison:
     accuracy_second: float
     difference: float
     interval: Interval
-    """Of the difference (`stats.paired_interval`)."""
+    """The interval of the difference (`stats.paired_interval`)."""
     only_first: int
-    """Questions only the first got right, or answered better."""
+    """Number of questions that only the first got right, or answered better."""
     only_second: int
     p_value: float
     """Two-sided: McNemar's exact test where answers are right or wrong, else the sign-flip test of the scores."""
@@ -121,30 +121,26 @@ def verdict(
 
     Args:
         difference: The value of the second minus that of the first; higher is better.
-        p_value: Of the hypothesis that they are equally good, corrected where there are several tests.
+        p_value: Tests the hypothesis that they are equally good; corrected where there are several tests.
         n: Number of questions.
         share: The metric is a share, whose differences are points.
         rows: The metric of the first and the second, where known: even the better one may not be above chance.
         num_tests: The number of tests that `p_value` was corrected for (Holm).
         alpha: One is called better where `p_value` is below.
     """
-    said = p_text(p_value, alpha) + (f", Holm over {num_tests} tests" if num_tests > 1 else "")
+    test = p_text(p_value, alpha) + (f", Holm over {num_tests} tests" if num_tests > 1 else "")
     if p_value >= alpha:
-        return f"not distinguishable ({said}, n = {n})"
+        return f"not distinguishable ({test}, n = {n})"
     better, worse, row = (second, first, rows[1]) if difference > 0 else (first, second, rows[0])
     by = f"{100 * abs(difference):.1f} points" if share else f"{abs(difference):.4f}"
-    return f"{better} is better than {worse} by {by} ({said}, n = {n}){_no_better_than_chance(row)}"
+    return f"{better} is better than {worse} by {by} ({test}, n = {n}){_no_better_than_chance(row)}"
 
 
 def verdict_of_intervals(first: str, label: str, before: Interval, after: Interval, sign: int) -> str:
-    """Say which of two figures is better where their intervals do not overlap.
+    """Return the sentence for two values of which only intervals are known: one is better where these do not overlap.
 
-    Args:
-        first: Name of the reference.
-        label: Name of the other.
-        before: Interval of the reference.
-        after: Interval of the other.
-        sign: 1 where higher is better, -1 where lower is.
+    `first` and `before` are name and interval of the reference, `label` and `after` those of the other; `sign` is 1
+    where higher is better, -1 where lower is.
     """
     if before.high >= after.low and after.high >= before.low:
         return "not distinguishable (intervals overlap; unpaired)"
@@ -154,7 +150,7 @@ def verdict_of_intervals(first: str, label: str, before: Interval, after: Interv
 
 
 def _no_better_than_chance(row: MetricRow | None) -> str:
-    """Return words for the case that even the better of two is not above chance."""
+    """Return what is added to a verdict where even the better of two is not above chance."""
     chance = row.baseline.get("chance") if row is not None and row.baseline else None
     guessed = isinstance(chance, float) and row is not None and row.interval is not None and row.interval.low <= chance
     return ", but not than chance" if guessed else ""
@@ -163,8 +159,8 @@ def _no_better_than_chance(row: MetricRow | None) -> str:
 def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the score of each question that a metric is the mean of, as `id` and `score`.
 
-    Known are shares of right answers, and pass@k, whose score is the unbiased estimate for the one question. The list
-    is empty where the metric is of another kind, or not taken over these records.
+    This works for shares of right answers, and for pass@k, whose score is the unbiased estimate for the one question.
+    The list is empty where the metric is of another kind, or not taken over these records.
     """
     try:
         scores = [{"id": record["id"], "score": _score(row, record)} for record in records]
@@ -178,7 +174,7 @@ def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _score(row: MetricRow, record: Mapping[str, Any]) -> float:
-    """Read one answer again, in the way that the metric's name says; KeyError or ValueError where it cannot be."""
+    """Score one record in the way that the metric's name says; KeyError or ValueError where that is impossible."""
     if k := re.fullmatch(r"pass@(\d+)", row.metric):
         return pass_at_k(record["num_samples"], record["num_right"], int(k[1]))
     if row.count is None:

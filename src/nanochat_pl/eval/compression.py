@@ -1,8 +1,8 @@
 """How much text a token carries: ours against the vocabularies of GPT-2 and GPT-4, domain by domain.
 
 Fewer tokens for the same text mean more text in the context and fewer steps to write it; what a vocabulary has not
-seen, such as other languages, shows at once. tiktoken would fetch the others' files from the network: here they are
-used where they lie in its cache, and the result says which were not there.
+seen, such as other languages, shows at once. tiktoken would fetch the files of the other vocabularies from the network:
+here only those in its cache are used, and the result says which were missing.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ OTHERS: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 
 class Others(NamedTuple):
-    """Which vocabularies there are to compare with."""
+    """The vocabularies to compare with."""
 
     encoders: dict[str, Encode]
     missing: dict[str, str]
-    """Why a vocabulary is not there, and what to do."""
+    """Name of a vocabulary that is not there -> why, and what to do."""
 
 
 def sample_texts() -> dict[str, list[str]]:
@@ -63,8 +63,8 @@ def sample_texts() -> dict[str, list[str]]:
 def cached_encoders(names: Sequence[str] = tuple(OTHERS)) -> Others:
     """Open the vocabularies of `OTHERS` whose files tiktoken has in its cache; no socket is opened.
 
-    The cache is the folder TIKTOKEN_CACHE_DIR, else DATA_GYM_CACHE_DIR, else `data-gym-cache` beside other temporary
-    files, as for tiktoken itself.
+    The cache is the folder TIKTOKEN_CACHE_DIR, else DATA_GYM_CACHE_DIR, else `data-gym-cache` in the folder for
+    temporary files, as for tiktoken itself.
 
     Raises:
         ValueError: A name is not in `OTHERS`.
@@ -117,13 +117,13 @@ def evaluate_compression(
 ) -> Evaluation:
     """Count the tokens of each text in each vocabulary.
 
-    Rows, grouped by `domain` and `tokenizer` (`n` = texts): `bytes_per_token` (UTF-8 bytes), `tokens` (sum),
-    `tokens_per_text` (mean); and for `name` `tokens_ratio/<other>`, its tokens over the other's: below 1 it needs
-    fewer. (nanochat's relative difference in percent is 100 (1 - ratio).) Then the same over all domains, the group
-    without `domain`, and for `name` once without any group. An `other` that is not there has one row without a value.
+    Rows are grouped by `domain` and `tokenizer` (`n` = texts): `bytes_per_token` (UTF-8 bytes), `tokens` (sum),
+    `tokens_per_text` (mean); and for `name` also `tokens_ratio/<other>`, its tokens over the other's: below 1 it needs
+    fewer. (nanochat's relative difference in percent is 100 (1 - ratio).) The same follows over all domains, in groups
+    without `domain`, and for `name` once without any group. A missing vocabulary has one row without a value.
 
-    The records are the same by (domain, tokenizer), under the id `domain/tokenizer`; those of an absent tokenizer have
-    the id `tokenizer` and say in `missing` how to bring it.
+    There is a record for each domain and tokenizer, with the id `domain/tokenizer`; that of a missing tokenizer has the
+    id `tokenizer` and says in `missing` how to bring it.
 
     Args:
         texts: Texts by domain, such as `sample_texts()` and the caller's `train` and `val`; None = `sample_texts()`.

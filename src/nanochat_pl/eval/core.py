@@ -17,22 +17,19 @@ import torch.distributed as dist
 from nanochat_pl.eval.ask import Progress, Question, QuestionLoop
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, RowScore, common_prefix, score_items
 from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_prompts
-from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
+from nanochat_pl.eval.results import PROMPT_TAIL_CHARS, Evaluation, ExampleLog, MetricRow, proportion_row
 from nanochat_pl.eval.stats import Interval, weighted_sum_interval
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
 
-_TAIL_CHARS = 600
-"""Characters of a prompt's end that the record keeps."""
-
 
 class CoreRecord(TypedDict):
     """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
 
     id: str
-    """`<task>/<index>`, the index in the order asked."""
+    """`<task>/<index>`, where the index counts in the order asked."""
     task: str
     type: TaskType
     prompt: str
@@ -108,7 +105,7 @@ def evaluate_core(
 
     def answer(chunk: Sequence[Question]) -> list[CoreRecord]:
         nonlocal last_label
-        asked = []
+        rendered = []
         for question in chunk:
             task, sample = by_label[question["task"]], samples[question["task"]]
             if task.label != last_label:  # no other task has its lines
@@ -116,10 +113,10 @@ def evaluate_core(
                 last_label = task.label
             prompts = make_prompts(task, sample, question["index"])
             rows = make_rows(task.type, encoder.encode(prompts.texts))
-            asked.append(_CoreQuestion(question["id"], task, sample[question["index"]], prompts, rows))
-        whole = [[_cropped(row, limit) for row in each.rows] for each in asked]
-        scores = score_items(model, whole, max_batch_tokens)
-        return [_judge(each, score, limit, tokenizer) for each, score in zip(asked, scores, strict=True)]
+            rendered.append(_CoreQuestion(question["id"], task, sample[question["index"]], prompts, rows))
+        items = [[_cropped(row, limit) for row in question.rows] for question in rendered]
+        scores = score_items(model, items, max_batch_tokens)
+        return [_judge(question, score, limit, tokenizer) for question, score in zip(rendered, scores, strict=True)]
 
     # A rank may have no question of its own: there are fewer than ranks.
     records = QuestionLoop(questions, log, progress).run(answer) if questions else []
@@ -141,8 +138,8 @@ def evaluate_core(
 def make_rows(kind: TaskType, ids: Sequence[Sequence[int]]) -> list[Row]:
     """Find what is scored: where choices begin to differ, where contexts cease to, or where the continuation begins.
 
-    Differs: nanochat stops at a continuation whose first token also takes in the context's end; here that token is
-    the first one scored. `ids` are those of each text of `CorePrompts`.
+    `ids` are those of each text of `CorePrompts`. Differs: nanochat stops at a continuation whose first token also
+    takes in the context's end; here that token is the first one scored.
     """
     if kind == "multiple_choice":
         start = common_prefix(ids)
@@ -260,7 +257,7 @@ def _judge(question: _CoreQuestion, scores: Sequence[RowScore], limit: int, toke
         id=question.id,
         task=task.label,
         type=task.type,
-        prompt=prompt[-_TAIL_CHARS:],
+        prompt=prompt[-PROMPT_TAIL_CHARS:],
         choices=choices,
         expected=expected,
         output=output,

@@ -1,8 +1,8 @@
-"""The losses of the last tokens of rows that come in items which begin alike, such as the choices of a question.
+"""The losses of the last tokens of rows. Rows come in items that begin alike, such as the choices of a question.
 
 The choices share all that precedes them: with ten solved examples in front, nineteen tokens of twenty. That part is
-read once into a key/value cache, copied to each choice, and only what differs is read on. Items of similar length share
-a forward, and only the hidden states that predict a scored token meet the unembedding. So the numbers are those of
+read once into a key/value cache, copied to each choice, and only what differs is read for each. Items of similar length
+share a forward, and only the hidden states that predict a scored token meet the unembedding. The numbers are those of
 whole rows read one at a time, up to rounding, at a fraction of the work; memory is bounded by the size of a batch,
 whatever the number of items.
 
@@ -27,7 +27,7 @@ from nanochat_pl.tokenizer import Tokenizer
 __all__ = ["LineEncoder", "Row", "RowScore", "batch_tokens_for", "common_prefix", "score_items"]
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384, "mps": 4096}
-"""Most tokens of one forward by type of device; on a CPU more is slower, as activations no longer fit its caches."""
+"""Most tokens of one forward by type of device; more is slower on a CPU, as activations no longer fit its caches."""
 
 _LOGITS_AT_ONCE = 2**25
 """Elements; 128 MiB in fp32."""
@@ -41,7 +41,7 @@ class Row:
     start: int
     """At least 1: the first token is predicted by nothing."""
     alternatives: tuple[int, ...] = ()
-    """Token ids that are scored in the last token's place as well, at the cost of no further row."""
+    """Token ids that are also scored in the last token's place, without a further row."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def score_items(
     Args:
         items: Rows that are likely to begin alike; each of at most `config.rotary_rows` tokens.
         max_batch_tokens: Most tokens of one forward, including padding and what its rows have read before; a longer
-            row is read alone. Keys and values of as many tokens are kept besides. None = `batch_tokens_for` the device.
+            row is read alone. Keys and values of as many tokens are kept as well. None = `batch_tokens_for` the device.
         share_beginnings: Read what the rows of an item have in common once. Otherwise every row is read whole, which
             gives the same scores several times slower.
 
@@ -111,10 +111,10 @@ def score_items(
 class LineEncoder:
     """Encodes texts that have lines in common, each line once, with exactly the ids of the whole text.
 
-    With the split patterns of GPT-4's family no token reaches over the place between a line feed and a character that
-    is no white space, whatever stands before and after. A line feed ends either a chunk of punctuation with the line
-    breaks behind it, or a run of white space up to its last line break; both are taken as long as they go, so they end
-    there, and no rule looks back. For another pattern texts are encoded whole.
+    With the split patterns of GPT-4's family no token crosses the border between a line feed and a character that is no
+    white space, whatever comes before and after. A line feed ends either a chunk of punctuation with the line breaks
+    after it, or a run of white space up to its last line break; both match as long as they can, so they end there, and
+    no rule looks back. With other patterns texts are encoded whole.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -154,7 +154,7 @@ _LINE_STARTS = re.compile(r"(?<=\n)(?=\S)")
 
 @dataclass(frozen=True)
 class _Tail:
-    """What one row has after the part that is read once."""
+    """The rest of one row after the part that is read once."""
 
     ids: Sequence[int]
     row: Row
@@ -175,7 +175,7 @@ of them, and the score to add to."""
 
 
 def _heads(rows: Sequence[tuple[Row, RowScore]], share: bool) -> list[_Head]:
-    """Find what of an item is read once. A row's last token is never read: nothing is predicted from it."""
+    """Split an item into what is read once and the rest; the last token of a row is never read: it predicts nothing."""
     if share and len(rows) > 1:
         shared = common_prefix([row.ids for row, _ in rows])
         if shared:  # rows that were cropped may begin with different tokens
@@ -188,7 +188,7 @@ T = TypeVar("T")
 
 
 def _batches(entries: Iterable[T], fits: Callable[[list[T], T], bool]) -> Iterator[list[T]]:
-    """Put entries together as long as the next one fits."""
+    """Yield batches of entries, each filled as long as the next entry fits."""
     batch: list[T] = []
     for entry in entries:
         if batch and not fits(batch, entry):
@@ -200,18 +200,18 @@ def _batches(entries: Iterable[T], fits: Callable[[list[T], T], bool]) -> Iterat
 
 
 def _read(model: GPT, heads: Sequence[_Head], limit: int) -> None:
-    """Read heads, the longest first, in one forward, then their tails; note the scores of both."""
+    """Read heads, the longest first, in one forward, then their tails; add the scores of both."""
     lengths = [len(head.ids) for head in heads]
-    following = [(place, tail) for place, head in enumerate(heads) for tail in head.tails if tail.ids]
+    following = [(index, tail) for index, head in enumerate(heads) for tail in head.tails if tail.ids]
     cache = _cache(model, len(heads), lengths[0]) if following else None
     hidden = model.hidden(_padded([head.ids for head in heads], model.device), kv_cache=cache)
     wanted = []
-    for place, head in enumerate(heads):
+    for index, head in enumerate(heads):
         for tail in head.tails:
             row = tail.row
             others = () if tail.ids else row.alternatives
-            wanted.append((place, row.start - 1, row.ids[row.start : len(head.ids) + 1], others, tail.score))
-    _note(model, hidden, wanted)
+            wanted.append((index, row.start - 1, row.ids[row.start : len(head.ids) + 1], others, tail.score))
+    _add_scores(model, hidden, wanted)
     if cache is None:
         return
     cache.advance(lengths)
@@ -221,21 +221,21 @@ def _read(model: GPT, heads: Sequence[_Head], limit: int) -> None:
 
     def fits(batch: list[tuple[int, _Tail]], entry: tuple[int, _Tail]) -> bool:
         longest, rows = len(batch[0][1].ids), len(batch) + 1
-        deepest = max(lengths[place] for place, _ in (*batch, entry)) + longest
+        deepest = max(lengths[index] for index, _ in (*batch, entry)) + longest
         # A row less than half as long as the first would be more padding than tokens.
         return 2 * len(entry[1].ids) >= longest and rows * deepest <= limit and deepest <= room
 
     for batch in _batches(following, fits):
-        places = [place for place, _ in batch]
-        own = _cache(model, len(batch), max(lengths[place] for place in places) + len(batch[0][1].ids))
+        heads_read = [index for index, _ in batch]
+        own = _cache(model, len(batch), max(lengths[index] for index in heads_read) + len(batch[0][1].ids))
         own.lengths = []
-        own.add_rows(cache, places)
+        own.add_rows(cache, heads_read)
         hidden = model.hidden(_padded([tail.ids for _, tail in batch], model.device), kv_cache=own)
-        behind = []
-        for number, (place, tail) in enumerate(batch):
-            begin = max(tail.row.start, lengths[place] + 1)
-            behind.append((number, begin - 1 - lengths[place], tail.row.ids[begin:], tail.row.alternatives, tail.score))
-        _note(model, hidden, behind)
+        wanted = []
+        for number, (index, tail) in enumerate(batch):
+            begin = max(tail.row.start, lengths[index] + 1)
+            wanted.append((number, begin - 1 - lengths[index], tail.row.ids[begin:], tail.row.alternatives, tail.score))
+        _add_scores(model, hidden, wanted)
 
 
 def _cache(model: GPT, rows: int, capacity: int) -> KVCache:
@@ -252,8 +252,8 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return ids.to(device)
 
 
-def _note(model: GPT, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
-    """Append to each score what hidden (B, T, C) says about its tokens."""
+def _add_scores(model: GPT, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
+    """Append to each score the losses and predictions of its tokens, from hidden states (B, T, C)."""
     width, device = hidden.size(1), hidden.device
     index: list[int] = []
     last: list[tuple[int, int, RowScore]] = []
@@ -262,7 +262,7 @@ def _note(model: GPT, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
         last += [(len(index) - 1, token, score) for token in alternatives]
     if not index:
         return
-    # Only the hidden states that predict a scored token meet the unembedding, so many at once that logits stay small.
+    # Only the hidden states that predict a scored token meet the unembedding, in parts whose logits stay small.
     flat = hidden.flatten(0, 1).index_select(0, torch.tensor(index, device=device))
     targets = torch.tensor([token for _, _, tokens, _, _ in wanted for token in tokens], device=device)
     losses, predictions, others = [], [], []
@@ -271,16 +271,16 @@ def _note(model: GPT, hidden: Tensor, wanted: Sequence[_Wanted]) -> None:
         logits = model.logits(flat[begin : begin + step])
         losses.append(F.cross_entropy(logits, targets[begin : begin + step], reduction="none"))
         predictions.append(logits.argmax(dim=-1))
-        if here := [(place - begin, token) for place, token, _ in last if begin <= place < begin + step]:
-            places, tokens = torch.tensor(here, device=device).T
-            others.append(-logits.log_softmax(dim=-1)[places, tokens])
-    noted, predicted, done = torch.cat(losses).tolist(), torch.cat(predictions).tolist(), 0
-    besides = torch.cat(others).tolist() if others else []
-    if not all(map(math.isfinite, (*noted, *besides))):
+        if here := [(row - begin, token) for row, token, _ in last if begin <= row < begin + step]:
+            rows, tokens = torch.tensor(here, device=device).T
+            others.append(-logits.log_softmax(dim=-1)[rows, tokens])
+    scored, predicted, done = torch.cat(losses).tolist(), torch.cat(predictions).tolist(), 0
+    alternative_losses = torch.cat(others).tolist() if others else []
+    if not all(map(math.isfinite, (*scored, *alternative_losses))):
         raise ValueError("the model's losses are not finite: its weights are broken; evaluate an earlier checkpoint")
     for _, _, tokens, _, score in wanted:
-        score.losses += noted[done : done + len(tokens)]
+        score.losses += scored[done : done + len(tokens)]
         score.predictions += predicted[done : done + len(tokens)]
         done += len(tokens)
-    for (_, _, score), loss in zip(last, besides, strict=True):
+    for (_, _, score), loss in zip(last, alternative_losses, strict=True):
         score.alternatives.append(loss)

@@ -1,9 +1,9 @@
 """The tasks of CORE: what a bundle holds, which examples are asked, and the very text the model reads.
 
-CORE is the mean over 22 tasks of DCLM (Li et al., 2024), asked in the way of nanochat (2025-11): the score of a model
-only means something beside others if every prompt is the same to the last character. So the order of the examples,
-the few-shot examples of each and the line breaks between them are fixed here, by seeds and rules, and there is
-nothing to set. A bundle is a folder with `core.yaml`, `eval_meta_data.csv` and `eval_data/<dataset_uri>`.
+CORE is the mean over 22 tasks of DCLM (Li et al., 2024), asked in the way of nanochat (2025-11): scores of models can
+only be compared if every prompt is the same to the last character. So the order of the examples, the few-shot examples
+of each and the line breaks between them are fixed here, by seeds and rules, and there is nothing to set. A bundle is a
+folder with `core.yaml`, `eval_meta_data.csv` and `eval_data/<dataset_uri>`.
 """
 
 import csv
@@ -54,9 +54,9 @@ class CoreTask:
     baseline: float
     """Accuracy of guessing, as the bundle states it, in 0..1."""
     examples: Sequence[Mapping[str, Any]]
-    """In the order of the file; fields as `TASK_TYPES`."""
+    """In the order of the file; `TASK_TYPES` lists their fields."""
     delimiter: str = " "
-    """Between what is given and what is scored."""
+    """The text between what is given and what is scored."""
 
     def sample(self, max_per_task: int | None = None) -> list[Mapping[str, Any]]:
         """Return the examples in the order asked, which are also the pool of few-shot examples.
@@ -83,7 +83,7 @@ class CorePrompts:
     """The texts of one question."""
 
     texts: list[str]
-    """One for each choice; language modelling: the prompt without and with its continuation."""
+    """One text for each choice; for language modelling, the prompt without and with its continuation."""
     num_fewshot: int
     """Solved examples in front; fewer than the task's where the pool has no more."""
 
@@ -126,10 +126,10 @@ def make_prompts(task: CoreTask, sample: Sequence[Mapping[str, Any]], index: int
     The examples are drawn without the question itself, by a generator seeded for this question. (nanochat, 2025-11)
     Differs: a pool of fewer than `num_fewshot` is used up, where nanochat fails.
     """
-    # Drawing places in the list without the question equals drawing from that list, which would have to be built.
+    # Drawing indices into the list without the question equals drawing from that list, which would have to be built.
     others = range(len(sample) - 1)
     drawn = random.Random(_FEW_SHOT_SEED + index).sample(others, min(task.num_fewshot, len(others)))
-    shots = [sample[place + (place >= index)] for place in drawn]
+    shots = [sample[other + (other >= index)] for other in drawn]
     before = "".join(f"{_solved(task, shot)}\n\n" for shot in shots)
     question, delimiter = sample[index], task.delimiter
     if task.type == "multiple_choice":
@@ -137,9 +137,9 @@ def make_prompts(task: CoreTask, sample: Sequence[Mapping[str, Any]], index: int
     elif task.type == "schema":
         texts = [f"{before}{option}{delimiter}{question['continuation']}" for option in question["context_options"]]
     else:
-        given = f"{before}{question['context'].strip()}{delimiter}"
+        prompt = f"{before}{question['context'].strip()}{delimiter}"
         # stripped so that the space before a word is the word's, as it is in its token
-        texts = [given.strip(), given + question["continuation"]]
+        texts = [prompt.strip(), prompt + question["continuation"]]
     return CorePrompts(texts, len(shots))
 
 
@@ -215,7 +215,7 @@ def _read_task(entry: Any, number: int, path: Path, folder: Path, baselines: Map
 
 def _read_examples(path: Path, kind: str) -> list[dict[str, Any]]:
     examples = []
-    # As bytes, which are cut at line feeds alone: a text may hold other separators as they are.
+    # Bytes are split at line feeds alone: a text may hold other line separators unescaped.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -236,7 +236,7 @@ def _read_examples(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def _fault(example: Any, kind: str) -> str | None:
-    """Return what keeps an example from being asked, or None."""
+    """Return why an example cannot be asked, or None."""
     if not isinstance(example, dict):
         return f"expected an object, found {type(example).__name__}"
     for field, wanted in TASK_TYPES[kind].items():

@@ -1,8 +1,8 @@
 """How each evaluation finds its questions and asks them: one function for each, used by `evaluate.py` and in training.
 
 A function of `EVAL_TASKS` gets an `EvalContext`, looks up what it will ask, so that a fault is found before anything
-is computed, and returns an `EvalTask`: the settings that the answers depend on, and what is left to do. The
-computation itself stands in a module of its own, which knows neither configs nor folders.
+is computed, and returns an `EvalTask`: the settings that the answers depend on, and the function that answers. The
+computation itself is in a module of its own, which knows neither configs nor folders.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class EvalContext:
         """Return the arguments of an evaluation that keeps room for a whole answer.
 
         Raises:
-            ValueError: no room is left for a question.
+            ValueError: No room is left for a question.
         """
         cfg = self.cfg.eval
         check_answer_length(name, cfg.max_new_tokens, self.model.config.sequence_len)
@@ -100,7 +100,7 @@ class EvalContext:
         """Return those of `names` that `eval.tasks` asks for, in their own order; all of them where it is not set.
 
         Raises:
-            ValueError: `eval.tasks` names one that is not there.
+            ValueError: `eval.tasks` names one that does not exist.
         """
         cfg = self.cfg.eval
         unknown = [name for name in cfg.tasks or () if name not in names]
@@ -143,7 +143,7 @@ class EvalTask:
     """An evaluation whose questions are found."""
 
     settings: Mapping[str, Any]
-    """What the answers depend on, besides checkpoint, tokenizer, data and number formats."""
+    """What the answers depend on, apart from checkpoint, tokenizer, data and number formats."""
     run: Callable[[ExampleLog, Progress | None], Evaluation]
     """Answers what the log has no record of, and returns the records and metrics of all."""
 
@@ -152,7 +152,7 @@ class EvalTask:
 
 
 def scienceqa(context: EvalContext) -> EvalTask:
-    """ScienceQA's questions, in the very form the training task gives them."""
+    """ScienceQA's questions, in the form that the training task gives them."""
     cfg = context.cfg.eval
     questions, settings = context.first(_tutor_questions(context)), context.answer_settings(EvalName.scienceqa)
     if cfg.bertscore is not None and not Path(cfg.bertscore).is_dir():
@@ -181,9 +181,9 @@ def arc(context: EvalContext) -> EvalTask:
     def run(log: ExampleLog, progress: Progress | None) -> Evaluation:
         begin, engine, total = time.perf_counter(), context.long_engine(), sum(map(len, questions.values()))
         parts = []
-        for subset, asked in questions.items():
+        for subset, own in questions.items():
             parts.append(
-                evaluate_scienceqa(context.model, context.tokenizer, engine, asked, task=subset, **settings, log=log)
+                evaluate_scienceqa(context.model, context.tokenizer, engine, own, task=subset, **settings, log=log)
             )
             if progress is not None:
                 progress(sum(len(part.records) for part in parts), total)
@@ -254,7 +254,7 @@ CHAT_TASKS: dict[str, tuple[type[Task], dict[str, Any]]] = {
     "HumanEval": (HumanEval, {"path": "humaneval"}),
     "SpellingBee": (SpellingBee, {"path": "words_alpha.txt", "size": 256}),
 }
-"""The tasks of ChatCORE in the order asked, where they lie below `data.root`, and how many words are spelled."""
+"""The tasks of ChatCORE in the order asked, their paths below `data.root`, and how many words are spelled."""
 
 
 def chat(context: EvalContext) -> EvalTask:
@@ -268,8 +268,9 @@ def chat(context: EvalContext) -> EvalTask:
         options |= {"sandbox": cfg.sandbox} if kind.runs_programs else {}
         options |= {"fetch": context.data.fetch, "offline": context.cfg.offline} if kind.on_hub else {}
         tasks[name] = kind(**options)
-        asked = with_ids(context.first(tasks[name]))
-        questions[name] = [{**question, "id": f"{name}/{question['id']}"} for question in asked]
+        questions[name] = [
+            {**question, "id": f"{name}/{question['id']}"} for question in with_ids(context.first(tasks[name]))
+        ]
     sampling = {"num_samples": cfg.num_samples, "temperature": cfg.temperature, "top_k": cfg.top_k}
 
     def run(log: ExampleLog, progress: Progress | None) -> Evaluation:
@@ -342,7 +343,7 @@ def lm_eval(context: EvalContext) -> EvalTask:
     cfg = context.cfg.eval
     if not cfg.tasks:
         raise ValueError("eval=lm_eval needs tasks; give eval.tasks=[arc_easy] or the like, as the harness names them")
-    asked: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "include_path": cfg.include_path,
         "num_fewshot": cfg.num_fewshot,
         "limit": cfg.max_questions,
@@ -358,7 +359,7 @@ def lm_eval(context: EvalContext) -> EvalTask:
             context.tokenizer,
             context.engine(),
             cfg.tasks or (),
-            **asked,
+            **settings,
             batch_size=cfg.batch_size,
             seed=context.cfg.seed,
             offline=context.cfg.offline,
@@ -369,7 +370,7 @@ def lm_eval(context: EvalContext) -> EvalTask:
         log.append([record for record in judged if record["id"] not in log.records])
         return found
 
-    return EvalTask(asked | {"tasks": list(cfg.tasks), "seed": context.cfg.seed}, run)
+    return EvalTask(settings | {"tasks": list(cfg.tasks), "seed": context.cfg.seed}, run)
 
 
 def tokenizer(context: EvalContext) -> EvalTask:

@@ -2,8 +2,8 @@
 
 Each wrong answer gets one kind, the first whose rule holds, in the order of `KINDS`. The rules look at what was
 written and at how generation ended, never at a model, so that equal records always give equal counts. Two of them come
-before the kind they would otherwise be taken for: a loop before "truncated", because a loop is why there was no end,
-and right content in the wrong form before "unparseable", because only the form is then to be learned.
+before the kind they would otherwise be taken for: a loop before "truncated", because the loop is why there was no end,
+and right content in the wrong form before "unparseable", because then only the form is left to learn.
 """
 
 import re
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class TaskFailures:
-    """What was asked of one task, and what went wrong."""
+    """How many questions of one task were asked, and which went wrong."""
 
     task: str
     asked: int
@@ -88,8 +88,8 @@ def sort_failures(records: Sequence[Record], task: str) -> list[TaskFailures]:
             )
         by_task.setdefault(str(record.get("task") or task), []).append(record)
     return [
-        TaskFailures(name, len(asked), [Failure(kind_of(record), record) for record in asked if not record["correct"]])
-        for name, asked in by_task.items()
+        TaskFailures(name, len(own), [Failure(kind_of(record), record) for record in own if not record["correct"]])
+        for name, own in by_task.items()
     ]
 
 
@@ -118,7 +118,7 @@ def _not_offered(record: Record) -> str | None:
 
 
 def _value(text: str | None) -> Fraction | None:
-    """Return the number that `text` is, None where it is none."""
+    """Return the number that `text` consists of, None where it is none."""
     match = _NUMBER.fullmatch((text or "").strip().strip("$").rstrip("."))
     return Fraction(match.group().replace(",", "")) if match else None
 
@@ -168,11 +168,9 @@ def _format(record: Record) -> bool:
         if set(lone) == {expected} or strict_letter(output.upper(), letters) == expected:
             return True
         choices = dict(zip(letters, record.get("choices") or ()))
-        return expected in choices and named_choices(record["output"], record.get("choices") or ()) == {
-            choices[expected]
-        }
+        return expected in choices and named_choices(output, record.get("choices") or ()) == {choices[expected]}
     if _needs_number(record):
-        # Of an answer that was cut off the last number is any number.
+        # The last number of an answer that was cut off may be any number.
         finished = not record.get("truncated") or final_answer(output) is not None
         return finished and _last_number(record) == _value(expected)
     wanted = recalled_answer(expected) if _one_line(record) else ""
@@ -204,7 +202,7 @@ _OPERATION = re.compile(r"[\d)]\s*(?:[-+*]|//?)\s*[\d(.-]")
 
 
 def false_steps(text: str) -> list[str]:
-    """Return the written steps `a op b = c` that are false, as they stand.
+    """Return the written steps `a op b = c` that are false, as written.
 
     A step is what the calculator can work out before an `=` and a plain number after it, within one line; GSM8K's
     `<<48/2=24>>` are such steps. A result may be rounded or cut at its last digit: `10/3 = 3.3` holds, `7+5 = 13` does
@@ -225,16 +223,16 @@ def false_steps(text: str) -> list[str]:
             if None in values or _OPERATION.search(plain) is None:
                 continue
             last_digit = Fraction(1, 10 ** len(result.partition(".")[2]))
-            told = Fraction(result.replace(",", ""))
-            if not any(_rounds_to(Fraction(value), told, last_digit) for value in values if value is not None):
+            written = Fraction(result.replace(",", ""))
+            if not any(_rounds_to(Fraction(value), written, last_digit) for value in values if value is not None):
                 steps.append(f"{step} = {result}")
     return steps
 
 
-def _rounds_to(value: Fraction, told: Fraction, last_digit: Fraction) -> bool:
-    """Tell whether `told` is `value` rounded, or cut off, at the last digit."""
-    rounded = 2 * abs(value - told) <= last_digit
-    return rounded or (abs(told) < abs(value) and abs(value - told) < last_digit)
+def _rounds_to(value: Fraction, written: Fraction, last_digit: Fraction) -> bool:
+    """Return whether `written` is `value` rounded, or cut off, at the last digit."""
+    rounded = 2 * abs(value - written) <= last_digit
+    return rounded or (abs(written) < abs(value) and abs(value - written) < last_digit)
 
 
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "$": None})

@@ -1,7 +1,7 @@
 """The tasks of EleutherAI's lm-evaluation-harness, asked of our models.
 
-The harness brings hundreds of benchmarks, each a YAML file: prompts, solved examples, filters, metrics. Here its tasks
-are loaded and put to a `HarnessModel`, and what it finds becomes records and rows like those of every evaluation
+The harness brings hundreds of benchmarks, each a YAML file: prompts, solved examples, filters, metrics. This module
+loads its tasks, asks a `HarnessModel`, and turns the results into records and rows like those of every evaluation
 (`results.py`). The harness is the extra `lm-eval`, imported where it is used.
 """
 
@@ -21,17 +21,15 @@ import numpy as np
 from nanochat_pl.engine import Engine
 from nanochat_pl.eval.ask import Progress
 from nanochat_pl.eval.harness_model import HarnessModel, request_digest
-from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, proportion_row
+from nanochat_pl.eval.results import PROMPT_TAIL_CHARS, Evaluation, ExampleLog, MetricRow, proportion_row
 from nanochat_pl.eval.stats import Interval
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["run_harness"]
 
-_TAIL_CHARS = 600
-"""Characters of a prompt's end that the record keeps."""
 _BOOTSTRAP_RESAMPLES = 1000
-"""For standard errors that the harness has no formula for."""
+"""Resamples for standard errors that the harness has no formula for."""
 _CHANCE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 """Metrics of multiple choice that a blind pick gets right once in as many times as there are choices."""
 _Z95 = NormalDist().inv_cdf(0.975)
@@ -57,16 +55,16 @@ def run_harness(
     answers: ExampleLog | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask tasks of the harness; return a record of each sample (and filter) and a row of each task, group and metric.
+    """Ask tasks of the harness; return a record per sample (and filter) and a row per task, group and metric.
 
     A record has `id` (`<task>/<document>`, and the filter's name if there is one), `task`, `filter`, `prompt` (its
     end), `expected`, `output` (the likeliest choice, the text written, or the log-likelihood), `correct` (of the first
     metric that is 0 or 1; None where there is none), `scores` (metric -> value), `prompt_tokens` and `prompt_cut` (it
     lost its beginning); where nothing is written, `loglikelihoods`; where there are choices, `choices` and `picked`;
     where something is written, `answer` (what the filter took from it) and `output_tokens`. A row's metric is the
-    harness's name, behind the filter's if there is one. Its interval is Wilson's for a share of samples, else the value
-    and 1.96 of the harness's standard errors to each side; None where the harness states none. Each task has
-    `prompt_cut_rate` besides.
+    harness's name, after the filter's if there is one. Its interval is Wilson's for a share of samples, else 1.96
+    standard errors of the harness to each side of the value; None where the harness states none. Each task also has
+    `prompt_cut_rate`.
 
     Args:
         model, tokenizer, engine: As in `HarnessModel`.
@@ -108,13 +106,13 @@ def run_harness(
         answers=answers,
         progress=progress,
     )
-    with _own_surroundings(seed, offline):
+    with _isolated_globals(seed, offline):
         loaded = _load_tasks(TaskManager, tasks, include_path)
         for task in loaded["tasks"].values():
-            given = task.get_config("num_fewshot")
-            if num_fewshot is not None and given != 0:
+            default = task.get_config("num_fewshot")
+            if num_fewshot is not None and default != 0:
                 task.set_config(key="num_fewshot", value=num_fewshot)
-            elif given is None:
+            elif default is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=seed)
         results = harness_evaluate(
@@ -183,8 +181,8 @@ def _load_tasks(manager_type: Any, tasks: Sequence[str], include_path: Any) -> d
 
 
 @contextmanager
-def _own_surroundings(seed: int, offline: bool) -> Iterator[None]:
-    """Seed what tasks draw from, without a trace in the caller's random streams; keep the harness to one process."""
+def _isolated_globals(seed: int, offline: bool) -> Iterator[None]:
+    """Seed what tasks draw from, restore the caller's random streams afterwards, keep the harness to one process."""
     import datasets
     import huggingface_hub.constants
 
@@ -212,7 +210,7 @@ def _own_surroundings(seed: int, offline: bool) -> Iterator[None]:
 
 
 def _digests(output_type: str, sample: Mapping[str, Any]) -> set[str]:
-    """Name the requests that a sample was."""
+    """Return the digests of the requests that a sample consists of."""
     kind = "loglikelihood" if output_type == "multiple_choice" else output_type
     return {request_digest(kind, args) for args in sample["arguments"]}
 
@@ -221,35 +219,35 @@ def _rows(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
     """Return the rows of the tasks, then of the groups that have metrics of their own."""
     rows = []
     for name, samples in results["samples"].items():
-        for metric, taken_by, value, error in _metrics(results["results"][name]):
-            own = [s for s in samples if s["filter"] == taken_by and metric in s]
+        for metric, filtered, value, error in _metrics(results["results"][name]):
+            own = [s for s in samples if s["filter"] == filtered and metric in s]
             baseline = None
             if results["configs"][name]["output_type"] == "multiple_choice" and metric in _CHANCE_METRICS:
                 baseline = {"chance": sum(map(_chance, own)) / len(own)}
             values = [s[metric] for s in own]
             if _is_share(values, value):
-                shown = _shown(metric, taken_by)
+                shown = _shown(metric, filtered)
                 rows.append(proportion_row(name, shown, [bool(v) for v in values], baseline=baseline))
             else:
-                rows.append(_row(name, _shown(metric, taken_by), value, error, len(own)))
+                rows.append(_row(name, _shown(metric, filtered), value, error, len(own)))
         cut = {r["id"].removesuffix(f"/{r['filter']}"): r["prompt_cut"] for r in records if r["task"] == name}
         rows.append(proportion_row(name, "prompt_cut_rate", list(cut.values())))
     for name, group in results.get("groups", {}).items():
-        for metric, taken_by, value, error in _metrics(group):
-            rows.append(_row(name, _shown(metric, taken_by), value, error, group["sample_len"]))
+        for metric, filtered, value, error in _metrics(group):
+            rows.append(_row(name, _shown(metric, filtered), value, error, group["sample_len"]))
     return rows
 
 
-def _shown(metric: str, taken_by: str) -> str:
-    return metric if taken_by == "none" else f"{taken_by}/{metric}"
+def _shown(metric: str, filtered: str) -> str:
+    return metric if filtered == "none" else f"{filtered}/{metric}"
 
 
 def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
     """Yield name, filter, value and standard error of each metric of a task or group."""
     for key, value in entry.items():
-        metric, comma, taken_by = key.partition(",")
+        metric, comma, filtered = key.partition(",")
         if comma and not metric.endswith("_stderr"):
-            yield metric, taken_by, value, entry.get(f"{metric}_stderr,{taken_by}")
+            yield metric, filtered, value, entry.get(f"{metric}_stderr,{filtered}")
 
 
 def _row(task: str, metric: str, value: Any, error: Any, n: int) -> MetricRow:
@@ -287,12 +285,12 @@ def _record(adapted: HarnessModel, task: str, output_type: str, sample: Mapping[
     rolling = output_type == "loglikelihood_rolling"
     context = "" if rolling else arguments[0][0]
     scores = {metric: _plain(sample[metric]) for metric in sample["metrics"]}
-    taken_by = sample["filter"]
+    filtered = sample["filter"]
     record: dict[str, Any] = {
-        "id": f"{task}/{sample['doc_id']}" + ("" if taken_by == "none" else f"/{taken_by}"),
+        "id": f"{task}/{sample['doc_id']}" + ("" if filtered == "none" else f"/{filtered}"),
         "task": task,
-        "filter": taken_by,
-        "prompt": context[-_TAIL_CHARS:],
+        "filter": filtered,
+        "prompt": context[-PROMPT_TAIL_CHARS:],
         "expected": _plain(target) if isinstance(target, str) else str(_plain(target)),
         "correct": next((bool(value) for value in scores.values() if _is_number(value) and value in (0, 1)), None),
         "scores": scores,
@@ -302,7 +300,7 @@ def _record(adapted: HarnessModel, task: str, output_type: str, sample: Mapping[
     if output_type == "multiple_choice":
         count = _num_choices(sample)
         contexts = {args[0] for args in arguments[:count]}
-        choices = [args[0 if len(contexts) > 1 else 1].strip()[-_TAIL_CHARS:] for args in arguments[:count]]
+        choices = [args[0 if len(contexts) > 1 else 1].strip()[-PROMPT_TAIL_CHARS:] for args in arguments[:count]]
         totals = [total for total, _ in responses[:count]]
         picked = int(np.argmax(totals))
         if isinstance(target, int) and 0 <= target < count:

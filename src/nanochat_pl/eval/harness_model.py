@@ -1,9 +1,9 @@
-"""A model as evaluation harnesses ask it: how likely is a text, how likely its end, and what follows it.
+"""A model in the form that evaluation harnesses ask: how likely is a text, how likely its end, and what follows it.
 
 `HarnessModel` answers with what the other evaluations use: beginnings that are shared are read once
-(`core_scoring.py`), and answers come from the engine, many at a time. It needs no harness; `harness.py` hands it to
-EleutherAI's. The rules are those of its Hugging Face model (lm-eval 0.4, 2026) except where `Differs:` stands, so that
-results may be compared with published ones.
+(`core_scoring.py`), and answers come from the engine, many at a time. It needs no harness; `harness.py` passes it to
+EleutherAI's. The rules are those of its Hugging Face model (lm-eval 0.4, 2026) except where a docstring says
+`Differs:`, so that results may be compared with published ones.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 _CHUNK_REQUESTS = 256
 """Requests answered between two writes of the log; those of similar length share a forward."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names under which tasks give the most tokens of an answer; the first that is given counts."""
+"""Names under which tasks state the most tokens of an answer; the first one present counts."""
 
-# Control tokens are written by name in a rendered conversation; "<|" in anyone's words is parted by a word joiner.
+# Control tokens are written by name in a rendered conversation; a word joiner splits "<|" in anyone's words.
 _CONTROL = re.compile(r"(<\|[a-z_]+\|>)")
 _OPENING = re.compile("<(\u2060*)\\|")
 _PARTED = re.compile("<\u2060(\u2060*)\\|")
@@ -40,7 +40,7 @@ _PARTED = re.compile("<\u2060(\u2060*)\\|")
 class HarnessModel:
     """Answers the harness's requests with a model, its tokenizer and an engine.
 
-    A request has `args`, and `task_name` and `doc_id`, which say what belongs together. To hand the model to the
+    A request has `args`, and `task_name` and `doc_id`, which say what belongs together. To pass the model to the
     harness yourself, derive a class from this one and `lm_eval.api.model.LM`, in this order.
 
     Args:
@@ -89,9 +89,9 @@ class HarnessModel:
         return f"nanochat_pl-{self.tokenizer.fingerprint()[:16]}"
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Return ln p(continuation | context), and whether it is the greedy one, of each (context, continuation).
+        """Return ln p(continuation | context), and whether it is the greedy one, for each (context, continuation).
 
-        Both are encoded as one text behind `<|bos|>`; white space at the context's end counts as the continuation's.
+        Both are encoded as one text after `<|bos|>`; white space at the context's end counts as the continuation's.
         A row longer than the model's context loses its beginning; an empty continuation is certain.
         Differs: the harness finds the continuation's tokens by counting those of the context, which loses one that
         reaches over the border; here that token is the first one scored.
@@ -100,19 +100,19 @@ class HarnessModel:
         return [(total, greedy) for total, greedy in responses]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Return ln p(text) of each request (text,), behind `<|bos|>`, in windows where it is longer than the context.
+        """Return ln p(text) of each request (text,), after `<|bos|>`, in windows where it is longer than the context.
 
-        Each token is scored once; all windows but the first are whole ones, of which the last scores what is left.
+        Each token is scored once; all windows but the first are whole, and the last one scores what is left.
         """
         return self._answer("loglikelihood_rolling", requests, self._score_texts)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Return what the model writes behind each request (context, settings), up to the first stop string.
+        """Return what the model writes after the context of each request (context, settings), up to a stop string.
 
         Settings: `until` (text or texts), `max_gen_toks` (or `max_new_tokens`, `max_tokens`,
         `max_completion_tokens`), `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, and the penalties of `Request`;
-        others are warned of. A context loses its beginning where it leaves too little room, but an answer takes at most
-        half of the model's context from it. Equal requests that are sampled are different samples.
+        others cause a warning. A context loses its beginning where it leaves too little room, but an answer takes at
+        most half of the model's context from it. Equal requests that are sampled are different samples.
         Differs: for the harness an answer as long as the model's context is an error.
         """
         return self._answer("generate_until", requests, self._write)
@@ -121,7 +121,7 @@ class HarnessModel:
         """Render a conversation as text that this class reads as control tokens and words, whatever the words say.
 
         Args:
-            chat_history: Messages, user and assistant by turns, a system message first where there is one.
+            chat_history: Messages of user and assistant in turns, after the system message where there is one.
             add_generation_prompt: Open the assistant's turn; else the last message, the assistant's, stays open.
 
         Raises:
@@ -162,9 +162,9 @@ class HarnessModel:
             key = f"{digest}/{times[digest]}" if kind == "generate_until" else digest
             keys.append(key)
             questions.setdefault(key, {"id": key, "digest": digest, "request": request})
-        asked = list(questions.values())
-        pending = self.answers.pending(asked, _CHUNK_REQUESTS) if asked else []
-        done = len(asked) - sum(map(len, pending))
+        distinct = list(questions.values())
+        pending = self.answers.pending(distinct, _CHUNK_REQUESTS) if distinct else []
+        done = len(distinct) - sum(map(len, pending))
         for chunk in pending:
             responses = solve(list(chunk))
             self._encoder.forget()
@@ -177,7 +177,7 @@ class HarnessModel:
             self.answered |= {question["digest"] for question in chunk}
             done += len(chunk)
             if self.progress is not None:
-                self.progress(done, len(asked))
+                self.progress(done, len(distinct))
         found = [self.answers.records[key] for key in keys]
         cut = {key.partition("/")[0] for key, record in zip(keys, found, strict=True) if record["cut"]}
         self.cut |= cut
@@ -232,8 +232,8 @@ class HarnessModel:
     def _write(self, chunk: list[Any]) -> list[tuple[str, bool]]:
         requests, answers, cut = [], [], []
         for question in chunk:
-            context, given = question["request"].args
-            settings, until, ignored = generation_settings(given, self.max_new_tokens)
+            context, task_settings = question["request"].args
+            settings, until, ignored = generation_settings(task_settings, self.max_new_tokens)
             if new := ignored - self._ignored:
                 self._ignored |= new
                 log.warning("generation settings without effect here: %s", ", ".join(sorted(new)))
@@ -257,8 +257,8 @@ class _StoppedText:
         # Among bytes, since a character may be several tokens; UTF-8 has no false matches.
         known = len(self._bytes)
         self._bytes += self._tokenizer.decode_bytes([token])
-        places = [self._bytes.find(stop, max(0, known - len(stop) + 1)) for stop in self._stops]
-        found = [place for place in places if place >= 0]
+        positions = [self._bytes.find(stop, max(0, known - len(stop) + 1)) for stop in self._stops]
+        found = [position for position in positions if position >= 0]
         if not found:
             return None
         del self._bytes[min(found) :]

@@ -1,8 +1,8 @@
-"""The one table of metrics: what each is called and counted in, which way is better, and where it is shown first.
+"""The one table of metrics: what each is called and counted in, which direction is better, and where it is shown first.
 
 Names of metrics are open: evaluations put the way an answer was read before a slash (`strict/accuracy_over_asked`),
 sampled tasks have `pass@1` to `pass@n`, and lm-evaluation-harness brings names of its own. So a row of the table may
-be a pattern, and of a metric that no row fits neither direction can be said to be better.
+be a pattern, and a metric that no row fits has no better direction.
 """
 
 import re
@@ -18,19 +18,19 @@ class Metric:
     """What is known of a metric by its name."""
 
     direction: Literal[-1, 0, 1] = 0
-    """1 = higher is better, -1 = lower is, 0 = neither can be said."""
+    """1 = higher is better, -1 = lower is better, 0 = unknown."""
     unit: Literal["share", "bits per byte", "nats"] | None = None
     """What it is counted in, where the name says so. A row with a count is a share of its questions in any case."""
     words: str | None = None
-    """How it is called after the name of its task; None = by its name, empty = the task's name says it all."""
+    """What it is called after the name of its task; None = its own name, empty = the task's name suffices."""
     is_headline: bool = False
-    """It stands in the summary of a report and in the table of headline metrics."""
+    """It is shown in the summary of a report and in the table of headline metrics."""
     is_detail: bool = False
-    """Another metric stands for it where there is room for one only."""
+    """Another metric represents it where there is room for one only."""
     is_composite: bool = False
-    """It is drawn from several tasks, on a scale on which 0 is guessing: it needs no task's name beside it."""
+    """It is computed from several tasks, on a scale where 0 is guessing: it needs no task's name."""
     is_tracked: bool = False
-    """Its best value over a run is kept on a dashboard beside the last one."""
+    """A dashboard keeps its best value over a run next to the last one."""
     chooses_best: bool = False
     """Validation keeps the checkpoint in which it is best; the first such metric of the table that a run has."""
 

@@ -1,9 +1,9 @@
 """Which letter the model finds most likely: multiple choice without parsing.
 
-The model is asked as in chat, its answer is begun for it, and what is likeliest next decides among the question's own
-letters. What counts are the tokens that the training text has in this place, one each in most vocabularies: after "The
-correct answer is " that is mostly " B" with its space, which is not the "B" of the question's list of choices.
-`letter_tokens` therefore encodes whole sentences and takes the place where they differ.
+The model is asked as in chat, its answer is begun for it, and the likeliest of the question's own letters as the next
+token is its choice. What counts are the tokens that the training text has in this position, one each in most
+vocabularies: after "The correct answer is " that is mostly " B" with its space, which is not the "B" of the question's
+list of choices. `letter_tokens` therefore encodes whole sentences and finds where they differ.
 """
 
 import logging
@@ -43,8 +43,8 @@ class LetterTokens:
 def letter_tokens(tokenizer: Tokenizer, letters: Iterable[str], stem: str = ANSWER_STEM) -> LetterTokens:
     """Find the tokens of each letter in the sentence `<stem><letter>.` as the tokenizer splits it.
 
-    In most vocabularies a letter is one token there. In others, which is logged, the likelihood of a letter is that of
-    all its tokens, with the full stop where that is part of them.
+    In most vocabularies a letter is one token there. Where it is several, which is logged, its likelihood is that of
+    all of them, with the full stop where that is part of a token.
 
     Args:
         letters: Two or more letters.
@@ -72,12 +72,12 @@ def letter_tokens(tokenizer: Tokenizer, letters: Iterable[str], stem: str = ANSW
         stem,
     )
     whole = {letter: tuple(ids[shared:]) for letter, ids in sentences.items()}
-    # Without the full stop, if none of the letters needs it to be told from another.
+    # The full stop is left out unless a letter cannot be distinguished from another without it.
     cut = {letter: ids[: -len(full_stop)] for letter, ids in whole.items() if ids[-len(full_stop) :] == (*full_stop,)}
-    told = len(cut) == len(whole) and not any(
+    distinct = len(cut) == len(whole) and not any(
         one != other and cut[other][: len(cut[one])] == cut[one] for one in cut for other in cut
     )
-    return LetterTokens(first, {}, longer=cut if told else whole)
+    return LetterTokens(first, {}, longer=cut if distinct else whole)
 
 
 def score_letters(
@@ -89,8 +89,8 @@ def score_letters(
 ) -> list[dict[str, float]]:
     """Return log p(letter | prompt, stem) in nats for each question's own letters, over the whole vocabulary.
 
-    Letters of one token are alternatives in the last place of one row; the log-probability of a letter of several
-    tokens is the sum over them, read in a row of its own.
+    Letters of one token are alternatives in the last position of one row; the log-probability of a letter of several
+    tokens is the sum over them, computed in a row of its own.
 
     Args:
         prompts: Token ids up to and including `<|assistant_start|>`.
@@ -120,7 +120,7 @@ def score_letters(
 
 
 def majority_letter(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the letter that is expected most often, the smaller one of equals."""
+    """Return the letter that is expected most often; of equals the smaller one."""
     return min(Counter(r["expected"] for r in records).items(), key=lambda item: (-item[1], item[0]))[0]
 
 

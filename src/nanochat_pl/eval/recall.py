@@ -1,8 +1,7 @@
 """Ask for facts without offering choices: did the model learn them, or only how to point at letters?
 
-The question stands alone, the answer is greedy, and it counts only if it is the expected text after
-`answers.recalled_answer` has taken off case, outer punctuation, a leading article and a leading "The answer is"; the
-expected text goes through the same.
+The question is asked alone and answered greedily. The answer counts only if it equals the expected text after
+`recalled_answer` has removed case, outer punctuation, a leading article and a leading "The answer is" from both.
 """
 
 from collections import Counter
@@ -10,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nanochat_pl.engine import Engine
-from nanochat_pl.eval.answers import recalled_answer
 from nanochat_pl.eval.ask import Answered, Progress, Question, QuestionLoop, answer_greedily, warn_of_long
 from nanochat_pl.eval.results import Evaluation, ExampleLog, mean_row, proportion_row
+from nanochat_pl.tasks.answers import recalled_answer
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["evaluate_recall"]
@@ -35,7 +34,7 @@ def evaluate_recall(
 
     Args:
         engine: Its stop ids hold `<|assistant_end|>`.
-        conversations: Each with `messages` (the last one the assistant's, not shown), `id` and `answer` (text).
+        conversations: Each has `messages` (the last one the assistant's, not shown), `id` and `answer` (text).
 
     The other arguments are those of `evaluate_scienceqa`.
 

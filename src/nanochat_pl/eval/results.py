@@ -1,4 +1,4 @@
-"""One form for the outcome of every evaluation, and a log of examples that an interrupted evaluation goes on from.
+"""One form for the outcome of every evaluation, and a log of examples from which an interrupted evaluation resumes.
 
 An evaluation answers questions (`records`, one JSON line each in `examples.jsonl`) and computes metrics from them
 (`MetricRow`s in `results.json`), below `eval/<name>/<checkpoint>/`. Reports, comparisons and `evaluation_summary.json`
@@ -41,6 +41,8 @@ REQUESTS = "requests.jsonl"
 """Log of the single requests of an evaluation whose examples are drawn from them (lm_eval)."""
 RESULT_FILES = ("results.json", "evaluation_summary.json", "examples.md", "core.csv")
 """Files with metrics below `eval/<name>/<checkpoint>/`."""
+PROMPT_TAIL_CHARS = 600
+"""Characters of the end of a prompt with solved examples that its record keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +55,17 @@ class MetricRow:
     value: float | None
     """None where nothing could be measured (`n` is 0)."""
     n: int
-    """Questions the value is taken over."""
+    """The number of questions that the value is taken over."""
     count: int | None = None
     """For a proportion: the number of questions on which it holds."""
     interval: Interval | None = None
     """Wilson's for a proportion, the percentile bootstrap's for a mean."""
     bootstrap: Interval | None = None
-    """A proportion's bootstrap interval, besides Wilson's."""
+    """A proportion's bootstrap interval, in addition to Wilson's."""
     baseline: Mapping[str, float | str] | None = None
     """What needs no model: `chance` (mean of 1/choices), `majority` (always the commonest answer, which is named)."""
     group: Mapping[str, str] | None = None
-    """The part of the questions it is over, such as `{"subject": "natural science"}`; None = all."""
+    """The part of the questions that is measured, such as `{"subject": "natural science"}`; None = all."""
 
     def __post_init__(self) -> None:
         """Refuse values that are not finite, which JSON cannot hold, and impossible counts."""
@@ -159,9 +161,9 @@ def find_row(rows: Sequence[MetricRow], metric: str) -> MetricRow:
 
 
 def headline_metrics(rows: Sequence[MetricRow]) -> list[tuple[str, str]]:
-    """Return task and metric of what is shown: all rows of one task; of several tasks the rows with a better and worse.
+    """Return task and metric of the rows to show: all of a single task, or those whose better direction is known.
 
-    A detail, such as pass@2 beside pass@1, is not shown then. Where no row is known to have a better, all are shown.
+    With several tasks, a detail such as pass@2 next to pass@1 is left out. Where no direction is known, all are shown.
     """
     overall = [(row.task, row.metric) for row in rows if row.group is None]
     if len({task for task, _ in overall}) < 2:
@@ -185,7 +187,7 @@ def dashboard_metrics(name: str, rows: Sequence[MetricRow]) -> dict[str, float]:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 16 hex digits of all that the answers depend on.
 
-    The caller puts in checkpoint hash, tokenizer fingerprint, task and its options, prompt form, decoding settings.
+    The caller includes checkpoint hash, tokenizer fingerprint, task and its options, prompt form, decoding settings.
     """
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -229,13 +231,13 @@ def read_rows(document: Mapping[str, Any]) -> list[MetricRow]:
 
 
 def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Move results of other settings in `folder` out of the way, so that those of `config` overwrite nothing.
+    """Rename results of other settings in `folder`, so that those of `config` overwrite nothing.
 
     `results.json` and its views become `results.<hash>.json` and so on, as the log of their answers becomes
-    `examples.<hash>.jsonl`. Results of the same settings that were moved before will be made anew, and are deleted.
+    `examples.<hash>.jsonl`. Results of the same settings that were renamed before are deleted: they are made again.
 
     Returns:
-        A human-readable sentence: what was kept and which settings differ; None if nothing was in the way.
+        A human-readable sentence: what was kept and which settings differ; None if there was nothing to rename.
     """
     own = config_hash(config)
     for name in RESULT_FILES:
@@ -263,7 +265,7 @@ def _beside(file: Path, config: str) -> Path:
 def evaluation_summary(
     evaluations: Mapping[str, Evaluation], comparisons: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Return the content of `evaluation_summary.json`: correct, scored and asked of each checkpoint, side by side.
+    """Return the content of `evaluation_summary.json`: numbers of correct, scored and all answers of each checkpoint.
 
     The evaluations are those of ScienceQA by the name of their checkpoint, over the same questions; the comparisons
     are `Comparison`s of pairs of them, as dicts.
@@ -289,11 +291,11 @@ def evaluation_summary(
 
 
 class ExampleLog:
-    """Answered questions, kept in `examples.jsonl` as they come, so that an interrupted evaluation goes on.
+    """Answered questions, appended to `examples.jsonl` as they come, so that an interrupted evaluation can resume.
 
     A record belongs to a question (`id`) and to a configuration (`config`, a `config_hash`). A last line torn by a
-    crash is cut off; a log of another configuration is set aside as `examples.<its hash>.jsonl`, and fetched back when
-    that one is asked again. Without a path the records are kept in memory only.
+    crash is cut off; a log of another configuration is renamed to `examples.<its hash>.jsonl`, and renamed back when
+    that configuration is evaluated again. Without a path the records are kept in memory only.
 
     Raises:
         ValueError: A line before the last is not a record.
@@ -339,7 +341,7 @@ class ExampleLog:
         self.num_appended += len(stamped)
 
     def clear(self) -> None:
-        """Forget the records of this configuration; the logs of others stay."""
+        """Delete the records of this configuration; the logs of others stay."""
         self.records = {}
         if self.path is not None:
             self.path.unlink(missing_ok=True)

@@ -107,15 +107,15 @@ def evaluate(
 
 @contextlib.contextmanager
 def owned_folders(folders: Iterable[Path]) -> Iterator[None]:
-    """Make the folders that results go to and own them all, before anything is asked.
+    """Make and claim all folders that results go to, before anything is asked.
 
-    New folders that nothing was written to are removed where the evaluation is refused.
+    New folders are removed again where the evaluation fails before anything was written to them.
     """
     made: list[Path] = []
     try:
         with contextlib.ExitStack() as owned:
             for folder in dict.fromkeys(folder.resolve() for folder in folders):
-                new = [place for place in (folder, *folder.parents) if not place.exists()]
+                new = [part for part in (folder, *folder.parents) if not part.exists()]
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                 owned.enter_context(claimed(folder))
@@ -123,7 +123,7 @@ def owned_folders(folders: Iterable[Path]) -> Iterator[None]:
             yield
     except BaseException:
         for folder in sorted(made, key=lambda folder: -len(folder.parts)):  # a folder before the one that it lies in
-            with contextlib.suppress(OSError):  # it has become another's, or holds answers to go on from
+            with contextlib.suppress(OSError):  # another process owns it, or it holds answers to resume from
                 if [entry.name for entry in folder.iterdir()] == [".lock"]:
                     (folder / ".lock").unlink()
                 folder.rmdir()
@@ -133,7 +133,7 @@ def owned_folders(folders: Iterable[Path]) -> Iterator[None]:
 def evaluate_one(
     cfg: EvaluateConfig, task: EvalTask, settings: Mapping[str, Any], loaded: LoadedModel, folder: Path, shown: str
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Run an evaluation of one checkpoint, or go on with it; return the outcome and the content of `results.json`."""
+    """Run or resume an evaluation of one checkpoint; return the outcome and the content of `results.json`."""
     if kept := keep_other_results(folder, settings):
         print(f"{shown}: {kept}")
     examples = ExampleLog(folder / "examples.jsonl", config_hash(settings))
@@ -158,7 +158,7 @@ def evaluate_one(
 def write_views(
     name: EvalName, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path], report: ComparisonReport | None
 ) -> None:
-    """Write what some evaluations leave besides their results: the summary of ScienceQA, the table of CORE."""
+    """Write what some evaluations leave in addition to their results: the summary of ScienceQA, the table of CORE."""
     if name == EvalName.scienceqa:
         target = [*folders.values()][-1]
         comparisons = [dataclasses.asdict(compared) for compared in compare_all(evaluations, report)]
@@ -197,13 +197,12 @@ def data_and_tasks(
 ) -> tuple[DataConfig, Mapping[str, Any]]:
     """Return data and tasks: the command line's, else those of the last model that has a config.
 
-    Models that another program trained have none; the data are then the command line's, and the tasks those that the
-    data's evaluation has by default.
+    Models that another program trained have none; the data and the mixture are then the command line's, if any.
 
     Args:
         data: Keys of the command line.
         mixture: The command line's, if given.
-        allow: Packages, besides this one, whose tasks a model's config may name.
+        allow: Packages, in addition to this one, whose tasks a model's config may name.
         outputs: Folder for results; what a model's config says to make or fetch goes nowhere else.
 
     Raises:
@@ -225,7 +224,7 @@ def data_and_tasks(
 
 
 def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
-    """Return a short name for each checkpoint that tells it from the others: its run folder, or its folder and file."""
+    """Return a short name for each checkpoint, unlike the others: its run folder, or its folder and file."""
     names = []
     for loaded in models:
         run = run_folder(loaded.path)
@@ -239,14 +238,14 @@ def checkpoint_names(models: Sequence[LoadedModel]) -> list[str]:
 
 
 def output_folder(cfg: EvaluateConfig, loaded: LoadedModel, name: str) -> Path:
-    """Return the folder for the results of a checkpoint: in its run, or below outputs/eval for another's model."""
+    """Return the folder for the results of a checkpoint: in its run, or below outputs/eval for a foreign model."""
     if cfg.output:
         root = Path(cfg.output) / config_hash({"path": str(loaded.path)})
     elif loaded.format == "lightning":
         root = run_folder(loaded.path)
-    else:  # its folder is another's, and perhaps not to be written to
-        place = loaded.path.resolve().parent
-        root = Path(cfg.outputs) / "eval" / f"{place.name}-{config_hash({'path': str(place)})[:8]}"
+    else:  # its folder is not ours, and perhaps read-only
+        parent = loaded.path.resolve().parent
+        root = Path(cfg.outputs) / "eval" / f"{parent.name}-{config_hash({'path': str(parent)})[:8]}"
     folder = root / "eval" / name / short_name(loaded)
     check_place(folder)
     return folder
@@ -272,12 +271,12 @@ def show_progress(shown: str) -> Callable[[int, int], None]:
     """Return a function that prints how far an evaluation is, at most once a second and at its end."""
     begin = last = time.perf_counter()
 
-    def progress(done: int, of: int) -> None:
+    def progress(done: int, total: int) -> None:
         nonlocal last
         now = time.perf_counter()
-        if done == of or now - last >= 1:
+        if done == total or now - last >= 1:
             last = now
-            print(f"{shown}: {done:,}/{of:,} questions, {now - begin:.0f} s", flush=True)
+            print(f"{shown}: {done:,}/{total:,} questions, {now - begin:.0f} s", flush=True)
 
     return progress
 
@@ -287,7 +286,7 @@ def draw_comparison(
 ) -> ComparisonReport | None:
     """Compare each checkpoint with the first one as `nanochat-pl compare` does; None where there is only one.
 
-    Evaluations and contents of results.json stand by the name of the checkpoint.
+    The keys are the names of the checkpoints; `documents` are the contents of their results.json.
     """
     if len(evaluations) < 2:
         return None
@@ -320,10 +319,10 @@ def compare_all(evaluations: Mapping[str, Evaluation], report: ComparisonReport 
     lines = {line.metric: line for line in report.metrics} if report is not None else {}
     (first, before), *others = evaluations.items()
     compared = []
-    for place, (second, after) in enumerate(others, start=1):
+    for index, (second, after) in enumerate(others, start=1):
         for metric, measure in measures.items():
             found = compare(before.records, after.records, first=first, second=second, measure=measure)
-            difference = lines[metric].differences[place] if metric in lines else None
+            difference = lines[metric].differences[index] if metric in lines else None
             compared.append(found if difference is None else dataclasses.replace(found, verdict=difference.verdict))
     return compared
 

@@ -2,9 +2,9 @@
 
 Each question is asked twice: which of its letters the model finds most likely (`multiple_choice.py`; no parsing), and
 what it writes, greedily, read by two extractors (`answers.py`). A response from which no letter can be read is wrong,
-not left out: accuracy over *asked* is the headline metric, and accuracy over *scored* stands beside it, with chance,
-the majority letter, and the interval. The rows may be ScienceQA's or any task's whose conversations carry the same
-extras.
+not left out: accuracy over *asked* is the headline metric, and accuracy over *scored* is reported next to it, with
+chance, the majority letter, and the interval. The questions may be those of ScienceQA or of any task whose
+conversations have the same extra fields.
 """
 
 import re
@@ -18,19 +18,12 @@ from nanochat_pl.eval.answers import (
     names_own_choice,
     regex_letter,
     rouge_l,
-    strict_letter,
 )
-from nanochat_pl.eval.ask import (
-    Answered,
-    Progress,
-    Question,
-    QuestionLoop,
-    answer_greedily,
-    warn_of_long,
-)
+from nanochat_pl.eval.ask import Answered, Progress, Question, QuestionLoop, answer_greedily, warn_of_long
 from nanochat_pl.eval.multiple_choice import letter_baseline, letter_tokens, majority_letter, score_letters
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.tasks.answers import strict_letter
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["ScienceQARecord", "evaluate_scienceqa", "summarize"]
@@ -55,7 +48,7 @@ class ScienceQARecord(TypedDict):
     letter_logprobs: dict[str, float]
     """Log-probability of each letter as the next token, nats."""
     likely_letter: str
-    """The first of the highest."""
+    """The most likely letter; the first of equals."""
     output: str
     strict_letter: str | None
     regex_letter: str | None
@@ -69,7 +62,7 @@ class ScienceQARecord(TypedDict):
     truncated: bool
     """Generation ended at `max_new_tokens` or the end of the context, not at a stop token."""
     rouge_l: float | None
-    """Of the explanation written; 0 where none was written, None where there is no reference."""
+    """ROUGE-L of the written explanation; 0 where none was written, None where there is no reference."""
     explanation_agrees: bool | None
     names_own_choice: bool | None
 
@@ -93,7 +86,7 @@ def evaluate_scienceqa(
 
     Args:
         engine: An engine of the same model, whose stop ids hold `<|assistant_end|>`.
-        conversations: Each with `messages` (the last one the assistant's, which is not shown to the model), `id`,
+        conversations: Each has `messages` (the last one the assistant's, which is not shown to the model), `id`,
             `letters`, `answer` (a letter), `choices`; optional `subject`, `topic`, `grade`, `has_image`, `solution`.
         task: Name of the task in the metrics.
         max_new_tokens: Most tokens of a response.
@@ -206,12 +199,12 @@ def bertscore_row(
         from torchmetrics.functional.text.bert import bert_score
     except ImportError:
         raise ValueError("BERTScore needs transformers: pip install transformers, or set eval.bertscore=null") from None
-    told = [(explanation_of(r["output"]), r["reference"]) for r in records if r.get("reference")]
-    pairs = [(said, reference) for said, reference in told if said]
-    scores = [0.0] * (len(told) - len(pairs))
+    found = [(explanation_of(r["output"]), r["reference"]) for r in records if r.get("reference")]
+    pairs = [(explanation, reference) for explanation, reference in found if explanation]
+    scores = [0.0] * (len(found) - len(pairs))
     if pairs:
-        found = bert_score([p for p, _ in pairs], [r for _, r in pairs], model_name_or_path=model, truncation=True)
-        scores += torch.as_tensor(found["f1"]).reshape(-1).tolist()
+        result = bert_score([p for p, _ in pairs], [r for _, r in pairs], model_name_or_path=model, truncation=True)
+        scores += torch.as_tensor(result["f1"]).reshape(-1).tolist()
     return mean_row(task, "explanation/bertscore", scores, seed=seed)
 
 
@@ -228,7 +221,7 @@ _BREAKDOWNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 def _natural(name: str) -> tuple[bool, list[str | int]]:
     """Sort `grade2` before `grade10`, and what is not given last."""
     pieces = re.split(r"(\d+)", name)
-    return name == _NOT_GIVEN, [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
+    return name == _NOT_GIVEN, [int(piece) if index % 2 else piece for index, piece in enumerate(pieces)]
 
 
 def _check_questions(questions: Sequence[Question]) -> None:

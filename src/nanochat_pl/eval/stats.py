@@ -69,7 +69,7 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     shrunk = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / shrunk
     reach = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / shrunk
-    # At 0 and at all successes one bound is exactly 0 or 1; say so instead of 1e-17.
+    # At 0 and at all successes one bound is exactly 0 or 1, not 1e-17 off.
     low = 0.0 if successes == 0 else centre - reach
     high = 1.0 if successes == trials else centre + reach
     return Interval(low, high, level)
@@ -143,7 +143,7 @@ def paired_interval(
 
     For right or wrong answers it is Wald's interval with half a question added to each of the four ways that two
     answers can come out (Agresti and Min, 2005). For other scores it is the paired bootstrap, but at least as wide as
-    the former is where no question tells two models apart: few questions without disagreement do not prove equality.
+    the former is where the two models never differ: a few questions without disagreement do not prove equality.
 
     Raises:
         ValueError: The lengths differ, no values, one that is not finite, or `level` outside (0, 1).
@@ -176,7 +176,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def binomial_test(successes: int, trials: int, chance: float) -> float:
-    """Return the two-sided p-value that `chance` alone gives a result at least as far: twice the smaller exact tail."""
+    """Return the two-sided p-value of the hypothesis that trials succeed by `chance`: twice the smaller exact tail."""
 
     def tail(numbers: range) -> float:
         if not 0 < chance < 1:
@@ -188,9 +188,9 @@ def binomial_test(successes: int, trials: int, chance: float) -> float:
 
 
 def p_text(p_value: float, alpha: float = 0.05) -> str:
-    """Write a p-value with three digits, or with as many more as show on which side of `alpha` it lies.
+    """Format a p-value with three digits, or with as many more as show on which side of `alpha` it lies.
 
-    0.0496 is not written as 0.050: beside a verdict that was drawn at 0.05 it would contradict it.
+    0.0496 is not written as 0.050, which would contradict a verdict drawn at 0.05.
     """
     if p_value < 0.001 <= alpha:
         return "p < 0.001"
@@ -213,8 +213,8 @@ def sign_flip_test(
     If they do, the difference at each question could as well have the other sign (Fisher, 1935): p is the share of all
     ways to give signs whose sum is at least as far from 0. For scores of 0 and 1 this is McNemar's exact test.
 
-    Up to `num_resamples` ways are all counted, and p is exact. Where there are more, `num_resamples` of them are drawn,
-    and the observed one is counted among them, so that p is never 0.
+    Where there are at most `num_resamples` ways, all are counted, and p is exact. Otherwise `num_resamples` of them are
+    drawn, and the observed one is counted among them, so that p is never 0.
 
     Raises:
         ValueError: The lengths differ, no scores, or one that is not finite.
@@ -239,10 +239,10 @@ def sign_flip_test(
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for being several, in the order given (Holm, 1979).
+    """Adjust p-values for multiple testing; return them in the order given (Holm, 1979).
 
-    Rejecting where the adjusted value is below alpha makes one false rejection or more among all of them no likelier
-    than alpha, however the tests depend on each other.
+    Rejecting where the adjusted value is below alpha keeps the probability of any false rejection at or below alpha,
+    however the tests depend on each other.
 
     Raises:
         ValueError: A value outside [0, 1].
@@ -260,7 +260,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 def seed_spread(values: Sequence[float], level: float = 0.95) -> Spread:
     """Summarize one metric over runs of different seeds: mean, standard deviation, t interval of the mean.
 
-    Three seeds are few: at two degrees of freedom the interval is 4.3 standard errors to either side, not 2.
+    Three seeds are few: at two degrees of freedom the interval is 4.3 standard errors to each side, not 2.
 
     Raises:
         ValueError: No values, a value that is not finite, or `level` outside (0, 1).
@@ -278,7 +278,7 @@ def seed_spread(values: Sequence[float], level: float = 0.95) -> Spread:
 
 
 def _t_quantile(level: float, freedom: int) -> float:
-    """Return the t that Student's distribution stays within, to both sides, with probability `level`.
+    """Return the t for which Student's distribution lies within [-t, t] with probability `level`.
 
     For whole degrees of freedom the distribution is a finite sum over the angle atan(t / sqrt(freedom))
     (Abramowitz and Stegun, 26.7.3 and 26.7.4), which rises from 0 to 1 on [0, pi/2]: halving finds the angle.

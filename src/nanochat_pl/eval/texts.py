@@ -1,4 +1,4 @@
-"""Texts that evaluations measure: found in any form that training reads, read once, and no token of them twice."""
+"""Texts that evaluations measure: found in any form that training reads, and read once, no token twice."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ def read_once(files: Sequence[Path], tokenizer: Tokenizer, batch_rows: int, leng
         )
         for batch in itertools.islice(batches, most // (rows * length)):
             assert batch.cursor is not None
-            if any(place["epoch"] for place in batch.cursor["shards"].values()):
+            if any(shard["epoch"] for shard in batch.cursor["shards"].values()):
                 break  # the stream is endless, and has begun the text again
             yield batch
             cursor = batch.cursor
@@ -65,10 +65,10 @@ def read_once(files: Sequence[Path], tokenizer: Tokenizer, batch_rows: int, leng
 
 
 def text_files(name: str, path: Path, column: str, outputs: str | Path) -> list[Path]:
-    """Return the parquet files of a further text; text of another form is converted once.
+    """Return the parquet files of one of `eval.texts`; text of another form is converted once.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: There is no file of text.
         ValueError: A file cannot be read, or has no such column.
     """
     files = find_text_files(path) if path.is_dir() else [path] if is_text_file(path) else []
