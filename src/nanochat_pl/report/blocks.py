@@ -64,7 +64,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it stands, such as what a model wrote, below a title if it has one."""
+    """Verbatim text, such as what a model wrote, below a title if it has one."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -73,7 +73,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Answers:
-    """What several models wrote, beside each other where there is room."""
+    """What several models wrote, side by side where there is room."""
 
     kind: ClassVar[str] = "answers"
     answers: tuple[tuple[str, str, bool | None], ...]
@@ -109,7 +109,7 @@ def render_markdown(
     Args:
         blocks: The document.
         picture: Returns the address of a figure.
-        escaped: Show every character as it is; else sentences may hold marks of Markdown, and cells line breaks.
+        escaped: Show every character as it is; else sentences may hold Markdown, and cells line breaks.
     """
     return "\n\n".join(_markdown(block, picture, escaped) for block in blocks) + "\n"
 
@@ -142,7 +142,7 @@ def _markdown(block: Block, picture: Callable[[Figure], str], escaped: bool) -> 
 
 
 def _escaped(text: str) -> str:
-    """Write plain text so that Markdown shows it as it is, on one line."""
+    """Escape plain text so that Markdown shows it as it is, on one line."""
     text = re.sub(r"([\\`*|\[\]<>#~$])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 

@@ -1,8 +1,8 @@
 """Write the model card, for people who have only the files of a model.
 
 It says what the model is, what it was trained on and how, what it can do (each figure with its interval and with what
-is reached without a model), and what must not be expected of it. Only what is known is said; the card of a model that
-another program trained is shorter. The same run always gives the same card.
+is reached without a model), and what must not be expected of it. What is not known is left out, so the card of a model
+that another program trained is shorter. The same run always gives the same card.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +12,13 @@ from typing import Any
 
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.report.blocks import Block, Figure, Heading, Text, TextTable, render_markdown
-from nanochat_pl.report.read import EvaluationResult, Run, last_value, setting
+from nanochat_pl.report.read import RL_SETTINGS, SETTINGS, EvaluationResult, Run, last_value, setting, settings_shown
 from nanochat_pl.report.scores import evaluation_blocks
 
 __all__ = ["evaluation_document", "model_card", "results_of"]
 
-_SETTINGS = (
-    "seed", "data.packing",
-    "stage.sequence_len", "stage.total_batch_tokens", "stage.total_batch_rows", "stage.num_steps", "stage.num_epochs",
-    "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr", "optim.unembedding_lr",
-    "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac", "optim.warmdown_frac",
-)  # fmt: skip
-_RL_SETTINGS = (
-    "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
+_NOT_SHOWN = (
+    "data.source", "data.root", "trainer.devices", "trainer.num_nodes", "stage.device_batch", "rl.kl_coef",
 )  # fmt: skip
 _SIZES = {
     "n_layer": "layers", "n_embd": "channels", "n_head": "query heads", "n_kv_head": "key/value heads",
@@ -32,13 +26,13 @@ _SIZES = {
 }  # fmt: skip
 _SHAPE = _SIZES | {"softcap": "logits capped at", "rope_base": "rotary base", "rope_table_dtype": "rotary tables"}
 _FEW = 200
-"""A figure over fewer questions is pointed out as uncertain."""
+"""The card points out that a figure over fewer questions is uncertain."""
 
 
 def results_of(run: Run, checkpoint: str, step: int) -> tuple[EvaluationResult, ...]:
-    """Return the evaluations of one state of a run, of the file `checkpoint` or of another file of the same step.
+    """Return the evaluations of the weights in the file `checkpoint` of a run, or in another file of the same step.
 
-    Results of the same file from before it was written anew, at another step, are left out.
+    Results of the same file from before it was overwritten, at another step, are left out.
     """
     chosen: dict[str, EvaluationResult] = {}
     for result in run.results:
@@ -86,9 +80,9 @@ def model_card(
         model: Fields of its `GPTConfig`.
         num_parameters: Number of all parameters.
         run_config: Resolved config of the run; empty where unknown.
-        run: What its folder says, with the results of these weights only; None where there is no folder.
+        run: The contents of its folder, with the results of these weights only; None where there is no folder.
         notes: What this format changed, one sentence each.
-        opening: How to open the files; Markdown, taken as it is.
+        opening: How to open the files; Markdown, used as it is.
         made_from: Format of the files that the model came from.
         header: Metadata that Hugging Face's pages read at the top of a card.
     """
@@ -145,8 +139,8 @@ def _task_options(task: Mapping[str, Any]) -> str:
 
 
 def _settings(stage: str, config: Mapping[str, Any], run: Run | None) -> Iterator[Block]:
-    keys = _SETTINGS + (_RL_SETTINGS if stage == "rl" else ())
-    rows = [(key, str(value)) for key in keys if (value := setting(config, key)) is not None]
+    keys = SETTINGS + (RL_SETTINGS if stage == StageName.rl else ())
+    rows = settings_shown(config, [key for key in keys if key not in _NOT_SHOWN])
     if run is not None:
         facts = (
             ("steps of the whole run", run.summary.get("num_steps"), ","),

@@ -1,9 +1,9 @@
 """Draw curves and scores with matplotlib: axes with units, the best step marked, intervals as whiskers.
 
-Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart; lines differ in shape as well. A figure
+Colours are Okabe and Ito's (2008), which colour-blind readers can distinguish; lines differ in shape as well. A figure
 is as wide as a phone shows it, so that its letters stay readable there. Each comes as SVG for pages, where text stays
-text and follows the reader's dark mode, and as PNG to be pasted where SVG is not taken. Long series are thinned: a
-curve of ten thousand points on 400 pixels is only slower.
+text and follows the reader's dark mode, and as PNG to be pasted where SVG is not accepted. Long series are thinned:
+ten thousand points on 400 pixels would only be slower.
 """
 
 import base64
@@ -37,7 +37,6 @@ __all__ = [
     "plain",
     "png_bytes",
     "styled",
-    "svg_text",
     "thin",
 ]
 
@@ -66,7 +65,7 @@ _FAMILIES = (
     "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Hiragino Sans", "PingFang SC",
     "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS",
 )  # fmt: skip
-"""The font that matplotlib brings along, and fonts of common systems for scripts that it lacks."""
+"""The font that comes with matplotlib, and fonts of common systems for scripts that it lacks."""
 _DARK = """<style>@media (prefers-color-scheme: dark) {
 svg { fill: #e4e6e9 } text { fill: #e4e6e9 !important }
 [style*="fill: #ffffff"] { fill: #16181b !important } [style*="stroke: #ffffff"] { stroke: #16181b !important }
@@ -88,7 +87,7 @@ class ChartLine:
     best: tuple[int, float] | None = None
     """A point of it to mark as the best step."""
     sparse: bool = False
-    """It was measured now and then: its points are shown as marks."""
+    """It was measured at some steps only: its points are shown as marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class ChartBar:
     """One score of a bar chart."""
 
     part: str
-    """What was scored, such as a subject; bars of one part stand together."""
+    """What was scored, such as a subject; bars of one part are drawn together."""
     series: str
     """What it is a score of, such as a checkpoint."""
     row: MetricRow
@@ -144,7 +143,7 @@ def thin(points: Curve, limit: int = 600) -> Curve:
     kept = [points[0]]
     for index in range(stretches):
         stretch = inner[index * len(inner) // stretches : (index + 1) * len(inner) // stretches]
-        # NaN compares false with everything: take it for the lowest, so that a gap stays a gap.
+        # NaN compares false with everything: it is treated as the lowest, so that a gap stays a gap.
         low = min(stretch, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
         high = max(stretch, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
         kept += sorted({low, high})
@@ -328,7 +327,7 @@ def data_url(svg: str) -> str:
 
 def styled() -> Any:
     """Return a context in which matplotlib draws in the style of all figures here."""
-    # Its remarks on caches, fonts and settings files are of no use to a reader of figures.
+    # Its messages about caches, fonts and settings files do not help a reader of figures.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
     from matplotlib.font_manager import fontManager
@@ -340,15 +339,10 @@ def styled() -> Any:
 
 def drawn(figure: Any) -> Drawing:
     """Draw a matplotlib figure as SVG, and as PNG when it is asked for."""
-    return Drawing(svg_text(figure), figure)
-
-
-def svg_text(figure: Any) -> str:
-    """Draw a matplotlib figure as SVG."""
     text = _saved(figure, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
     text = text[text.index("<svg") :]  # without the doctype, which names an address that nobody should ask
     end = text.index(">") + 1
-    return text[:end] + _DARK + text[end:]
+    return Drawing(text[:end] + _DARK + text[end:], figure)
 
 
 def png_bytes(figure: Any) -> bytes:
@@ -388,12 +382,12 @@ def _shortened(text: str, limit: int = 48) -> str:
 
 
 def plain(value: float) -> str:
-    """Write a number with four digits, and large ones in full."""
+    """Format a number with four digits, and large ones in full."""
     return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 
 def _short(value: float) -> str:
-    """Write a tick in short: 1.5k, 20M."""
+    """Shorten a tick: 1.5k, 20M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

@@ -56,7 +56,7 @@ def stages_summary(title: str, folders: Mapping[str, Path]) -> str:
 
 
 def _baseline(folder: Path) -> list[str]:
-    """Say what answers the multiple-choice questions without a model; nothing where none were asked."""
+    """Return the line on what guessing the multiple-choice questions scores; nothing where none were asked."""
     row = newest_row(folder, "scienceqa", "loglikelihood/accuracy")
     if row is None or not row.baseline:
         return []
@@ -67,11 +67,11 @@ def _baseline(folder: Path) -> list[str]:
 
 
 def _sample_answers(folder: Path) -> list[str]:
-    """Show what a model answered to some of the checks, one line each; nothing where it was asked none."""
+    """Return what a model answered to some of the checks, one line each; nothing where it was asked none."""
     files = sorted((folder / "eval" / "checks").glob("*/examples.jsonl"), key=lambda path: path.stat().st_mtime)
     records = {record["id"]: record for file in files[-1:] for _, record in json_lines(file) if record is not None}
     shown = [records[name] for name in _SAMPLES if name in records]
-    # As the chat shows it: what was asked of the calculator and what came back, in brackets.
+    # As the chat shows it: the call of the calculator and its result, in brackets.
     answers = [re.sub(r"<\|python_start\|>(.*?)<\|python_end\|>", r"[\1]", one["output"]) for one in shown]
     answers = [re.sub(r"\]<\|output_start\|>(.*?)<\|output_end\|>", r" = \1]", answer) for answer in answers]
     return [f"  {one['prompt']}  ->  {' '.join(answer.split())}" for one, answer in zip(shown, answers)]

@@ -1,10 +1,10 @@
-"""Compare checkpoints by their evaluations, and say what of a difference is more than chance.
+"""Compare checkpoints by their evaluations, and find which differences are more than chance.
 
 The others are compared with the first checkpoint given. Where both answered the same questions, those that one of them
 answered better decide, and all such tests of one comparison are corrected together (Holm): otherwise one of twenty
 comparisons of equal models would find a winner. Figures without answers to pair are judged by their intervals alone,
-and the verdict says so. Runs that differ in their seed only can be taken together: one run says nothing about a
-recipe, because another seed may give another order; mean and standard deviation over seeds do.
+and the verdict says so. Runs that differ only in their seed can be grouped: one run says nothing about a recipe,
+because another seed may give another order; mean and standard deviation over seeds do.
 """
 
 import json
@@ -53,7 +53,7 @@ class _NamedMetric:
 
     @property
     def name(self) -> str:
-        """Name of the figure within its evaluation: the metric, with the task before it where that is another."""
+        """Name of the figure within its evaluation: the metric, after the task where that has another name."""
         return self.metric if self.task == self.evaluation else f"{self.task} {self.metric}"
 
 
@@ -95,9 +95,9 @@ def compare_runs(
 
     Args:
         runs: One or more.
-        metrics: Names of figures, or parts before or after their slash; None = all that have a better and a worse, and
-            of pass@1 to pass@n the first and the last.
-        alpha: A verdict names a winner where the corrected p is below.
+        metrics: Names of figures, or parts before or after their slash; None = all whose better direction is known, but
+            only the first and the last of pass@1 to pass@n.
+        alpha: A verdict names a winner where the corrected p is below this.
         seed: Seed of the resampling.
 
     Raises:
@@ -166,9 +166,9 @@ def _metrics(runs: Sequence[EvaluatedRun], name: str, chosen: Sequence[str] | No
 
 
 def _between(metric: str, others: Sequence[str]) -> bool:
-    """Tell whether it is a pass@k between the first k and the last.
+    """Return whether it is a pass@k between the first k and the last.
 
-    They say nearly the same, and each would be one more test that the others have to be corrected for.
+    They say nearly the same, and each would be one more test for which the others have to be corrected.
     """
     tries, *more = [int(k[1]) if (k := re.fullmatch(r"pass@(\d+)", name)) else 0 for name in (metric, *others)]
     return 1 < tries < max(more)
@@ -237,7 +237,7 @@ def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow
 
 
 def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Say which settings of the same evaluation were not the same for all, one sentence each."""
+    """Return one sentence for each setting of an evaluation that was not the same for all runs."""
     sentences = []
     for name in evaluation_names(runs):
         settings = [run.results[name].settings for run in runs if name in run.results]
@@ -267,7 +267,7 @@ def group_by_seed(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
             )
         own = {key: value for key, value in run.config.items() if key not in ("seed", "run_name", "resume", "force")}
         text = json.dumps([own, run.any_result.checkpoint.get("stage")], sort_keys=True, default=str)
-        # Start weights of an earlier stage lie in a folder of the run's own name.
+        # Start weights of an earlier stage are in a folder of the run's own name.
         run_name = re.escape(str(run.config.get("run_name") or ""))
         groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
     return list(groups.values())
@@ -297,6 +297,6 @@ def compare_seeds(
                 verdicts.append("one seed is no spread: no verdict")
             else:
                 verdicts.append(verdict_of_intervals(names[0], name, first.interval, spread.interval, sign))
-        of = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
-        compared.append(SeedMetric(**of, spreads=spreads, verdicts=verdicts))
+        name = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
+        compared.append(SeedMetric(**name, spreads=spreads, verdicts=verdicts))
     return compared

@@ -1,6 +1,6 @@
-"""All that one comparison has to say: tables, verdicts, notes, charts over the stages, answers side by side.
+"""The whole of one comparison: tables, verdicts, notes, charts over the stages, answers side by side.
 
-Terminal, Markdown, HTML and JSON show the same `ComparisonReport`, so that none of them says what another does not.
+Terminal, Markdown, HTML and JSON all show the same `ComparisonReport`.
 """
 
 import json
@@ -67,19 +67,19 @@ class SharedQuestion:
 
     @property
     def differ(self) -> bool:
-        """Not all of them are right, and not all are wrong."""
+        """Whether some of them are right and some wrong."""
         return len({bool(answer.get("correct")) for answer in self.answers.values()}) > 1
 
     @property
     def block(self) -> Answers:
-        """The answers as they are shown: label and verdict, what was written, and whether it is right."""
+        """The answers as reports show them: label and verdict, what was written, and whether it is right."""
         rows = [(label, str(a["output"]), bool(a["correct"])) for label, a in self.answers.items()]
         return Answers(tuple((f"{label}: {'right' if ok else 'wrong'}", output, ok) for label, output, ok in rows))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
-    """All that one comparison has to say."""
+    """The whole of one comparison."""
 
     runs: Sequence[EvaluatedRun]
     metrics: Sequence[ComparedMetric]
@@ -94,11 +94,11 @@ class ComparisonReport:
 def build_comparison(
     runs: Sequence[EvaluatedRun], *, metrics: Sequence[str] | None = None, seeds: bool = False, limit: int = 30
 ) -> ComparisonReport:
-    """Compare runs and gather what there is to say about it.
+    """Compare runs and collect all that a comparison shows.
 
     Args:
-        runs: One or more; the first is what the others are compared with.
-        metrics: As `compare_runs` takes them.
+        runs: One or more; the others are compared with the first.
+        metrics: As for `compare_runs`.
         seeds: Summarize groups of runs that differ in their seed only.
         limit: The most questions of each evaluation that are shown with their answers.
 
@@ -151,7 +151,7 @@ def tables(report: ComparisonReport) -> Iterator[tuple[str, list[str], list[list
 
 
 def verdicts(report: ComparisonReport) -> list[str]:
-    """Say what each run is against the first, one sentence for each figure."""
+    """Return one sentence for each run and figure: how it compares with the first run."""
     found = []
     for metric in report.metrics:
         first = report.runs[metric.reference].label
@@ -166,7 +166,7 @@ def verdicts(report: ComparisonReport) -> list[str]:
 
 
 def short_verdicts(report: ComparisonReport) -> list[str]:
-    """Return the verdicts; of more than `MANY`, those that name no winner are only counted."""
+    """Return the verdicts; where there are more than `MANY`, those that name no winner are only counted."""
     found = verdicts(report)
     shown = [sentence for sentence in found if len(found) <= MANY or "not distinguishable" not in sentence]
     if len(shown) < len(found):
@@ -249,7 +249,7 @@ def side_by_side(runs: Sequence[EvaluatedRun], limit: int) -> dict[str, list[Sha
 
 
 def examples_page(records: Mapping[str, Sequence[Record]], limit: int = 30) -> str:
-    """Return a Markdown page with the answers of several checkpoints to the same questions below each other.
+    """Return a Markdown page with the answers of several checkpoints to the same questions, one below the other.
 
     Questions on which the checkpoints differ come first, then the others, each in the order asked.
 
@@ -332,7 +332,7 @@ def _blocks(report: ComparisonReport, over_stages: Sequence[Block]) -> Iterator[
 
 
 def comparison_markdown(report: ComparisonReport) -> str:
-    """Return the comparison as Markdown; what models wrote stands in fences that it cannot close."""
+    """Return the comparison as Markdown; what models wrote is in fences that it cannot close."""
     chart = text_chart(report)
     return render_markdown(list(_blocks(report, [Code(chart)] if chart else [])), escaped=False)
 

@@ -1,8 +1,8 @@
 """Checkpoints to be compared: what their evaluations left behind, read strictly, under a short label each.
 
-A comparison, and a look at what went wrong, begin here: a run folder, a checkpoint or a results.json becomes an
-`EvaluatedRun`. Where `read.read_run` reports what is missing, these functions raise, because a comparison must not rest
-on a part; where results are missing, the message has the command for them. Nothing is evaluated.
+`compare` and `failures` begin here: a run folder, a checkpoint or a results.json becomes an `EvaluatedRun`. Where
+`read.read_run` reports what is missing, these functions raise, because a comparison must not rest on a part; where
+results are missing, the message has the command for them. Nothing is evaluated.
 """
 
 import json
@@ -66,12 +66,12 @@ def find_results(path: str | Path) -> list[Path]:
     """Return the `results.json` files that a path stands for, one for each evaluation.
 
     Args:
-        path: A `results.json` (or the `examples.jsonl` beside it), the folder it lies in, a checkpoint file, or a run
-            folder. Where several checkpoints of a run were evaluated, `best` is taken, else `last`.
+        path: A `results.json` (or the `examples.jsonl` next to it), the folder around it, a checkpoint file, or a run
+            folder. Where several checkpoints of a run were evaluated, `best` is chosen, else `last`.
 
     Raises:
         FileNotFoundError: Nothing was evaluated there; the message says how to, or what there is.
-        ValueError: Several other checkpoints were evaluated: one is to be named.
+        ValueError: Several other checkpoints were evaluated: the caller must name one.
     """
     path = Path(path)
     if path.name in ("results.json", "examples.jsonl") and path.is_file():
@@ -91,7 +91,7 @@ def find_results(path: str | Path) -> list[Path]:
     files = [file for file in found if file.parent.name == chosen]
     if not files:
         there = f"; {run} has results of {', '.join(names)}" if names else ""
-        # Says itself what is wrong where there is no such path, or no checkpoint to evaluate.
+        # `checkpoint_file` raises its own error where there is no such path, or no checkpoint to evaluate.
         checkpoint = path if path.is_file() else checkpoint_file(path)
         raise FileNotFoundError(
             f"{path} has no results of an evaluation{there}; measure it with `python evaluate.py ckpt={checkpoint}`"
@@ -100,7 +100,7 @@ def find_results(path: str | Path) -> list[Path]:
 
 
 def read_result(file: Path) -> EvaluationResult:
-    """Read a `results.json` and the `examples.jsonl` beside it, whose last line may be torn by a crash.
+    """Read a `results.json` and the `examples.jsonl` next to it, whose last line may be torn by a crash.
 
     Raises:
         ValueError: Not a results document, of another schema version, or answers that are not those of its figures.
@@ -137,10 +137,10 @@ def read_result(file: Path) -> EvaluationResult:
 
 
 def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
-    """Open what each path stands for, under a short label that tells it from the others.
+    """Read the results that each path stands for, under a short label that no other has.
 
     Args:
-        paths: As `find_results` takes them, one for each checkpoint.
+        paths: As for `find_results`, one for each checkpoint.
 
     Raises:
         FileNotFoundError, ValueError: As `find_results` and `read_result`; or a checkpoint is given twice, or the
@@ -172,12 +172,12 @@ def stage_order(runs: Sequence[EvaluatedRun]) -> list[int]:
 
 
 def question_key(record: Record) -> tuple[str, str]:
-    """Return what names a question within one evaluation: its task (empty where there is only one) and its id."""
+    """Return what identifies a question within one evaluation: its task (empty where there is only one) and its id."""
     return str(record.get("task") or ""), str(record["id"])
 
 
 def evaluate_command(runs: Sequence[EvaluatedRun], name: str) -> str:
-    """Return the command that asks all of them the same questions of the evaluation `name`."""
+    """Return the command that asks all the runs the same questions of the evaluation `name`."""
     return f"python evaluate.py 'ckpt=[{','.join(run.checkpoint for run in runs)}]' eval={name}"
 
 

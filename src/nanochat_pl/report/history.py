@@ -1,7 +1,7 @@
 """Draw a whole training in one picture: one stage, or all stages of a chain one after another.
 
-A run leaves the picture beside its metrics (`loss.png`), and a report begins with it. The losses of all stages share an
-axis, in nats per token; the reward of reinforcement learning has its own axis at the right.
+A run writes the picture next to its metrics (`loss.png`), and a report begins with it. The losses of all stages share
+an axis, in nats per token; the reward of reinforcement learning has its own axis at the right.
 """
 
 import bisect
@@ -138,9 +138,9 @@ def smooth(curve: Curve) -> Curve:
     reach = len(numbers) // 50 + 1
     sums = list(itertools.accumulate((value for _, value in numbers), initial=0.0))
     values = [value for _, value in curve]
-    for place, (index, _) in enumerate(numbers):
-        side = min(reach, place)
-        low, high = place - side, min(place + side + 1, len(numbers))
+    for position, (index, _) in enumerate(numbers):
+        side = min(reach, position)
+        low, high = position - side, min(position + side + 1, len(numbers))
         values[index] = (sums[high] - sums[low]) / (high - low)
     return tuple((step, value) for (step, _), value in zip(curve, values))
 
@@ -189,7 +189,7 @@ def draw_history(stages: Sequence[StageCurves], title: str, size_in: tuple[float
 
 
 def _head(figure: Any, stages: Sequence[StageCurves], title: str) -> float:
-    """Write the title and the legend; return the height in inches that is kept free above the axes."""
+    """Draw the title and the legend; return the height in inches that is kept free above the axes."""
     from matplotlib.lines import Line2D
 
     width, height = figure.get_size_inches()
@@ -238,7 +238,7 @@ def _draw_stage(axes: Any, stage: StageCurves, before: int, share: float) -> Non
         axes.plot(*zip(*course), color=_TRAINING, linewidth=2.2, marker="o" if len(course) == 1 else None, markersize=4)
     if stage.validation:
         steps, values = zip(*stage.validation)
-        few = len(steps) <= 9 * share  # so many marks an inch leave the lines visible
+        few = len(steps) <= 9 * share  # nine marks an inch leave the lines visible
         where = [before + step for step in steps]
         axes.plot(where, values, color=_VALIDATION, linewidth=1.0, zorder=3)
         if few:
@@ -344,7 +344,7 @@ def _text_in(text: str, size: float) -> float:
 
 
 def _amount(number: float) -> str:
-    """Write a count in short: 1.64M, 512k."""
+    """Shorten a count: 1.64M, 512k."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"

@@ -16,7 +16,7 @@ __all__ = ["render_html"]
 
 
 def render_html(blocks: Sequence[Block]) -> str:
-    """Return a document as a page of its own, with a list of its sections below the title."""
+    """Return a document as a complete page, with a list of its sections below the title."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # 0.1 s that only pages need
 
     pages = Environment(
@@ -33,7 +33,7 @@ def render_html(blocks: Sequence[Block]) -> str:
 
 
 def _grids(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
-    """Put neighbours of one kind into a grid, where there is room for several in a row; others take a row each."""
+    """Group neighbours of one kind into a grid that shows several in a row where there is room."""
 
     def grid(block: Any) -> str:
         if block.kind == "figure":
@@ -44,13 +44,13 @@ def _grids(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
 
 
 def _breakable(text: str) -> Any:
-    """Escape a cell; names with slashes and underscores may break after them, and line breaks are kept."""
+    """Escape a cell; names may break after slashes and underscores, and line breaks are kept."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"(?<=\w)([/_])(?=\w)", r"\1<wbr>", str(escape(text))).replace("\n", "<br>"))
 
 
 def _printable(text: str) -> str:
-    """Show control characters, which HTML has no way to hold, as their picture."""
+    """Replace control characters, which HTML cannot hold, by their pictures."""
     pictures = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), text)
     return pictures.replace("\x7f", "␡")

@@ -1,9 +1,9 @@
 """Read what runs and evaluations left on disk, whatever state they were left in.
 
-A `Run` is what a run folder says, an `EvaluationResult` one finished evaluation of one checkpoint. A run that is still
-going, was killed between two writes, or was never evaluated has fewer files, and perhaps half a line at the end of one.
-All that is whole is read; all that is missing is named in `Run.problems`, so that a report can say so. Only files are
-read: no checkpoint is opened and no torch is needed.
+A `Run` is the contents of a run folder, an `EvaluationResult` one finished evaluation of one checkpoint. A run that is
+still going, was killed between two writes, or was never evaluated has fewer files, and perhaps half a line at the end
+of one. All that is whole is read; all that is missing is named in `Run.problems`, so that a report can say so. Only
+files are read: no checkpoint is opened and no torch is needed.
 """
 
 import csv
@@ -25,6 +25,8 @@ from nanochat_pl.paths import reason
 
 __all__ = [
     "PREFERRED",
+    "RL_SETTINGS",
+    "SETTINGS",
     "Curve",
     "EvaluationResult",
     "Record",
@@ -42,6 +44,7 @@ __all__ = [
     "read_run",
     "result_files",
     "setting",
+    "settings_shown",
     "start_of",
     "validation_metric",
 ]
@@ -53,7 +56,18 @@ Record = Mapping[str, Any]
 """One answered question: a line of `examples.jsonl`."""
 
 PREFERRED = ("best", "last")
-"""Of several checkpoints of a run these are shown first, in this order."""
+"""The checkpoints of a run that are shown before the others, in this order."""
+SETTINGS = (
+    "data.source", "data.root", "seed", "data.packing", "trainer.devices", "trainer.num_nodes", "stage.sequence_len",
+    "stage.device_batch", "stage.total_batch_tokens", "stage.total_batch_rows", "stage.num_steps", "stage.num_epochs",
+    "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr", "optim.unembedding_lr",
+    "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac", "optim.warmdown_frac",
+)  # fmt: skip
+RL_SETTINGS = (
+    "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
+    "rl.kl_coef",
+)  # fmt: skip
+"""Settings of training, in the order in which reports and model cards show them; each leaves out a few."""
 _RUN_FILES = ("config.yaml", "run.json", "summary.json", "metrics.csv")
 _MAX_SAMPLES = 200
 _MAX_RECORDS = 5000
@@ -85,13 +99,13 @@ class EvaluationResult:
 
     @property
     def step(self) -> int | None:
-        """Step of the weights when they were evaluated; the file may have been written anew since."""
+        """Step of the weights when they were evaluated; the file may have been overwritten since."""
         return self.checkpoint.get("step")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run folder says."""
+    """The contents of one run folder."""
 
     folder: Path
     stage: str
@@ -121,7 +135,7 @@ class Run:
 
     @property
     def step(self) -> int | None:
-        """The last step that anything is known of."""
+        """The last step of which anything is known."""
         logged = max((curve[-1][0] for curve in self.curves.values()), default=None)
         written = self.summary.get("step")
         return max((step for step in (logged, written) if step is not None), default=None)
@@ -170,8 +184,8 @@ def best_point(curve: Curve, higher: bool = False) -> tuple[int, float] | None:
 def find_chain(folders: Sequence[Path], *, whole: bool = True) -> list[Path]:
     """Return `folders` with the other stages of their chains, in the order of training.
 
-    A chain is what has the same run name in the folders of the other stages, `<outputs>/<stage>/<run_name>`, and what
-    a run says it started from. With `whole=False` the folders are only put in order.
+    A chain consists of the runs of the same name in the folders of the other stages, `<outputs>/<stage>/<run_name>`,
+    and of those that a run says it started from. With `whole=False` the folders are only put in order.
 
     Raises:
         FileNotFoundError: One of them is no run folder; the message lists the runs near it.
@@ -199,9 +213,9 @@ def find_chain(folders: Sequence[Path], *, whole: bool = True) -> list[Path]:
 
 
 def start_of(summary: Mapping[str, Any]) -> tuple[str, Path | None]:
-    """Return what a run says it started from (empty = from nothing), and the run folder in which that lies, if any.
+    """Return what a run says it started from (empty = from nothing), and the run folder that contains it, if any.
 
-    The folder is as the training command saw it, from where it ran.
+    The folder's path is relative to where the training command ran.
     """
     start = str(summary.get("init_from") or "").partition(" (")[0]
     return start, Path(start).parent.parent if "/checkpoints/" in start else None
@@ -212,7 +226,7 @@ def read_run(folder: Path, now: float | None = None) -> Run:
 
     Args:
         folder: The run folder.
-        now: Seconds since the epoch, to say how long ago an unfinished run last wrote; None = the clock.
+        now: Seconds since the epoch, from which the age of an unfinished run's last write is counted; None = the clock.
 
     Raises:
         FileNotFoundError: This is no run folder.
@@ -237,7 +251,7 @@ def read_run(folder: Path, now: float | None = None) -> Run:
         problems.append(
             f"stopped at step {summary.get('step')} of {summary.get('num_steps')}; resume=auto continues it"
         )
-    # A checkpoint that was written anew after its evaluation has figures of other weights.
+    # A checkpoint that was overwritten after its evaluation has figures of other weights.
     current = {"best": summary.get("best_step"), "last": summary.get("step") if status == "finished" else None}
     for result in results:
         name, step = result.checkpoint_name, current.get(result.checkpoint_name)
@@ -319,6 +333,11 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+def settings_shown(config: Mapping[str, Any], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the keys that a config has, with their values as text."""
+    return [(key, str(value)) for key in keys if (value := setting(config, key)) is not None]
+
+
 def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _RUN_FILES)
 
@@ -338,7 +357,7 @@ def _check_run(folder: Path) -> None:
 
 
 def _stage_of(folder: Path) -> str:
-    """Return the stage of a run as its summary says, else its config, else the folder it lies in."""
+    """Return the stage of a run from its summary, else from its config, else from the folder around it."""
     stage = _read_json(folder / "summary.json", []).get("stage")
     if stage is None:
         section = read_config(folder, [])[0].get("stage")
@@ -362,7 +381,7 @@ def _duration(seconds: float) -> str:
 
 
 def newest_row(run: Path, name: str, metric: str) -> MetricRow | None:
-    """Return one overall figure of an evaluation, of the checkpoint of a run that was evaluated last; None without."""
+    """Return one overall figure of the run's latest evaluation of that name; None if there is none."""
     files = sorted((run / "eval" / name).glob("*/results.json"), key=lambda path: path.stat().st_mtime)
     rows = read_rows(json.loads(files[-1].read_text(encoding="utf-8"))) if files else []
     return next((row for row in rows if row.metric == metric and row.group is None), None)
@@ -393,7 +412,7 @@ def result_files(run: Path) -> list[Path]:
 
 
 def parse_result(file: Path, document: Mapping[str, Any]) -> EvaluationResult:
-    """Make a result of a document.
+    """Turn the content of a `results.json` into a result.
 
     Raises:
         AttributeError, KeyError, TypeError, ValueError: It is not whole.

@@ -16,7 +16,16 @@ from nanochat_pl.report.blocks import Answers, Block, Code, Folded, Heading, Tex
 from nanochat_pl.report.charts import curve_figures
 from nanochat_pl.report.comparison_report import shared_questions
 from nanochat_pl.report.history import chains, history_figure
-from nanochat_pl.report.read import Run, best_point, last_value, setting, validation_metric
+from nanochat_pl.report.read import (
+    RL_SETTINGS,
+    SETTINGS,
+    Run,
+    best_point,
+    last_value,
+    setting,
+    settings_shown,
+    validation_metric,
+)
 from nanochat_pl.report.scores import (
     chance_verdict,
     evaluated_checkpoints,
@@ -30,20 +39,10 @@ from nanochat_pl.report.textlog import TextLog
 
 __all__ = ["report_blocks"]
 
-_SETTINGS = (
-    "data.source", "data.root", "seed", "trainer.devices", "trainer.num_nodes",
-    "stage.sequence_len", "stage.device_batch", "stage.total_batch_tokens", "stage.total_batch_rows",
-    "stage.num_epochs", "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr",
-    "optim.unembedding_lr", "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac",
-    "optim.warmdown_frac",
-)  # fmt: skip
+_NOT_SHOWN = ("data.packing", "stage.num_steps")
 _TOKENIZER_SETTINGS = (
     "data.source", "data.root", "seed", "tokenizer.backend", "tokenizer.vocab_size", "tokenizer.max_chars",
     "tokenizer.doc_cap_chars",
-)  # fmt: skip
-_RL_SETTINGS = (
-    "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",
-    "rl.kl_coef",
 )  # fmt: skip
 _SHOWN_QUESTIONS = 4
 _SHOWN_CHARS = 700
@@ -139,7 +138,7 @@ def _environment(runs: Sequence[Run], labels: Sequence[str]) -> TextTable:
 
 
 def _machine(run: Run) -> Iterator[tuple[str, Any]]:
-    """Yield what run.json and summary.json say of where a run ran, also facts that this version does not know."""
+    """Yield what run.json and summary.json say of where a run ran, including facts that this version does not know."""
     record = {key: value for key, value in run.record.items() if key not in ("argv", "started")}
     commit, branch = record.pop("git_commit", None), record.pop("git_branch", None)
     yield "git commit", f"{commit} (branch {branch})" if commit and branch else commit
@@ -159,7 +158,7 @@ def _machine(run: Run) -> Iterator[tuple[str, Any]]:
 
 
 def _gpus(gpus: Any) -> str:
-    """Write `2 × NVIDIA A100 (80.00 GiB)`, equal ones together; empty where none are known."""
+    """Return text such as `2 × NVIDIA A100 (80.00 GiB)`, equal GPUs together; empty where none are known."""
     known = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
     names = Counter(f"{gpu.get('name')} ({_bytes(gpu.get('memory_bytes'))})" for gpu in known)
     return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items())
@@ -168,9 +167,10 @@ def _gpus(gpus: Any) -> str:
 def _shown_settings(stage: str) -> tuple[str, ...]:
     if stage == StageName.tokenizer:
         return _TOKENIZER_SETTINGS
+    shown = tuple(key for key in SETTINGS if key not in _NOT_SHOWN)
     if stage == StageName.base:
-        return ("depth", *_SETTINGS)  # later stages have the shape of their start weights
-    return _SETTINGS + (_RL_SETTINGS if stage == StageName.rl else ())
+        return ("depth", *shown)  # later stages have the shape of their start weights
+    return shown + (RL_SETTINGS if stage == StageName.rl else ())
 
 
 def _stage(run: Run, label: str) -> Iterator[Block]:
@@ -178,9 +178,7 @@ def _stage(run: Run, label: str) -> Iterator[Block]:
     if argv := run.record.get("argv"):
         yield Code(shlex.join(["python", "train.py", *map(str, argv[1:])]))
     yield TextTable(("Result", ""), tuple(_outcome(run)))
-    settings = [
-        (key, str(value)) for key in _shown_settings(run.stage) if (value := setting(run.config, key)) is not None
-    ]
+    settings = settings_shown(run.config, _shown_settings(run.stage))
     if isinstance(tasks := setting(run.config, "mixture.tasks"), Mapping) and tasks:
         settings.append(("mixture.tasks", ", ".join(tasks)))
     if settings:
@@ -236,7 +234,7 @@ def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
         needed = {"id", "prompt", "output"}
         records = {label: [r for r in result.records if needed <= r.keys()] for label, result in results.items()}
         shared = shared_questions({label: own for label, own in records.items() if own})
-        # What tells the checkpoints apart comes first; sorting keeps the order asked.
+        # Questions on which the checkpoints differ come first; sorting keeps the order asked.
         for question in sorted(shared, key=lambda question: not question.differ)[:_SHOWN_QUESTIONS]:
             answers = []
             for label, answer in question.answers.items():
@@ -258,7 +256,7 @@ def _samples(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
 
 
 def _continued(run: Run, label: str) -> Iterator[Block]:
-    """Show what the model wrote after fixed prompts while it learned: the first, a middle and the last time."""
+    """Yield what the model wrote after fixed prompts while it learned: the first, a middle and the last time."""
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for sample in run.samples:
         if "prompt" in sample:

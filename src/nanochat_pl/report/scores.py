@@ -1,7 +1,7 @@
 """Put the figures of evaluations into words and tables, side by side and with their intervals.
 
-Nothing is claimed inside the noise: accuracies that luck explains are called that, and every figure is shown with what
-is reached without a model. Long tables begin with the headline figures.
+Nothing is claimed inside the noise: accuracies that chance explains are said to be chance, and every figure is shown
+with what is reached without a model. Long tables begin with the headline figures.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ def figure_text(row: MetricRow | None, missing: str = "–") -> str:
 
 
 def summary_table(runs: Sequence[Run]) -> TextTable:
-    """Return Metric | BASE | MID | SFT | RL: the headline figures of each stage's best checkpoint that was evaluated.
+    """Return the table of headline figures of each stage's best evaluated checkpoint: Metric | BASE | MID | SFT | RL.
 
     CORE comes first and ChatCORE last. Other stages, and several runs of one stage, get their own columns.
     """
@@ -85,8 +85,8 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
 
     Where there are no choices to guess among, always giving the commonest answer takes the place of chance. Each
     accuracy is tested against its chance (exact binomial test, two-sided), and all are corrected together (Holm):
-    otherwise one of twenty tasks would be better by luck. Where chances differ from question to question their mean is
-    used, which errs towards saying nothing. CORE and ChatCORE, where 0 is chance, are judged by their intervals.
+    otherwise one of twenty tasks would be better by luck. Where the chance differs between questions, its mean is used,
+    which makes the test conservative. CORE and ChatCORE, where 0 is chance, are judged by their intervals.
     """
     compared = [
         (row, guess)
@@ -125,16 +125,16 @@ def chance_verdict(rows: Sequence[MetricRow]) -> Verdict | None:
 
 
 def _guess(row: MetricRow) -> float | None:
-    """Return what is reached without a model: chance, else always the commonest answer; None if neither is known."""
+    """Return what is reached without a model: chance, else the share of the commonest answer; None if not known."""
     baseline = row.baseline or {}
     guess = baseline.get("chance", baseline.get("majority"))
     return float(guess) if isinstance(guess, int | float) else None
 
 
 def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """Say which headline figures moved beyond their intervals over the stages of one chain; empty where none did.
+    """Return which headline figures moved beyond their intervals over the stages of one chain; empty where none did.
 
-    Each is compared between the first stage that has it and the last.
+    Each is compared between the first and the last stage that has it.
     """
     if len({run.name for run in runs}) != 1:
         return ""
@@ -175,7 +175,7 @@ def overall_verdict(verdicts: Sequence[Verdict]) -> str:
 
 
 def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Block]:
-    """Yield the section on evaluations, each with its verdict on chance, its tables and its bars; nothing without any.
+    """Yield the section on evaluations, if there are any: each has its verdict on chance, its tables and its bars.
 
     Args:
         runs: Runs in the order of training.
@@ -205,7 +205,7 @@ def evaluation_blocks(runs: Sequence[Run], labels: Sequence[str]) -> Iterator[Bl
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Return the shortest labels that tell runs apart: stage, stage and run name, or folder."""
+    """Return the shortest labels that distinguish the runs: stage, stage and run name, or folder."""
     labels = first_distinct([run.stage for run in runs], [f"{run.stage}/{run.name}" for run in runs])
     return labels or [str(run.folder) for run in runs]
 
@@ -221,7 +221,7 @@ def evaluated_checkpoints(runs: Sequence[Run], labels: Sequence[str], name: str)
 
 
 def _metric_table(columns: Mapping[str, EvaluationResult], grouped: bool) -> TextTable:
-    """Put the figures of several checkpoints side by side, one in each row, in the order they were measured."""
+    """Return the figures of several checkpoints side by side, one figure a row, in the order they were measured."""
     cells: dict[tuple[str, str, str], dict[str, MetricRow]] = {}
     for label, result in columns.items():
         for row in result.rows:
@@ -249,7 +249,7 @@ def _headlines(result: EvaluationResult) -> list[MetricRow]:
 
 
 def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
-    """Return the headline figures of a run by their place in the summary table and their names."""
+    """Return the headline figures of a run by their position in the summary table and their names."""
     found: dict[tuple[int, str, str], MetricRow] = {}
     for result in run.results:
         rows = _headlines(result)
@@ -265,7 +265,7 @@ def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
 
 
 def _name(row: MetricRow, alone: bool = False) -> str:
-    """Name a figure by its task and metric, or by its metric only where there is no other task (`alone`)."""
+    """Return the name of a figure: its task and metric, or its metric alone where there is no other task (`alone`)."""
     words = metric_of(row.metric).words
     words = row.metric if words is None else words
     if alone and words:

@@ -1,6 +1,6 @@
-"""Print tables on terminals so that no word, number or interval is cut at the width there is.
+"""Print tables so that no word, number or interval is cut at the width of the terminal.
 
-A table that is too wide gets narrower in steps: without its frame, then with intervals and parts of long names on
+A table that is too wide is narrowed in steps: without its frame, then with intervals and parts of long names on
 separate lines, and at last as a list.
 """
 
@@ -25,7 +25,7 @@ def print_table(
     Args:
         title: A line above the table; None = none.
         header: Names of the columns.
-        rows: Rows of as many cells; line breaks in them are kept.
+        rows: Rows with a cell for each column; line breaks in them are kept.
         console: Where to print; None = standard output, 80 columns wide where it is no terminal.
     """
     console = console or Console()
@@ -64,10 +64,10 @@ def table_text(
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], frame: box.Box) -> Table:
-    """Lay out cells without wrapping any."""
+    """Return a table that wraps no cell."""
     table = Table(box=frame, show_edge=frame is box.HEAVY_HEAD)
-    for place, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if place else "left", no_wrap=True)
+    for index, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
     first = 0 if frame is box.HEAVY_HEAD else 1  # without a frame a long name needs no rule around it
     several = [any("\n" in cell for cell in row[first:]) for row in rows]
     for row, this, following in zip(rows, several, [*several[1:], False]):
@@ -82,7 +82,7 @@ def _cell(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Break a name of several words or parts, as `sft/quickstart` or `accuracy by likelihood`, into short lines."""
+    """Break a name of several words or parts, such as `sft/quickstart`, into short lines."""
     lines = []
     for line in text.split("\n"):
         parts = re.sub(r"([/:])(?=\w)", r"\1 ", line).split() if len(line) > 14 else [line]

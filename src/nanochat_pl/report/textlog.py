@@ -1,6 +1,6 @@
 """Read plain-text training logs of programs that wrote no metrics file.
 
-Two kinds of lines are understood, wherever they stand among others; the step is the first number of each:
+Two kinds of lines are understood, anywhere among others; the step is the first number of each:
 
     Step 00025 | Val loss: 1.822012
     Step 00025/00748 | Train loss: 1.597108 | LR: 0.9666 | Tok/s: 2355 | Time: 5.46s
@@ -30,7 +30,7 @@ _FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TextLog:
-    """What a text log says."""
+    """The contents of a text log."""
 
     name: str
     curves: dict[str, Curve]
@@ -51,12 +51,12 @@ def parse_text_log(text: str, name: str = "log") -> TextLog:
     for line in text.splitlines():
         if not (match := _STEP.search(line)):
             continue
-        step, of, rest = match.groups()
+        step, total, rest = match.groups()
         values = {metric: found[1] for metric, field in _FIELDS.items() if (found := field.search(rest))}
         if not values:
             continue
         num_lines += 1
-        num_steps = int(of) if of else num_steps
+        num_steps = int(total) if total else num_steps
         for metric, value in values.items():
             points.setdefault(metric, {})[int(step)] = float(value.replace(",", ""))
     if not points:
