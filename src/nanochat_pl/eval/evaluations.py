@@ -36,6 +36,7 @@ from nanochat_pl.eval.scienceqa import bertscore_row, evaluate_scienceqa
 from nanochat_pl.eval.texts import first_texts, read_once, text_files
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.tasks.answers import choice_letters
 from nanochat_pl.tasks.arc import ARC, SUBSETS
 from nanochat_pl.tasks.base import Task
 from nanochat_pl.tasks.gsm8k import GSM8K
@@ -217,7 +218,7 @@ def _as_tutor(question: Mapping[str, Any], persona: list[Any], subset: str) -> d
     """Word a question of ARC as ScienceQA's are."""
     choices = question["choices"]
     right = question["letters"].index(question["answer"])
-    letters = [chr(65 + i) for i in range(len(choices))]
+    letters = choice_letters(choices)
     return {
         "messages": [
             *persona,

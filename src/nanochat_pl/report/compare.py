@@ -297,6 +297,6 @@ def compare_seeds(
                 verdicts.append("one seed is no spread: no verdict")
             else:
                 verdicts.append(verdict_of_intervals(names[0], name, first.interval, spread.interval, sign))
-        name = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
-        compared.append(SeedMetric(**name, spreads=spreads, verdicts=verdicts))
+        key = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
+        compared.append(SeedMetric(**key, spreads=spreads, verdicts=verdicts))
     return compared

@@ -1,20 +1,21 @@
 """What an answer commits to, read from free text (a letter, a number, a short phrase), and how right answers count.
 
 Grading and evaluation read and count alike: tasks reward what `eval/` counts. Where an answer is unclear, a reader
-gives None rather than something that was not said. The tables of docs/evaluation.md say what counts for each task, and
-the tests read them. All functions are pure.
+returns None rather than something that was not said. The tables of docs/evaluation.md say what counts for each task,
+and the tests read them. All functions are pure.
 """
 
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from fractions import Fraction
 from functools import cache
 
 __all__ = [
     "STRICT",
     "check_strict",
+    "choice_letters",
     "final_answer",
     "normalize",
     "original_final_answer",
@@ -55,7 +56,13 @@ def without_tools(text: str) -> str:
 
 # -- letters ------------------------------------------------------------------------------------------------------
 
-# Marks that may stand around a letter: brackets, quotes, Markdown, LaTeX.
+
+def choice_letters(choices: Sized) -> list[str]:
+    """Return the letters of a question's choices: A, B, C and so on."""
+    return [chr(65 + index) for index in range(len(choices))]
+
+
+# Marks that may surround a letter: brackets, quotes, Markdown, LaTeX.
 _COMMAND = r"\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{"
 _OPENS = rf"(?:[\s(\[{{*_`\"'“‘$]|{_COMMAND}|\\[(\[]){{0,12}}"
 # Where a letter ends: punctuation (but not in "D.C.", "C-14" or "3,000"), a dash or bracket after a space, the end of
@@ -98,11 +105,11 @@ _DENIED = re.compile(
     r"(?:\b(?i:not|never|doubt|if|whether|unless|false that|some say|some think)|n['’]t)\b"
     r"(?:(?!\b(?i:but|so|then|because|therefore|and)\b)[^.!?,;:\n]){0,24}$"
 )
-# Words before a letter that is then called right; behind any other it is part of a name ("vitamin C").
+# Words before a letter that is then called right; after any other word it is part of a name ("vitamin C").
 _ANNOUNCES = (
     "option|choice|answer|letter|so|therefore|thus|hence|then|that|because|since|as|but|think|believe|say|is|only"
 )
-# What joins letters to a list: "A, B", "A or B", "(A) and (B)", a letter a line.
+# What joins letters to a list: "A, B", "A or B", "(A) and (B)", one letter a line.
 _JOINS = (
     rf"(?:[\s,;/&+–—()\[\]*_\"'”’`}}$|→>-]|{_COMMAND}|\.(?=\s+(?:and|or)\b)"
     r"|\b(?:and|or|also|maybe|perhaps|possibly)\b|\b(?i:answer|option|choice)\b:?)*"
@@ -141,16 +148,17 @@ def _letter_patterns(letters: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
 def strict_letter(text: str, letters: Sequence[str]) -> str | None:
     """Read the letter that a response commits to, or None.
 
-    First a phrase that commits anywhere (`answer is B`, `Answer: (B)`, `choice is: B because`, `\\boxed{B}`, `B is
-    correct`), then a response that begins with a letter (`B`, `B. lion`, `(B) lion`), then one whose last line is
-    nothing but a letter. Only upper case and only the question's own letters; a letter followed by a further word
-    ("A lion", "either A or B") is prose, several letters ("A, B, C") or a list of all choices commit to none.
+    A phrase that commits counts first, wherever it is (`answer is B`, `Answer: (B)`, `choice is: B because`,
+    `\\boxed{B}`, `B is correct`), then a response that begins with a letter (`B`, `B. lion`, `(B) lion`), then one
+    whose last line is nothing but a letter. Only the question's own letters in upper case count. A letter followed by a
+    further word ("A lion", "either A or B") is prose; several letters ("A, B, C") or a list of all choices commit to
+    none.
 
     Args:
         text: The response.
         letters: The letters of this question's choices.
     """
-    # Runs of white space and of one mark say no more than a short one, and would be tried in every way.
+    # Long runs of white space or of one mark say no more than short ones, and would make the patterns slow.
     text = _RUNS.sub(
         r"\1\1\1", _BLANK_LINES.sub("\n", _BLANKS.sub(" ", without_tools(text).translate(_NARROW)))
     ).strip()
@@ -171,7 +179,7 @@ def strict_letter(text: str, letters: Sequence[str]) -> str | None:
 
 
 def _offers(text: str, match: re.Match[str], letters: Sequence[str]) -> bool:
-    """Tell whether the choices are given again in one line: "A) rock B) lion", "A. rock B. lion C. salt D. ice"."""
+    """Return whether the choices are repeated in one line: "A) rock B) lion", "A. rock B. lion C. salt D. ice"."""
     mark = re.match(r"\.|\s*[-–—:)]", text[match.end(1) :])
     if mark is None or match.group(1) != letters[0]:
         return False
@@ -180,7 +188,7 @@ def _offers(text: str, match: re.Match[str], letters: Sequence[str]) -> bool:
 
 
 def _praised(text: str, patterns: dict[str, re.Pattern[str]]) -> Iterator[re.Match[str]]:
-    """Yield the places that call one letter right: "B is the correct answer", but not "A or B is correct"."""
+    """Yield the matches that call one letter right: "B is the correct answer", but not "A or B is correct"."""
     for match in patterns["praised"].finditer(text):
         before = text[max(0, match.start() - 40) : match.start()]
         is_name = patterns["named"].search(before) and not patterns["announced"].search(before)
@@ -189,7 +197,7 @@ def _praised(text: str, patterns: dict[str, re.Pattern[str]]) -> Iterator[re.Mat
 
 
 def _list_end(text: str, match: re.Match[str], patterns: dict[str, re.Pattern[str]]) -> int:
-    """Return where the list ends that goes on from a letter, 0 where none does: the same letter again is no list."""
+    """Return the end of the list that a letter begins, 0 if it begins none: the same letter again is no list."""
     if run := patterns["run"].match(text, match.end(1)):
         return run.end()
     end = 0
@@ -210,13 +218,13 @@ _NUMBER = re.compile(
     r"(?P<sign>[-+]?)\s?(?:US\$|USD\s?|Rs\.?\s?|[€£¥₹₩¢]\s?|\\?\$\s?)?(?P<sign2>-?)"
     r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?P<rest>.*)"
 )
-# One spelling for what is written in several: dashes, groups of digits, fractions.
+# Spellings that are unified: dashes, groups of digits, fractions.
 _DASHES = re.compile(r"[−–‐‑－﹣](?=[$€£¥₹₩\d.])")
 _GROUPS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;:! ]|['’_\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{(\d+)\}\s*\{(\d+)\}|(\d)(\d))")
 _ONE_SIGN_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
-# What makes another number of it: more digits, a fraction, a sum, a power, a time, a range, a letter at once, a word
-# for a large number, a second amount.
+# What makes it another number: more digits, a fraction, a sum, a power, a time, a range, a letter right after it, a
+# word for a large number, a second amount.
 _GOES_ON = re.compile(
     r"[,.:'’_]?\d|\s*[-−+*/×÷·∙^!=~:–—;]{1,2}\s*[\d($.]|(?:,?\s+|\s*[,(]?\s*(?:and|or|to)\s+)[$€£¥₹]?\d|\s*[xX]\s*\d"
     r"|\.[A-Za-z]|\s*/(?!\s*[A-Za-z]{2})|\s*[+×÷^]|(?:[kKmMbB]|bn|mn|tn)(?![A-Za-z])|(?:th|st|nd|rd)\b|[eExX](?![A-Za-z])"
@@ -224,23 +232,23 @@ _GOES_ON = re.compile(
     r"|\s*(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore|squared|cubed)\b"
     r"|\s*(?!(?i:in|on|at|per|of|for|from|after|by|with|over|each|every|to)\b)[A-Za-z]{1,12}\.?,?(?:\s+and)?\s+\d"
 )
-# A model that repeats itself writes more digits than Python makes a number of.
+# A model that repeats itself writes more digits than Python converts to a number.
 _MAX_DIGITS = 100
 _FRACTION = re.compile(r"(?:\s+(?P<top>\d+))?\s?/\s?(?P<bottom>\d+)(?![\d/]|\.\d|\s*[-+*/×÷^=])")
 
 
 def original_final_answer(text: str) -> str | None:
-    """Return the first `#### ` and number as nanochat (2025-11) reads it: as written, without commas; None without."""
+    """Return the number after the first `#### ` as nanochat (2025-11) reads it: as written, without commas, or None."""
     match = _ORIGINAL_ANSWER.search(text)
     return match.group(1).strip().replace(",", "") if match else None
 
 
 def final_answer(text: str) -> str | None:
-    """Return the number that stands behind `####`, None where there is none.
+    """Return the number after `####`, None where there is none.
 
-    Thousands commas, a currency sign, marks of Markdown and LaTeX, a full stop and a unit behind it are left out; a
-    fraction stays one (`3/4`). The first mark with a number behind it counts, and only where that is the whole number:
-    a sum, a range, a power, or digits in another grouping are none.
+    Thousands commas, a currency sign, marks of Markdown and LaTeX, a full stop and a unit after it are left out; a
+    fraction stays one (`3/4`). The first mark followed by a number counts, and only if that is the whole number: a sum,
+    a range, a power, or digits in another grouping are none.
     """
     for marked in _MARKED.finditer(without_tools(text)):
         if match := _NUMBER.match(_one_spelling(marked["line"])):
@@ -249,14 +257,14 @@ def final_answer(text: str) -> str | None:
 
 
 def _one_spelling(line: str) -> str:
-    """Write dashes, groups of digits and fractions of a number in one way: `-1,800`, `1 3/4`."""
+    """Unify dashes, groups of digits and fractions of a number: `-1,800`, `1 3/4`."""
     line = _GROUPS.sub(",", _DASHES.sub("-", line))
     line = _ONE_SIGN_FRACTION.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign[0]), line).replace("⁄", "/")
     return _LATEX_FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]}", line)
 
 
 def _value(match: re.Match[str]) -> str | None:
-    """Give the number that a line begins with, None where it is not a whole one."""
+    """Return the number that a line begins with, None where it goes on as another number."""
     if match["sign"] and match["sign2"]:
         return None
     if re.search(rf"\d{{{_MAX_DIGITS + 1}}}", match["number"] + match["rest"]):
@@ -273,7 +281,7 @@ def _value(match: re.Match[str]) -> str | None:
 
 
 def same_number(answer: str | None, expected: str) -> bool:
-    """Tell whether two numbers as `final_answer` gives them are of one value: `18.00` is 18."""
+    """Return whether two numbers as `final_answer` returns them are equal: `18.00` is 18."""
     try:
         return answer is not None and Fraction(answer) == Fraction(expected)
     except (ValueError, ZeroDivisionError):
@@ -281,9 +289,9 @@ def same_number(answer: str | None, expected: str) -> bool:
 
 
 def right_number(completion: str, expected: str, strict: str = "stated") -> bool:
-    """Tell whether an answer's number behind `####` is the expected one, read by a rule of `STRICT`.
+    """Return whether an answer's number after `####` is the expected one, read by a rule of `STRICT`.
 
-    By the original's the texts must be equal; without such a number an answer is never right.
+    With `original` the texts must be equal. An answer without such a number is never right.
     """
     if strict == "original":
         return original_final_answer(completion) == expected
@@ -294,7 +302,7 @@ def right_number(completion: str, expected: str, strict: str = "stated") -> bool
 
 
 def normalize(text: str) -> str:
-    """Return `text` with compatibility forms and case folded, spaces joined, outer punctuation dropped."""
+    """Return `text` with compatibility forms and case folded, spaces merged, outer punctuation dropped."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return folded.strip(" .,:;!?\"'“”‘’*")
 
@@ -302,7 +310,7 @@ def normalize(text: str) -> str:
 def recalled_answer(text: str) -> str:
     """Return the normalised short answer of a response asked without choices.
 
-    It is the first line that is not empty, without a leading `The (correct) answer is` or `Answer:`, without a
+    It is the first line that is not empty, without a leading `The (correct) answer is` or `Answer:` and without a
     leading article.
     """
     line = normalize(text.strip().split("\n", 1)[0])
@@ -311,9 +319,10 @@ def recalled_answer(text: str) -> str:
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """Estimate without bias the chance that one of k samples is right (Chen et al. 2021): 1 - C(n-c, k) / C(n, k).
+    """Return an unbiased estimate of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
 
-    nanochat (2025-11) asks whether one of the first k is right: the same in expectation, with more noise.
+    (Chen et al., 2021.) nanochat (2025-11) asks whether one of the first k is right, which is the same in expectation,
+    with more noise.
 
     Raises:
         ValueError: k is not from 1 to `num_samples`: so few samples say nothing about it.

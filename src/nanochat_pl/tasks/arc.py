@@ -69,5 +69,5 @@ class ARC(HubTask):
         return multiple_choice(self._records[row])
 
     def grade(self, conversation: Any, completion: str) -> bool:
-        """Tell whether the answer commits to the right label."""
+        """Return whether the answer commits to the right label."""
         return is_right_letter(conversation, completion, self.strict)

@@ -1,7 +1,7 @@
 """Sums and differences, answered at once or with the column work written out: a task made for reinforcement learning.
 
 Fine-tuning shows both ways. A small model is rarely right at once, and mostly right when it works column by column.
-Nothing in the data says which way pays: a reward for the right number alone has to teach it.
+Nothing in the data says which way is better: only the reward for the right number can teach that.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _TEST_IN = 8
 
 
 def column_work(a: int, b: int, op: str) -> str:
-    """Write `a op b` out digit by digit from the right, with carries: `7+8=15, 3+4+1=8` for 37 + 48.
+    """Return `a op b` worked out digit by digit from the right, with carries: `7+8=15, 3+4+1=8` for 37 + 48.
 
     In a difference (a >= b) a digit that is too small borrows ten from the next: `11-6=5, 18-9=9, 4-1=3` for 591 - 196.
     """
@@ -102,7 +102,7 @@ class Arithmetic(Task):
         return {"messages": messages, "id": f"{self._split}/{row}", "a": a, "b": b, "op": op, "answer": answer}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the number behind `####` is the right one; without such a number it never is."""
+        """Return whether the number after `####` is right; an answer without one never is."""
         return right_number(completion, conversation["answer"])
 
     def _problem(self, row: int) -> tuple[int, int, str]:

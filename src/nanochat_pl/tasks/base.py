@@ -23,7 +23,7 @@ _PART_SEED = 42
 
 
 class RowChoice(TypedDict, total=False):
-    """Which rows, how often, and when in a mixture: what a task's constructor hands on to `Task`, which explains it."""
+    """Which rows, how often, and when in a mixture: the options that a task's constructor passes on to `Task`."""
 
     start: int
     stop: int | None
@@ -42,10 +42,10 @@ class Task(abc.Sequence[Conversation]):
         epochs: how often the rows come, which is the task's weight in a mixture: 2 = every row twice, 0.3 = that
             share of them, 2.5 = every row twice and half of them once more. The rows of a part of an epoch are drawn at
             random without repetition, and are the same each time.
-        phase: stage of a mixture's course: everything of phase 0 comes before anything of phase 1.
+        phase: position in a mixture: everything of phase 0 comes before anything of phase 1.
 
     Raises:
-        ValueError: if `stop` is beyond the data set (unlike a slice: rows asked for and not there are a mistake).
+        ValueError: if `stop` is beyond the data set (unlike in a slice, where missing rows are no error).
     """
 
     ordered = False
@@ -53,11 +53,11 @@ class Task(abc.Sequence[Conversation]):
     graded = False
     """An answer can be right or wrong: `grade` works."""
     kind: Literal["generative", "categorical"] = "generative"
-    """How its answers are asked for in chat: written out, or as the likeliest of the letters."""
+    """How chat evaluation asks for answers: written out, or as the likeliest of the letters."""
     grading_threads = 1
-    """How many answers are graded at a time; more than one pays where grading waits for programs."""
+    """How many answers are graded at a time; more than one helps where grading waits for programs."""
     runs_programs = False
-    """Grading runs what the model wrote; the argument `sandbox` says how to isolate it, `isolation` what holds here."""
+    """Grading runs what the model wrote; the argument `sandbox` says how to isolate it, `isolation` what works here."""
     on_hub = False
     """Missing files can be fetched: the task takes the arguments `fetch` and `offline`."""
 
@@ -105,11 +105,11 @@ class Task(abc.Sequence[Conversation]):
         """Word one row for its `epoch`-th reading (from 0); equal arguments give equal conversations."""
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether an answer is right.
+        """Return whether an answer is right.
 
         Args:
             conversation: one of this task's.
-            completion: what the assistant said, decoded; tool tokens stand in it by name.
+            completion: what the assistant said, decoded; it contains tool tokens by name.
 
         Raises:
             ValueError: if this task has nothing to grade by.
@@ -120,7 +120,7 @@ class Task(abc.Sequence[Conversation]):
         )
 
     def reward(self, conversation: Mapping[str, Any], completion: str) -> float:
-        """Return what reinforcement learning gives for an answer: 1 for a right one, else 0.
+        """Return the reward of an answer in reinforcement learning: 1 for a right one, else 0.
 
         Raises:
             ValueError: if this task has nothing to grade by.
@@ -146,9 +146,8 @@ class Task(abc.Sequence[Conversation]):
 class Mixture(Task):
     """Several tasks as one, in a fixed random order: every item of every task exactly once.
 
-    The order is nanochat's (2025-11): all (task, item) pairs in order, shuffled by Python's `Random(seed)`. Tasks of
-    different phases make a course: each phase is shuffled by itself and they follow each other. A mixture of one
-    ordered task keeps its order.
+    The order is nanochat's (2025-11): all (task, item) pairs in order, shuffled by Python's `Random(seed)`. Phases
+    follow each other, and each is shuffled by itself. A mixture of one ordered task keeps its order.
 
     Args:
         tasks: name -> task; None = left out.
@@ -194,7 +193,7 @@ class Mixture(Task):
         return len(self._items)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
-        """Return the item and, as extra `task`, the name of the task it comes from (`outer/inner` where nested)."""
+        """Return the item with the name of the task it comes from as extra `task` (`outer/inner` where nested)."""
         name, item = self._items[row]
         member = self._tasks[name]
         conversation = member[item]
@@ -259,10 +258,11 @@ def _items(tasks: Mapping[str, abc.Sequence[Conversation]]) -> list[tuple[str, i
 
 
 def question_key(conversation: Mapping[str, Any]) -> str:
-    """Return what a conversation asks, case and white space folded: the same key for the same question asked again.
+    """Return what a conversation asks, with case and white space folded: equal questions have equal keys.
 
     The key is the first message of the user. For a multiple-choice question (extras `question`, `choices`, perhaps
-    `hint`) it is hint, question and the set of choices, so that neither their order nor the wording around them counts.
+    `hint`) it consists of hint, question and the sorted choices, so that neither their order nor the wording around
+    them counts.
     """
     if conversation.get("choices") and conversation.get("question"):
         texts = [conversation.get("hint") or "", conversation["question"]]

@@ -28,8 +28,8 @@ class Chats(Task):
         split: train, validation or test.
         shuffle: take the rows in the order of `Dataset.shuffle(seed=42)`, as the original does; false = the file's.
         hub: repository to fetch missing files from.
-        fetch: the files are the hub's: fetch what is missing from there, and take any empty content as the original
-            does, counted in a warning; in a user's files, only the user may say nothing.
+        fetch: the files are the hub's: fetch what is missing, and accept any empty content as the original does,
+            counted in a warning; in a user's files, only the user may say nothing.
         offline: open no socket.
         chosen: which rows, see `Task`.
 

@@ -1,4 +1,4 @@
-"""The columns that each task reads from tables: names and types, and which of them may be missing.
+"""The columns that each task reads from tables: names, types, and which of them may be missing.
 
 The types are `datasets.Features`. That library takes a second to load, so each declaration is a function.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from nanochat_pl.tasks.answers import choice_letters
 from nanochat_pl.tasks.forms import MARKS, form_of, read_messages, recognise
 from nanochat_pl.tasks.repairs import Unfit, written
 
@@ -26,15 +27,15 @@ class Columns:
     optional: "datasets.Features | None" = None
     """Columns that may be missing, all of text; a null in one is an empty text."""
     choices: str | None = None
-    """The column of a question's choices, which files have in several shapes."""
+    """The column with a question's choices, which files have in several shapes."""
     answer: str | None = None
     """The column that says which of the choices is right: by number from 0, or by label if `labelled`."""
     filled: tuple[str, ...] = ()
-    """Columns in which no text may be empty or white space, those of choices included."""
+    """Columns in which no text may be empty or white space, not even one of the choices."""
     rewrite: Callable[[Mapping[str, Any], Counter[str], Counter[str]], dict[str, Any]] | None = None
     """Makes a row of the required columns from a row of any layout; counts repairs, and rows by their form."""
     marks: tuple[str, ...] = ()
-    """Further columns, not declared, that `rewrite` looks at."""
+    """Further columns, not declared, that `rewrite` reads."""
 
     @cached_property
     def features(self) -> "datasets.Features":
@@ -54,16 +55,16 @@ class Columns:
         return self.choices is not None and isinstance(self.required[self.choices], Mapping)
 
     def part(self, names: list[str]) -> "datasets.Features":
-        """Give the types of some columns."""
+        """Return the types of some columns."""
         import datasets
 
         return datasets.Features({name: self.features[name] for name in names})
 
     def shape(self, value: Any, labels: dict[int, list[str]], row: int, repairs: Counter[str]) -> Any:
-        """Bring the choices of one row to the declared shape.
+        """Convert the choices of one row to the declared shape.
 
         ARC's choices are an object of texts and labels, those of other sets a list of texts; some files have a list of
-        objects. Each shape is made of the others: missing labels become A, B, C and so on.
+        objects. Each shape is made from the others: missing labels become A, B, C and so on.
 
         Args:
             value: the choices as the file has them.
@@ -80,7 +81,7 @@ class Columns:
         labelled = self.labelled
         if isinstance(value, Mapping) and (texts := _lettered(value)):
             repairs["choices given by letter"] += 1
-            value = {"text": texts, "label": _letters(texts)} if labelled else texts
+            value = {"text": texts, "label": choice_letters(texts)} if labelled else texts
         if isinstance(value, list) and value and all(isinstance(v, Mapping) and "text" in v for v in value):
             repairs["lists of labelled choices"] += 1
             value = {"text": [v["text"] for v in value], "label": [v.get("label") for v in value]}
@@ -88,39 +89,35 @@ class Columns:
                 del value["label"]
         if isinstance(value, Mapping) and "text" in value and isinstance(value["text"], list | tuple):
             texts = list(value["text"])
-            given = value.get("label")
-            if given is not None and (not isinstance(given, list | tuple) or len(given) != len(texts)):
-                raise Unfit(f"{len(texts)} texts and other labels ({given}), where each choice needs one")
+            own = value.get("label")
+            if own is not None and (not isinstance(own, list | tuple) or len(own) != len(texts)):
+                raise Unfit(f"{len(texts)} texts and other labels ({own}), where each choice needs one")
             if labelled:
-                return {"text": texts, "label": _letters(texts) if given is None else list(given)}
+                return {"text": texts, "label": choice_letters(texts) if own is None else list(own)}
             repairs["choices given with labels"] += 1
-            if given is not None:
-                labels[row] = [str(label) for label in given]
+            if own is not None:
+                labels[row] = [str(label) for label in own]
             return texts
         if labelled and isinstance(value, list | tuple):
             repairs["choices given without labels"] += 1
-            return {"text": list(value), "label": _letters(value)}
+            return {"text": list(value), "label": choice_letters(value)}
         return value
 
 
 def _lettered(value: Mapping[Any, Any]) -> list[Any]:
-    """Read `{"A": ..., "B": ...}`: the texts in the order of the letters; none where the keys are no such letters."""
-    held = {key.upper(): text for key, text in value.items() if isinstance(key, str)}
-    if len(held) < len(value) or sorted(held) != _letters(value):
+    """Return the texts of `{"A": ..., "B": ...}` in the order of the letters; none where the keys are no letters."""
+    by_letter = {key.upper(): text for key, text in value.items() if isinstance(key, str)}
+    if len(by_letter) < len(value) or sorted(by_letter) != choice_letters(value):
         return []
-    texts = [held[letter] for letter in sorted(held)]
+    texts = [by_letter[letter] for letter in sorted(by_letter)]
     # parquet gives every row all letters of the file, of which the last may hold nothing
     while texts and texts[-1] is None:
         texts.pop()
     return texts
 
 
-def _letters(texts: Any) -> list[str]:
-    return [chr(65 + i) for i in range(len(texts))]
-
-
 def _features(kind: Any) -> Any:
-    """Write a type as `datasets` does: `str` and `int`, a list of one type, or a dict of types."""
+    """Return a type as `datasets` has it; `kind` is `str` or `int`, a list of one type, or a dict of types."""
     from datasets import List, Value
 
     if isinstance(kind, dict):
@@ -190,14 +187,14 @@ def chats() -> Columns:
 
 def _chat(row: Mapping[str, Any], repairs: Counter[str], forms: Counter[str]) -> dict[str, Any]:
     """Make the messages of a row of any form; ValueError if they are no conversation."""
-    named = ""
+    column = ""
     try:
-        named = "column messages: " if form_of(row) == "messages" else ""
+        column = "column messages: " if form_of(row) == "messages" else ""
         form, messages = recognise(row, repairs)
         turns = list(read_messages(messages, repairs, closed=False, blank=("user", "assistant", "system")))
         if any(not isinstance(message["content"], str) for message in turns):
             raise ValueError("calls of the calculator are read from JSON Lines only (the task jsonl.JSONL)")
     except ValueError as error:
-        raise ValueError(f"{named}{error}") from error
+        raise ValueError(f"{column}{error}") from error
     forms[form] += 1
     return {"messages": turns}

@@ -1,7 +1,7 @@
-"""The forms in which people keep conversations: each is recognised by its keys and converted to role and content.
+"""The forms in which people store conversations: each is recognised by its keys and converted to role and content.
 
-This module also decides what makes messages a conversation (turns, contents, nothing that would be lost), for JSON
-Lines and for tables alike.
+This module also decides what makes messages a conversation (turns, contents, nothing that would be lost), both for
+JSON Lines and for tables.
 """
 
 import re
@@ -41,7 +41,7 @@ _CALLS = ("tool_calls", "function_call")
 MARKS = (*_WEIGHTS, *_CALLS)
 """Keys that may hold something that would be lost."""
 _WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
-"""The beginning of a list of messages that is written as text."""
+"""The beginning of a list of messages written as text."""
 _PARTS = ("text", "python", "python_output")
 
 
@@ -55,10 +55,10 @@ class Recognised(NamedTuple):
 def recognise(value: Mapping[str, Any], repairs: Counter[str]) -> Recognised:
     """Read an object as a conversation.
 
-    A system prompt that stands outside the messages is put in front of them.
+    A system prompt outside the messages is put in front of them.
 
     Args:
-        value: keys and what they hold; null, NaN and empty texts count as not there, as a table of mixed rows has them.
+        value: the object; null, NaN and empty texts count as missing, as a table of mixed rows has them.
         repairs: counts what had to be done, by kind.
 
     Raises:
@@ -81,12 +81,12 @@ def recognise(value: Mapping[str, Any], repairs: Counter[str]) -> Recognised:
 
 
 def are_conversations(values: list[Any]) -> bool:
-    """Tell a list of conversations from a list of messages, which is one conversation."""
+    """Return whether a list holds conversations, not the messages of a single one."""
     return all(isinstance(v, list) or (isinstance(v, dict) and not v.keys() & {"role", "from"}) for v in values)
 
 
 def form_of(value: Mapping[str, Any]) -> str:
-    """Name the form of an object: the first whose keys are there.
+    """Return the form of an object: the first whose keys are there.
 
     Raises:
         ValueError: if it has none.
@@ -101,7 +101,7 @@ def form_of(value: Mapping[str, Any]) -> str:
         return "prompt and completion"
     needed = {"messages": ("messages",), "ShareGPT": ("conversations",), "Alpaca": ("instruction", "output")}
     for form, keys in (needed | {"prompt and completion": ("prompt", "completion")}).items():
-        if all(key in value for key in keys):  # empty, which is said of its messages
+        if all(key in value for key in keys):  # empty: the check of its messages says so
             return form
     raise ValueError(
         f"an object without `messages` (it has: {', '.join(map(str, value)) or 'nothing'}) and of no other known form "
@@ -110,10 +110,10 @@ def form_of(value: Mapping[str, Any]) -> str:
 
 
 def _is_there(value: Mapping[str, Any], key: str) -> bool:
-    held = value.get(key)
-    if isinstance(held, list | tuple | Mapping):
-        return len(held) > 0
-    return held is not None and held != "" and held == held  # a NaN, where a table has nothing, differs from itself
+    content = value.get(key)
+    if isinstance(content, list | tuple | Mapping):
+        return len(content) > 0
+    return content is not None and content != "" and content == content  # a NaN, an empty cell, differs from itself
 
 
 def _check_marks(value: Mapping[str, Any], where: str) -> None:
@@ -130,7 +130,7 @@ def _check_marks(value: Mapping[str, Any], where: str) -> None:
 
 
 def _is_less(mark: Any, key: str) -> bool:
-    """Tell whether a mark says that an answer counts less, or more, than others; CSV files give marks as text."""
+    """Return whether a mark says that an answer counts less, or more, than others; CSV files have marks as text."""
     if isinstance(mark, list | tuple):
         return any(_is_less(item, key) for item in mark)
     if isinstance(mark, str):
@@ -202,7 +202,7 @@ def _role(speaker: str, repairs: Counter[str]) -> str | None:
 
 
 def _read_parts(content: Any, role: str, where: str, repairs: Counter[str]) -> str | list[dict[str, str]]:
-    """Read a list of parts; those that are all text, as clients of OpenAI's API write them, are one text."""
+    """Read a list of parts; if all are text, as clients of OpenAI's API write them, they become one text."""
     if isinstance(content, bytes | int | float | Decimal) and not isinstance(content, bool):
         return fit_text(content, repairs)
     if not isinstance(content, list):
@@ -220,13 +220,13 @@ def _read_parts(content: Any, role: str, where: str, repairs: Counter[str]) -> s
 
 
 def _kind(value: Any) -> str:
-    """Name the kind of a JSON value, for messages."""
+    """Return the kind of a JSON value, for error messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float | Decimal) else "a value of another kind")
 
 
 def _listed(value: Any, repairs: Counter[str]) -> Any:
-    """Read a list that is written as text, as CSV files have it."""
+    """Parse a list that is written as text, as in CSV files."""
     if isinstance(value, str):
         if not value.lstrip().startswith(("[", "(", "array(")):
             return value

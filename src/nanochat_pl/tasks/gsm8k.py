@@ -1,7 +1,7 @@
 """GSM8K (Cobbe et al., 2021): grade-school word problems, worked out with a calculator; the answer is checked.
 
-The data mark each sum as `<<48/2=24>>`. In a conversation this becomes a call of the calculator tool and the tool's
-answer, so that the model learns to ask, not to compute.
+The data mark each sum as `<<48/2=24>>`. In a conversation this becomes a call of the calculator tool and its output, so
+that the model learns to ask, not to compute.
 """
 
 import re
@@ -20,7 +20,7 @@ _CALL = re.compile(r"(<<[^>]+>>)")
 
 
 def solution_parts(solution: str) -> list[dict[str, str]]:
-    """Split a worked solution into parts of a turn: text, and for each `<<expression=result>>` a call and its output.
+    """Split a worked solution into parts of a turn: text, and a call and its output for each `<<expression=result>>`.
 
     The result is what follows the last `=`, empty where there is none. Text parts may be empty.
     """
@@ -57,7 +57,7 @@ class GSM8K(HubTask):
         super().__init__(path, split, **options)
 
     def record(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        answer = final_answer(_CALL.sub("", row["answer"]))  # what a tool is told is no answer
+        answer = final_answer(_CALL.sub("", row["answer"]))  # the text of a call is no answer
         if not row["question"] or answer is None:
             raise ValueError("no question, or no answer after ####")
         return {
@@ -76,5 +76,5 @@ class GSM8K(HubTask):
         return {"messages": messages, **{key: record[key] for key in ("id", "question", "answer")}}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the number behind `####` is the right one; without such a number it never is."""
+        """Return whether the number after `####` is right; an answer without one never is."""
         return right_number(completion, conversation["answer"], self.strict)

@@ -1,4 +1,4 @@
-"""What the tasks on the hub's tables of questions share: reading a split, the original's order, messages about rows."""
+"""What tasks over tables of questions on the hub share: reading a split, the original's order, messages about rows."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -25,7 +25,8 @@ class HubOptions(RowChoice, total=False):
 class HubTask(Task):
     """A task whose rows are one split of a data set on the hub, or of a folder with a table of the same columns.
 
-    A subclass names the data set and its columns, makes a record of each row (`record`) and words it (`conversation`).
+    A subclass names the data set and its columns, turns each row into a record (`record`) and words it
+    (`conversation`).
 
     Args:
         path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files.
@@ -84,7 +85,7 @@ class HubTask(Task):
 
     @property
     def described(self) -> str:
-        """What messages about rows call the split."""
+        """The name of the split in messages about rows."""
         return f"{type(self).__name__}'s {self.split} split"
 
     @property
@@ -93,4 +94,4 @@ class HubTask(Task):
 
     @abstractmethod
     def record(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        """Return the record kept of a row, with its `id`; a ValueError says what an unusable row has."""
+        """Return the record of a row, with its `id`; the message of a ValueError says what an unusable row has."""

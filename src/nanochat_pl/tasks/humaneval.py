@@ -1,4 +1,4 @@
-"""HumanEval (Chen et al., 2021): functions to write from their docstrings; what was written runs against hidden tests.
+"""HumanEval (Chen et al., 2021): functions to write from their docstrings, which then run against hidden tests.
 
 Grading runs code that a model wrote, so it happens in the sandbox or not at all.
 """
@@ -25,11 +25,11 @@ _PYTHON = re.compile(r"\{?\.?(?:python[\d.]*|py[\d.]*|ipython[\d.]*|pycon)?\}?(?
 
 
 def extract_code(completion: str, entry_point: str | None = None, strict: str = "stated") -> str:
-    """Return the code of an answer: its first block fenced as Python or as nothing, all of it without one.
+    """Return the code of an answer: its first fenced block of Python or of no named language, else the whole answer.
 
-    A fence is three or more backticks or tildes; one that is never closed reaches to the end. Of several blocks it is
-    the first that defines `entry_point`; where only the text before the first fence does, it is that text. With
-    strict=original only backticks with `python` or nothing behind them are a fence, and only where they are closed.
+    A fence is three or more backticks or tildes; one that is never closed reaches to the end. Where there are several
+    blocks, the first that defines `entry_point` counts; where only the text before the first fence does, that text.
+    With strict=original only backticks followed by `python` or nothing are a fence, and only where they are closed.
     """
     if strict == "original":
         match = _ORIGINAL_FENCED.search(completion)
@@ -45,21 +45,17 @@ def _chosen(completion: str, entry_point: str | None) -> str:
 
 
 def _defines(code: str, name: str) -> bool:
-    """Tell whether code defines, assigns or imports a name; a call of it does not count."""
+    """Return whether code defines, assigns or imports a name; a call of it does not count."""
     name = re.escape(name)
-    return (
-        re.search(
-            rf"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+{name}\b|class[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=)"
-            rf"|(?:from|import)[ \t][^\n]*\b{name}[ \t]*$)",
-            code,
-            re.MULTILINE,
-        )
-        is not None
+    pattern = (
+        rf"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+{name}\b|class[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=)"
+        rf"|(?:from|import)[ \t][^\n]*\b{name}[ \t]*$)"
     )
+    return re.search(pattern, code, re.MULTILINE) is not None
 
 
 def _blocks(completion: str) -> tuple[str, list[str]]:
-    """Return the text before the first fence, and what stands in fences that are Python's or nobody's."""
+    """Return the text before the first fence, and the contents of fences of Python or of no named language."""
     blocks: list[str] = []
     before, position = None, 0
     never: set[str] = set()
@@ -70,8 +66,8 @@ def _blocks(completion: str) -> tuple[str, list[str]]:
         closing, end = rf"^[ \t]{{0,{room}}}{mark}", None
         if closing not in never:
             end = re.compile(closing, re.MULTILINE).search(completion, fence.end())
-        if end is None:  # closed behind the last line of the code, or never
-            never.add(closing)  # nor for a later fence: each search goes to the end once
+        if end is None:  # closed at the end of the last line of the code, or never
+            never.add(closing)  # nor for a later fence: each search scans to the end only once
             end = re.compile(rf"(?<=[^\s`~]){mark}", re.MULTILINE).search(completion, fence.end())
         inside = completion[fence.end() : end.start() if end else len(completion)]
         if _PYTHON.match(fence["info"].strip()) and inside.strip():
@@ -83,7 +79,7 @@ def _blocks(completion: str) -> tuple[str, list[str]]:
 
 
 def extract_imports(prompt: str) -> str:
-    """Return the import lines that a prompt begins with; empty lines and comments may stand among them."""
+    """Return the import lines that a prompt begins with; empty lines and comments may be among them."""
     imports = []
     for line in map(str.strip, prompt.splitlines()):
         if line.startswith(("import ", "from ")):
@@ -101,9 +97,9 @@ class HumanEval(HubTask):
     Args:
         path: folder with `<split>.parquet`, or the hub's files.
         split: test is the only one there is.
-        sandbox: how answers run: auto (the strongest isolation that holds), weak (limits only), see `run_python`.
+        sandbox: how answers run: auto (the strongest isolation that works), weak (limits only), see `run_python`.
         timeout_s: seconds that an answer with its tests may take.
-        options: see `HubTask`; with strict=stated, code is found in any Python fence, also one that is not closed.
+        options: see `HubTask`; with strict=stated, code is found in any Python fence, even one that is not closed.
 
     Raises:
         FileNotFoundError: if the split is not there, or cannot be fetched.
@@ -143,7 +139,7 @@ class HumanEval(HubTask):
 
     @property
     def isolation(self) -> str:
-        """What keeps answers in while they run; ValueError if nothing that `sandbox` asks for holds here."""
+        """The isolation in which answers run; ValueError if nothing that `sandbox` allows works here."""
         return isolation_for(self.sandbox)
 
     def conversation(self, row: int, epoch: int) -> Conversation:
@@ -156,7 +152,7 @@ class HumanEval(HubTask):
         return {"messages": messages, "id": record["id"], **kept}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the code of an answer passes the tests.
+        """Return whether the code of an answer passes the tests.
 
         Differs from nanochat (2025-11): the tests run in another process, so that code that ends early
         (`sys.exit()`) passes nothing, nor does an object that equals everything.
@@ -167,9 +163,9 @@ class HumanEval(HubTask):
         return self.run(conversation, completion)[0]
 
     def code(self, conversation: Mapping[str, Any], completion: str) -> str:
-        """Return the code that an answer is graded by.
+        """Return the code by which an answer is graded.
 
-        An answer that is indented from its first line on and defines no function is the body of the prompt's.
+        An answer that is indented from its first line on and defines no function is the body of the prompt's function.
         """
         prompt, entry_point = conversation["prompt"], conversation["entry_point"]
         chosen = _chosen(completion, entry_point).strip("\r\n")
@@ -179,7 +175,7 @@ class HumanEval(HubTask):
         return extract_code(completion, entry_point, self.strict)
 
     def run(self, conversation: Mapping[str, Any], completion: str) -> tuple[bool, ProgramResult]:
-        """Grade an answer, and return with the grade how its program ended: its error and the isolation it ran in."""
+        """Return whether an answer is right, and how its program ended: its error and the isolation in which it ran."""
         result = run_tests(
             f"{extract_imports(conversation['prompt'])}\n\n{self.code(conversation, completion)}\n",
             prompt=conversation["prompt"],
@@ -193,7 +189,7 @@ class HumanEval(HubTask):
 
 
 def _checks(test: str) -> bool:
-    """Tell whether a test defines `check` and does something in it, as a test without would pass all or nothing."""
+    """Return whether a test defines `check` and does something in it; any other would pass all answers or none."""
     try:
         with warnings.catch_warnings():  # of odd escapes in somebody's test
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""A user's conversations: a file of them, one a line or all in a list, checked before anything is trained.
+"""A user's conversations: a file with one a line or all in a list, checked before anything is trained.
 
 This is how an assistant gets an identity or a voice: a few hundred conversations, mixed into fine-tuning several times.
 """
@@ -7,11 +7,11 @@ import logging
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from nanochat_pl.rows import read_json_values
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task, question_key
-from nanochat_pl.tasks.forms import Recognised, are_conversations, read_messages, recognise
+from nanochat_pl.tasks.forms import are_conversations, read_messages, recognise
 
 __all__ = ["JSONL", "SPLITS", "read_conversations"]
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation")
 
 _SHOWN = 20
-"""This number of faults are named one by one; the others are counted."""
+"""This many faults are named one by one; the others are counted."""
 
 
 class JSONL(Task):
@@ -34,13 +34,13 @@ class JSONL(Task):
 
     User and assistant take turns, the user first, the assistant last; a system message may come before. Contents are
     strings or lists of parts `{"type": "text", "text": ...}`; the assistant's may have parts of the types python and
-    python_output, a call of the calculator and its answer. Other fields are ignored. The log says how
-    many conversations had each form.
+    python_output, a call of the calculator and its output. Other fields are ignored. The log says how many
+    conversations had each form.
 
     Extras of a conversation: `id` (name of the file and number of the line or element).
 
     Args:
-        path: the file, UTF-8; empty lines are passed over.
+        path: the file, UTF-8; empty lines are ignored.
         split: train or validation: two parts of the same file.
         val_fraction: share of the conversations, 0 to 1, that belongs to validation, drawn at random; those that begin
             with the same question are kept together. 0 = train on all.
@@ -113,7 +113,10 @@ def read_conversations(path: Path) -> list[Conversation]:
         try:
             if fault is not None:
                 raise ValueError(fault)
-            form, messages = _recognise(value, repairs)
+            if isinstance(value, dict):
+                form, messages = recognise(value, repairs)
+            else:
+                form, messages = "list of messages", value
             conversations.append({"messages": list(read_messages(messages, repairs)), "id": f"{path.name}:{number}"})
             forms[form] += 1
         except ValueError as error:
@@ -135,13 +138,8 @@ def read_conversations(path: Path) -> list[Conversation]:
     return conversations
 
 
-def _recognise(value: Any, repairs: Counter[str]) -> Recognised:
-    """Read a value as a conversation of any form; the message of a ValueError is its fault."""
-    return recognise(value, repairs) if isinstance(value, dict) else Recognised("list of messages", value)
-
-
 def _held_out(conversations: list[Conversation], fraction: float, seed: int) -> set[int]:
-    """Draw the conversations of the validation split: at most this share, of the same first question all or none."""
+    """Draw the conversations of the validation split: at most this share, and all or none with one first question."""
     groups: dict[str, list[int]] = {}
     for i, conversation in enumerate(conversations):
         groups.setdefault(question_key(conversation), []).append(i)

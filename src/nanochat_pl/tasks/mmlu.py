@@ -24,7 +24,7 @@ class MMLU(HubTask):
     `subject` (empty for the auxiliary questions).
 
     Args:
-        path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files. Their columns may lie in a
+        path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files. Their columns may be inside a
             single column `train`, as in the hub's older form of the auxiliary questions.
         split: auxiliary_train (to learn from), dev, validation or test.
         options: see `HubTask`.
@@ -65,5 +65,5 @@ class MMLU(HubTask):
         return multiple_choice(self._records[row])
 
     def grade(self, conversation: Any, completion: str) -> bool:
-        """Tell whether the answer commits to the right letter."""
+        """Return whether the answer commits to the right letter."""
         return is_right_letter(conversation, completion, self.strict)

@@ -14,7 +14,7 @@ __all__ = ["is_right_letter", "multiple_choice", "render_choices"]
 
 
 def render_choices(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
-    """Return what the user says."""
+    """Return the user's message."""
     lines = "".join(f"- {choice}={letter}\n" for letter, choice in zip(letters, choices, strict=True))
     return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
 
@@ -27,9 +27,9 @@ def multiple_choice(record: Mapping[str, Any]) -> Conversation:
 
 
 def is_right_letter(conversation: Mapping[str, Any], completion: str, strict: str = "stated") -> bool:
-    """Tell whether an answer commits to the right letter (`answers.strict_letter`).
+    """Return whether an answer commits to the right letter (`answers.strict_letter`).
 
-    With strict=original it must be the letter and nothing else, spaces around it apart.
+    With strict=original it must be the letter and nothing else, except for spaces around it.
     """
     if strict == "original":
         return completion.strip() == conversation["answer"]

@@ -16,7 +16,7 @@ from nanochat_pl.tasks.tables import read_split
 __all__ = ["ANSWER", "Recall"]
 
 ANSWER = "The correct answer is {answer}."
-"""The same beginning as a multiple-choice answer: what follows is recalled in the same place for both."""
+"""It begins like a multiple-choice answer, so that both are recalled at the same position."""
 
 
 class Recall(Task):
@@ -49,7 +49,7 @@ class Recall(Task):
         table = read_split(path, split, columns.recall())
         self._records = table.rows()
         for number, row in enumerate(self._records):
-            if not recalled_answer(row["answer"]):  # right where nothing is said
+            if not recalled_answer(row["answer"]):  # an empty answer would be right
                 raise ValueError(
                     f"{table.where(number)} of Recall's {split} split has an answer of marks alone: mend or drop "
                     "the row"
@@ -74,5 +74,5 @@ class Recall(Task):
         return {"messages": messages, "id": f"{self._split}/{row}", **record}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the first line of the answer, folded as `recalled_answer` does, is the right one."""
+        """Return whether the first line of the answer, normalised by `recalled_answer`, is right."""
         return recalled_answer(completion) == recalled_answer(conversation["answer"])

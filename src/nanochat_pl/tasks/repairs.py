@@ -1,6 +1,6 @@
 """Values as users' files have them, converted to the type that a task declares for their column.
 
-A value is repaired only where that loses nothing and the value can mean one thing alone, and every kind of repair is
+A value is repaired only where that loses nothing and the value can mean only one thing, and every kind of repair is
 counted: a list written as a string, a number where text is declared, an answer given as a letter. All else is `Unfit`.
 """
 
@@ -54,10 +54,10 @@ _COMMANDS = re.compile(
     "|t(au|heta|ext|herefore|imes|frac|extbf|extit|extrm|binom|ilde|riangle)|u(nderline|parrow|psilon)"
     "|v(arphi|arepsilon|artheta|ec|ee|dots|ert)|xi|[abfv][a-z]+"
 )
-"""LaTeX commands that begin like an escape. No line break or tab stands before such a rest, and programs that write
+"""LaTeX commands that begin like an escape. Such a rest never follows a line break or tab, and programs that write
 lists write the other control characters by number."""
 _WORDS = ("ne", "ni", "nu", "rm", "tan", "to", "top")
-"""Commands whose rest may be a word after a line break or a tab; only in formulas are they taken for commands."""
+"""Commands whose rest may be a word after a line break or a tab; they count as commands only in formulas."""
 _ESCAPES = ("\\", "'", '"', "/", "\n")
 """What may follow a backslash in written lists, apart from letters and digits."""
 
@@ -90,7 +90,7 @@ def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = Fal
 
 
 def fit_text(value: Any, repairs: Counter[str], optional: bool = False) -> str:
-    """Convert a value to text: a number as people write it, bytes that are UTF-8; a missing value if `optional`.
+    """Convert a value to text: a number, bytes that are UTF-8, or a missing value if `optional`.
 
     Raises:
         Unfit: if it is none of these.
@@ -112,7 +112,7 @@ def fit_text(value: Any, repairs: Counter[str], optional: bool = False) -> str:
 
 
 def _number_text(value: Any) -> str | None:
-    """Write a number as people would; None if it is no number, or not finite."""
+    """Return a number as people would write it; None if it is no number, or not finite."""
     if type(value) is int and value.bit_length() <= _MOST_BITS:
         return str(value)
     if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MOST_DIGITS:
@@ -167,7 +167,7 @@ def _fit_fields(value: Any, features: Mapping[str, Any], repairs: Counter[str]) 
 
 
 def written(text: str) -> Any:
-    """Read a list or an object written as JSON, in Python, or as NumPy and pandas print one.
+    """Parse a list or an object written as JSON, in Python, or as NumPy and pandas print one.
 
     Raises:
         Unfit: if the string is none.
@@ -183,7 +183,7 @@ def written(text: str) -> Any:
         if _ADJACENT.search(source):
             source = _with_commas(source)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a backslash that begins no escape, which stays as it is
+            warnings.simplefilter("ignore")  # about a backslash that begins no escape, which stays as it is
             tree = _WithoutArrays().visit(ast.parse(source.strip(), mode="eval"))
         value = ast.literal_eval(tree)
         if "\\" in source:
@@ -196,7 +196,7 @@ def written(text: str) -> Any:
 
 
 def _escaped(text: str) -> str:
-    """Double the backslashes of a hand-written list that begin LaTeX commands; Unfit if others begin escapes."""
+    """Double the backslashes that begin LaTeX commands in a hand-written list; Unfit if others begin escapes."""
     # A program that writes lists in Python or JSON writes `\\theta`, since in `\theta` it would have meant a tab.
     found = list(_ESCAPE.finditer(text))
     if not found or _RAW.search(text):
@@ -215,12 +215,12 @@ def _escaped(text: str) -> str:
 
 
 def _with_commas(text: str) -> str:
-    """Put the commas into lists printed by NumPy (`['a' 'b']`, `[{} {}]`), which Python would join to one string."""
+    """Add the commas to lists printed by NumPy (`['a' 'b']`, `[{} {}]`), which Python would join to one string."""
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline) if t.type not in _SKIPPED]
     if any(token.string == "..." for token in tokens):
         raise Unfit(_SHORTENED)
     parts: list[str] = []
-    seen: list[set[str]] = [set()]  # of each bracket that is open: how its strings are separated
+    seen: list[set[str]] = [set()]  # for each open bracket, how its strings are separated
     for before, token in zip([None, *tokens], tokens):
         if before is not None and (
             before.type == token.type == tokenize.STRING or before.string + token.string in ("}{", "][")
@@ -238,7 +238,7 @@ def _with_commas(text: str) -> str:
 
 
 class _WithoutArrays(ast.NodeTransformer):
-    """Replaces `array([...], dtype=object)`, as pandas writes a column of arrays, by its list."""
+    """Replaces `array([...], dtype=object)`, as pandas writes arrays, by the list inside."""
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
         keys = [ast.dump(key) for key in node.keys if key is not None]
@@ -306,7 +306,7 @@ def answer_numbers(
 
 
 def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None) -> dict[str, int]:
-    """Return each form that an answer can be read in, with the index that it names."""
+    """Return each form in which an answer can be read, with the index that it names."""
     number: dict[str, int] = {}
     if type(answer) is int and answer.bit_length() < 64:
         number = {"numbers": answer}
@@ -338,7 +338,7 @@ def as_number(given: Any, answer: int | Unfit) -> int | None:
 
     Args:
         given: the answer as the file has it.
-        answer: what `answer_numbers` made of it.
+        answer: the result of `answer_numbers` for it.
     """
     if isinstance(given, str):
         number = int(given.strip().partition(".")[0]) if re.fullmatch(r"\s*\d{1,9}(\.0+)?\s*", given) else None
@@ -350,12 +350,12 @@ def as_number(given: Any, answer: int | Unfit) -> int | None:
 
 
 def check_counting(where: str, name: str, answers: Sequence[int | None], sizes: Sequence[int]) -> None:
-    """Check whether a column of answers counts the choices from 1, which would teach a wrong answer to every question.
+    """Refuse a column of answers that counts the choices from 1, which would teach a wrong answer to every question.
 
     Args:
         where: the file, for messages.
         name: the column.
-        answers: the number of each row's answer, as it is written; None = it is given in another form.
+        answers: the number of each row's answer, as written; None = it is given in another form.
         sizes: number of choices of each row.
 
     Raises:
@@ -406,7 +406,7 @@ def answer_labels(answer: Any, choices: Sequence[str], labels: Sequence[str], re
 
 
 def shown(value: Any) -> str:
-    """Return a value as text that fits a line of a message."""
+    """Return a value as text that fits into a line of a message."""
     if isinstance(value, date | time | timedelta):
         return f"the time {value}"
     if isinstance(value, Decimal):

@@ -1,8 +1,8 @@
 """ScienceQA (Lu et al., 2022): multiple-choice science questions as a tutor's conversations.
 
 The columns of `derek-thomas/ScienceQA` are read from tables: a user's folder, the microworld, or the hub's files
-fetched into a folder. Pictures are never decoded; null marks alone tell which rows of a parquet file have one. A
-conversation is worded by `format_question` and `format_answer`, in training, evaluation and for a typed question.
+fetched into a folder. Pictures are never decoded; null marks alone show which rows of a parquet file have one.
+`format_question` and `format_answer` word a conversation in training, in evaluation and for a typed question.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from nanochat_pl.paths import atomic_file
 from nanochat_pl.tasks import columns
-from nanochat_pl.tasks.answers import strict_letter
+from nanochat_pl.tasks.answers import choice_letters, strict_letter
 from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 from nanochat_pl.tasks.tables import find_split, hub_order, read_rows, read_table
 
@@ -31,13 +31,13 @@ PERSONA = (
 
 
 def format_question(question: str, choices: Sequence[str], hint: str = "") -> str:
-    """Word what the user says: the hint as context, the question, a blank line, the lettered choices."""
+    """Return the user's message: the hint as context, the question, a blank line, the lettered choices."""
     lines = "\n".join(f"{chr(65 + i)}. {choice}" for i, choice in enumerate(choices))
     return "\n\n".join(part for part in (hint.strip(), question.strip(), lines) if part)
 
 
 def format_answer(choices: Sequence[str], answer: int, solution: str = "", lecture: str = "") -> str:
-    """Word what the tutor says: letter and text of the right choice, then explanation and background if given."""
+    """Return the tutor's answer: letter and text of the right choice, then explanation and background if given."""
     parts = [f"The correct answer is {chr(65 + answer)}. {choices[answer]}"]
     if solution.strip():
         parts.append(f"Explanation: {solution.strip()}")
@@ -130,18 +130,18 @@ class ScienceQA(Task):
             {"role": "assistant", "content": format_answer(choices, answer, shown["solution"], shown["lecture"])},
         ]
         kept = {key: record[key] for key in ("id", "question", "subject", "topic", "grade", "has_image", "solution")}
-        letters = [chr(65 + i) for i in range(len(choices))]
+        letters = choice_letters(choices)
         kept |= {"choices": choices, "letters": letters, "answer": letters[answer], "hint": shown["hint"]}
         return {"messages": messages, **kept}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the answer commits to the right letter (`answers.strict_letter`), whatever else it says."""
+        """Return whether the answer commits to the right letter (`answers.strict_letter`), whatever else it says."""
         return strict_letter(completion, conversation["letters"]) == conversation["answer"]
 
     def _prepare(
         self, files: Sequence[Path], formatted_dir: str | Path | None, options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Read the source and choose its rows, or read what was saved of the same rows with the same options."""
+        """Read the source and choose its rows, or read the rows that were saved for the same content and options."""
         name = None
         if formatted_dir:
             name = Path(formatted_dir) / _formatted_name(self.split, options, _content_key(files))
@@ -199,7 +199,7 @@ def _read_split(files: Sequence[Path], split: str) -> list[dict[str, Any]]:
 
 
 def _has_image(file: Path, num_rows: int) -> list[bool]:
-    """Tell which rows have a picture: its path or its bytes are there."""
+    """Return for each row whether it has a picture: its path or its bytes are there."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -218,14 +218,14 @@ def _has_image(file: Path, num_rows: int) -> list[bool]:
                 found += map(_is_picture, parquet.read_row_group(group, columns=["image"]).column(0).to_pylist())
                 continue
             here: list[bool] = []
-            # first the small leaf of the paths; pictures are read only where one has no path
+            # first the small leaf with the paths; pictures are read only where one has no path
             for leaf in leaves:
                 part = parquet.read_row_group(group, columns=[f"image.{leaf}"]).column(0)
                 records = part.is_valid().to_pylist()
                 values = part.combine_chunks().flatten()[0]
                 lengths = [0] * len(part) if pa.types.is_null(values.type) else pc.binary_length(values).to_pylist()
                 here = [a or bool(length) for a, length in zip(here or [False] * len(part), lengths)]
-                if here == records:  # each picture is found
+                if here == records:  # every picture is found
                     break
             found += here
     return found
@@ -260,7 +260,7 @@ def _read_without_source(
 
 
 def _formatted_name(split: str, options: Mapping[str, Any], content: str) -> str:
-    """Name a saved split by source, options and content, so that nothing else is ever read in its place."""
+    """Return the name of a saved split, from source, options and content, so that nothing else is read in its place."""
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
     return f"scienceqa-{split}-{key}-{content}.parquet"
 

@@ -5,8 +5,8 @@ languages among them, and the answer spells, counts by hand and checks with the 
 
 Differs: a hash of the word decides whether it belongs to training or to the test, in both tasks alike, so that no size
 and no seed can ever test what was trained. The original drew the test by negated seeds, which Python treats as the
-same. And each word comes once an epoch, with another letter and wording every time, so that a short list gives few
-questions instead of many alike.
+same. And each word comes once an epoch, with another letter and wording every time, so that a short list makes few
+questions instead of many similar ones.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def read_words(path: str | Path, split: str) -> list[str]:
     """Read the words of one split, lower-cased, each letter one character (NFC), each once, in a fixed random order.
 
     Args:
-        path: text file with one word a line; empty lines are passed over.
+        path: text file with one word a line; empty lines are ignored.
         split: train or test, an eighth of the words.
 
     Raises:
@@ -89,12 +89,12 @@ def _is_test(word: str) -> bool:
 
 
 def spelled(word: str) -> str:
-    """Write a word and its letters: `cat:c,a,t`. No space, so that the first letter is the token it is elsewhere."""
+    """Return a word and its letters: `cat:c,a,t`. Without spaces the first letter is the token that it is elsewhere."""
     return f"{word}:{','.join(word)}"
 
 
 def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
-    """Word the answer to how often `letter` stands in `word`: spelled, counted by hand, checked with the calculator.
+    """Answer how often `letter` occurs in `word`: spelled, counted by hand, checked with the calculator.
 
     Returns:
         The parts of an assistant's turn: text, the call, its output, text that ends in `#### ` and the number.
@@ -117,13 +117,17 @@ def counting_parts(word: str, letter: str) -> list[dict[str, str]]:
 
 
 class _WordTask(Task):
-    """A task with one row for each word of the split; a subclass says what is asked about it."""
+    """A task with one row for each word of the split; a subclass words the questions."""
 
     graded = True
 
     def __init__(self, path: str | Path, split: str = "train", *, size: int | None = None, **chosen: Unpack[RowChoice]):
-        self._split = split
-        self._words = _first(read_words(path, split), size)
+        words = read_words(path, split)
+        if size is not None and size < 1:
+            raise ValueError(
+                f"size={size} of a spelling task makes no sense; 1 or more is needed, or null for all words"
+            )
+        self._split, self._words = split, words[:size]
         super().__init__(**chosen)
 
     @property
@@ -138,11 +142,11 @@ class _WordTask(Task):
 class SimpleSpelling(_WordTask):
     """Words to be spelled: `Spell the word: cat` is answered `cat:c,a,t`.
 
-    Extras of a conversation: `id` (split/row), `word`, `answer` (what is to be said).
+    Extras of a conversation: `id` (split/row), `word`, `answer` (the expected text).
 
     Args:
         path: text file with one word a line.
-        split: train or test; no word is in both, nor in one of `SpellingBee` and the other here.
+        split: train or test; no word is in both, nor in one split here and in the other of `SpellingBee`.
         size: number of words of the split, or all where there are fewer; None = all.
         chosen: which of these, see `Task`.
 
@@ -160,12 +164,12 @@ class SimpleSpelling(_WordTask):
         return {"messages": messages, "id": f"{self._split}/{row}", "word": word, "answer": spelled(word)}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the answer is the word and its letters and nothing else, spaces around it apart."""
+        """Return whether the answer is the word and its letters and nothing else, except for spaces around it."""
         return completion.strip() == conversation["answer"]
 
 
 class SpellingBee(_WordTask):
-    """Questions about how often a letter stands in a word, answered as `counting_parts` does.
+    """Questions about how often a letter occurs in a word, answered as `counting_parts` does.
 
     Extras of a conversation: `id` (split/row), `word`, `letter`, `answer` (the number as text).
 
@@ -173,7 +177,7 @@ class SpellingBee(_WordTask):
         path: text file with one word a line.
         split: train or test; no word is in both.
         size: number of questions, each about another word, or one about every word where there are fewer; None = one
-            about every word. In each epoch letter and wording are drawn anew.
+            about every word. Letter and wording are drawn anew in each epoch.
         strict: how answers are read: stated (the number that an answer states) or original (nanochat's rule), see
             docs/evaluation.md.
         chosen: which of these, see `Task`.
@@ -207,13 +211,13 @@ class SpellingBee(_WordTask):
         return {"messages": messages, **kept}
 
     def grade(self, conversation: Mapping[str, Any], completion: str) -> bool:
-        """Tell whether the number behind `####` is the right one; without such a number it never is."""
+        """Return whether the number after `####` is right; an answer without one never is."""
         return right_number(completion, conversation["answer"], self.strict)
 
 
 @cache
 def questions() -> list[str]:
-    """Return the wordings of `SpellingBee`, in several languages, with `{word}` and `{letter}` to be put in."""
+    """Return the wordings of `SpellingBee`, in several languages, with the fields `{word}` and `{letter}`."""
     return read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
@@ -224,9 +228,3 @@ def _question(rng: random.Random, word: str, letter: str) -> str:
     around_letter, around_word = (rng.choice(("", "'", '"')) for _ in range(2))
     text = wording.format(letter=f"{around_letter}{letter}{around_letter}", word=f"{around_word}{word}{around_word}")
     return f"{text}?" if rng.random() < _QUESTION_MARK else text
-
-
-def _first(words: list[str], size: int | None) -> list[str]:
-    if size is not None and size < 1:
-        raise ValueError(f"size={size} of a spelling task makes no sense; 1 or more is needed, or null for all words")
-    return words[:size]

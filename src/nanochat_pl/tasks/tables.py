@@ -1,9 +1,9 @@
 """The tables of a task: found in a folder, fetched from the hub where they are missing, read as a `datasets.Dataset`.
 
 One split is `<split>.parquet`, or the hub's `<split>-00000-of-00003.parquet` and so on, all of them or none: a download
-that broke off must never pass for a small data set. CSV, JSON and JSON Lines are read alike, also compressed.
+that broke off must never pass for a small data set. CSV, JSON and JSON Lines, plain or compressed, are read as well.
 `columns.py` declares the columns of each task; values of another type are repaired where that loses nothing, and
-refused elsewhere. Rows keep the file's order; `hub_order` gives the original's.
+refused elsewhere. Rows keep the file's order; `hub_order` returns them in the original's.
 
 The data set is built in memory from files in a folder, so that nothing is written into the library's cache.
 """
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 SHUFFLE_SEED = 42
 _TEXT_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 ENDINGS = (".parquet", *_TEXT_ENDINGS, *(text + packed for text in _TEXT_ENDINGS for packed in COMPRESSED))
-"""Endings of a split's files; where several are there, the first of these is read."""
+"""Endings of a split's files; where there are several, the first of these is read."""
 Row = TypeVar("Row")
 
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)(\.\w+)+$")
@@ -86,7 +86,7 @@ def _where(file: Path, row: int) -> str:
 def name_apart(records: Iterable[dict[str, Any]], key: str) -> None:
     """Make the names of rows unique, in place: the second row of a name gets the ending `-2`.
 
-    Evaluations resume and compare by these names, and tables that people put together have some of them twice.
+    Evaluations resume and compare by these names, and tables put together by hand repeat some of them.
     """
     seen: Counter[str] = Counter()
     for record in records:
@@ -98,7 +98,7 @@ def name_apart(records: Iterable[dict[str, Any]], key: str) -> None:
 
 
 def hub_order(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows as `datasets.Dataset.shuffle(seed=42)` does: the order nanochat reads every set of the hub in."""
+    """Return the rows in the order of `datasets.Dataset.shuffle(seed=42)`, in which nanochat reads the hub's sets."""
     return [rows[i] for i in np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))]
 
 
@@ -131,7 +131,7 @@ def find_split(
         path: folder with `<split>.parquet` or `<split>-*.parquet` (or another of `ENDINGS`), itself or in its `folder`.
         split: train, validation, test, or what the data set calls it.
         repo: data set on the hub that has them.
-        folder: the folder inside the repository; in a copy of it, below `path`, they are found as well.
+        folder: the folder inside the repository; a copy of it below `path` is searched as well.
         fetch: fetch them from `repo` into `path` if they are not there.
         offline: open no socket.
 
@@ -163,9 +163,9 @@ def find_split(
 
 
 def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
-    """Read files as rows of the declared columns; what had to be repaired is logged in one line.
+    """Read files as rows of the declared columns; repairs are logged in one line.
 
-    Optional columns that no file has are left out; where some have them, they are empty in the others.
+    Optional columns that no file has are left out; where some files have them, they are empty in the others.
 
     Raises:
         ValueError: if a file is damaged, lacks a column, has a value that cannot be read without loss, or answers that
@@ -185,7 +185,7 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
 
     tables, counts = [], []
     for file in files:
-        # what already has the declared types is read as a whole; all else value by value
+        # a file that already has the declared types is read as a whole, any other value by value
         table = _typed(file, columns)
         if table is not None and columns.answer is not None:
             sizes = pc.list_value_length(table[str(columns.choices)]).to_pylist()
@@ -226,7 +226,7 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
 
 
 def _first_blank(column: "pa.ChunkedArray") -> int | None:
-    """Find the first row with a text that is empty or white space, also as one of a list."""
+    """Return the first row with a text, or a text in a list, that is empty or white space; None if there is none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -247,7 +247,7 @@ def _first_blank(column: "pa.ChunkedArray") -> int | None:
 def read_rows(
     file: Path, columns: Sequence[str], optional: Sequence[str] = (), *, rewrite: Any = None
 ) -> list[dict[str, Any]]:
-    """Read these columns of a file as they are, and the optional ones that are there.
+    """Read these columns of a file unchanged, and the optional ones that are there.
 
     A parquet file of one single column of records (MMLU's `train`) is read as if the records' fields were its columns.
     In JSON, where a row may leave a key out, a column is there if any row has it.
@@ -322,7 +322,7 @@ def _check_unique(file: Path, names: Sequence[str]) -> None:
 
 
 def _not_utf8(file: Path, table: "pa.Table") -> ValueError:
-    """Find the first value that is not UTF-8."""
+    """Return the error that names the first value that is not UTF-8."""
     for name in table.column_names:
         for row, value in enumerate(table.column(name)):
             try:
@@ -357,7 +357,7 @@ def _json_rows(file: Path, lists: bool) -> Iterator[dict[str, Any]]:
 
 
 def _typed(file: Path, columns: Columns) -> "pa.Table | None":
-    """Read a parquet file of the declared types without nulls, fast: no value enters Python; None for other files."""
+    """Read a parquet file of the declared types without nulls, without Python objects; None for other files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets.table import table_cast
@@ -383,7 +383,7 @@ def _typed(file: Path, columns: Columns) -> "pa.Table | None":
 
 
 def _matches(kind: Any, feature: Any) -> bool:
-    """Tell whether an Arrow type is the declared one, or differs from it in its width alone."""
+    """Return whether an Arrow type is the declared one, or differs from it only in its width."""
     import pyarrow as pa
 
     if isinstance(feature, dict):
@@ -473,7 +473,7 @@ def _look(folder: Path, split: str) -> list[Path]:
 
 
 def _missing(files: Sequence[Path]) -> int:
-    """Count the files that `-00000-of-00003` announces and that are not there."""
+    """Count the files that names such as `-00000-of-00003` announce and that are not there."""
     numbers = [match.group(1, 2) for file in files if (match := _NUMBERED.search(file.name))]
     return sum(int(total) for total in {total for _, total in numbers}) - len(numbers)
 
