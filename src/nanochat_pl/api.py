@@ -1,26 +1,31 @@
 """Training and evaluation as functions, for notebooks and scripts: `nanochat_pl.train`, `nanochat_pl.evaluate`.
 
-They take what `train.py` and `evaluate.py` take on their command lines, run in this process, and raise what those would
-report: `ConfigError` and other `ValueError`s for settings, `FileNotFoundError` for what is missing.
+They take the settings that `train.py` and `evaluate.py` take on their command lines, run in this process, and raise
+the errors that those would print: `ConfigError` or another `ValueError` for settings, `FileNotFoundError` for missing
+files.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanochat_pl.config.compose import Job
+    from nanochat_pl.config.schema import TrainConfig
 
 __all__ = ["RunResult", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run or an evaluation left."""
+    """The folder that a run or an evaluation wrote, and its results."""
 
     folder: Path
     """The run folder, or the folder of one evaluation of one checkpoint."""
     summary: dict[str, Any] = field(repr=False)
-    """What its summary.json or results.json says."""
+    """The content of its summary.json or results.json."""
 
 
 def train(*overrides: str, **settings: Any) -> RunResult:
@@ -34,8 +39,8 @@ def train(*overrides: str, **settings: Any) -> RunResult:
         The run folder and its summary.
 
     Raises:
-        ValueError, FileNotFoundError: what `train.py` reports, or the settings ask for a sweep, a chain or several
-            devices, which have processes of their own.
+        ValueError, FileNotFoundError: what `train.py` would print; or the settings describe a sweep, a chain or several
+            devices, which need processes of their own.
         KeyboardInterrupt: a signal stopped the run; what it did is saved, and `resume="auto"` goes on.
 
     Example:
@@ -46,12 +51,11 @@ def train(*overrides: str, **settings: Any) -> RunResult:
     from omegaconf import OmegaConf
 
     from nanochat_pl.config.checks import preflight
-    from nanochat_pl.config.compose import ConfigError, check
-    from nanochat_pl.config.schema import TrainConfig
+    from nanochat_pl.config.compose import ConfigError
     from nanochat_pl.paths import run_dir
 
     arguments, job = _one_job("train", overrides, settings)
-    cfg: TrainConfig = check(job.config, TrainConfig)
+    cfg: TrainConfig = job.checked
     if cfg.chain:
         raise ConfigError("a chain runs its stages one after another, each as python train.py; train them one by one")
     if (devices := cfg.trainer.world_size) > 1:
@@ -78,7 +82,7 @@ def evaluate(*overrides: str, **settings: Any) -> list[RunResult]:
         One result for each checkpoint, in their order.
 
     Raises:
-        ValueError, FileNotFoundError: what `evaluate.py` reports.
+        ValueError, FileNotFoundError: what `evaluate.py` would print.
 
     Example:
         >>> [recall] = nanochat_pl.evaluate(ckpt=base.folder, eval="recall")
@@ -87,19 +91,16 @@ def evaluate(*overrides: str, **settings: Any) -> list[RunResult]:
     from omegaconf import OmegaConf
 
     from nanochat_pl.cli.evaluate import check_job, run_job
-    from nanochat_pl.config.compose import check
-    from nanochat_pl.config.schema import EvaluateConfig
 
     arguments, job = _one_job("evaluate", overrides, settings)
-    cfg = check(job.config, EvaluateConfig)
-    check_job(cfg, arguments)
+    check_job(job.checked, arguments)
     plain: Any = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
-    folders = _interruptible(lambda: run_job(cfg, plain, job.choices, arguments))
+    folders = _interruptible(lambda: run_job(job.checked, plain, job.choices, arguments))
     return [RunResult(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))) for folder in folders]
 
 
-def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> tuple[list[str], Any]:
-    """Compose and check the one job that strings and keywords ask for; return them as a command line as well."""
+def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> tuple[list[str], "Job"]:
+    """Compose and check the one job that strings and keywords describe; return them as a command line as well."""
     from nanochat_pl.config.compose import CommandLine, ConfigError, compose_jobs, in_hydra, quote_texts
 
     arguments = quote_texts([*overrides, *(f"{key}={in_hydra(value)}" for key, value in _flat(settings))])
@@ -111,7 +112,7 @@ def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any])
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """List nested settings by their dotted keys; values that YAML has no word for become texts."""
+    """Yield nested settings by their dotted keys; paths become texts."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")

@@ -5,6 +5,7 @@ import ast
 import pytest
 from tests.architecture.test_imports import MODULES, REPO, tree
 
+from nanochat_pl.cli.workspace import SECTIONS
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName
 from nanochat_pl.eval.metrics import METRICS
@@ -66,6 +67,13 @@ def test_no_list_of_roles_stands_outside_its_table(module: str):
         and len({part.value for part in node.elts if isinstance(part, ast.Constant)} & set(ROLES)) > 1
     ]
     assert not found, f"{module} lists roles in {', '.join(found)}; ask optim.groups.ROLES"
+
+
+def test_the_dashboard_has_a_curve_for_every_role():
+    # The layout is read without torch, so it cannot ask the table of roles.
+    curves = {name for panels in SECTIONS.values() for panel in panels for name in getattr(panel, "metrics", ())}
+    prefix = "health/update_ratio_"
+    assert {name.removeprefix(prefix) for name in curves if name.startswith(prefix)} == set(ROLES)
 
 
 def test_the_search_for_lists_of_stages_finds_the_table_itself():

@@ -14,13 +14,13 @@ from nanochat_pl.paths import worded
 __all__ = ["Arguments", "in_words", "refuse", "share_cores"]
 
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-"""The variables by which users say how OpenMP's threads wait."""
+"""The variables by which users set how OpenMP's threads wait."""
 
 
 class Arguments(argparse.ArgumentParser):
-    """A command line whose mistakes are errors like all others; of paths a leading ~ is the home folder.
+    """A command line whose mistakes are errors like all others, and whose paths may begin with ~ for the home folder.
 
-    Shells leave it alone within a word, as in `--out=~/exports`.
+    Shells do not expand it within a word, as in `--out=~/exports`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -28,7 +28,7 @@ class Arguments(argparse.ArgumentParser):
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but name an option that there is not before anything that seems to be missing.
+        """Parse as argparse does, but report an unknown option before anything that seems to be missing.
 
         Raises:
             ValueError: The command line is wrong.
@@ -45,7 +45,7 @@ class Arguments(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise, in words of this project, what argparse would print before it leaves the process.
+        """Raise, in the words of this project, what argparse would print before it ends the process.
 
         Raises:
             ValueError: Always, with the way to the help.
@@ -68,32 +68,32 @@ _IN_OUR_WORDS = (
     (r"ambiguous option: (\S+) could match (.*)", "{0} could be {1}; write it out"),
     (r"argument [^:]*: (.*)", "{0}"),
 )
-"""argparse's sentences -> what is said instead; the last are those of this project's own types."""
+"""argparse's sentences and their replacements; the last one fits the messages of this project's own types."""
 
 
-def refuse(error: BaseException) -> int:
-    """Report what a user can mend in one line, and return the exit code for it (NANOCHAT_DEBUG=1: with traceback)."""
+def refuse(error: BaseException, code: int = 2) -> int:
+    """Report an error that a user can correct in one line, and return `code` (NANOCHAT_DEBUG=1 adds a traceback)."""
     if os.environ.get("NANOCHAT_DEBUG"):
         import traceback
 
         traceback.print_exception(error)
     print(f"error: {in_words(error)}", file=sys.stderr)
-    return 2
+    return code
 
 
 def in_words(error: BaseException) -> str:
-    """Give an error's text on one line; what the system alone would say in its own terms is worded (`paths.worded`)."""
-    said = worded(error) if isinstance(error, OSError) else None
-    return " ".join((said or str(error)).split())
+    """Return the text of an error on one line; errors of the system are reworded by `paths.worded`."""
+    text = worded(error) if isinstance(error, OSError) else None
+    return " ".join((text or str(error)).split())
 
 
 def share_cores() -> None:
-    """Let idle OpenMP threads give their core away soon; must be called before torch is imported.
+    """Let idle OpenMP threads release their core soon; must be called before torch is imported.
 
     By default a thread of GNU's OpenMP that has finished its share of an operation spins until the others have finished
-    theirs. Beside another busy process it takes the very core that the others need, and a step can take ten times as
-    long. A short spin costs next to nothing alone (docs/results.md has the figures). Where the user has set any of
-    `GOMP_SPINCOUNT`, `OMP_WAIT_POLICY` or `KMP_BLOCKTIME`, nothing is changed.
+    theirs. Next to another busy process it occupies the very core that the others need, and a step can take ten times
+    as long. On an idle machine a short spin costs next to nothing (docs/results.md has the figures). Nothing is changed
+    if the user has set any of `GOMP_SPINCOUNT`, `OMP_WAIT_POLICY` or `KMP_BLOCKTIME`.
     """
     if not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"] = "1000"

@@ -2,13 +2,12 @@
 
 Each stage is composed as its own config and runs in its own process and folder, `outputs/<stage>/<run_name>`, so that a
 chain does exactly what the single commands would, which it prints. Overrides on the command line go to every stage,
-`chain_overrides.<stage>.<key>=…` to one; start weights are the stage's before. A stage that finished before from the
-same config and the same inputs is skipped; one whose inputs have changed since is done again; a failed one stops the
-chain.
+`chain_overrides.<stage>.<key>=…` to one; a stage starts from the weights of the one before. A stage that finished
+earlier from the same config and inputs is skipped; one whose inputs have changed since is done again; a failed one
+stops the chain.
 """
 
 import dataclasses
-import json
 import os
 import shlex
 import subprocess
@@ -21,15 +20,17 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
-from nanochat_pl.cli.next_steps import config_flags, elsewhere, evaluation, listed, model_commands, program
+from nanochat_pl.cli.next_steps import config_flags, data_root_override, evaluation, listed, model_commands, program
 from nanochat_pl.config.checks import check_answer_length, check_measure, check_own, check_start, named_eval
 from nanochat_pl.config.compose import (
     OPEN_KEYS,
     CommandLine,
     ConfigError,
-    check,
+    Job,
     compose_checked,
+    compose_jobs,
     config_dir,
     in_hydra,
     leaves,
@@ -41,7 +42,7 @@ from nanochat_pl.config.provenance import changes, run_inputs
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
 from nanochat_pl.config.stages import STAGES, StageName
-from nanochat_pl.paths import run_dir
+from nanochat_pl.paths import read_record, run_dir
 from nanochat_pl.tasks.tables import find_split
 from nanochat_pl.training import signals
 from nanochat_pl.training.claim import check_free
@@ -53,13 +54,13 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
     """Run every stage of `cfg.chain` and print the closing table; return the exit code of the first that failed.
 
     Args:
-        cfg: the experiment's config.
+        cfg: the config of the experiment.
         overrides: the command line, `experiment=…` included.
-        folder: of `--config-dir`; None = none was given.
+        folder: the value of `--config-dir`, if there is one.
 
     Raises:
         ConfigError: a stage's own config is wrong; all are checked before the first begins.
-        FileNotFoundError: a later stage lacks a file, which must not come out after hours of the first.
+        FileNotFoundError: a stage lacks a file; the later stages are checked as well before the first begins.
         ValueError: a stage's batch does not divide, its folder holds a run or is in use, or answers leave questions no
             room.
     """
@@ -69,11 +70,11 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
         if stage == EVALUATE:
             check_evaluation(arguments, trained, folder)
         else:
-            config = check_one(cfg, stage, arguments, folder)
+            config = check_training(cfg, stage, arguments, folder)
             trained += [] if stage == StageName.tokenizer else [config]
     begin = time.perf_counter()
     for number, (stage, arguments) in enumerate(commands, 1):
-        print(f"\n[{number}/{len(commands)}] {stage}: {shown(stage, arguments, folder)}", flush=True)
+        print(f"\n[{number}/{len(commands)}] {stage}: {typed_command(stage, arguments, folder)}", flush=True)
         changed = None if stage == EVALUATE or cfg.force else changed_inputs(stage, cfg, arguments, folder)
         if changed == []:
             print(
@@ -106,17 +107,24 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
     return 0
 
 
-def check_one(cfg: TrainConfig, stage: str, arguments: Sequence[str], folder: Path | None) -> TrainConfig:
-    """Check one stage of a chain before the first begins, all but what an earlier one has yet to make; give its config.
+def compose_stage(stage: str, arguments: Sequence[str], folder: Path | None) -> Job:
+    """Compose and check the command line of one stage or evaluation of a chain."""
+    name = "evaluate" if stage == EVALUATE else "train"
+    [job] = compose_jobs(name, CommandLine(list(arguments), False, folder or config_dir()))
+    return job
+
+
+def check_training(cfg: TrainConfig, stage: str, arguments: Sequence[str], folder: Path | None) -> TrainConfig:
+    """Check one stage before the first begins, except for what earlier stages still have to make; return its config.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: as `run_chain`.
     """
     place = run_dir(stage, cfg.run_name, cfg.outputs)
     check_free(place)
-    [composed] = compose_checked("train", CommandLine(list(arguments), False, folder or config_dir()))
-    config = check(composed, TrainConfig)
-    finished = not cfg.force and finished_as_asked(stage, cfg, arguments, folder) is not None
+    job = compose_stage(stage, arguments, folder)
+    config: TrainConfig = job.checked
+    finished = not cfg.force and is_finished(job, place)
     if finished:  # it is skipped, or done again where its inputs have changed
         config = dataclasses.replace(config, resume=None, force=True)
     resume = check_own(config, place)
@@ -136,14 +144,13 @@ def check_one(cfg: TrainConfig, stage: str, arguments: Sequence[str], folder: Pa
 
 
 def check_evaluation(arguments: Sequence[str], trained: Sequence[TrainConfig], folder: Path | None) -> None:
-    """Check an evaluation of a chain against the stages whose models it will ask.
+    """Check an evaluation of a chain against the stages whose models it will measure.
 
     Raises:
-        FileNotFoundError: its questions are not there and would not be fetched.
+        FileNotFoundError: its questions are missing and would not be fetched.
         ValueError: its answers leave no room for a question.
     """
-    [composed] = compose_checked("evaluate", CommandLine(list(arguments), False, folder or config_dir()))
-    cfg = check(composed, EvaluateConfig)
+    cfg: EvaluateConfig = compose_stage(EVALUATE, arguments, folder).checked
     for one in trained:
         check_answer_length(cfg.eval.name, cfg.eval.max_new_tokens, one.stage.sequence_len)
     if not trained:
@@ -159,9 +166,9 @@ def check_evaluation(arguments: Sequence[str], trained: Sequence[TrainConfig], f
 
 
 def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> list[tuple[str, list[str]]]:
-    """Give the arguments of each stage's command, all checked.
+    """Return the checked arguments of the command of each stage and evaluation.
 
-    `init_from` of the command line is the first trained stage's; each later one starts from the one before it.
+    `init_from` of the command line belongs to the first trained stage; each later one starts from an earlier one.
 
     Raises:
         ConfigError: an unknown stage, overrides for a stage that is not in the chain, or a wrong setting.
@@ -172,15 +179,12 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
             raise ConfigError(f"chain names {stage}, which is none of {', '.join(known)}")
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     typed = [o.key_or_group.split(".")[1] for o in parsed if o.key_or_group.startswith("chain_overrides.")]
-    for stage in {
-        *typed,
-        *(set(cfg.chain_overrides) - {*known}),
-    }:  # an experiment may speak of stages left out this time
+    for stage in {*typed, *(set(cfg.chain_overrides) - {*known})}:  # an experiment may name stages left out this time
         if stage not in cfg.chain:
             raise ConfigError(f"chain_overrides.{stage} is for no stage of the chain ({', '.join(cfg.chain)})")
-    given = {o.input_line or "": o.key_or_group for o in parsed}
-    common = [line for line, key in given.items() if not key.startswith(("chain", "stage")) and key != "init_from"]
-    start = [line for line, key in given.items() if key == "init_from"]
+    keys = {o.input_line or "": o.key_or_group for o in parsed}
+    common = [line for line, key in keys.items() if not key.startswith(("chain", "stage")) and key != "init_from"]
+    start = [line for line, key in keys.items() if key == "init_from"]
     bad = next((o for o in parsed if o.key_or_group == "stage" or o.key_or_group.startswith("stage.")), None)
     if bad is not None:
         raise ConfigError(
@@ -199,7 +203,7 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
             arguments += start if before is None else [f"init_from={place}"]
             trained.append(stage)
         arguments = quote_texts([*arguments, *own.get(stage, [])])
-        compose_checked("train", CommandLine(arguments, False, folder or config_dir()))
+        compose_stage(stage, arguments, folder)
         commands.append((stage, arguments))
     if EVALUATE in cfg.chain:
         if not trained:
@@ -210,19 +214,19 @@ def plan_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None =
         paths = in_hydra([str(run_dir(stage, cfg.run_name, cfg.outputs)) for stage in trained])
         common = [f"trainer.accelerator={cfg.trainer.accelerator}", f"offline={str(cfg.offline).lower()}"]
         common += [f"outputs={in_hydra(cfg.outputs)}"] * (cfg.outputs != "outputs")
-        common += elsewhere(cfg, run_dir(trained[-1], cfg.run_name, cfg.outputs))
+        common += data_root_override(cfg, run_dir(trained[-1], cfg.run_name, cfg.outputs))
         for name in ("scienceqa", "recall", "checks") if cfg.data.source == DataSource.microworld else ("scienceqa",):
             arguments = quote_texts([f"ckpt={paths}", f"eval={name}", *common, *own.get(EVALUATE, [])])
-            compose_checked("evaluate", CommandLine(arguments, False, folder or config_dir()))
+            compose_stage(EVALUATE, arguments, folder)
             commands.append((EVALUATE, arguments))
     return commands
 
 
 def own_overrides(cfg: TrainConfig, parsed: Sequence[Override], folder: Path | None) -> dict[str, list[str]]:
-    """Give each stage's own overrides: what the files of the config say, then what was typed.
+    """Return the overrides of each single stage: those of the config files, then those that were typed.
 
     The typed ones are not taken from the composed `cfg.chain_overrides`: a mapping cannot hold both the choice of a
-    group (`mixture=x`) and keys below it (`mixture.tasks.a=…`), so that one of them would be lost there.
+    group (`mixture=x`) and keys below it (`mixture.tasks.a=…`), so that one of them would be lost.
     """
     typed = [o for o in parsed if o.get_key_element().lstrip("+").split(".")[0] == "chain_overrides"]
     typed = [o for o in typed if not o.is_delete()]
@@ -248,17 +252,16 @@ def own_overrides(cfg: TrainConfig, parsed: Sequence[Override], folder: Path | N
 
 
 def key_of(override: str) -> str:
-    """Give the key of an override of `flat`."""
     return override.partition("=")[0].lstrip("+")
 
 
 def new_key(key: str) -> str:
-    """Give the prefix that lets an override name a new key, where its section takes any."""
+    """Return the prefix with which an override may add a key, where its section takes any."""
     return "++" if key.startswith(tuple(f"{name}." for name in OPEN_KEYS)) else ""
 
 
 def flat(tree: Mapping[str, Any]) -> list[str]:
-    """Give the leaves of nested overrides as Hydra's overrides; tasks and the like may be new keys."""
+    """Return nested overrides as a list of Hydra's overrides; tasks and the like may be new keys."""
     overrides = []
     for key in leaves(tree):
         value: Any = tree
@@ -269,16 +272,16 @@ def flat(tree: Mapping[str, Any]) -> list[str]:
 
 
 def command_line(stage: str, arguments: Sequence[str], folder: Path | None = None) -> list[str]:
-    """Give the command that runs one stage with this Python and this package."""
+    """Return the command that runs one stage with this Python and this package."""
     module = "nanochat_pl.cli.evaluate" if stage == EVALUATE else "nanochat_pl.cli.train"
     return [sys.executable, "-m", module, *config_flags(folder), *arguments]
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run one stage to its end; give its exit code as a shell does, 128 + n after signal n.
+    """Run one stage to its end; return its exit code as a shell does, 128 + n after signal n.
 
-    The stage gets every signal passed on and is waited for, so that it can save. It has a process group of its
-    own: from a terminal, Ctrl-C would otherwise reach it twice, and a second signal means to leave without saving.
+    Every signal is passed on to the stage, which is waited for, so that it can save. It has a process group of its own:
+    from a terminal, Ctrl-C would otherwise reach it twice, and a second signal ends it without saving.
     """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -297,53 +300,45 @@ def run_command(command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def shown(stage: str, arguments: Sequence[str], folder: Path | None = None) -> str:
-    """Give the command as a person would type it."""
+def typed_command(stage: str, arguments: Sequence[str], folder: Path | None = None) -> str:
+    """Return the command as one would type it."""
     script = "evaluate.py" if stage == EVALUATE else "train.py"
     return shlex.join(["python", script, *config_flags(folder), *arguments])
 
 
 def environment() -> dict[str, str]:
-    """Let the stages run this checkout's package."""
+    """Return the environment in which the stages run the package of this checkout."""
     source = str(Path(__file__).resolve().parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def changed_inputs(
-    stage: str, cfg: TrainConfig, arguments: Sequence[str], config_folder: Path | None = None
-) -> list[str] | None:
+def changed_inputs(stage: str, cfg: TrainConfig, arguments: Sequence[str], folder: Path | None) -> list[str] | None:
     """Compare what a stage was made from with what is there now.
 
     Returns:
-        None: its run folder holds no finished run of the same resolved config. Else what changed since, for people:
-        nothing if the run would come out the same, or if it does not say what it was made from.
+        None if its run folder holds no finished run of the same config. Else readable names of what changed since: none
+        if the run would come out the same, or if it does not record what it was made from.
     """
-    config = finished_as_asked(stage, cfg, arguments, config_folder)
-    if config is None:
+    place, job = run_dir(stage, cfg.run_name, cfg.outputs), compose_stage(stage, arguments, folder)
+    if not is_finished(job, place):
         return None
-    before = json.loads((run_dir(stage, cfg.run_name, cfg.outputs) / "summary.json").read_text()).get("inputs")
+    before = (read_record(place / "summary.json") or {}).get("inputs")
     try:
-        return changes(before, run_inputs(config)) if before else []
+        return changes(before, run_inputs(job.checked)) if before else []
     except (ValueError, OSError) as error:
         return [f"something it was made from ({error})"]
 
 
-def finished_as_asked(
-    stage: str, cfg: TrainConfig, arguments: Sequence[str], config_folder: Path | None = None
-) -> TrainConfig | None:
-    """Give a stage's config if its run folder holds a finished run of the same; else None."""
-    from omegaconf import OmegaConf
-
-    folder = run_dir(stage, cfg.run_name, cfg.outputs)
-    if not (folder / "config.yaml").is_file() or unfinished(folder) is not None:
-        return None
-    composed = compose_checked("train", CommandLine(list(arguments), False, config_folder or config_dir()))[0]
-    now = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    then = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+def is_finished(job: Job, place: Path) -> bool:
+    """Return whether a run folder holds a finished run of the same config."""
+    if not (place / "config.yaml").is_file() or unfinished(place) is not None:
+        return False
+    now = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
+    then = OmegaConf.to_container(OmegaConf.load(place / "config.yaml"))
     assert isinstance(now, dict) and isinstance(then, dict)
     for key in ("resume", "force"):  # how it was started, not what it trained
         now.pop(key, None), then.pop(key, None)
-    return check(composed, TrainConfig) if now == then else None
+    return now == then
 
 
 def closing_table(cfg: TrainConfig, seconds: float) -> str:

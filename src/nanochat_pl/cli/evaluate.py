@@ -1,7 +1,7 @@
-"""`python evaluate.py ckpt=…`: measure one checkpoint or several on the same questions, and say what was measured.
+"""`python evaluate.py ckpt=…`: measure one checkpoint or several on the same questions, and print the results.
 
-Data and task options come from the checkpoint's own config unless the command line gives others; a model of another
-program has none, and `data=` must say what to ask. Results go to `eval/<name>/<checkpoint>/` in the checkpoint's run,
+Data and task options come from the config of the checkpoint unless the command line sets them; a model of another
+program has none, so that `data=` is needed. Results go to `eval/<name>/<checkpoint>/` in the checkpoint's run,
 those of other models to a folder below `outputs/eval`; an interrupted evaluation continues from its examples.
 """
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(argv: list[str]) -> int:
-    """Check a command line, then evaluate what it names; returns as `main`."""
+    """Check a command line, then evaluate what it names; return the exit code as `main` does."""
     share_cores()
     arguments = quote_texts(argv)
     if (code := asked_for_help("evaluate", arguments)) is not None:
@@ -54,15 +54,14 @@ def measure(argv: list[str]) -> int:
             line = CommandLine.parse(arguments)
             jobs = compose_jobs("evaluate", line)
             for each in [] if line.shows_config else jobs:
-                config = check(each.config, schema.EvaluateConfig)
-                check_job(config, arguments)
+                check_job(each.checked, arguments)
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "evaluate")
 
 
 def data_root(cfg: schema.EvaluateConfig, sources: list[ModelFiles | None], arguments: list[str]) -> str | None:
-    """Give the folder with the data sets: the command line's, else that of the last run; None = not known yet."""
+    """Return the folder of the data sets, from the command line or else the last run; None if it is not known yet."""
     if any(argument.startswith(("data=", "data.source=", "data.root=")) for argument in arguments):
         return cfg.data.root
     runs = [source.file for source in sources if source is not None and source.format == "lightning"]
@@ -73,10 +72,10 @@ def data_root(cfg: schema.EvaluateConfig, sources: list[ModelFiles | None], argu
 
 
 def checkpoint_list(ckpt: Any) -> list[str]:
-    """Give `ckpt` as a list of paths.
+    """Return `ckpt` as a list of paths.
 
     Raises:
-        ConfigError: none is given.
+        ConfigError: it is not set.
     """
     paths = [str(p) for p in ckpt] if isinstance(ckpt, list) else [str(ckpt)] if ckpt else []
     if not paths:
@@ -88,7 +87,7 @@ def checkpoint_list(ckpt: Any) -> list[str]:
 
 
 def check_job(cfg: schema.EvaluateConfig, overrides: Sequence[str]) -> None:
-    """Check what can be known of one job before a model is opened: its checkpoints, its data, its questions.
+    """Check what can be known about one job before a model is opened: its checkpoints, its data, its questions.
 
     Args:
         overrides: the command line.
@@ -97,9 +96,9 @@ def check_job(cfg: schema.EvaluateConfig, overrides: Sequence[str]) -> None:
         ValueError, FileNotFoundError: with the remedy.
     """
     sources = [check_model(path, hub_folder(cfg), cfg.offline) for path in checkpoint_list(cfg.ckpt)]
-    given = any(override.startswith(("data=", "data.source=")) for override in overrides)
+    names_data = any(override.startswith(("data=", "data.source=")) for override in overrides)
     bare = [source for source in sources if source is not None and names_no_data(source)]
-    if len(bare) == len(sources) and not given and EVALUATIONS[cfg.eval.name].reads_data:
+    if len(bare) == len(sources) and not names_data and EVALUATIONS[cfg.eval.name].reads_data:
         raise no_data_error(bare[-1].file, bare[-1].format, cfg.eval.name)
     check_measure(cfg.eval.name, cfg.eval, data_root(cfg, sources, overrides))
     if cfg.data.source == schema.DataSource.local:
@@ -120,8 +119,8 @@ def run_job(
 
     data = dict(plain["data"])
     if choices.get("data") is None:
-        given = {o.lstrip("+").partition("=")[0] for o in overrides}
-        data = {key: value for key, value in data.items() if f"data.{key}" in given}
+        typed = {o.lstrip("+").partition("=")[0] for o in overrides}
+        data = {key: value for key, value in data.items() if f"data.{key}" in typed}
     mixture = None if choices.get("mixture") is None else {"tasks": cfg.mixture.tasks}
     return evaluate(cfg, checkpoint_list(cfg.ckpt), data, mixture)
 

@@ -1,4 +1,4 @@
-"""`nanochat-pl explain <key>` and `--help`: what can be set, with the sentences that stand beside the settings.
+"""`nanochat-pl explain <key>` and `--help`: all settings, with the sentences of their docstrings.
 
 Nothing is written twice: `config/settings.py` reads keys, types, defaults and sentences from the dataclasses, the
 choices of a config group from the files in its folder. No torch here, no composing.
@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ __all__ = ["asked_for_help", "explain", "help_page"]
 
 
 def help_page(script: str, width: int | None = None) -> str:
-    """Write what `--help` prints: three examples, the groups with their options, and each key in one line.
+    """Return what `--help` prints: three examples, the groups with their options, and each key on one line.
 
     Args:
         script: `train` or `evaluate`.
-        width: columns of the terminal; null = as it is, 80 where there is none.
+        width: columns of the terminal; None measures it, and takes 80 if there is none.
     """
     width = max(60, min(width or shutil.get_terminal_size((80, 24)).columns, 120))
     command = f"python {script}.py"
@@ -51,7 +52,7 @@ def help_page(script: str, width: int | None = None) -> str:
 
 
 def _groups_of(script: str) -> dict[str, dict[str, Path]]:
-    """Give the groups that the defaults list of a script names, those that a person chooses from."""
+    """Return the groups in the defaults list of a script, which are those that users choose from."""
     text = (config_dir() / f"{script}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
     named = re.findall(r"^  - (\w+): ", text, flags=re.MULTILINE) + re.findall(r"^  - optional (mixture): ", text, re.M)
     options = group_options([config_dir()])
@@ -65,7 +66,7 @@ def _hanging(head: str, words: Sequence[str], width: int) -> list[str]:
 
 
 def _rows(listed: Sequence[Setting], width: int) -> list[str]:
-    """Write one line a key: its name and default, and as much of its sentence as stands whole in the line."""
+    """Return one line for each key: its name, its default and as much of its sentence as fits."""
     names = [f"  {s.key.rpartition('.')[2]}={_shown(s.default)}" for s in listed]
     names = [name if len(name) < 31 else f"{name.partition('=')[0]}=…" for name in names]
     column = max(map(len, names), default=0) + 2
@@ -75,12 +76,12 @@ def _rows(listed: Sequence[Setting], width: int) -> list[str]:
 
 
 def _said(setting: Setting) -> str:
-    """Give a key's sentence; of a section that has none beside it, what its dataclass says."""
+    """Return the sentence of a key; for a section without one, the first line of its dataclass's docstring."""
     return setting.sentence or (inspect.getdoc(setting.section) or "").partition("\n")[0]
 
 
 def _shown(value: Any) -> str:
-    """Write a default as it would be typed."""
+    """Return a default as it would be typed."""
     if value is None:
         return "null"
     if value == "???":
@@ -93,7 +94,7 @@ def _shown(value: Any) -> str:
 
 
 def _cut(line: str, width: int) -> str:
-    """Shorten a line to the width, at the end of a sentence or part of one where it has such an end."""
+    """Shorten a line to the width, if possible at the end of a sentence or clause."""
     if len(line) <= width:
         return line
     end = max((found.end() for found in re.finditer(r"[.;](?= )|[^ ](?= \()", line[:width])), default=0)
@@ -103,10 +104,10 @@ def _cut(line: str, width: int) -> str:
 
 
 def explain(name: str) -> str:
-    """Say all that is known of one key or config group of either script.
+    """Return all that is known about one key or config group of either script.
 
     Raises:
-        ValueError: Nothing is called so; names the nearest.
+        ValueError: there is no such key or group; the message names the nearest ones.
     """
     name = name.lstrip("+~").partition("=")[0].rstrip(".")
     known = settings(ROOTS["evaluate"]) | settings(ROOTS["train"])
@@ -122,8 +123,8 @@ def explain(name: str) -> str:
     if name in known:
         parts.append(_paragraphs(known[name], known))
     if groups.get(name):
-        said = {option: _first_comment(file) for option, file in sorted(groups[name].items())}
-        parts.append("\n".join([f"{name}=<option>, each a file of settings:", *_table(said)]))
+        comments = {option: _first_comment(file) for option, file in sorted(groups[name].items())}
+        parts.append("\n".join([f"{name}=<option>, each a file of settings:", *_table(comments)]))
     return "\n\n".join(parts)
 
 
@@ -147,18 +148,13 @@ def _table(rows: dict[str, str]) -> list[str]:
 
 
 def _first_comment(file: Path) -> str:
-    """Give the comment that a config file begins with."""
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line]
-    comment = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        comment.append(line.lstrip("# "))
-    return " ".join(comment)
+    """Return the comment at the beginning of a config file."""
+    lines = (line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line)
+    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _set_by(key: str) -> Iterator[tuple[str, str]]:
-    """Find the config files that set a key, and to what."""
+    """Yield the config files that set a key, as `group=option`, with the value."""
     import yaml
 
     for group, options in group_options([config_dir()]).items():
@@ -175,7 +171,7 @@ def _set_by(key: str) -> Iterator[tuple[str, str]]:
 
 
 def asked_for_help(script: str, arguments: Sequence[str]) -> int | None:
-    """Answer `--help`, alone or with keys and groups, and `--version`; None where neither is asked for."""
+    """Answer `--help`, alone or with keys and groups, and `--version`; return None if neither is there."""
     if "--version" in arguments:
         print(f"nanochat_pl {version('nanochat_pl')}")
         return 0

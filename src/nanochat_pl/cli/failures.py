@@ -1,6 +1,6 @@
 """`nanochat-pl failures RESULTS`: sort the wrong answers of an evaluation by what is wrong with them.
 
-The command reads the `examples.jsonl` beside a `results.json`; no model is loaded and nothing is asked again.
+The command reads the `examples.jsonl` next to a `results.json`; no model is loaded and nothing is asked again.
 `eval/failures.py` decides how answers are sorted; this module shows them.
 """
 
@@ -80,7 +80,7 @@ def _summary(evaluation: SortedFailures) -> str:
 
 
 def _kinds(evaluation: SortedFailures, limit: int) -> Iterator[tuple[Kind, int, list[tuple[str, Failure]]]]:
-    """Yield each kind that occurs, how often it does, and its first examples with their tasks."""
+    """Yield each kind that occurs, its number of failures, and the first of them with their tasks."""
     for kind in KINDS:
         found = [(task.task, f) for task in evaluation.tasks for f in task.failures if f.kind == kind.name]
         if found:

@@ -1,8 +1,8 @@
 """`nanochat-pl import SRC DST`: a model of another program, an archive or a hub becomes a run folder of this one.
 
 The folder holds what a run leaves behind: a checkpoint with weights, tokenizer and config, `config.yaml` and
-`summary.json`. So everything that takes a run folder takes it: `init_from=`, `ckpt=`, chat, serve, report. It has no
-optimizer state: training starts from these weights and does not resume.
+`summary.json`. Everything that takes a run folder therefore takes it: `init_from=`, `ckpt=`, chat, serve, report. It
+has no optimizer state: training can start from these weights but not resume.
 """
 
 import json
@@ -72,7 +72,7 @@ def import_model(
     rope_tables: str | None = None,
     force: bool = False,
 ) -> "ModelState":
-    """Make a run folder of a model, and return the model that went into it.
+    """Write a model as a run folder, and return the model.
 
     Args:
         source: any path that `load_model` opens.
@@ -96,7 +96,7 @@ def import_model(
 
 
 def write_run(model: "ModelState", folder: Path, run_name: str, source: str) -> None:
-    """Write the files that a run of these weights would have left, but for optimizer state, curves and log."""
+    """Write the files that a run with these weights would have left, except optimizer state, curves and log."""
     import torch
     import yaml
 

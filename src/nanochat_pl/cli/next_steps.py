@@ -1,7 +1,7 @@
 """What to type after a run: commands that work as they are printed, in the same folder and shell.
 
-Each repeats what the run was given and its own defaults do not say: data, outputs, shapes, devices. It is quoted for
-the shell, and one that trains is offered only if it passes the checks that it would pass when typed.
+Each repeats those settings of the run that are not its defaults: data, outputs, shapes, devices. It is quoted for the
+shell, and a command that trains is offered only if it passes the checks that it has to pass when typed.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, in_hydra, quote, quote_texts
+from nanochat_pl.config.compose import CommandLine, compose_jobs, config_dir, in_hydra, quote, quote_texts
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
@@ -25,19 +25,19 @@ from nanochat_pl.config.targets import may_write
 from nanochat_pl.paths import run_dir
 
 SECTIONS = ("data", "model", "trainer", "plugins")
-"""Sections that a later stage takes over."""
+"""Sections that are repeated for a later stage."""
 NOT_CARRIED = ("data.formatted_dir", "trainer.stop_after_steps", "trainer.log_every_steps")
 SINGLE = ("depth", "seed", "offline", "stage.sequence_len")
 BATCH = ("stage.device_batch", "stage.total_batch_tokens")
-"""Settings of the batch; taken over where they also suit the later stage."""
+"""Settings of the batch, repeated where they also suit the later stage."""
 
 
 def next_steps(cfg: TrainConfig, folder: Path, flags: list[str] | None = None) -> list[str]:
-    """Give the commands that a finished run of `cfg` in `folder` leads to, as a shell reads them.
+    """Return the commands that may follow a finished run, quoted for a shell.
 
     Args:
-        cfg: of the run.
-        folder: where the run lies.
+        cfg: the config of the run.
+        folder: the run folder.
         flags: Hydra's flags that the run was started with (`--config-dir`); they are repeated.
     """
     flags = flags or []
@@ -53,12 +53,12 @@ def next_steps(cfg: TrainConfig, folder: Path, flags: list[str] | None = None) -
 
 
 def listed(commands: list[str]) -> str:
-    """Write commands below each other, none broken, so that each can be copied."""
+    """Format commands one below the other, none broken over lines, so that each can be copied."""
     return "\n".join(f"{'' if number else 'next:':<5} {command}" for number, command in enumerate(commands))
 
 
 def model_commands(stage: str, folder: Path) -> list[list[str]]:
-    """Give the commands that use the model of a run: chat, serve, report."""
+    """Return the commands that use the model of a run: chat, serve, report."""
     path = os.path.join(".", folder) if str(folder).startswith("-") else str(folder)
     completes = ["--complete"] if stage == StageName.base else []  # it continues texts and answers nothing
     return [
@@ -69,7 +69,7 @@ def model_commands(stage: str, folder: Path) -> list[list[str]]:
 
 
 def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[str]) -> list[str] | None:
-    """Give the arguments that train `later` from the run in `folder`; None where it lacks something or is there."""
+    """Return the arguments that train `later` from the run in `folder`; None if it would be refused."""
     first = [f"stage={later}", typed("run_name", cfg.run_name)]
     if cfg.data.source != DataSource.microworld:
         first.append(f"data={cfg.data.source}")
@@ -78,7 +78,7 @@ def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[st
     if cfg.outputs != "outputs":
         first.append(typed("outputs", cfg.outputs))
     level = logging.getLogger("nanochat_pl").level
-    logging.getLogger("nanochat_pl").setLevel(logging.CRITICAL)  # what it would say is said when it is typed
+    logging.getLogger("nanochat_pl").setLevel(logging.CRITICAL)  # what it would log is logged when the command is typed
     try:
         if cfg.stage.name == StageName.tokenizer:
             usual: str | Path | None = run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)
@@ -105,8 +105,8 @@ def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[st
     return None
 
 
-def elsewhere(cfg: TrainConfig, folder: Path) -> list[str]:
-    """Give `data.root` where an evaluation writes nothing unless it is told: a checkpoint's config is no order."""
+def data_root_override(cfg: TrainConfig, folder: Path) -> list[str]:
+    """Return an override of `data.root` where the config of a checkpoint alone may not say where to write."""
     made = cfg.data.source != DataSource.local
     if made and cfg.data.root and not may_write(cfg.data.root, folder / "checkpoints", cfg.outputs):
         return [typed("data.root", cfg.data.root)]
@@ -114,14 +114,14 @@ def elsewhere(cfg: TrainConfig, folder: Path) -> list[str]:
 
 
 def evaluation(cfg: TrainConfig, stage: str, folder: Path) -> list[str]:
-    """Give the arguments that evaluate the run of a stage in `folder`; its data are those of its config."""
+    """Return the arguments that evaluate the run of a stage in `folder` on the data of its config."""
     arguments = [typed("ckpt", str(folder))]
     asks = STAGES[StageName(stage)].default_eval == EvalName.scienceqa
     if asks and cfg.data.source == DataSource.local and not (Path(cfg.data.root or "") / cfg.data.scienceqa).is_dir():
         arguments.append("eval=checks")  # eval=auto would ask questions that are not there
     if cfg.outputs != "outputs":
         arguments.append(typed("outputs", cfg.outputs))
-    arguments += elsewhere(cfg, folder)
+    arguments += data_root_override(cfg, folder)
     usual = EvaluateConfig()
     for key in ("offline", "trainer.accelerator", "trainer.compute_dtype", "plugins.allow"):
         if value_of(cfg, key) != value_of(usual, key):
@@ -133,14 +133,13 @@ def checked(arguments: list[str], flags: list[str]) -> TrainConfig:
     """Compose and check a command line of `train.py` as it would be typed.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it would be refused.
     """
-    line = CommandLine.parse([*flags, *quote_texts(arguments)])
-    return check(compose_checked("train", line)[0], TrainConfig)
+    return compose_jobs("train", CommandLine.parse([*flags, *quote_texts(arguments)]))[0].checked
 
 
 def differing(cfg: TrainConfig, other: TrainConfig) -> Iterator[str]:
-    """List what has to be said for a later run to have the data, shapes and devices of this one."""
+    """Yield the overrides that give a later run the data, shapes and devices of this one."""
     keys = [f"{name}.{field.name}" for name in SECTIONS for field in dataclasses.fields(getattr(cfg, name))]
     own = ["tokenizer.vocab_size"] * (cfg.stage.name == StageName.tokenizer)  # a checkpoint brings its tokenizer along
     for key in (*SINGLE, *own, *keys):
@@ -149,7 +148,7 @@ def differing(cfg: TrainConfig, other: TrainConfig) -> Iterator[str]:
 
 
 def differing_batch(cfg: TrainConfig, other: TrainConfig) -> Iterator[str]:
-    """List the settings of the batch that a later stage which counts as this one may share."""
+    """Yield the overrides of the batch that a later stage can share if it counts the batch in the same unit."""
     for key in BATCH if cfg.stage.counts_tokens and other.stage.counts_tokens else BATCH[:1]:
         if value_of(cfg, key) != value_of(other, key) and cfg.stage.name != StageName.tokenizer:
             yield typed(key, value_of(cfg, key))
@@ -163,7 +162,7 @@ def value_of(cfg: Any, key: str) -> Any:
 
 
 def typed(key: str, value: Any) -> str:
-    """Write a setting as plainly as it is still read as the same value, before the shell's quotes."""
+    """Write a setting as plainly as the same value can be read back, before the shell's quotes."""
     if not isinstance(value, str):
         return f"{key}={in_hydra(value)}"
     value = str(value)
@@ -173,7 +172,7 @@ def typed(key: str, value: Any) -> str:
 
 
 def program(command: str) -> list[str]:
-    """Give how a command is called here: a script as this one was, else the installed program where there is one."""
+    """Return how a command is called here: as a script if this one was, else as the installed program, if any."""
     script = Path(sys.argv[0])
     bin_folder = Path(sys.executable).parent
     python = "python" if _leads_to("python", bin_folder) else _short(Path(sys.executable))
@@ -189,17 +188,17 @@ def program(command: str) -> list[str]:
 
 
 def _leads_to(name: str, folder: Path) -> bool:
-    """Say whether the shell finds a program in this folder."""
+    """Return whether the shell finds a program in this folder."""
     found = shutil.which(name)
     return found is not None and Path(found).parent.resolve() == folder.resolve()
 
 
 def _short(path: Path) -> str:
-    """Give a path as seen from here if it lies below."""
+    """Return a path relative to the working folder if it lies below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def config_flags(folder: Path | None) -> list[str]:
-    """Give the flag that hands `--config-dir` on."""
+    """Return the flag that repeats `--config-dir`."""
     return [] if folder is None or folder == config_dir() else ["--config-dir", str(folder)]

@@ -16,7 +16,7 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str]) -> int:
-    """Write a report and say where it lies; return the exit code: 0, 1 = cannot be made, 2 = bad command line."""
+    """Write a report and print where it is; return the exit code: 0, 1 = cannot be made, 2 = bad command line."""
     parser = Arguments(
         prog="nanochat-pl report",
         description="Report on runs: settings, curves, evaluations with intervals, samples, time and cost.",
@@ -39,9 +39,7 @@ def main(arguments: list[str]) -> int:
             options.runs, options.log, out=options.out, usd_per_hour=options.usd_per_hour, alone=options.alone
         )
     except (ValueError, OSError) as error:
-        from nanochat_pl.cli.train import fail
-
-        return fail(error)
+        return refuse(error, code=1)
 
 
 def write_report(
@@ -61,7 +59,7 @@ def write_report(
     blocks = report_blocks(runs, [read_text_log(path) for path in logs], usd_per_hour=usd_per_hour)
     if out is None:
         out = default_folder(runs, folders, logs)
-    pictures: dict[str, Figure] = {}  # by path without its ending; runs in different folders may bear the same names
+    pictures: dict[str, Figure] = {}  # by path without its ending; runs in different folders may have the same name
     addresses = {}
     for figure in every_figure(blocks):
         place = figure.name if figure.narrow is not None else f"plots/{figure.name}"

@@ -28,7 +28,7 @@ _COUNTS = {
     "max_message_chars": "of one message",
     "max_total_chars": "of a request",
 }
-"""Limits that are options of the same name."""
+"""Limits that are options of the same name, with their help."""
 
 
 def main(arguments: list[str]) -> int:
@@ -113,7 +113,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         cors_origins=tuple(options.cors),
         hosts=_hosts(options, listening),
         **{name: getattr(options, name) for name in _COUNTS},
-        # a character is at most twelve bytes of JSON (two escaped surrogates), beside the structure around it
+        # a character is at most twelve bytes of JSON (two escaped surrogates); the rest is for the structure around it
         max_body_bytes=12 * options.max_total_chars + 256 * options.max_messages + 65_536,
         request_timeout_s=options.request_timeout,
         context=options.context,
@@ -155,7 +155,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     )
     _log()
     _say_where(listening, bool(keys))
-    # uvicorn raises the signal that ended it once more, for whoever handled it before; that it ended well is enough
+    # uvicorn raises the signal that ended it once more, for earlier handlers; here it has done its work
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server = DrainingServer(config)
@@ -174,7 +174,7 @@ def _named(text: str) -> tuple[str | None, str]:
 
 
 def _check_numbers(options: Any) -> None:
-    """Refuse numbers that allow nothing, by the names they have on the command line."""
+    """Refuse numbers that would allow nothing, naming their options."""
     for name in ("batch_size", "queue", "queue_per_client", *_COUNTS):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -188,7 +188,7 @@ def _check_numbers(options: Any) -> None:
 
 
 def _check_origin(text: str) -> None:
-    """Refuse what no browser sends as `Origin`, since it would let nobody in."""
+    """Refuse what no browser sends as `Origin`, since it would admit nobody."""
     if text in ("*", "null"):  # null = a page that is opened as a file
         return
     try:
@@ -208,7 +208,7 @@ def _check_origin(text: str) -> None:
 
 
 def _check_host(text: str) -> None:
-    """Refuse what no client sends as the name in `Host`, since it would let nobody in."""
+    """Refuse what no client sends as `Host`, since it would admit nobody."""
     from nanochat_pl.serve.middleware import host_name
 
     if text == "*" or host_name(text) == text:
@@ -222,7 +222,7 @@ def _check_host(text: str) -> None:
 
 
 def _check_proxies(text: str | None) -> None:
-    """Refuse what is no address of a proxy, since no X-Forwarded-For would be believed."""
+    """Refuse what is not the address of a proxy, since no X-Forwarded-For would be believed."""
     for address in [] if text in (None, "*") else str(text).split(","):
         try:
             ipaddress.ip_network(address.strip())
@@ -233,7 +233,7 @@ def _check_proxies(text: str | None) -> None:
 
 
 def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
-    """Refuse paths without a model, and names that are given twice, as far as this is known without torch."""
+    """Refuse paths without a model and names that occur twice, as far as they are known without torch."""
     from nanochat_pl.checkpoint import check_model
     from nanochat_pl.paths import run_name
 
@@ -252,18 +252,18 @@ def _check_places(models: Sequence[tuple[str | None, str]]) -> None:
 
 
 def _check_names(models: Sequence[tuple[str | None, str]]) -> None:
-    """Refuse two models of one name before the first is loaded; only files whose runs have one name are opened."""
+    """Refuse two models of one name before the first is loaded; only files whose runs share a name are opened."""
     from nanochat_pl.checkpoint import check_model, read_model
     from nanochat_pl.paths import run_name
     from nanochat_pl.serve.server import model_id
 
-    given = [name for name, _ in models if name is not None]
+    taken = [name for name, _ in models if name is not None]
     here = [(source.file, path) for name, path in models if name is None and (source := check_model(path)) is not None]
-    runs = [run_name(file) for file, _ in here] + [name.partition("/")[2] for name in given]
+    runs = [run_name(file) for file, _ in here] + [name.partition("/")[2] for name in taken]
     for file, path in here:
         if runs.count(run_name(file)) > 1:
             stored = read_model(path)
-            given.append(model_id(stored.stage, stored.file, given))
+            taken.append(model_id(stored.stage, stored.file, taken))
 
 
 def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
@@ -288,7 +288,7 @@ def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before a model is loaded, so that a port that is in use is an error at once."""
+    """Bind the port before a model is loaded, so that a port in use is an error at once."""
     if not 0 <= port <= 65_535:
         raise ValueError(f"--port {port} must lie between 0 (any free one) and 65535")
     try:
@@ -303,10 +303,10 @@ def _is_loopback(listening: socket.socket) -> bool:
 
 
 def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
-    """Return the names that a server may be called by; none = any name.
+    """Return the host names that requests may use; none = any name.
 
-    A server that only its own machine reaches, be it through a proxy, knows its own names and those it is given. A
-    server that others reach has names that it does not know, unless they are given.
+    A server that only its own machine reaches, directly or through a proxy, knows all its names. A server that other
+    machines reach has names that it cannot know, so that any name is allowed unless --allow-host lists them.
     """
     from nanochat_pl.serve.middleware import host_name
 
@@ -340,7 +340,7 @@ def _say_where(listening: socket.socket, has_key: bool) -> None:
 
 
 def _log() -> None:
-    """Write warnings, and one line for each request, to stderr."""
+    """Log warnings, and one line for each request, to standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     access = logging.getLogger("nanochat_pl.serve.access")
     handler = logging.StreamHandler()

@@ -1,7 +1,6 @@
 """One table for a sweep, with the overrides and final figures of each job, rewritten whenever a job ends."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat_pl.paths import atomic_file
+from nanochat_pl.paths import atomic_file, read_record
 from nanochat_pl.report.terminal import print_table
 
 FIGURES = ("status", "step", "train/loss", "val/loss", "val/bpb", "best", "best_step", "median_tok_per_sec", "wall_s")
@@ -52,8 +51,8 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
             key, _, value = str(override).partition("=")
             read = OverridesParser.create().parse_override(str(override)).value()
             row[key] = str(read) if isinstance(read, str) else value  # texts as they were typed, without quotes
-        summary = json.loads((job / "summary.json").read_text()) if (job / "summary.json").is_file() else {}
-        if (job / "error.txt").is_file():  # its summary, if there is one, is of an earlier session
+        summary = read_record(job / "summary.json") or {}
+        if (job / "error.txt").is_file():  # a summary would be that of an earlier session
             row |= {"status": "failed", "error": (job / "error.txt").read_text().strip()}
         else:
             row |= {name: summary.get(name) for name in FIGURES if name in summary}
@@ -66,13 +65,13 @@ def show(path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     shared = {k for k in rows[0] if k not in FIGURES and len(rows) > 1 and len({row[k] for row in rows}) == 1}
-    unsaid = {k for k in rows[0] if not any(row[k] for row in rows)}  # such as a median where a job has one row
-    columns = [k for k in rows[0] if k not in shared | unsaid | {"wall_s", "best", "best_step"}]
+    empty = {k for k in rows[0] if not any(row[k] for row in rows)}  # such as a median where a job has one row
+    columns = [k for k in rows[0] if k not in shared | empty | {"wall_s", "best", "best_step"}]
     print_table(str(path), columns, [[short(row[name]) for name in columns] for row in rows])
 
 
 def short(value: str) -> str:
-    """Round long decimals for the eye."""
+    """Round long decimals to five digits."""
     try:
         return value if "." not in value or len(value) < 8 else f"{float(value):.5g}"
     except ValueError:

@@ -14,13 +14,13 @@ from typing import Any
 
 from nanochat_pl.training.signals import Stopped, guarded, loading, say
 
-with loading():  # what takes its time, and Ctrl-C may come meanwhile
+with loading():  # this takes a while, and Ctrl-C may come meanwhile
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf, flag_override
 
-    from nanochat_pl.cli.arguments import in_words, share_cores
+    from nanochat_pl.cli.arguments import in_words, refuse, share_cores
     from nanochat_pl.cli.explain import asked_for_help
     from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
     from nanochat_pl.config import schema
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(argv: list[str]) -> int:
-    """Check a command line, then train what it asks for; returns as `main`."""
+    """Check a command line, then train what it asks for; return the exit code as `main` does."""
     share_cores()
     arguments = quote_texts(argv)
     if (code := asked_for_help("train", arguments)) is not None:
@@ -56,7 +56,7 @@ def train(argv: list[str]) -> int:
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
     if not started_by_launcher and not about_hydra(arguments):
         try:
-            logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself says what it chose
+            logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself logs its choices
             line = CommandLine.parse(arguments)
             jobs = compose_jobs("train", line)
             sweep = jobs[0].of_sweep
@@ -69,10 +69,10 @@ def train(argv: list[str]) -> int:
                     )
                 from nanochat_pl.cli.chain import run_chain
 
-                return run_chain(check(jobs[0].config, schema.TrainConfig), line.overrides, line.config_dir)
+                return run_chain(jobs[0].checked, line.overrides, line.config_dir)
             job_folder = Path("does-not-exist-yet") if sweep else None
             for each in jobs:
-                config = check(each.config, schema.TrainConfig)
+                config = each.checked
                 if not sweep and is_first_process():
                     check_free(run_dir(config.stage.name, config.run_name, config.outputs))
                 preflight(config, job_folder)
@@ -82,14 +82,14 @@ def train(argv: list[str]) -> int:
 
 
 def run_hydra(task: Any, name: str) -> int:
-    """Hand over to Hydra; turn what a job raises into an exit code."""
+    """Let Hydra run the jobs; turn what a job raises into an exit code."""
     outcome: list[int] = []
 
     def catch(cfg: DictConfig) -> Any:
         if outcome and outcome[-1] > 128:  # a signal stops the whole sweep, not one job of it
             sys.exit(outcome[-1])
         failure = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
-        failure.unlink(missing_ok=True)  # of an earlier session
+        failure.unlink(missing_ok=True)  # it is of an earlier session
         try:
             outcome.append(task(cfg))
         except Stopped as stopped:
@@ -108,18 +108,18 @@ def run_hydra(task: Any, name: str) -> int:
             close_process_group()
         return outcome[-1]
 
-    with full_errors():  # else Hydra prints a traceback of its own where it cannot make the folder of a job
+    with full_errors():  # else Hydra prints a traceback of its own if it cannot make the folder of a job
         try:
             hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name=name)(catch)()
         except OSError as error:
-            said = worded(error, error.filename or "the folder of the run")
-            return fail(WriteError(said) if said else error)
+            message = worded(error, error.filename or "the folder of the run")
+            return fail(WriteError(message) if message else error)
     return max(outcome, default=0)
 
 
 @contextlib.contextmanager
 def full_errors() -> Iterator[None]:
-    """Let Hydra hand on what it cannot do, instead of printing it and leaving the process."""
+    """Let Hydra raise its errors instead of printing them and ending the process."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -151,11 +151,11 @@ def job(cfg: DictConfig) -> int:
     finally:
         sys.argv[:] = arguments
     if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
-        say_what_next(config, folder, result, arguments[1:])
+        print_next_steps(config, folder, result, arguments[1:])
     number = result.get("signal")
     started_by_lightning = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if started_by_lightning and not is_first_process():
-        return 0  # the first process has the exit code, and would be killed if one of the others failed
+        return 0  # the first process returns the code, and would be killed if one of the others failed
     return 128 + number if number else 0
 
 
@@ -183,8 +183,8 @@ def close_process_group() -> None:
             os.environ.pop(name, None)
 
 
-def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any], arguments: list[str]) -> None:
-    """End with where the files are and what to type next; within a chain that is its own to say."""
+def print_next_steps(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any], arguments: list[str]) -> None:
+    """Print where the files are and what to type next, which the chain itself prints for its stages."""
     if result["stage"] == "tokenizer":
         print(f"done: {folder}")
     elif result["status"] != "finished":
@@ -206,13 +206,8 @@ def say_what_next(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any],
 
 
 def fail(error: BaseException) -> int:
-    """Report an error that a user can mend: one line, no traceback (NANOCHAT_DEBUG=1 shows it)."""
-    if os.environ.get("NANOCHAT_DEBUG"):
-        import traceback
-
-        traceback.print_exception(error)
-    print(f"error: {in_words(error)}", file=sys.stderr)
-    return 2 if isinstance(error, ConfigError) else 1
+    """Report an error that a user can correct; return 2 if it is in the config, else 1."""
+    return refuse(error, 2 if isinstance(error, ConfigError) else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`nanochat-pl workspace`: the layout of a dashboard, in sections by the question that their curves answer.
 
-The layout is plain data, written as YAML or JSON: any dashboard can be built from it, and it lists the metrics that
-there are. With `--push` it becomes a view of a W&B project, if the package wandb-workspaces is installed.
+The layout is plain data, written as YAML or JSON: any dashboard can be built from it, and it lists all logged metrics.
+With `--push` it becomes a view of a W&B project, if the package wandb-workspaces is installed.
 """
 
 import json
@@ -29,7 +29,7 @@ class Curves:
     metrics: Sequence[str] = ()
     """The names of the metrics that are drawn together."""
     pattern: str | None = None
-    """A regular expression in place of names, if those depend on what was evaluated."""
+    """A regular expression instead of names, where these depend on what was evaluated."""
     x: str = STEP
     log_x: bool = False
 
@@ -114,15 +114,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--push", metavar="ENTITY/PROJECT", help="save it as a view of this W&B project")
     parser.add_argument("--name", default="nanochat-pl", help="name of the view (default nanochat-pl)")
     try:
-        asked = parser.parse_args(arguments)
-        if asked.out is not None:
-            write_atomically(asked.out, _written(asked.out.suffix))
-            print(f"wrote {asked.out}")
-        if asked.push is not None:
-            print(f"saved {_push(asked.push, asked.name)}")
+        options = parser.parse_args(arguments)
+        if options.out is not None:
+            write_atomically(options.out, _written(options.out.suffix))
+            print(f"wrote {options.out}")
+        if options.push is not None:
+            print(f"saved {_push(options.push, options.name)}")
     except (ValueError, OSError) as error:
         return refuse(error)
-    if asked.out is None and asked.push is None:
+    if options.out is None and options.push is None:
         sys.stdout.write(_written(".yaml"))
     return 0
 

@@ -1,1 +1,1 @@
-"""The old home of what saved configs and notebooks may name; `training/` has the code."""
+"""Old addresses that saved configs and notebooks may name; the code is in `training/`."""
