@@ -39,8 +39,7 @@ from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.inference import pick_inference_dtype
-from nanochat_pl.runtime import pick_device
+from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.tokenizer import Tokenizer
 
 TIE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
@@ -288,7 +287,7 @@ async def check(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         state = await settled(client)
         after = server.rss_mib()
     differing = [(number, text) for number, text in told.answers if text != whole(alone[number])]
-    tie = TIE[pick_inference_dtype(options.dtype, pick_device(options.device))]
+    tie = TIE[pick_compute_dtype(options.dtype, pick_device(options.device), "engine.dtype")]
     tied = sum(lead_where_they_part(text, alone[number]) < tie for number, text in differing)
     bad = {kind: count for kind, count in told.outcomes.items() if kind not in ("200", "429", "left")}
     growth = after - before

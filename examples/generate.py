@@ -1,6 +1,6 @@
-"""Let a model continue a text, one full forward pass a token: what the engine computes, without its cache.
+"""Continue a text with a model, one full forward pass a token: the engine's computation without its cache.
 
-Run `python examples/generate.py CHECKPOINT "The sun is"`; a test holds its tokens equal to the engine's.
+Run `python examples/generate.py CHECKPOINT "The sun is"`; a test checks that its tokens equal the engine's.
 """
 
 import sys
@@ -12,11 +12,11 @@ from nanochat_pl import GPT, load_model
 
 @torch.no_grad()
 def generate(model: GPT, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """Return the likeliest next token, again and again. The engine reads each token once and keeps keys and values."""
+    """Append the likeliest token again and again. The engine reads each token once and keeps keys and values."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
         logits = model(torch.tensor([ids], device=model.device))  # (1, T, vocab_size)
-        ids.append(int(logits[0, -1].argmax()))  # only the last position says what comes next
+        ids.append(int(logits[0, -1].argmax()))  # only the last position predicts the next token
     return ids[len(prompt) :]
 
 

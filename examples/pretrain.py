@@ -1,8 +1,8 @@
-"""Pretrain a small GPT in plain PyTorch: all that `python train.py stage=base` computes, on one page.
+"""Pretrain a small GPT in plain PyTorch: everything that `python train.py stage=base` computes, on one page.
 
-Run `python examples/pretrain.py`: it takes a minute on two CPU cores, on the embedded world. The checkpoint that it
-leaves is one like any other, for `nanochat-pl chat outputs/example/base.ckpt --complete` or `init_from=` of the next
-stage. A test holds its weights equal to those of train.py, bit for bit.
+Run `python examples/pretrain.py`: it takes a minute on two CPU cores, on the embedded world. Its checkpoint
+is like any other: use it with `nanochat-pl chat outputs/example/base.ckpt --complete` or as `init_from=` of the next
+stage. A test checks that its weights equal those of train.py, bit for bit.
 """
 
 from itertools import islice
@@ -26,9 +26,9 @@ from nanochat_pl.world.write import write_microworld
 def pretrain(folder: Path, depth: int = 1, num_steps: int = 60, rows: int = 8, length: int = 256) -> float:
     """Train on the embedded world, save `base.ckpt` to `folder`, return bits per byte.
 
-    Each step sees two micro-batches of `rows` rows of `length` tokens.
+    Each step reads two micro-batches of `rows` rows of `length` tokens.
     """
-    # 1) Text: parquet files of documents, the last of them kept apart for validation.
+    # 1) Text: parquet files of documents, the last of which is for validation.
     shards = list_shards(write_microworld(folder / "world") / "text")
 
     # 2) Vocabulary: the most frequent pairs of bytes are merged until there are 2,048 tokens.
@@ -40,7 +40,7 @@ def pretrain(folder: Path, depth: int = 1, num_steps: int = 60, rows: int = 8, l
     batches = TokenBatches(shards.train, tokenizer, micro_batches=2, logical_shards=1, **shape)
     val = list(fixed_batches(TextCorpus([shards.val], tokenizer), tokens=16_384, packing="stream", **shape))
 
-    # 4) The model. It is made without weights; the seed decides those it starts with.
+    # 4) The model. It is built without weights; the seed determines the initial ones.
     torch.manual_seed(42)
     config = GPTConfig(**shape_for_depth(depth), sequence_len=length, vocab_size=tokenizer.vocab_size)
     model = GPT(config)
@@ -65,12 +65,12 @@ def pretrain(folder: Path, depth: int = 1, num_steps: int = 60, rows: int = 8, l
         if step % 10 == 0:
             print(f"step {step:3d} | loss {total:.4f}")
 
-    # 6) Bits per byte: what the model pays for unseen text, comparable between vocabularies.
+    # 6) Bits per byte: the loss on unseen text, comparable between vocabularies.
     bits_per_byte = evaluate_bpb(model, val, tokenizer.token_bytes())
     print(f"validation: {bits_per_byte:.4f} bits per byte")
     state = {f"model.{name}": weight for name, weight in model.state_dict().items()}
-    described = checkpoint_metadata("base", config, {}, tokenizer)
-    torch.save({"state_dict": state, "global_step": num_steps, "nanochat_pl": described}, folder / "base.ckpt")
+    metadata = checkpoint_metadata("base", config, {}, tokenizer)
+    torch.save({"state_dict": state, "global_step": num_steps, "nanochat_pl": metadata}, folder / "base.ckpt")
     return bits_per_byte
 
 

@@ -1,7 +1,7 @@
 """Reward right answers in plain PyTorch: what `python train.py stage=rl` computes, on one page.
 
-Run `python examples/rl.py` after `examples/sft.py`: sums that come out right are made likelier. A test holds its
-weights equal to those of train.py, bit for bit.
+Run `python examples/rl.py` after `examples/sft.py`: right answers to sums become likelier. A test checks that its
+weights equal those of train.py, bit for bit.
 """
 
 from pathlib import Path
@@ -32,12 +32,12 @@ def reward_sums(start: Path, folder: Path, num_steps: int = 20, prompts: int = 8
     rewards = []
     for step in range(num_steps):
         set_schedule(optimizers, step, num_steps, optim)
-        # 1) The model of this moment answers each question several times; a task gives each answer a reward.
-        # What an answer scored above the mean of its question is its advantage.
+        # 1) The current model answers each question several times; a task gives each answer a reward.
+        # The reward minus the mean reward of the question is the answer's advantage.
         engine.refresh()
-        asked = list(enumerate(order[step * prompts : (step + 1) * prompts].tolist()))
-        how = {"algorithm": "reinforce", "max_resamples": 0, "seed": 42, "step": step}
-        groups = roll_out(engine, questions, asked, sampling, **how).groups
+        numbered = list(enumerate(order[step * prompts : (step + 1) * prompts].tolist()))
+        options = {"algorithm": "reinforce", "max_resamples": 0, "seed": 42, "step": step}
+        groups = roll_out(engine, questions, numbered, sampling, **options).groups
         answers = [answer for group in groups for answer in group.answers]
 
         # 2) The gradient of -advantage x log-probability makes better answers likelier and worse ones less likely.

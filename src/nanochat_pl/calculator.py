@@ -1,13 +1,13 @@
 """The calculator that a model calls in the middle of its answer: arithmetic and counting letters, never `eval`.
 
-What it gets was written by a model, so any text is possible: it is taken apart into tokens of a few known kinds,
-parsed by `ast`, and walked. There are no names, no calls but `.count` of one text in another, no power, and thus
+The input was written by a model, so any text is possible: it is split into tokens of a few known kinds, parsed by
+`ast`, and evaluated node by node. There are no names, no calls but `.count` of one text in another, no power, and thus
 nothing that can run away: no value along the way has more digits than the expression has characters. No signals, no
 state: any number of threads may calculate.
 
-Numbers are computed exactly and printed as GSM8K's annotations are: 10/2 is 5, not 5.0, and 0.1+0.2 is 0.3. The
-annotations hold no value of more than three decimals; beyond six we round, as a pocket calculator does (below 1, beyond
-six significant digits). Where they write 12.50 or .5, we print 12.5 and 0.5.
+Numbers are computed exactly and printed as in GSM8K's annotations: 10/2 is 5, not 5.0, and 0.1+0.2 is 0.3. The
+annotations hold no value of more than three decimals; results are rounded to six, as on a pocket calculator (below 1,
+to six significant digits). Where the annotations have 12.50 or .5, results are 12.5 and 0.5.
 
 Differs from nanochat (2025-11): 10/2 prints 5, not 5.0; 05+1 is 6; one can count in words that contain `dir` or `file`
 ('indirect'); commas must group thousands, and those of texts stay; `%` is the remainder; counts can be added up.
@@ -45,12 +45,12 @@ _OPERATORS = {
 
 
 def calculate(expression: str) -> str | None:
-    """Return the value of an expression as the model shall read it; None = refused.
+    """Return the value of an expression as the model will read it; None = refused.
 
     Args:
         expression: numbers (`7`, `1,000`, `.5`, `05`) with `+ - * / // %`, parentheses and signs, and counts of one
-            quoted text in another (`'strawberry'.count('r')`). All else is refused and never an error: other syntax,
-            division by zero, what exceeds the limits of this module.
+            quoted text in another (`'strawberry'.count('r')`). Anything else is refused without an error: other syntax,
+            division by zero, or an expression or result beyond the limits of this module.
     """
     source = _tokens(expression.strip()) if len(expression) <= MAX_EXPRESSION_CHARS else None
     if source is None:
@@ -64,7 +64,7 @@ def calculate(expression: str) -> str | None:
 
 
 def _tokens(expression: str) -> str | None:
-    """Rewrite an expression so that `ast` reads its numbers as people do; None where a character is not ours."""
+    """Rewrite an expression so that `ast` reads its numbers as people do; None if a character is not allowed."""
     parts: list[str] = []
     position = depth = 0
     while position < len(expression):
@@ -83,12 +83,7 @@ def _tokens(expression: str) -> str | None:
 
 
 def _value(node: ast.expr) -> Fraction:
-    """Walk the tree.
-
-    Raises:
-        ValueError: at a node that is no arithmetic.
-        ZeroDivisionError: as it says.
-    """
+    """Evaluate a node, or raise ValueError if it is no arithmetic."""
     match node:
         case ast.Constant(value=int(value)):
             return Fraction(value)

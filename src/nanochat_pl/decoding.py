@@ -1,11 +1,12 @@
-"""Continuous batching: the rows that are generated together, and the session that takes them all one token further.
+"""Continuous batching: the rows that are generated together, and the session that decodes one token for all of them.
 
 A prompt is read once, its keys and values are then copied to each of its samples. Rows of all lengths share one
 key/value cache; a row that is done leaves and a waiting request takes its place, so a long answer never holds up a
 batch of short ones.
 
-With a `Calculator`, what a row writes between `<|python_start|>` and `<|python_end|>` is worked out and put behind it
-as `<|output_start|>…<|output_end|>`. These forced tokens are read one a step, like sampled ones, and count as new ones.
+With a `Calculator`, the expression that a row writes between `<|python_start|>` and `<|python_end|>` is evaluated, and
+`<|output_start|>…<|output_end|>` follows it. These forced tokens are read one a step, like sampled ones, and count as
+new ones.
 (nanochat, 2025-11)
 """
 
@@ -31,7 +32,7 @@ PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Most tokens, padding included, of the prompts that one forward reads; a longer prompt is read alone. A CPU is as fast
 with few, and prompts of similar length waste little on padding."""
 LOGPROBS_BLOCK = 128
-"""How many places of a prompt have their logits in memory at once."""
+"""How many positions of a prompt have their logits in memory at once."""
 NOT_FINITE = (
     "the model computes values that are not finite: its weights are broken or its training diverged; open an earlier "
     "checkpoint of the run"
@@ -41,7 +42,7 @@ CAPACITY_STEP = 64
 
 
 class _Row:
-    """A request with what it has so far."""
+    """A request with its tokens so far."""
 
     def __init__(self, number: int, request: Request, prompt: tuple[int, ...], room: int, stop_ids: Collection[int]):
         self.number, self.request, self.prompt, self.room = number, request, prompt, room
@@ -51,7 +52,7 @@ class _Row:
         self.restrictions = None if greedy else (request.top_k, request.top_p, request.min_p)
         self.completion = Completion()
         self.unreported: Sequence[TokenLogprobs | None] | None = None
-        """How likely the prompt was, until the first event reports it."""
+        """Log-probabilities of the prompt, until the first event reports them."""
         self.sampled: Counter[int] | None = None
         """How often each token was sampled; None = the row has no penalty."""
         self.penalties = request.repetition_penalty, request.frequency_penalty, request.presence_penalty
@@ -62,7 +63,7 @@ class _Row:
         self.done = False
 
     def take(self, sampled: int, tool: "Calculator | None", logprobs: TokenLogprobs | None) -> Event:
-        """Go on by one token: the next forced one if a tool left any, else the sampled one with its `logprobs`."""
+        """Append one token: the next forced one if a tool queued any, else the sampled one with its `logprobs`."""
         completion, forced = self.completion, bool(self.forced)
         token: int | None = self.forced.popleft() if forced else sampled
         assert token is not None
@@ -83,12 +84,12 @@ class _Row:
         return self.event(token, not forced, logprobs)
 
     def event(self, token: int | None, sampled: bool, logprobs: TokenLogprobs | None = None) -> Event:
-        """Report a token, or without one that the row has ended; the first event also reports the prompt."""
-        of_prompt, self.unreported = self.unreported, None
-        return Event(self.number, token, sampled, self.completion if self.done else None, logprobs, of_prompt)
+        """Return the event of a token, or without one of the row's end; the first event also reports the prompt."""
+        prompt_logprobs, self.unreported = self.unreported, None
+        return Event(self.number, token, sampled, self.completion if self.done else None, logprobs, prompt_logprobs)
 
     def penalized(self, exempt: Collection[int]) -> dict[int, float]:
-        """Return the tokens that a penalty touches in the next place, each with what is taken off its logit."""
+        """Return the tokens that are penalized at the next position, each with the number subtracted from its logit."""
         repetition, frequency, presence = self.penalties
         sampled = Counter[int]() if self.sampled is None else self.sampled
         tokens = {*self.prompt, *self.completion.tokens} if repetition != 1 else sampled
@@ -100,7 +101,7 @@ class _Row:
 
 
 class Calculator:
-    """The tool: it follows what a row writes and queues results as forced tokens."""
+    """The tool: it reads the tokens of a row and queues results as forced tokens."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -109,7 +110,7 @@ class Calculator:
         )
 
     def watch(self, row: _Row, token: int) -> None:
-        """Take note of a sampled token; at the end of an expression, work it out."""
+        """Read a sampled token; at the end of an expression, evaluate it."""
         if token == self.start:
             row.expression = []
         elif token == self.end:
@@ -131,14 +132,14 @@ class _Prefill:
 
     cache: KVCache
     logits: Tensor
-    """(n, V), what follows each prompt."""
+    """(n, V), logits of the token after each prompt."""
     scores: dict[tuple[int, ...], tuple[int, list[TokenLogprobs | None]]]
-    """Prompt -> how many of the likeliest tokens are reported, and the report; only prompts that are to be scored."""
+    """Prompt -> how many of the likeliest tokens are reported, and the report; only of prompts that are scored."""
 
 
 @dataclass
 class _Draw:
-    """Rows that are drawn alike."""
+    """Rows with the same restrictions."""
 
     restrictions: tuple[Any, ...] | None
     """top_k, top_p, min_p; None = greedy."""
@@ -152,14 +153,14 @@ class _Draw:
 
 @dataclass
 class _Plan:
-    """What choosing the next tokens needs beside the logits.
+    """Inputs for choosing the next tokens, apart from the logits.
 
-    It is made before the model reads, because what is sent to a device that is busy waits until it is done.
+    The plan is made before the forward, because sending data to a busy device waits until it is done.
     """
 
     draws: list[_Draw]
     penalties: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    """Rows, tokens, repetition penalties and what is taken off, as `penalize` takes them; None = no row has any."""
+    """Rows, tokens, repetition penalties and subtracted numbers, as `penalize` takes them; None = no row has any."""
 
 
 class DecodingSession:
@@ -182,7 +183,7 @@ class DecodingSession:
         self._context_tokens = context_tokens or model.config.sequence_len
         self._waiting: deque[_Row] = deque()
         self._waiting_for: Counter[tuple[int, ...]] = Counter()
-        self._read: dict[tuple[int, ...], tuple[_Prefill, int]] = {}  # prompts of which some samples still wait
+        self._read: dict[tuple[int, ...], tuple[_Prefill, int]] = {}  # prompts with waiting samples
         self._active: list[_Row] = []  # in the order of the cache's rows
         self._cache: KVCache | None = None
         self._capacity = 0
@@ -191,10 +192,10 @@ class DecodingSession:
         """How many requests wait or run."""
 
     def submit(self, request: Request) -> int:
-        """Queue a request and return the number its events will bear: 0, 1, 2, …
+        """Queue a request and return the number of its events: 0, 1, 2, …
 
         Raises:
-            ValueError: for a prompt that is empty, leaves no room or holds an unknown id; for settings out of range.
+            ValueError: the prompt is empty, leaves no room or holds an unknown id, or a setting is out of range.
         """
         number, prompt = self._num_submitted, tuple(request.prompt)
         if self._penalties:
@@ -209,7 +210,7 @@ class DecodingSession:
         return number
 
     def cancel(self, number: int) -> Completion | None:
-        """End a request before its time; return what it has so far, or None if it has ended already."""
+        """End a request early; return its completion so far, or None if it has ended already."""
         for row in (*self._active, *self._waiting):
             if row.number == number and not row.done:
                 row.done = True
@@ -219,7 +220,7 @@ class DecodingSession:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Take every active row one token further, let waiting requests enter, and report every row's new token.
+        """Decode one token for every active row, let waiting requests enter, and return the events.
 
         A request's first token comes in the step in which it enters.
         """
@@ -229,14 +230,14 @@ class DecodingSession:
         gone = [slot for slot, row in enumerate(self._active) if row.done]
         if gone and self._cache is not None:
             self._active = [self._active[slot] for slot in self._cache.drop_rows(gone)]
-        # 2) All rows that are left read their last token together, in one forward, and each draws its next one with its
-        #    own settings and random stream. The plan comes first: sending it would wait for a device that computes.
+        # 2) The remaining rows read their last token together, in one forward, and each draws its next one with its own
+        #    settings and random stream. The plan comes first: sending it would wait for a device that computes.
         running = self._active
         if running:
             plan = self._plan(running)
             self._choose(running, plan, self._read_tokens(running), events)
-        # 3) Waiting requests take the free rows. Each prompt is read once, several in one forward, and what follows it
-        #    gives the first token of all its samples; the next step takes them further.
+        # 3) Waiting requests take the free rows. Each prompt is read once, several in one forward, and its last logits
+        #    give the first token of all its samples; the next step continues them.
         for rows, prefill, index in self._enter(events):
             self._active = self._active + rows
             self._choose(rows, self._plan(rows), prefill.logits[index], events)
@@ -244,7 +245,7 @@ class DecodingSession:
         return events
 
     def _enter(self, events: list[Event]) -> Iterator[tuple[list[_Row], _Prefill, list[int]]]:
-        """Give waiting rows the free places of the cache; yield those together whose prompts were read together."""
+        """Assign free rows of the cache to waiting requests; yield those together whose prompts were read together."""
         entering: list[_Row] = []
         while self._waiting and len(self._active) + len(entering) < self._batch_size:
             row = self._waiting.popleft()
@@ -275,19 +276,19 @@ class DecodingSession:
         self._waiting_for = +self._waiting_for
 
     def _read_entering(self, rows: Sequence[_Row]) -> None:
-        """Read the prompts that were not read yet, and report to the rows that ask how likely theirs is."""
-        asked: dict[tuple[int, ...], int] = {}  # prompt -> how many of the likeliest tokens are reported in each place
+        """Read the unread prompts, and attach log-probabilities to the rows that request those of their prompt."""
+        counts: dict[tuple[int, ...], int] = {}  # prompt -> how many of the likeliest tokens are reported
         for row in rows:
             if (count := row.request.prompt_logprobs) is not None:
-                asked[row.prompt] = max(count, asked.get(row.prompt, 0))
+                counts[row.prompt] = max(count, counts.get(row.prompt, 0))
 
         def is_known(prompt: tuple[int, ...]) -> bool:
             read = self._read.get(prompt)
-            return read is not None and asked.get(prompt, -1) <= read[0].scores.get(prompt, (-1,))[0]
+            return read is not None and counts.get(prompt, -1) <= read[0].scores.get(prompt, (-1,))[0]
 
         unread = {row.prompt for row in rows if not is_known(row.prompt)}
         for prompts in _portions(sorted(unread, key=len, reverse=True), self._model.device.type):
-            prefill = self._read_prompts(prompts, asked)
+            prefill = self._read_prompts(prompts, counts)
             self._read |= {prompt: (prefill, i) for i, prompt in enumerate(prompts)}
         for row in rows:
             if (count := row.request.prompt_logprobs) is not None:
@@ -311,8 +312,8 @@ class DecodingSession:
         # CPUs compute attention several times faster in fp32, even where they multiply by weights faster in bf16
         return KVCache(self._model.config, rows, capacity, device, torch.float32 if device.type == "cpu" else dtype)
 
-    def _read_prompts(self, prompts: Sequence[tuple[int, ...]], asked: Mapping[tuple[int, ...], int]) -> _Prefill:
-        """Read prompts, the longest first, in one forward; score those that are in `asked`."""
+    def _read_prompts(self, prompts: Sequence[tuple[int, ...]], counts: Mapping[tuple[int, ...], int]) -> _Prefill:
+        """Read prompts, the longest first, in one forward; score those that are in `counts`."""
         device, lengths = self._model.device, [len(prompt) for prompt in prompts]
         padded = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
         for row, prompt in zip(padded, prompts, strict=True):
@@ -322,14 +323,14 @@ class DecodingSession:
         hidden = self._model.hidden(padded.to(device), kv_cache=cache)
         cache.advance(lengths)
         scores = {
-            prompt: (asked[prompt], self._prompt_logprobs(prompt, row, asked[prompt]))
+            prompt: (counts[prompt], self._prompt_logprobs(prompt, row, counts[prompt]))
             for prompt, row in zip(prompts, hidden, strict=True)
-            if prompt in asked
+            if prompt in counts
         }
         return _Prefill(cache, self._model.logits(hidden[torch.arange(len(prompts), device=device), last]), scores)
 
     def _prompt_logprobs(self, prompt: Sequence[int], hidden: Tensor, count: int) -> list[TokenLogprobs | None]:
-        """Score each token of a prompt by the states (T, C) before it; the first has none before it."""
+        """Score each token of a prompt by the hidden state (T, C) before it; the first has none."""
         scores: list[TokenLogprobs | None] = [None]
         for start in range(0, len(prompt) - 1, LOGPROBS_BLOCK):
             tokens = prompt[start + 1 : start + 1 + LOGPROBS_BLOCK]
@@ -338,12 +339,12 @@ class DecodingSession:
             top = logs.topk(count)
             if not all(map(math.isfinite, own)):
                 raise ValueError(NOT_FINITE)
-            rivals = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            scores += [TokenLogprobs(log, tuple(zip(ids, values))) for log, (ids, values) in zip(own, rivals)]
+            likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            scores += [TokenLogprobs(log, tuple(zip(ids, values))) for log, (ids, values) in zip(own, likeliest)]
         return scores
 
     def _read_tokens(self, rows: Sequence[_Row]) -> Tensor:
-        """Read the last token of each row; return the logits (B, V) of what follows."""
+        """Read the last token of each row; return the logits (B, V) of the next one."""
         assert self._cache is not None
         tokens = torch.tensor([row.completion.tokens[-1:] for row in rows], device=self._model.device)
         hidden = self._model.hidden(tokens, kv_cache=self._cache)
@@ -351,7 +352,7 @@ class DecodingSession:
         return self._model.logits(hidden[:, 0])
 
     def _plan(self, rows: Sequence[_Row]) -> _Plan:
-        """Sort rows by how they are drawn, draw random numbers, and send these and the penalties to the device."""
+        """Group rows by their restrictions, draw random numbers, and send these and the penalties to the device."""
         device = _sampling_device(self._model.device)
         groups: dict[Any, list[int]] = {}
         for place, row in enumerate(rows):
@@ -361,7 +362,7 @@ class DecodingSession:
             index = None if len(groups) == 1 else torch.tensor(places, device=device)
             numbers = None
             if restrictions is not None:
-                # for a forced token no number is needed: what is drawn for it is thrown away
+                # a forced token needs no number: the token that is drawn in its place is dropped
                 uniform = [0.0 if rows[place].forced else rows[place].random() for place in places]
                 temperatures = [rows[place].request.temperature for place in places]
                 numbers = torch.tensor([uniform, temperatures], dtype=torch.float64, device=device)
@@ -376,15 +377,15 @@ class DecodingSession:
         """
         drawn, logits = [], logits.to(_sampling_device(logits.device))
         finite = logits.amax(dim=-1).isfinite().all()  # a NaN is the largest of any row
-        wanted = logits if plan.penalties is None else penalize(logits.float(), *plan.penalties)
+        penalized = logits if plan.penalties is None else penalize(logits.float(), *plan.penalties)
         for draw in plan.draws:
-            part = wanted if draw.index is None else wanted.index_select(0, draw.index)
+            part = penalized if draw.index is None else penalized.index_select(0, draw.index)
             if draw.restrictions is None or draw.numbers is None:
                 drawn.append(part.argmax(dim=-1))
             else:
                 uniform, temperature = draw.numbers
                 drawn.append(sample(part, uniform, temperature.float(), *draw.restrictions))
-        *tokens, is_finite = torch.cat([*drawn, finite[None]]).tolist()  # the one place where the device is waited for
+        *tokens, is_finite = torch.cat([*drawn, finite[None]]).tolist()  # the only wait for the device
         if not is_finite:
             raise ValueError(NOT_FINITE)
         places = [place for draw in plan.draws for place in draw.places]
@@ -392,23 +393,23 @@ class DecodingSession:
         events.extend(rows[p].take(token, self._tool, scores.get(p)) for p, token in zip(places, tokens, strict=True))
 
     def _penalties_of(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Send the penalties of those rows to the device that have any; see `_Plan.penalties`."""
+        """Send the rows' penalties to the device; see `_Plan.penalties`."""
         tool, device = self._tool, _sampling_device(self._model.device)
         exempt = () if tool is None else (tool.start, tool.end, tool.output_start, tool.output_end)
         places: list[int] = []
         tokens: list[int] = []
-        numbers: list[tuple[float, float]] = []  # repetition penalty, what is taken off
+        numbers: list[tuple[float, float]] = []  # repetition penalty, subtracted
         for place, row in enumerate(rows):
             if row.sampled is not None and not row.forced:
-                touched = row.penalized(exempt)
-                places += [place] * len(touched)
-                tokens += touched
-                numbers += [(row.penalties[0], taken_off) for taken_off in touched.values()]
+                subtracted = row.penalized(exempt)
+                places += [place] * len(subtracted)
+                tokens += subtracted
+                numbers += [(row.penalties[0], number) for number in subtracted.values()]
         if not places:
             return None
-        of_row, of_token = torch.tensor([places, tokens], device=device)
-        repetition, subtracted = torch.tensor(numbers, dtype=torch.float32, device=device).unbind(1)
-        return of_row, of_token, repetition, subtracted
+        row_index, token_index = torch.tensor([places, tokens], device=device)
+        repetition, subtraction = torch.tensor(numbers, dtype=torch.float32, device=device).unbind(1)
+        return row_index, token_index, repetition, subtraction
 
 
 def _logprobs(rows: Sequence[_Row], logits: Tensor, tokens: dict[int, int]) -> dict[int, TokenLogprobs]:
@@ -426,7 +427,7 @@ def _logprobs(rows: Sequence[_Row], logits: Tensor, tokens: dict[int, int]) -> d
 
 
 def _sampling_device(device: torch.device) -> torch.device:
-    """Return where tokens are drawn: where the model is, except on MPS, which has no double precision."""
+    """Return the device that draws tokens: the model's, except for MPS, which has no double precision."""
     return torch.device("cpu") if device.type == "mps" else device
 
 

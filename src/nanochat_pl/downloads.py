@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub, fetched whole through trouble.
+"""Downloads from the Hugging Face hub that survive interruptions.
 
 A download continues where an earlier one broke off, is checked against the hub's size and hash, and only then gets its
-name. What may pass (no connection, server errors) is tried again for about twenty seconds; for what does not, the error
-says how it can be mended.
+name. After a transient failure (no connection, server errors) it is tried again for about twenty seconds; for any other
+failure, the error names the remedy.
 
 Addresses, headers and metadata are huggingface_hub's. The transfer is ours, because its own (2.4) would break promises:
 `hf_hub_download` begins again after a kill, fetches a file once for each process that asks and deletes it under the
@@ -48,7 +48,7 @@ def fetch_hub_file(
     """Return ``dest``, downloaded from a Hugging Face repository unless it is there already.
 
     Several processes may ask for one file: the first downloads, the others wait. An interrupted download leaves
-    ``.<name>.<hash>.partial`` beside ``dest``, and the next call continues it.
+    ``.<name>.<hash>.partial`` next to ``dest``, and the next call continues it.
 
     Args:
         repo: ``owner/name``.
@@ -60,8 +60,8 @@ def fetch_hub_file(
         endpoint: Address of the hub; None = the variable ``HF_ENDPOINT``, else huggingface.co.
 
     Raises:
-        FileNotFoundError: If the file is not here and cannot be had: offline, unknown to the hub, no access, or the hub
-            could not be reached in several attempts.
+        FileNotFoundError: If the file is not here and cannot be fetched: offline, unknown to the hub, no access, or the
+            hub could not be reached in several attempts.
         OSError: If it cannot be written (no space left).
     """
     dest = Path(dest)
@@ -84,16 +84,16 @@ def fetch_hub_file(
         if not dest.is_file():  # else another process was faster
             log.info("fetching %s from %s", what, url)
             again = f"run again to continue, or put the file at {dest}"
-            _patiently(lambda: _download(url, dest), f"could not fetch {what} from {url}", again)
+            _with_retries(lambda: _download(url, dest), f"could not fetch {what} from {url}", again)
     return dest
 
 
 def fetch_hub_files(
     repo: str, filenames: Sequence[str], folder: str | Path, *, num_threads: int = 4, **options: Any
 ) -> list[Path]:
-    """Fetch several files of one repository into ``folder`` under their own names; options as of `fetch_hub_file`.
+    """Fetch several files of one repository into ``folder`` under their own names; see `fetch_hub_file`.
 
-    After an error the files that arrived stay, and the next call fetches the rest.
+    After an error the complete files stay, and the next call fetches the rest.
     """
 
     def fetch(filename: str) -> Path:
@@ -106,11 +106,11 @@ def fetch_hub_files(
 def list_hub_files(
     repo: str, *, repo_type: RepoType = "dataset", revision: str = "main", endpoint: str | None = None
 ) -> list[str]:
-    """List the files of a Hugging Face repository by their paths in it; arguments as of `fetch_hub_file`.
+    """List the paths of all files in a Hugging Face repository; arguments are those of `fetch_hub_file`.
 
     Raises:
-        FileNotFoundError: If the listing cannot be had: offline, unknown to the hub, no access, or the hub could not be
-            reached in several attempts.
+        FileNotFoundError: If the listing cannot be fetched: offline, unknown to the hub, no access, or the hub could
+            not be reached in several attempts.
     """
     from huggingface_hub import constants
 
@@ -118,11 +118,11 @@ def list_hub_files(
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"HF_HUB_OFFLINE forbids listing {what}; unset that variable")
     url = f"{endpoint or constants.ENDPOINT}/api/{repo_type}s/{repo}/tree/{quote(revision, safe='')}?recursive=true"
-    return _patiently(lambda: _list(url), f"could not list {what} at {url}", "run again")
+    return _with_retries(lambda: _list(url), f"could not list {what} at {url}", "run again")
 
 
 class _BrokenDownloadError(OSError):
-    """The body is not what the hub announced."""
+    """The body differs from what the hub announced."""
 
 
 def _list(url: str) -> list[str]:
@@ -163,14 +163,14 @@ def _download(url: str, dest: Path) -> None:
             hf_raise_for_status(response)
             continues = response.status_code == 206  # else the server ignored the range and sends all of it
             with partial.open("ab" if continues else "wb") as out:
-                for chunk in response.iter_bytes():  # as they come: gathering larger ones would lose them on a break
+                for chunk in response.iter_bytes():  # unbuffered: larger chunks would be lost on a break
                     out.write(chunk)
     _check(partial, file.size, file.etag)
     move_into_place(partial, dest)
 
 
 def _check(partial: Path, size: int | None, etag: str | None) -> None:
-    """Compare with what the hub announced; remove what can never become right."""
+    """Compare the file with the hub's size and hash; remove it if continuing cannot mend it."""
     found = partial.stat().st_size
     if size is not None and found < size:
         raise _BrokenDownloadError(f"the body ended after {found} of {size} bytes")
@@ -187,13 +187,13 @@ def _check(partial: Path, size: int | None, etag: str | None) -> None:
         raise _BrokenDownloadError(wrong)
 
 
-def _patiently(action: Callable[[], _Value], failure: str, again: str) -> _Value:
-    """Try what may pass several times; for what does not, raise an error that says how it can be mended."""
+def _with_retries(action: Callable[[], _Value], failure: str, again: str) -> _Value:
+    """Try `action` again after transient failures; for other failures, raise an error with the remedy."""
     attempts = Retrying(
         stop=stop_after_attempt(_ATTEMPTS),
         wait=_WAIT,
-        retry=retry_if_exception(_may_pass),
-        before_sleep=_say_retry,
+        retry=retry_if_exception(_is_transient),
+        before_sleep=_log_retry,
         reraise=True,
     )
     try:
@@ -204,7 +204,7 @@ def _patiently(action: Callable[[], _Value], failure: str, again: str) -> _Value
             hint = "the repository is private or gated, or its name is wrong: check the name, then `hf auth login`"
         elif status == 404:
             hint = "the hub knows no such repository, revision or file; check the names"
-        elif _may_pass(error):
+        elif _is_transient(error):
             hint = f"gave up after {_ATTEMPTS} attempts; {again}"
         else:
             raise
@@ -215,20 +215,20 @@ def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Tell errors worth another attempt from final ones.
+def _is_transient(error: BaseException) -> bool:
+    """Return whether another attempt may succeed.
 
-    By exclusion, since the transport's exceptions are another class in each major version of huggingface_hub.
+    This goes by exclusion, since each major version of huggingface_hub has other classes for errors of the transport.
     """
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
-    if isinstance(error, OSError):  # a full disk, a missing right or a bad name stay as they are; connections come back
+    if isinstance(error, OSError):  # a full disk, a missing permission or a bad name persists; connections come back
         return isinstance(error, (ConnectionError, TimeoutError, _BrokenDownloadError))
     return isinstance(error, Exception) and not isinstance(error, (ValueError, TypeError, AttributeError))
 
 
-def _say_retry(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     wait_s = state.next_action.sleep if state.next_action else 0.0
     log.warning("attempt %d failed (%s); trying again in %.0f s", state.attempt_number, first_line(error), wait_s)

@@ -1,9 +1,9 @@
 """Generation of many different requests at once; RL, evaluation, terminal and server all use this engine.
 
-What a request yields depends on the model and on its own prompt, settings and random stream, but not on who shares the
-batch (up to the rounding of matrix products of another shape).
+The answer to a request depends on the model and on its own prompt, settings and random stream, but not on the other
+rows of the batch (up to the rounding of matrix products of another shape).
 Differs from nanochat (2025-11): there one random stream serves all rows, the first token is drawn once for all samples
-of a prompt, and rows that ended go on being computed until the last one ends.
+of a prompt, and finished rows are computed until the last one ends.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,8 +11,9 @@ from typing import Any
 
 from nanochat_pl.decoding import Calculator, DecodingSession
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.inference import InferenceCopy, pick_inference_dtype
+from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.requests import Completion, Event, Request, TokenLogprobs, check_request
+from nanochat_pl.runtime import pick_compute_dtype
 
 __all__ = ["Completion", "DecodingSession", "Engine", "Event", "Request", "TokenLogprobs"]
 
@@ -21,14 +22,14 @@ class Engine:
     """Generate with a model.
 
     Args:
-        model: its weights are read, never changed. The engine decodes with a copy in `dtype` and follows changes of
-            the weights whenever it begins.
+        model: its weights are read, never changed. The engine decodes with a copy in `dtype`, which it updates at the
+            beginning of each session if the weights have changed.
         stop_ids: tokens that end a row; they are not part of the result.
         tokenizer: with one (`encode`, `decode`, `special_id`) the calculator is on; without, its tokens are ordinary.
-        dtype: of the copy and the cache: float32, bfloat16, or auto = bfloat16 where the device computes in it.
+        dtype: dtype of the copy and the cache: float32, bfloat16, or auto = bfloat16 where the device computes in it.
         penalties: fields of `Request` that hold for every request, such as {"repetition_penalty": 1.1}.
-        context_tokens: most tokens of a row, prompt and answer; None = the model's `sequence_len`. Up to `rotary_rows`
-            positions can be read, beyond those that the model was trained with.
+        context_tokens: most tokens of a row, prompt and answer; None = the model's `sequence_len`. It may exceed the
+            length that the model was trained with, up to `rotary_rows`.
 
     Raises:
         ValueError: when the dtype is unknown, or the model has fewer positions.
@@ -45,7 +46,7 @@ class Engine:
     ):
         self.model = model
         self.stop_ids = frozenset(stop_ids)
-        self.dtype = pick_inference_dtype(dtype, model.device)
+        self.dtype = pick_compute_dtype(dtype, model.device, "engine.dtype")
         self.context_tokens = model.config.sequence_len if context_tokens is None else context_tokens
         if not 1 <= self.context_tokens <= model.config.rotary_rows:
             raise ValueError(
@@ -59,14 +60,14 @@ class Engine:
     def refresh(self) -> None:
         """Read the model's weights again.
 
-        Needed only after changes that torch does not count, such as those through `.data`; all others are noticed.
+        This is needed only after changes that torch does not count, such as those through `.data`.
         """
         self._copy.refresh()
 
     def session(self, batch_size: int = 32) -> DecodingSession:
-        """Begin generation that can be added to while it runs, `batch_size` rows at once.
+        """Begin a session of `batch_size` rows, to which requests can be added while it runs.
 
-        The weights are those of now: do not change them before the session ends.
+        Do not change the model's weights before the session ends.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -89,7 +90,7 @@ class Engine:
                 tokens excepted; False ends that request.
 
         Returns:
-            What each request yielded, in the requests' order.
+            The completion of each request, in the order of the requests.
 
         Raises:
             ValueError: for a prompt that is empty, leaves no room or holds an unknown id; for settings out of range.

@@ -1,9 +1,9 @@
-"""Where artefacts lie, and how files get there whole.
+"""Paths of artefacts, and atomic writing of files.
 
-Where a run lies and which checkpoint a path stands for is decided here alone, for every stage and command. A file under
-its final name is always complete: `atomic_file` writes it beside its place, flushes it to the disk and renames it.
-Errors of the system while writing are worded here, too (`writing`). No torch is imported: messages about a wrong path
-must come within a second.
+This module alone decides where a run lies and which checkpoint a path stands for, for every stage and command. A file
+under its final name is always complete: `atomic_file` writes a temporary file next to it, flushes that to disk and
+renames it. System errors while writing are worded here, too (`writing`). No torch is imported, since errors about a
+wrong path must come within a second.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ODD = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOENT, errno.EINVAL)
 _FAILED_WRITE = re.compile(r"PytorchStreamWriter|write failed|os error \d+|I/O error|unexpected pos")
-"""How torch and safetensors report a file that cannot be written."""
+"""Errors of torch and safetensors about a file that cannot be written."""
 
 
 class WriteError(OSError):
-    """A file cannot be written; the message names it, the reason and the remedy. The file that was there is whole."""
+    """A file cannot be written; the message names it, the reason and the remedy. An existing file stays unchanged."""
 
 
 def run_dir(stage: str, run_name: str, root: str | Path = "outputs") -> Path:
@@ -87,7 +87,7 @@ def run_label(checkpoint: Path) -> str:
 def first_distinct(*choices: Sequence[str]) -> list[str] | None:
     """Return the first of several lists of labels in which no label occurs twice, or None.
 
-    Every list of checkpoints or runs that is shown gets its labels so, from the shortest kind to the longest.
+    Every list of checkpoints or runs that is shown gets its labels this way, from the shortest kind to the longest.
     """
     return next((list(labels) for labels in choices if len(set(labels)) == len(labels)), None)
 
@@ -100,7 +100,7 @@ def checkpoint_file(path: str | Path) -> Path:
             of that name: ``outputs/sft/d4/last``.
 
     Raises:
-        FileNotFoundError: If there is none of these; lists what there is.
+        FileNotFoundError: If there is none of these; the message lists the folder's content.
     """
     path = Path(path)
     if path.is_file():
@@ -121,7 +121,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def run_name(file: Path) -> str:
-    """Name a file of weights by its run, with its own name where it is neither the run's best nor its last."""
+    """Return the name of a checkpoint's run, followed by the file's own name unless it is the run's best or last."""
     return run_folder(file).name + ("" if file.stem in ("best", "last") else f"/{file.stem}")
 
 
@@ -150,10 +150,10 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = worded(error, path)
-        if said is None:
+        message = worded(error, path)
+        if message is None:
             raise
-        raise WriteError(said) from error
+        raise WriteError(message) from error
 
 
 def first_line(error: BaseException | None) -> str:
@@ -164,8 +164,8 @@ def first_line(error: BaseException | None) -> str:
 def reason(error: BaseException) -> str:
     """Return in this project's words why the content of a file could not be used.
 
-    Errors that this project raised are understandable as they are. Those of Python and of libraries speak of their own
-    insides: only their kind is told, and NANOCHAT_DEBUG=1 shows the traceback.
+    Errors that this project raised are returned as they are. Those of Python and of libraries describe their own
+    internals: only their kind is returned, and NANOCHAT_DEBUG=1 shows the traceback.
     """
     if isinstance(error, json.JSONDecodeError):
         return f"it is no JSON, at character {error.pos}"
@@ -190,7 +190,7 @@ def reason(error: BaseException) -> str:
 
 
 def worded(error: Exception, path: str | Path | None = None) -> str | None:
-    """Return which file the system could not write or read and what to do; None for any other error.
+    """Return a message that names the file that could not be written or read and the remedy; None for other errors.
 
     Args:
         error: the exception as caught.
@@ -208,7 +208,7 @@ def worded(error: Exception, path: str | Path | None = None) -> str | None:
     named = error.filename if isinstance(error, OSError) else None
     if isinstance(named, bytes):
         named = os.fsdecode(named)
-    if path is not None and (named is None or Path(str(named)).name.startswith(".")):  # a temporary file beside it
+    if path is not None and (named is None or Path(str(named)).name.startswith(".")):  # a temporary file next to it
         named = path
     what, reason = str(named) if named is not None else "a file", os.strerror(number).lower()
     if number in _FULL:
@@ -217,7 +217,7 @@ def worded(error: Exception, path: str | Path | None = None) -> str | None:
             f"cannot write {what} ({reason}{free}); free some space, or choose a folder on a larger disk (outputs=, "
             "--out)"
         )
-    if path is None:  # perhaps it was only to be read
+    if path is None:  # perhaps it was only read
         return f"cannot use {what} ({reason})"
     if number in _CLOSED:
         return f"cannot write {what} ({reason}); choose a folder that you may write to (outputs=, --out), or allow it"
@@ -225,12 +225,12 @@ def worded(error: Exception, path: str | Path | None = None) -> str | None:
 
 
 def free_bytes(path: Path) -> int:
-    """Return how many bytes may be written where a path lies or would lie."""
+    """Return the free bytes on the disk of a path, which need not exist."""
     return shutil.disk_usage(_existing(path)).free
 
 
 def check_place(folder: Path) -> None:
-    """Raise `WriteError` unless a folder is there or can be made, and written to; nothing is written."""
+    """Raise `WriteError` unless a folder exists or can be made, and is writable; nothing is written."""
     place = _existing(folder)
     if not place.is_dir():
         raise WriteError(f"cannot make the folder {folder}: {place} is a file; choose another place (outputs=)")
@@ -241,17 +241,17 @@ def check_place(folder: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """Return the path itself or the nearest of its parents that is there."""
+    """Return the path itself or the nearest of its parents that exists."""
     path = path.absolute()
     return next((place for place in (path, *path.parents) if place.exists()), Path(path.anchor))
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; the file written there becomes ``path`` if the block ends well.
+    """Yield a temporary path next to ``path``; the file written there becomes ``path`` if the block succeeds.
 
-    After an error, also a full disk or Ctrl-C, ``path`` is as it was and the temporary file is gone. Parent folders are
-    made. Afterwards file and rename are on the disk (fsync), so that not even a power cut leaves half a file.
+    After an error, including a full disk or Ctrl-C, ``path`` is unchanged and the temporary file is gone. Parent
+    folders are made. Afterwards file and rename are on disk (fsync), so that not even a power cut leaves half a file.
 
     Raises:
         WriteError: If it cannot be written.
@@ -274,7 +274,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Give the bytes of ``source`` a second name, atomically: a hard link, or a copy where the disk has no links."""
+    """Make ``path`` another name of ``source``, atomically: a hard link, or a copy if the disk has no links."""
     with atomic_file(path) as temporary:
         try:
             os.link(source, temporary)
@@ -283,7 +283,7 @@ def link_or_copy(source: Path, path: Path) -> None:
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Rename a file that was written whole to its final name in the same folder, and flush both to the disk."""
+    """Rename a complete file to its final name in the same folder, and flush both to the disk."""
     with temporary.open("r+b") as written:
         os.fsync(written.fileno())
     temporary.replace(path)

@@ -1,6 +1,7 @@
-"""What the engine is asked for and what it gives back, and the range of every setting.
+"""The engine's requests, events and completions, and the range of every setting.
 
-Each setting belongs to one request, none to the batch. No torch here: command lines check their numbers with `RANGES`.
+Each setting belongs to one request, none to the batch. This module imports no torch, since command lines check their
+numbers with `RANGES`.
 """
 
 import math
@@ -21,7 +22,7 @@ class Range:
     above: bool = False
     """Whether `low` itself is not allowed."""
     words: str = ""
-    """What an error says instead of the bounds."""
+    """Description in an error instead of the bounds."""
 
     def __contains__(self, value: float) -> bool:
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
@@ -52,7 +53,7 @@ _OFF = {
     "frequency_penalty": "0 = none",
     "presence_penalty": "0 = none",
 }
-"""Setting -> how it is switched off, for errors."""
+"""Setting -> how to switch it off, for errors."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Request:
     """
 
     prompt: Sequence[int]
-    """At least one token, fewer than the model's `sequence_len`; as many where no new one is wanted."""
+    """At least one token, and fewer than the model's `sequence_len` (or as many, without new tokens)."""
     max_new_tokens: int
-    """Most new tokens, those of tools among them; the end of the context may come first."""
+    """Limit on new tokens, including those of tools; the end of the context may come first."""
     temperature: float = 0.0
     """0 = greedy: the most likely token."""
     top_k: int | None = None
@@ -75,19 +76,19 @@ class Request:
     min_p: float | None = None
     """Sample among tokens at least this many times as likely as the most likely one; None = all."""
     seed: int | str = 0
-    """Names the row's random stream: equal seed, settings and prompt give equal tokens."""
+    """Name of the row's random stream: equal seed, settings and prompt give equal tokens."""
     stop_ids: Collection[int] | None = None
     """Tokens that end the row; None = the engine's."""
     logprobs: int | None = None
-    """Report how likely each sampled token was, and this many of the likeliest in its place; None = do not."""
+    """Report each sampled token's log-probability, and this many of the likeliest at its position; None = do not."""
     prompt_logprobs: int | None = None
-    """The same for each token of the prompt, given what stands before it; `max_new_tokens` may then be 0."""
+    """The same for each token of the prompt, given those before it; `max_new_tokens` may then be 0."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens of the prompt and of what follows it are less likely to come again; below 1, more. 1 = off."""
+    """Above 1, tokens of the prompt and the answer are less likely to be repeated; below 1, more. 1 = off."""
     frequency_penalty: float = 0.0
-    """Taken off a token's logit for each time it was sampled before. 0 = off."""
+    """Subtracted from a token's logit for each time it was sampled before. 0 = off."""
     presence_penalty: float = 0.0
-    """Taken off the logit of each token that was sampled before. 0 = off.
+    """Subtracted from the logit of each token that was sampled before. 0 = off.
 
     No penalty touches the tokens that end a row or call a tool. All of them hold for greedy rows too, and before the
     temperature."""
@@ -95,32 +96,32 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """How likely a token was to the model itself: before penalties, temperature, top-k, top-p and min-p."""
+    """A token's log-probability by the model itself: before penalties, temperature, top-k, top-p and min-p."""
 
     logprob: float
     """Natural logarithm of the token's probability."""
     top: tuple[tuple[int, float], ...]
-    """The likeliest tokens and their logarithms, the likeliest first; as many as were asked for."""
+    """The requested number of likeliest tokens with their logarithms, the likeliest first."""
 
 
 @dataclass
 class Completion:
-    """What a request yielded."""
+    """The result of a request."""
 
     tokens: list[int] = field(default_factory=list)
-    """New tokens, those of tools among them; the stop token is left out."""
+    """New tokens, including those of tools, without the stop token."""
     mask: list[int] = field(default_factory=list)
     """1 = sampled by the model, 0 = put there by a tool."""
     stop_token: int | None = None
-    """The token that ended it; None = it was cut by its length, or by whoever listened."""
+    """The token that ended it; None = it reached its limit or was cancelled."""
     tool_calls: int = 0
-    """Expressions the model handed to the calculator."""
+    """How many expressions the model gave to the calculator."""
     tool_errors: int = 0
     """How many of these expressions had no result."""
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    """One for each token, None for those of a tool; empty where the request asked for none."""
+    """One for each token, None for those of a tool; empty if not requested."""
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    """One for each token of the prompt, None for the first; empty where none were asked for."""
+    """One for each token of the prompt, None for the first; empty if not requested."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +130,20 @@ class Event:
 
     id: int
     token: int | None
-    """The new token; None where the row ended without one (by a stop token, or no room)."""
+    """The new token; None if the row ended without one (by a stop token, or without room)."""
     sampled: bool
     completion: Completion | None
-    """Everything the request yielded, with its last event."""
+    """The request's result, in its last event."""
     logprobs: TokenLogprobs | None = None
-    """How likely the token was, if it was sampled and the request asked; a stop token has this too."""
+    """The token's log-probabilities, if it was sampled and they were requested; a stop token has them too."""
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
-    """How likely the prompt was, with the row's first event, if the request asked."""
+    """The prompt's log-probabilities, in the row's first event, if requested."""
 
 
 def check_request(
     request: Request, prompt: Sequence[int], name: str, config: GPTConfig, context_tokens: int | None = None
 ) -> None:
-    """Raise ValueError, with the remedy, for what cannot be generated."""
+    """Raise ValueError, with the remedy, if the request cannot be generated."""
     for setting, allowed in RANGES.items():
         value = getattr(request, setting)
         if value is not None and value not in allowed:

@@ -1,8 +1,8 @@
 """Rows of JSON, JSON Lines and CSV files as plain Python values, exactly as they are written.
 
 The libraries' readers guess: pandas reads the text "None" as a missing value, Arrow reads a date out of a text, and
-both merge keys that stand twice. This module guesses nothing, and every error names its line. Compressed files are
-unpacked, and an error about a file that is not what its name says tells what it is.
+both merge duplicate keys. This module guesses nothing, and every error names its line. Compressed files are unpacked,
+and if a file's content does not fit its name, the error names the actual kind.
 """
 
 import codecs
@@ -60,7 +60,7 @@ _KINDS = {
     rb"\x89PNG|\xff\xd8\xff|GIF8": "a picture; take it away",
     **{mark: f"compressed by {name}; {_UNPACK}" for name, mark in _PACKED_MARKS.items()},
 }
-"""How files of other kinds begin, what they are, and what to do with them."""
+"""Beginnings of files of other kinds, with the kind and the remedy."""
 _PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 _HEAD_BYTES = 512
 _NEEDED = {
@@ -69,7 +69,7 @@ _NEEDED = {
     "Expecting ':'": "a colon",
     "Expecting ','": "a comma or a closing bracket",
 }
-"""What Python's parser says, and what JSON has at such a place."""
+"""Error of Python's parser -> what JSON has at this position."""
 
 
 class JsonValue(NamedTuple):
@@ -79,7 +79,7 @@ class JsonValue(NamedTuple):
     """The line, or the element's place in the list, counted from 1."""
     value: Any
     fault: str | None = None
-    """What is wrong with it; `value` is None then."""
+    """The error, if the value is invalid; `value` is None then."""
     unit: str = "line"
     """What `number` counts: line or element."""
 
@@ -89,7 +89,7 @@ class _TwiceError(ValueError):
 
 
 def form(file: Path) -> str:
-    """Return the ending that says what a file holds, in lower case and without the ending of a compression."""
+    """Return the ending that names a file's format, in lower case and without the ending of a compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -97,7 +97,7 @@ def form(file: Path) -> str:
 
 
 def open_unpacked(file: Path) -> io.BufferedReader:
-    """Open a file for reading, unpacked if it is compressed; its first bytes tell, or else its ending.
+    """Open a file for reading, unpacked if its first bytes or else its ending show a compression.
 
     Reading raises OSError where the compressed content is damaged; see `unreadable`.
     """
@@ -114,7 +114,7 @@ def open_unpacked(file: Path) -> io.BufferedReader:
 
 
 def unreadable(file: Path, error: BaseException) -> ValueError:
-    """Return the error for a file that cannot be read: the system forbids it, it is of another kind, or damaged."""
+    """Return the error for a file that cannot be read: it is forbidden, of another kind, or damaged."""
     try:
         with file.open("rb") as content:
             kind = _kind(content.read(_HEAD_BYTES), page=True)
@@ -131,11 +131,11 @@ def unreadable(file: Path, error: BaseException) -> ValueError:
 
 
 def utf8_fault(content: bytes, page: bool = True) -> str | None:
-    """Say what a file is, by its first bytes, if it is no text in UTF-8; return None for any text.
+    """Return what a file is, by its first bytes, if it is not text in UTF-8; None for any text.
 
     Args:
         content: the file, or its first 512 bytes.
-        page: count a web page as a fault, as is right where rows are wanted.
+        page: count a web page as a fault, as readers of rows do.
     """
     for name, marks in _WIDE_MARKS.items():
         if content.startswith(marks):
@@ -148,7 +148,7 @@ def utf8_fault(content: bytes, page: bool = True) -> str | None:
 
 
 def _kind(head: bytes, page: bool) -> str | None:
-    """Return the kind of a file that is no text, and what to do with it."""
+    """Return the kind of a file that is not text, and the remedy."""
     if page and _PAGE.match(head):
         return "a web page, as servers send in place of a file that they refuse; fetch the file again"
     return next((kind for mark, kind in _KINDS.items() if re.match(mark, head[:_HEAD_BYTES])), None)
@@ -159,7 +159,7 @@ def parse_json(text: bytes) -> Any:
 
     Raises:
         ValueError: if it is not UTF-8 or not JSON, has a key twice in one object, or holds half a surrogate pair. The
-            message does not say where in its file `text` is.
+            message does not give the position of `text` in its file.
     """
     return _parse(text, several_lines=False)
 
@@ -183,7 +183,7 @@ def _parse(text: bytes, several_lines: bool) -> Any:
         raise ValueError(f"not JSON: {_json_fault(decoded, error)} ({where})") from error
     except _TwiceError:
         raise
-    except ValueError as error:  # Python reads no whole numbers of more digits
+    except ValueError as error:  # Python limits the digits of whole numbers
         longest = max(re.finditer(r"\d+", decoded), key=lambda digits: len(digits[0]))
         raise ValueError(
             f"a whole number of {len(longest[0]):,} digits is too long (it begins {longest[0][:8]}…); write it as text"
@@ -230,11 +230,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 def read_json_values(path: Path, is_list_of_rows: Callable[[list[Any]], bool]) -> Iterator[JsonValue]:
     """Yield the values of a file: one a line, or the elements of one list that is the whole file.
 
-    Empty lines are passed over. A file of one object over several lines is one value; a file of an empty list has none.
+    Empty lines are skipped. A file of one object over several lines is one value; a file of an empty list has none.
 
     Args:
         path: the file, UTF-8, with or without a byte order mark, perhaps compressed.
-        is_list_of_rows: tells whether a list is the whole file's rows, and not one row that is a list.
+        is_list_of_rows: returns whether a list holds all rows of the file, and is not itself one row.
 
     Raises:
         ValueError: if the file cannot be read, is no text in UTF-8, or begins as one list and is not JSON.
@@ -290,10 +290,10 @@ def _value(number: int, line: bytes) -> JsonValue:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file of this package as dicts, lists and texts: no scalar is taken for a number or a truth value."""
+    """Read a YAML file of this package as dicts, lists and strings: scalars are not converted."""
     import yaml
 
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the one in C is there wherever PyYAML has libyaml
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the one in C exists if PyYAML has libyaml
     return yaml.load(path.read_text(encoding="utf-8"), loader)
 
 

@@ -1,7 +1,7 @@
-"""What the machine offers: device, compute dtype, place among the ranks, peak speed.
+"""The hardware: device, compute dtype, rank, peak speed.
 
-The only module that asks the hardware; everything else takes its answers as arguments. Nothing is cached, so a process
-group started later is seen.
+This is the only module that queries the hardware; all others get the results as arguments. Nothing is cached, so that a
+process group that is started later is seen.
 """
 
 import platform
@@ -67,7 +67,7 @@ def pick_device(accelerator: str = "auto") -> torch.device:
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:
-    """Say whether matrix products in bfloat16 run in hardware: CUDA from SM80 on, CPUs with AVX512-bf16 or AMX."""
+    """Return whether matrix products in bfloat16 run in hardware: CUDA from SM80 on, CPUs with AVX512-bf16 or AMX."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -81,17 +81,16 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def pick_compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """Choose the dtype of activations: `auto` is bfloat16 where `has_fast_bf16`, else float32.
+def pick_compute_dtype(name: str, device: torch.device | str, key: str = "trainer.compute_dtype") -> torch.dtype:
+    """Choose a dtype of computation: `auto` is bfloat16 where `has_fast_bf16`, else float32.
 
     Raises:
-        ValueError: when the name is not auto, float32 or bfloat16.
+        ValueError: when the name is not auto, float32 or bfloat16; the error names the config's `key`.
     """
     if name not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"trainer.compute_dtype={name!r} is unknown; set it to auto, float32 or bfloat16")
-    if name == "auto":
-        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+        raise ValueError(f"{key}={name!r} is unknown; set it to auto, float32 or bfloat16")
+    is_bfloat16 = name == "bfloat16" or (name == "auto" and has_fast_bf16(device))
+    return torch.bfloat16 if is_bfloat16 else torch.float32
 
 
 def rank() -> int:

@@ -1,7 +1,7 @@
-"""From logits to tokens: penalties, temperature, top-k, top-p, min-p, and one number in [0, 1) a row that decides.
+"""Sampling of tokens from logits: penalties, temperature, top-k, top-p, min-p, and one number in [0, 1) a row.
 
-A row's token is the one where its number falls in the row's cumulative distribution. So all randomness lies in numbers
-that each row draws from its own stream, and it does not matter who else is in the batch. Sums run over blocks of fixed
+The number selects a token by the row's cumulative distribution. All randomness lies in these numbers, which each row
+draws from its own stream, so that the other rows of the batch do not matter. Sums run over blocks of fixed
 width: within a block in fp32, over blocks in double precision; a full double-precision scan of a vocabulary of 65,536
 would cost more than the model's step.
 """
@@ -13,7 +13,7 @@ __all__ = ["penalize", "sample"]
 
 BLOCK = 128
 FIRST_CANDIDATES = 128
-"""How many of the most likely tokens top-p looks at first on a CPU, where sorting a vocabulary is slow."""
+"""How many of the most likely tokens top-p sorts first on a CPU, where sorting a vocabulary is slow."""
 LEAST_TEMPERATURE = 1e-20
 """Below it everything but the most likely token has weight 0 anyway."""
 
@@ -58,19 +58,19 @@ def sample(
     if min_p is not None:
         weights = weights.masked_fill(weights < min_p, 0)  # the most likely token has weight 1
     index = _invert(weights, uniform)
-    index = index.clamp(max=weights.size(-1) - 1)  # beyond it only where logits are NaN, which the caller tells
+    index = index.clamp(max=weights.size(-1) - 1)  # beyond it only if logits are NaN, which the caller reports
     return index if tokens is None else tokens.gather(1, index[:, None]).squeeze(1)
 
 
 def penalize(logits: Tensor, rows: Tensor, tokens: Tensor, repetition: Tensor, subtracted: Tensor) -> Tensor:
-    """Make tokens that already stand in a row less (or more) likely.
+    """Make tokens that already occur in a row less (or more) likely.
 
-    A logit above 0 is divided by the repetition penalty and one below 0 multiplied with it (Keskar et al., CTRL, 2019);
-    then `subtracted` is taken off (OpenAI's frequency and presence penalties).
+    A logit above 0 is divided by the repetition penalty and one below 0 multiplied by it (Keskar et al., CTRL, 2019);
+    then `subtracted` is subtracted (OpenAI's frequency and presence penalties).
 
     Args:
         logits: (B, V) fp32.
-        rows, tokens: (N,) int64, which logits are changed; each at most once.
+        rows, tokens: (N,) int64, indices of the logits to change; each pair at most once.
         repetition: (N,) fp32, above 0; 1 = none.
         subtracted: (N,) fp32.
 
@@ -106,7 +106,7 @@ def _block_sums(weights: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Return the first place (B,) where the sum of weights exceeds its share `uniform` of the total."""
+    """Return the first index (B,) at which the sum of weights exceeds the share `uniform` of the total."""
     if weights.size(-1) <= 2 * BLOCK:
         cumulative = weights.double().cumsum(dim=-1)
         return _first_above(cumulative, uniform[:, None] * cumulative[:, -1:]).squeeze(1)
@@ -121,9 +121,9 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, sought: Tensor) -> Tensor:
-    """Return the first place (B, 1) whose sum (B, N) exceeds what is sought (B, 1): never one of weight 0.
+    """Return the first index (B, 1) whose sum (B, N) exceeds `sought` (B, 1): never one of weight 0.
 
-    Rounding can lift what is sought to the last sum; it is then taken just below.
+    Rounding can lift `sought` to the last sum; it is then replaced by the number just below.
     """
     last = cumulative[:, -1:]
     below = torch.minimum(sought, torch.nextafter(last, torch.zeros_like(last)))

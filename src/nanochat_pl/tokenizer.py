@@ -1,9 +1,9 @@
-"""Text to token ids and back: the one vocabulary that every stage, checkpoint and chat of a run shares.
+"""The tokenizer: text to token ids and back, by the one vocabulary that all stages and checkpoints of a run share.
 
 A byte-level BPE in nanochat's form: rustbpe (or, as a cross-check, Hugging Face tokenizers) learns the merges, tiktoken
-applies them, and nine special tokens follow the learned ones. Conversations are rendered here too, since which ids a
-model is trained on is a matter of the vocabulary's special tokens. Files are JSON: nothing that is loaded can run code,
-and nanochat's own `tokenizer.pkl` is read by an unpickler that knows a single harmless class.
+applies them, and nine special tokens follow the learned ones. Conversations are rendered here too, since their form
+consists of the special tokens. Files are JSON, so that loading cannot run code, and nanochat's own `tokenizer.pkl` is
+read by an unpickler that knows a single harmless class.
 """
 
 import base64
@@ -124,7 +124,7 @@ class Tokenizer:
         """Read a folder (`tokenizer.json`, else nanochat's `tokenizer.pkl`) or one such file.
 
         Raises:
-            FileNotFoundError: if neither is there; says what is.
+            FileNotFoundError: if neither is there; the message lists what is.
             ValueError: if the file is damaged, of another program, or a pickle of anything but a vocabulary.
         """
         path = Path(path)
@@ -218,7 +218,7 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        """Id of `<|bos|>`, which begins every document and conversation."""
+        """Id of `<|bos|>`, which begins each document and conversation."""
         return self._special["<|bos|>"]
 
     @property
@@ -309,7 +309,7 @@ class Tokenizer:
             Ids and mask of equal length; mask 1 = supervised (the assistant's words, tool calls and end token).
 
         Raises:
-            ValueError: if roles or contents are not as above; names the message.
+            ValueError: if roles or contents are not as above; the error names the message.
         """
         if max_tokens < 0:
             raise ValueError(f"max_tokens={max_tokens} is negative")
@@ -345,7 +345,7 @@ class Tokenizer:
 
 
 def training_texts(documents: Iterable[str], max_chars: int | None, doc_cap_chars: int | None) -> Iterator[str]:
-    """Yield the text that a tokenizer learns from: each document's beginning, until there is enough.
+    """Yield a tokenizer's training text: the beginning of each document, until there is enough.
 
     Args:
         documents: training documents in their order.

@@ -1,4 +1,4 @@
-"""Where a vocabulary comes from: two libraries that learn the same one, and nanochat's pickle, read without running it.
+"""Sources of a vocabulary: two libraries that learn the same one, and nanochat's pickle, read without running it.
 
 `tokenizer.py` applies vocabularies; this module only makes lists of byte strings, index = id.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 __all__ = [
+    "BYTE_OF",
     "LONGEST_RUN",
     "LONGEST_WORD",
     "SPACES",
@@ -33,16 +34,16 @@ SPLIT_PATTERN = (
 
 
 LONGEST_RUN = 500_000
-"""White space in a row is cut into pieces from this length on; the libraries run out of stack with 999,999.
+"""Runs of white space of this length or more are cut into pieces; the libraries run out of stack with 999,999.
 
 Runs of letters, digits, punctuation and line ends are encoded at any length.
 """
 LONGEST_WORD = 65_536
-"""A trainer gets longer words in pieces, because the time of `tokenizers` grows with the square of their length."""
+"""Trainers get longer words in pieces, because the time of `tokenizers` grows with the square of their length."""
 SPACES = (re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*+"),)
-r"""What the split pattern's `\s` means: Unicode's White_Space, which Python's own `\s` is wider than."""
+r"""The split pattern's `\s`: Unicode's White_Space, which is narrower than Python's own `\s`."""
 WORDS = (*SPACES, re.compile(r"[^\W\d_]*+"), re.compile(r"[^\s\w]*+"))
-"""Spaces, letters and punctuation: each may become one piece that the split pattern does not cut."""
+"""Spaces, letters and punctuation: a run of each may be one piece that the split pattern does not cut."""
 
 
 def cut_runs(text: str, kinds: Iterable[re.Pattern[str]] = SPACES, longest: int | None = None) -> list[str]:
@@ -98,6 +99,13 @@ def explain_panics(what: str) -> Iterator[None]:
         ) from None
 
 
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)
+}
+"""Character -> the byte that Hugging Face's byte-level BPE writes as it."""
+
+
 def _learn_with_rustbpe(texts: Iterable[str], size: int) -> list[bytes]:
     import rustbpe
 
@@ -110,13 +118,10 @@ def _learn_with_huggingface(texts: Iterable[str], size: int) -> list[bytes]:
     import tokenizers
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    # That library writes each byte as one printable character and numbers these by code point, which would break ties
-    # between equally frequent pairs another way than by bytes. Special tokens are numbered first, in the order given:
-    # as such, the characters get their bytes' ids, and every later tie falls as in rustbpe.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    alphabet = sorted(byte_of, key=byte_of.__getitem__)
+    # That library numbers the characters of `BYTE_OF` by code point, which would break ties between equally frequent
+    # pairs differently than bytes do. Special tokens are numbered first, in the order given: as such, the characters
+    # get their bytes' ids, and every later tie falls as in rustbpe.
+    alphabet = sorted(BYTE_OF, key=BYTE_OF.__getitem__)
 
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = Sequence(
@@ -128,14 +133,14 @@ def _learn_with_huggingface(texts: Iterable[str], size: int) -> list[bytes]:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=alphabet, show_progress=False)
     model.train_from_iterator(texts, trainer)
     vocabulary = model.get_vocab()
-    return [bytes(byte_of[c] for c in token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
+    return [bytes(BYTE_OF[c] for c in token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
 
 
 TRAINERS = {"rustbpe": ("rustbpe", _learn_with_rustbpe), "huggingface": ("tokenizers", _learn_with_huggingface)}
 
 
-# What a pickled tiktoken.Encoding consists of: data, one class by name, an object of it without arguments, its state.
-# No instruction that calls anything, none that can reserve more memory than the file has bytes.
+# The instructions of a pickled tiktoken.Encoding: data, one class by name, an object of it without arguments, its
+# state. None of them calls anything or can reserve more memory than the file has bytes.
 # fmt: off
 _PICKLE_OPCODES = frozenset({
     "PROTO", "FRAME", "STOP", "MEMOIZE", "BINGET", "LONG_BINGET", "MARK", "EMPTY_TUPLE", "EMPTY_DICT", "SETITEM",
@@ -147,7 +152,7 @@ _PICKLE_FIELDS = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special
 
 
 class _PickledEncoding:
-    """Stand-in for `tiktoken.Encoding`: keeps the state it is handed and does nothing with it."""
+    """Stand-in for `tiktoken.Encoding`, which only stores its state."""
 
     state: Any = None
 
@@ -165,7 +170,7 @@ class _VocabularyUnpickler(pickle.Unpickler):
 
 
 class PickledVocabulary(NamedTuple):
-    """What nanochat's `tokenizer.pkl` holds."""
+    """The content of nanochat's `tokenizer.pkl`."""
 
     tokens: list[bytes]
     pattern: str
@@ -176,7 +181,7 @@ def read_pickle(data: bytes) -> PickledVocabulary:
     """Read nanochat's `tokenizer.pkl` without running anything in it.
 
     Raises:
-        ValueError: if it holds anything but a vocabulary; the message says what was found.
+        ValueError: if it holds anything but a vocabulary; the message names what was found.
     """
     try:
         words: deque[str] = deque(maxlen=3)

@@ -1,11 +1,11 @@
-"""Hugging Face's folder: what `transformers` opens as `NanoChatForCausalLM` (safetensors, config.json, tokenizer.json).
+"""Hugging Face's folder, which transformers opens as `NanoChatForCausalLM` (safetensors, config.json, tokenizer.json).
 
-The two libraries compute the same function but for one thing: nanochat trains with rotary tables rounded to bfloat16,
-transformers computes its own in float32. `notes` tells the user, and the tests hold by how much. A model with parts
-that transformers' class does not have is refused with a list of them (`unsupported`); nothing is dropped in silence.
+The two libraries compute the same function with one exception: nanochat trains with rotary tables rounded to bfloat16,
+and transformers computes its own in float32. `notes` tells the user, and tests bound the difference. A model with parts
+that transformers' class does not have is refused with a list of them (`unsupported`); nothing is dropped silently.
 
-Stage, step, run config and table rounding have no place in Hugging Face's files; they lie beside them in
-`nanochat_pl.json`, which other programs ignore.
+Hugging Face's files have no fields for stage, step, run config and table rounding; these are in `nanochat_pl.json`,
+which other programs ignore.
 """
 
 import dataclasses
@@ -42,14 +42,14 @@ from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 __all__ = ["notes", "read", "unsupported", "write"]
 
 NORM_EPS = 1.1920929e-07
-"""The epsilon of float32: our norms add it, and transformers must be told, because its own default is 1e-6."""
+"""The epsilon of float32, which our norms add; config.json must name it, because transformers' default is 1e-6."""
 
 _OURS = "nanochat_pl.json"
 _INDEX = "model.safetensors.index.json"
 _FORMAT = "nanochat_pl.huggingface/1"
 
-_HELD = ("rope_base", "softcap", "rope_table_dtype", "pad_vocab_to")
-"""Architecture fields that a folder expresses, in config.json, in nanochat_pl.json, or by leaving out unused rows."""
+_SUPPORTED = ("rope_base", "softcap", "rope_table_dtype", "pad_vocab_to")
+"""Architecture fields that a folder can hold: in config.json, in nanochat_pl.json, or by leaving out unused rows."""
 
 _LAYER_NAMES = {
     "attn.c_q": "self_attn.q_proj",
@@ -67,7 +67,7 @@ _FIXED = {
     "tie_word_embeddings": False,
     "quantization_config": None,
 }
-"""Keys of config.json and the one value that our model computes, which is also transformers' default."""
+"""Keys of config.json with the only value that our model supports, which is also transformers' default."""
 
 
 def unsupported(model: ModelState) -> list[str]:
@@ -77,7 +77,7 @@ def unsupported(model: ModelState) -> list[str]:
     classic = Architecture()
     for field in dataclasses.fields(Architecture):
         value = getattr(model.config, field.name)
-        if field.name not in _HELD and value != getattr(classic, field.name):
+        if field.name not in _SUPPORTED and value != getattr(classic, field.name):
             lost.append(f"model.{field.name}={value}")
     try:
         check_agreement(model.tokenizer, to_tokenizer_json(model.tokenizer))
@@ -87,25 +87,25 @@ def unsupported(model: ModelState) -> list[str]:
 
 
 def notes(model: ModelState) -> tuple[str, ...]:
-    """Return in which respects the exported model differs from the original, in sentences for the user."""
-    said = []
+    """Return the differences between the exported model and the original, in sentences for the user."""
+    sentences = []
     if model.config.rope_table_dtype == "bfloat16":
-        said.append(
+        sentences.append(
             "The model was trained with rotary tables rounded to bfloat16; transformers computes them in float32. Its "
             "logits therefore differ, by about 0.004 over 1,024 positions; with equal tables they agree to 1e-5."
         )
     unused = model.config.padded_vocab_size - model.config.vocab_size
     if unused:
-        said.append(
+        sentences.append(
             f"The embedding tables end with the last id of the tokenizer: {unused} rows of padding that no id uses "
             f"(pad_vocab_to={model.config.pad_vocab_to}) were left out."
         )
-    said.append(
+    sentences.append(
         "The tokenizer gives text and conversations the same ids. In conversations, control tokens that somebody "
         "spells out, such as <|user_end|>, stay plain text. In text that is no conversation they become control "
         "tokens: do not hand it such text from strangers without split_special_tokens=True."
     )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def write(model: ModelState, folder: Path, card: str | None = None) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def write(model: ModelState, folder: Path, card: str | None = None) -> tuple[str
     `card` is the text of README.md; None = a short one with the notes.
 
     Raises:
-        ValueError: if the format cannot hold the model; the message lists all that would be lost.
+        ValueError: if the format cannot hold the model; the message lists everything that would be lost.
     """
     if lost := unsupported(model):
         raise ValueError(
@@ -132,30 +132,30 @@ def write(model: ModelState, folder: Path, card: str | None = None) -> tuple[str
     file = folder / "model.safetensors"
     file.touch()
     mode = stat.S_IMODE(file.stat().st_mode)
-    save_file(weights, file, metadata={"format": "pt"})  # puts a file for the owner alone in its place
+    save_file(weights, file, metadata={"format": "pt"})  # replaces it by a file that only the owner may read
     file.chmod(mode)
-    ours = {
+    metadata = {
         "format": _FORMAT,
         "stage": model.stage,
         "step": model.step,
         "rope_table_dtype": model.config.rope_table_dtype,
         "run_config": model.run_config,
     }
-    said = notes(model)
+    sentences = notes(model)
     documents: dict[str, Any] = {
         "config.json": _config_json(model),
         "generation_config.json": _generation_json(model),
         "tokenizer.json": to_tokenizer_json(model.tokenizer),
         "tokenizer_config.json": _tokenizer_config_json(model),
-        _OURS: ours,
+        _OURS: metadata,
     }
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     if card is None:
-        card = "# A NanoChat model\n\n" + "\n".join(f"- {note}" for note in said) + "\n"
+        card = "# A NanoChat model\n\n" + "\n".join(f"- {note}" for note in sentences) + "\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
-    return said
+    return sentences
 
 
 def read(path: str | Path) -> ModelState:
@@ -167,24 +167,24 @@ def read(path: str | Path) -> ModelState:
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     document = read_json(folder / "config.json")
-    beside = read_json(folder / _OURS) if (folder / _OURS).is_file() else {}
-    said = []
-    if not beside:
-        said.append(
+    metadata = read_json(folder / _OURS) if (folder / _OURS).is_file() else {}
+    assumptions = []
+    if not metadata:
+        assumptions.append(
             "the folder does not say what its rotary tables were rounded to in training; taken is float32, as "
             "transformers computes them; nanochat trains with bfloat16 (nanochat-pl import --rope-tables bfloat16)"
         )
     try:
-        stage, step = str(beside.get("stage", UNKNOWN_STAGE)), int(beside.get("step", 0))
-        run_config = dict(beside.get("run_config", {}))
+        stage, step = str(metadata.get("stage", UNKNOWN_STAGE)), int(metadata.get("step", 0))
+        run_config = dict(metadata.get("run_config", {}))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{folder / _OURS} is damaged ({reason(error)}); remove it, or export the model again"
         ) from None
-    config = _model_config(document, str(beside.get("rope_table_dtype", "float32")), folder)
+    config = _model_config(document, str(metadata.get("rope_table_dtype", "float32")), folder)
     weights, dtypes = _read_weights(folder)
     if dtypes != {"F32"}:
-        said.append(f"weights were stored as {', '.join(sorted(dtypes))}; here they are float32")
+        assumptions.append(f"weights were stored as {', '.join(sorted(dtypes))}; here they are float32")
     names = {theirs: ours for ours, theirs in _names(config.n_layer).items()}
     state = {names.get(name, name): tensor for name, tensor in weights.items()}
     check_weights(state, config, folder)
@@ -199,7 +199,7 @@ def read(path: str | Path) -> ModelState:
         run_config=run_config,
         file=folder / ("model.safetensors" if (folder / "model.safetensors").is_file() else _INDEX),
         format="huggingface",
-        notes=tuple(said),
+        notes=tuple(assumptions),
     )
 
 
@@ -266,7 +266,7 @@ def _tokenizer_config_json(model: ModelState) -> dict[str, Any]:
 
 
 def _model_config(document: dict[str, Any], rope_table_dtype: str, folder: Path) -> GPTConfig:
-    """Turn config.json into our config; a `ValueError` lists all that ours cannot express."""
+    """Convert config.json to our config; a `ValueError` lists everything that ours cannot express."""
     kind = document.get("model_type")
     if kind != "nanochat":
         raise ValueError(
@@ -329,7 +329,7 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
-    """Return all tensors by their names there, as float32, and the number formats they were stored in."""
+    """Return all tensors by Hugging Face's names, as float32, and the dtypes they were stored in."""
     files = ["model.safetensors"]
     if not (folder / files[0]).is_file() and (folder / _INDEX).is_file():
         shards = read_json(folder / _INDEX).get("weight_map")

@@ -2,8 +2,8 @@
 
 The library writes each byte as one printable character and knows merges where tiktoken knows ranks. tiktoken merges
 *any* two neighbours whose union has a rank, the lowest first, so every way to cut a token into two others becomes a
-merge here. Both regex engines must also agree on where text is cut; `check_agreement` asks both before a file is
-written or believed.
+merge here. Both regex engines must also agree on where text is cut; `check_agreement` compares them before a file is
+written or accepted.
 """
 
 import json
@@ -12,12 +12,13 @@ from typing import Any
 
 from nanochat_pl.paths import reason
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat_pl.vocabulary import BYTE_OF
 
 __all__ = ["CHAT_TEMPLATE", "check_agreement", "from_tokenizer_json", "learned_tokens", "to_tokenizer_json"]
 
 BROKEN = "<\ufdd0|"
-"""How the template writes the `<|` in a speaker's words, so that it begins no control token; the tokenizer reads it as
-`<|`. U+FDD0 is no character and occurs in no text."""
+"""The template's form of `<|` in a speaker's words, so that it begins no control token; the tokenizer reads it as `<|`.
+U+FDD0 is not a character and occurs in no text."""
 
 CHAT_TEMPLATE = """\
 {#- How a conversation is read stands in docs/exchange.md. -#}
@@ -112,20 +113,17 @@ CHAT_TEMPLATE = """\
     {{- '<|assistant_start|>' -}}
 {%- endif -%}
 """
-"""The conversation as the server renders it (`serve.context`, `Tokenizer.render_conversation`), in Jinja.
+"""The server's rendering of a conversation (`serve.context`, `Tokenizer.render_conversation`), in Jinja.
 
-With `add_generation_prompt` the next answer is opened, or a last message of the assistant is left open. What
-`render_conversation` supervises is marked as `generation`. The loop goes over `message.content` itself, by which other
-servers tell that it may be a list.
+With `add_generation_prompt` the next answer is opened, or the assistant's last message is left open. Tokens that
+`render_conversation` supervises are marked as `generation`. The loop goes over `message.content` itself, since other
+servers detect by this that it may be a list.
 """
 
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
-_CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
+_CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 
 _NORMALIZER = {"type": "Replace", "pattern": {"Regex": "(?<=<)\ufdd0(?=\\|)"}, "content": ""}
-"""Removes U+FDD0 and nothing else: the `<` before it keeps its place, by which transformers finds an answer's start."""
+"""Removes U+FDD0 and nothing else: the `<` before it keeps its offset, where transformers finds an answer's start."""
 _READ_NORMALIZERS = (None, _NORMALIZER, {"type": "Replace", "pattern": {"String": BROKEN}, "content": "<|"})
 """The normalizers that an import accepts; the last is that of earlier exports and means the same."""
 
@@ -142,7 +140,7 @@ _PROBES = (
     "'s'S 'ſ 'k'K don't DON'T 'Re 'vE it's's",
     "",
 )
-"""Texts on which split patterns and regex engines are apt to differ."""
+"""Texts on which split patterns and regex engines are likely to differ."""
 
 
 def learned_tokens(tokenizer: Tokenizer) -> list[bytes]:
@@ -153,9 +151,9 @@ def learned_tokens(tokenizer: Tokenizer) -> list[bytes]:
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of `tokenizer.json`; the ids it gives to text are ours, with `<|bos|>` in front.
 
-    One difference cannot be avoided: in text that is no conversation the library reads control tokens that are spelt
-    out as control tokens, and ours never does. In conversations the template breaks them (`BROKEN`), and the normalizer
-    mends them after the library has looked for control tokens.
+    One difference cannot be avoided: in text outside conversations the library reads control tokens that are spelt out
+    as control tokens, and ours never does. In conversations the template breaks them (`BROKEN`), and the normalizer
+    restores them after the library has searched for control tokens.
     """
     tokens = learned_tokens(tokenizer)
     written = ["".join(_CHAR_OF[byte] for byte in token) for token in tokens]
@@ -189,7 +187,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # a chunk that is a token as a whole is not taken apart: tiktoken's rule
+            "ignore_merges": True,  # a chunk that is one token is not split: tiktoken's rule
             "vocab": {text: token for token, text in enumerate(written)},
             "merges": [f"{written[left]} {written[right]}" for left, right in _merges(tokens)],
         },
@@ -206,7 +204,7 @@ def _merges(tokens: list[bytes]) -> Iterator[tuple[int, int]]:
     for rank, token in enumerate(tokens):
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
         pairs = [(rank_of[left], rank_of[right]) for left, right in cuts if left in rank_of and right in rank_of]
-        # Of one token's pairs those first whose halves are older than it: the others meet only in odd text.
+        # Pairs whose halves are older than the token come first: the others occur only in unusual text.
         pairs.sort(key=lambda pair: (max(pair) > rank, pair))
         yield from pairs
 
@@ -234,7 +232,7 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
             raise ValueError(f"its split pattern is {pattern!r}, no text")
         special = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         texts = {token: text for text, token in model["vocab"].items() if text not in special}
-        tokens = [bytes(_BYTE_OF[char] for char in texts[token]) for token in range(len(texts))]
+        tokens = [bytes(BYTE_OF[char] for char in texts[token]) for token in range(len(texts))]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"it is no byte-level BPE with a split pattern and ids 0, 1, 2 ... ({reason(error)})"
@@ -248,10 +246,10 @@ def from_tokenizer_json(content: Mapping[str, Any]) -> Tokenizer:
 
 
 def check_agreement(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
-    """Encode hard text and every token's own text with both libraries.
+    """Encode difficult texts and the text of every token with both libraries.
 
     Raises:
-        ValueError: if they disagree; the message shows where.
+        ValueError: if they disagree; the message shows the text.
     """
     import tokenizers
 

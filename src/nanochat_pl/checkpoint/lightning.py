@@ -1,8 +1,8 @@
-"""Lightning's `.ckpt` as this project writes it: weights, optimizer state, and what makes the file self-contained.
+"""Lightning's `.ckpt` as this project writes it: weights, optimizer state, and all that makes the file self-contained.
 
-Besides Lightning's own entries a file has `nanochat_pl`: the stage, the model's config, the resolved run config and the
-tokenizer, all as plain data. So one file is enough to evaluate, chat or fine-tune, and it loads with
-`weights_only=True`: nothing in it can run.
+In addition to Lightning's own entries a file has `nanochat_pl`: the stage, the model's config, the resolved run config
+and the tokenizer, all as plain data. So one file is enough to evaluate, chat or fine-tune, and it loads with
+`weights_only=True`, which runs no code.
 """
 
 import json
@@ -28,7 +28,7 @@ FORMAT = 1
 def checkpoint_metadata(
     stage: str, model_config: GPTConfig, config: dict[str, Any], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Describe a run in plain data: the entry `nanochat_pl` of its checkpoints.
+    """Return the entry `nanochat_pl` of a run's checkpoints, which describes the run in plain data.
 
     `config` is the resolved config of the run; the tokenizer is stored whole, so that no other file is needed.
     """
@@ -53,14 +53,14 @@ def read(path: Path) -> ModelState:
     checkpoint = read_checkpoint(path)
     check_tensors(checkpoint.get("state_dict"), path)
     try:
-        ours = checkpoint["nanochat_pl"]
+        metadata = checkpoint["nanochat_pl"]
         model = ModelState(
             config=stored_model_config(checkpoint),
             state=model_weights(checkpoint),
             tokenizer=stored_tokenizer(checkpoint),
-            stage=str(ours["stage"]),
+            stage=str(metadata["stage"]),
             step=int(checkpoint["global_step"]),
-            run_config=dict(ours["config"]),
+            run_config=dict(metadata["config"]),
             file=path,
             format="lightning",
         )
@@ -79,15 +79,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: if it is truncated, carries code, or was not written by this project.
     """
     checkpoint = read_torch(path, remedy=lambda: other_checkpoints(path))
-    ours = checkpoint.get("nanochat_pl") if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict) or "model_config" not in ours:
+    metadata = checkpoint.get("nanochat_pl") if isinstance(checkpoint, dict) else None
+    if not isinstance(metadata, dict) or "model_config" not in metadata:
         raise ValueError(
             f"{path} was not written by this project (it has no nanochat_pl entry); use a .ckpt of its own, or a "
             "nanochat file under its own name, model_NNNNNN.pt beside meta_NNNNNN.json"
         )
-    if not isinstance(ours.get("format"), int) or ours["format"] > FORMAT:
+    if not isinstance(metadata.get("format"), int) or metadata["format"] > FORMAT:
         raise ValueError(
-            f"{path} has format {ours.get('format')!r}, this version reads up to {FORMAT}; update nanochat-pl"
+            f"{path} has format {metadata.get('format')!r}, this version reads up to {FORMAT}; update nanochat-pl"
         )
     return checkpoint
 

@@ -1,8 +1,8 @@
-"""Files of torch, read without running anything: the one place where a `.pt` or `.ckpt` is opened.
+"""Safe reading of torch's files: the only place that opens a `.pt` or `.ckpt`.
 
 `torch.save` writes a pickle, and a pickle can run any code. torch's weights-only reader builds tensors and plain values
-and refuses the rest. This module calls it, words what is wrong with a file that it refuses, and itself refuses files
-that stand for more than memory holds.
+and refuses the rest. This module calls it, explains why a file is refused, and itself refuses files whose content would
+exceed the memory.
 """
 
 import pickle
@@ -29,8 +29,8 @@ MAX_DEPTH = 100
 def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy of it") -> Any:
     """Read what `torch.save` wrote, onto the CPU, without running any code in it.
 
-    Its tensors are mapped, not copied, where its format allows. `remedy` is what the user can do about a damaged file,
-    or a function that finds that out.
+    Its tensors are mapped, not copied, where its format allows. `remedy` is advice on a damaged file for the
+    user, or a function that returns it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -50,10 +50,10 @@ def read_torch(path: Path, remedy: str | Callable[[], str] = "use another copy o
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"unsupported (?:global|class):? +([\w.]+)", str(error), re.IGNORECASE)
+        wanted = re.search(r"unsupported (?:global|class):? +([\w.]+)", str(error), re.IGNORECASE)
         why = (
-            f"it holds objects beyond tensors and plain values, which may run code (it asks for {asked[1]})"
-            if asked
+            f"it holds objects beyond tensors and plain values, which may run code (it asks for {wanted[1]})"
+            if wanted
             else "it is damaged, or no file of torch.save"
         )
         raise ValueError(f"{path} is not a plain checkpoint: {why}; nothing was executed") from error
@@ -83,7 +83,7 @@ def check_packing(path: Path) -> None:
 
 
 def check_size(content: Any, where: Path) -> None:
-    """Check that what was read fits into memory when it is gone through: a small file may stand for something endless.
+    """Check that a file's content fits into memory when it is traversed, since a small file may describe endless data.
 
     A pickle may refer to one container many times at no cost, and all numbers of a tensor may be the same one (stride
     0).
@@ -122,14 +122,14 @@ def check_size(content: Any, where: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file that maps names to tensors, as nanochat saves a model; errors as of `read_torch` and below."""
+    """Read a file that maps names to tensors, as nanochat saves a model; errors are those of both calls."""
     state = read_torch(path)
     check_tensors(state, path)
     return state
 
 
 def check_tensors(state: Any, where: Path) -> None:
-    """Raise `ValueError`, which says what was found, unless `state` maps names to tensors that hold their numbers."""
+    """Raise `ValueError` unless `state` maps names to tensors that hold their numbers."""
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{where} holds {_kind(state)}, expected a dict of tensors by name, as nanochat saves a model")
     wrong = [f"{_short(key)} ({_kind(value)})" for key, value in state.items() if not _is_weight(key, value)]
@@ -147,7 +147,7 @@ def _is_weight(key: Any, value: Any) -> bool:
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
-    """Tell whether a strided tensor has more numbers than its storage; other layouts do not say."""
+    """Return whether a strided tensor has more numbers than its storage; False for other layouts."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return False
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()

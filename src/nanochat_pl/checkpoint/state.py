@@ -1,7 +1,7 @@
-"""A trained model as it lies on disk, whatever the format: what every reader returns and every writer takes.
+"""A trained model in memory, independent of its format on disk: all readers return it, and all writers take it.
 
-Each format has a reader, which makes a `ModelState` of a file or folder, and most a writer, which takes one. Readers
-check the weights against the shape that the files claim, so that a wrong file fails where it is named.
+Each format has a reader, which makes a `ModelState` of a file or folder, and most have a writer, which takes one.
+Readers check the weights against the shape that the files claim, so that the error names the wrong file.
 """
 
 import re
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 __all__ = ["ModelState", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
 
 MAX_CONFIG_DEPTH = 100
-"""Levels of nesting in a run's config; a real one has about six. Whatever writes it out goes down level by level."""
+"""Levels of nesting in a run's config; a real one has about six. Writers recurse into it."""
 
 UNKNOWN_STAGE = "unknown"
-"""The stage of a checkpoint that does not say how it was trained."""
+"""The stage of a checkpoint that does not name the stage that trained it."""
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """One trained model: weights, shape, tokenizer, and where they come from."""
+    """One trained model: weights, shape, tokenizer, and their origin."""
 
     config: GPTConfig
     state: "dict[str, Tensor]"
     """Weights by our names, without a prefix, float32 on the CPU."""
     tokenizer: "Tokenizer"
     stage: str
-    """The stage that trained it; `unknown` where the files do not say."""
+    """The stage that trained it; `unknown` if the files do not name it."""
     step: int
     """Optimizer updates within that stage."""
     run_config: dict[str, Any]
-    """The resolved config of the run, as `config.yaml` has it; empty where unknown."""
+    """The resolved config of the run, as in `config.yaml`; empty if unknown."""
     file: Path
-    """Where the weights came from."""
+    """The file of the weights."""
     format: str
     """One of `formats.FORMATS`."""
     notes: tuple[str, ...] = ()
-    """What was converted or assumed on reading, in sentences for the user."""
+    """Conversions and assumptions of the reader, in sentences for the user."""
 
     def __post_init__(self) -> None:
-        """Refuse a stage or step that no run has: names of files and folders are made of them."""
+        """Refuse an impossible stage or step, since names of files and folders are made of them."""
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", self.stage):
             raise ValueError(
                 f"{self.file} says that stage {self.stage[:80]!r} trained it, expected a plain name such as sft; the "
@@ -66,13 +66,13 @@ class ModelState:
 
 
 def check_shape(config: GPTConfig, where: str | Path) -> None:
-    """Raise `ValueError` unless the shape that a file gave consists of whole numbers: files hold anything."""
+    """Raise `ValueError` unless the shape from a file consists of whole numbers, since files may hold anything."""
     if wrong := [f"{name}={getattr(config, name)!r}" for name in SHAPE if type(getattr(config, name)) is not int]:
         raise ValueError(f"{where} has {', '.join(wrong)}, expected whole numbers; it is damaged")
 
 
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every weight of a model, in the order of its state dict, without memory for them."""
+    """Return name and shape of every weight of a model, in the order of its state dict, without allocating them."""
     import torch
 
     from nanochat_pl.model.gpt import GPT
@@ -90,7 +90,7 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
     """
     check_shape(config, where)
     layers = {int(found[1]) for name in state if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
-    if len(layers) != config.n_layer:  # before anything is laid out for a number nobody checked
+    if len(layers) != config.n_layer:  # before anything is allocated for an unchecked number
         raise ValueError(f"{where} holds the weights of {len(layers)} layers, its config says n_layer={config.n_layer}")
     shapes = weight_shapes(config)
     missing = [name for name in shapes if name not in state]
@@ -109,10 +109,10 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
             f"the weights in {where} do not fit its config: {'; '.join(faults)}; the files are not of one model"
         )
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
-    size, held = sum(t.numel() * t.element_size() for t in state.values()), sum(storages.values())
-    if size > held:
+    size, stored = sum(t.numel() * t.element_size() for t in state.values()), sum(storages.values())
+    if size > stored:
         raise ValueError(
-            f"{where} describes {size:,} bytes of weights and holds {held:,}: its tensors share their numbers, which "
+            f"{where} describes {size:,} bytes of weights and holds {stored:,}: its tensors share their numbers, which "
             "no saved model's do; nothing was laid out"
         )
     broken = [

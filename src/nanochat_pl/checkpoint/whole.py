@@ -1,8 +1,8 @@
-"""Whether a checkpoint file is whole, told by its checksums without opening it, and which whole one is the newest.
+"""Integrity of checkpoint files by their checksums, without unpickling, and the choice of the newest whole one.
 
 `torch.save` writes a zip archive with a CRC-32 of each entry: the pickled structure and the bytes of every tensor.
-torch's reader ignores them. Here they are compared before anything else is done with a file, about as fast as the disk
-can read it. This module loads no torch, so that a run learns within its first seconds where it can go on.
+torch's reader ignores them. Here they are compared before a file is used, about as fast as the disk can read it. This
+module loads no torch, so that a run knows within its first seconds where it can resume.
 """
 
 import functools
@@ -17,15 +17,15 @@ __all__ = ["fault", "is_zip", "newest_checkpoint", "other_checkpoints", "packing
 
 
 def is_zip(path: Path) -> bool:
-    """Tell whether a file is a zip archive, whole or damaged."""
+    """Return whether a file is a zip archive, whole or damaged."""
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # the end of one, with numbers that make no sense
+    except zipfile.BadZipFile:  # it ends like one, with impossible numbers
         return True
 
 
 def fault(path: Path) -> str | None:
-    """Return what is wrong with the bytes of a file of `torch.save`, as the end of a sentence; None if nothing is.
+    """Return what is wrong with a file of `torch.save`, as the end of a sentence; None if nothing is.
 
     Each file is read once in a process, unless it changes. A file whose writer stored no checksums (see
     `torch.serialization.set_crc32_options`) counts as whole.
@@ -71,7 +71,7 @@ def packing_fault(archive: zipfile.ZipFile, size: int) -> str | None:
 
 
 def stored_step(path: Path) -> int:
-    """Read the number of updates behind a checkpoint, without building anything in it; -1 if it does not say."""
+    """Read a checkpoint's number of updates without unpickling; -1 if it does not hold one."""
     try:
         with zipfile.ZipFile(path) as archive:
             structure = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -87,7 +87,7 @@ def stored_step(path: Path) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Find where a run goes on: its `last.ckpt`, or the newest whole checkpoint if that is missing or damaged.
+    """Return where a run resumes: at its `last.ckpt`, or the newest whole checkpoint if that is missing or damaged.
 
     `folder` is the run's `checkpoints/`; the result is None if there is no checkpoint.
 
@@ -109,7 +109,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def other_checkpoints(path: Path) -> str:
-    """Return advice on a damaged checkpoint: which whole one beside it is the newest."""
+    """Return advice on a damaged checkpoint: the newest whole one in the same folder."""
     whole = _newest_first(file for file in path.parent.glob("*.ckpt") if not _is_same(file, path))
     if not whole:
         return "no whole checkpoint lies beside it; use another copy of it"
@@ -118,12 +118,12 @@ def other_checkpoints(path: Path) -> str:
 
 def _is_same(file: Path, other: Path) -> bool:
     try:
-        return file.samefile(other)  # also under another name: files of the same state are hard links
+        return file.samefile(other)  # also under another name, since files of the same state are hard links
     except OSError:  # a link that leads nowhere
         return file.resolve() == other.resolve()
 
 
 def _newest_first(files: Iterable[Path]) -> list[Path]:
-    """Sort the whole ones among checkpoints by their step, those of the same step by age, the newest first."""
+    """Sort the whole checkpoints by step, and those of the same step by age, the newest first."""
     whole = [file for file in files if fault(file) is None]
     return sorted(whole, key=lambda file: (stored_step(file), file.stat().st_mtime_ns, file.name), reverse=True)

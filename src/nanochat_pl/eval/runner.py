@@ -31,7 +31,6 @@ from nanochat_pl.eval.results import (
     keep_other_results,
     results_document,
 )
-from nanochat_pl.model.inference import pick_inference_dtype
 from nanochat_pl.paths import check_place, first_distinct, run_folder, run_label, write_atomically, writing
 from nanochat_pl.report import terminal
 from nanochat_pl.report.comparison_report import ComparisonReport, build_comparison, examples_page, short_verdicts
@@ -88,7 +87,7 @@ def evaluate(
                 **task.settings,
                 **cfg.eval.penalties(),
                 "compute_dtype": str(dtype),
-                "engine_dtype": str(pick_inference_dtype(str(cfg.engine.dtype), device)),
+                "engine_dtype": str(pick_compute_dtype(str(cfg.engine.dtype), device, "engine.dtype")),
                 "data": {k: str(v) for k, v in dataclasses.asdict(data).items()},
                 "checkpoint": file_hash(loaded.path),
                 "tokenizer": loaded.tokenizer.fingerprint(),

@@ -21,7 +21,7 @@ from nanochat_pl.model.loss import chunked_cross_entropy, softcapped, softcapped
 __all__ = ["GPT", "MLP", "Block", "CausalSelfAttention", "Linear", "Rotary", "document_mask", "norm", "rotary_tables"]
 
 NORM_EPS = torch.finfo(torch.float32).eps
-"""That of fp32 whatever the input's dtype, because the statistics are computed in fp32."""
+"""The epsilon of fp32 for every input dtype, because the statistics are computed in fp32."""
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, each broadcastable to (B, T, H, D/2)."""

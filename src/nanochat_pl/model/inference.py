@@ -1,8 +1,8 @@
-"""A copy of a model laid out for decoding, where every step reads all weights for a few tokens.
+"""A copy of a model for decoding, where every step reads all weights for a few tokens.
 
 The copy is a `GPT` like any other and computes the same; only its memory differs: matrices in the compute dtype (a cast
 at every use would read them twice), queries, keys and values as one matrix, and for fp32 on a CPU the unembedding in a
-second layout and few rows multiplied from the other side. What would be the same is shared with the model, not copied.
+second layout and few rows multiplied from the other side. Weights that would be the same are shared, not copied.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT, CausalSelfAttention, Linear, Rotary, norm
-from nanochat_pl.runtime import has_fast_bf16
 
-__all__ = ["DecodingAttention", "InferenceCopy", "pick_inference_dtype"]
+__all__ = ["DecodingAttention", "InferenceCopy"]
 
 FEW_ROWS = 2
 """Up to this many rows read the unembedding's second layout; from four on the ordinary one is faster (fp32)."""
@@ -25,21 +24,8 @@ MOST_ROWS = 64
 """Up to this many rows `_few_rows` has been seen to be faster."""
 
 
-def pick_inference_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """Choose the dtype of decoding: `auto` is bfloat16 where the device computes in it, else float32.
-
-    Raises:
-        ValueError: if the name is not auto, float32 or bfloat16.
-    """
-    if name not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"engine.dtype={name!r} is unknown; set it to auto, float32 or bfloat16")
-    if name == "auto":
-        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
 def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """Do what `F.linear` does with the matrix on the left: up to twice as fast for some rows of fp32 on a CPU."""
+    """Compute `F.linear` with the matrix on the left: up to twice as fast for a few rows of fp32 on a CPU."""
     rows = x.numel() // x.size(-1)
     if not 1 < rows <= MOST_ROWS:
         return F.linear(x, weight)
@@ -47,14 +33,14 @@ def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class FewRowsLinear(Linear):
-    """A matrix that is multiplied from the other side where few rows come (see `_few_rows`)."""
+    """A matrix that is multiplied from the other side if there are few rows (see `_few_rows`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _few_rows(x, self.weight)
 
 
 class DecodingUnembedding(Linear):
-    """An unembedding that also lies in memory column by column, as a CPU reads it twice as fast for one or two rows."""
+    """An unembedding that is also stored column by column, which a CPU reads twice as fast for one or two rows."""
 
     columns: Tensor
 
@@ -65,7 +51,7 @@ class DecodingUnembedding(Linear):
 
 
 class DecodingAttention(CausalSelfAttention):
-    """Attention that makes queries, keys and values by one product, and rotates both by tables as wide as a head."""
+    """Attention that computes queries, keys and values by one product, and rotates by tables as wide as a head."""
 
     joined: Tensor
     """The rows of c_q, c_k and c_v, (H * D + 2 * Hkv * D, C); their weights are views of it."""
@@ -76,14 +62,14 @@ class DecodingAttention(CausalSelfAttention):
 
     def heads(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x.shape
-        made = self.product(x, self.joined).view(B, T, -1, self.head_dim)
-        turned, v = made.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
-        q, k = norm(_rotate_whole(turned, rotary)).split((self.n_head, self.n_kv_head), dim=2)
+        qkv = self.product(x, self.joined).view(B, T, -1, self.head_dim)
+        qk, v = qkv.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
+        q, k = norm(_rotate_whole(qk, rotary)).split((self.n_head, self.n_kv_head), dim=2)
         return q, k, v
 
 
 def _rotate_whole(x: Tensor, rotary: Rotary) -> Tensor:
-    """Do what the model's rotation does in few operations, by the tables of `_whole_head`."""
+    """Compute the model's rotation in few operations, by the tables of `_whole_head`."""
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
 
@@ -95,7 +81,7 @@ def _whole_head(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def _use_decoding_layers(model: GPT, few_rows: bool) -> None:
-    """Put the layers above in the places of the model's own; parameters keep their names."""
+    """Replace the model's layers by those above; parameters keep their names."""
 
     def put(layer: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
         for parent in list(model.modules()):
@@ -114,7 +100,7 @@ class InferenceCopy:
     """Keep a copy of `source` for decoding.
 
     Args:
-        source: its weights are read here and whenever they have changed.
+        source: its weights are copied now and whenever they have changed.
         dtype: of matrices and activations; normally float32 or bfloat16.
 
     Attributes:
@@ -143,7 +129,7 @@ class InferenceCopy:
         self._seen = self._state()
 
     def _state(self) -> list[tuple[int, int]]:
-        """Tell one state of the source's weights from another: where each lies, and how often it was written."""
+        """Return what identifies a state of the source's weights: the address of each, and how often it was written."""
         return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.source.parameters()]
 
     @torch.inference_mode(False)  # memory made in that mode could not be written outside of it
@@ -157,7 +143,7 @@ class InferenceCopy:
             _use_decoding_layers(model, few_rows)
         model.cos, model.sin = _whole_head(source.cos, source.sin, dtype)
         # 2) Memory of layouts that the source does not have: queries, keys and values together, the columns of the
-        # unembedding. `own` is what is copied whenever the source changes, `originals` where it is copied from.
+        # unembedding. `own` is copied from `originals` whenever the source changes.
         own: list[Tensor] = []
         originals: list[Tensor] = []
         views: dict[int, Tensor] = {}

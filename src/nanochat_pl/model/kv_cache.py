@@ -1,10 +1,10 @@
-"""Keys and values of what a batch of rows has read so far, so that decoding reads each token once.
+"""Keys and values of the tokens that a batch of rows has read so far, so that decoding reads each token once.
 
 Every row has its own length: prompts of different lengths are prefilled together, padded on the right; a row's next
-token is written at its own length, over the padding, and a query at position p sees the keys 0..p only. The model asks
-once a forward where the new tokens belong (`next_position`), each layer writes its keys and values there and attends to
-all of them (`attend`), and the caller says how many of the tokens were real (`advance`). Lengths are known on the host,
-so nothing here waits for the device.
+token is written at its own length, over the padding, and a query at position p sees the keys 0..p only. Once a
+forward the model gets the positions of the new tokens (`next_position`), each layer writes its keys and values there
+and attends to all of them (`attend`), and the caller counts the tokens that were real (`advance`). Lengths are known on
+the host, so nothing here waits for the device.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ __all__ = ["CachePosition", "KVCache"]
 
 @dataclass(frozen=True)
 class CachePosition:
-    """Where the next tokens of every row belong, and what they see; made once a forward and shared by all layers."""
+    """Positions of the next tokens of every row, and what they see; made once a forward and shared by all layers."""
 
     start: int | None
     """The length of every row, if all are equally long."""
     positions: Tensor | None
     """(B, T) int64 position of each token; None if all rows are equally long."""
     mask: Tensor | None
-    """(B or 1, 1, T, keys), 0 where a query sees a key and -inf where not; None = causal, or nothing to hide."""
+    """(B or 1, 1, T, keys), 0 where a query sees a key and -inf elsewhere; None = causal, or nothing to hide."""
 
 
 class KVCache:
@@ -70,7 +70,7 @@ class KVCache:
         return max(self.lengths, default=0)
 
     def next_position(self, num_tokens: int) -> CachePosition:
-        """Say where the next `num_tokens` of each row belong; `insert` then writes there.
+        """Return the positions of the next `num_tokens` of each row; `insert` then writes there.
 
         Raises:
             ValueError: if the longest row has no room for them.
@@ -112,7 +112,7 @@ class KVCache:
         return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
     def insert(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, Hkv, T, D) of one layer where `next_position` said.
+        """Write k, v (B, Hkv, T, D) of one layer at the positions of `next_position`.
 
         Returns:
             All keys and values so far as views (B, Hkv, longest + T, D); `advance` has yet to count the new ones.
@@ -134,7 +134,7 @@ class KVCache:
             layer: number of the block.
             q: (B, T, H, D).
             k, v: (B, T, Hkv, D).
-            mask: that of `next_position`.
+            mask: the mask of `next_position`.
 
         Returns:
             (B, T, H * D) in the cache's dtype.
@@ -177,7 +177,7 @@ class KVCache:
             setattr(self, name, new)
 
     def add_rows(self, other: "KVCache", index: Sequence[int]) -> None:
-        """Put the rows `index` of `other` behind those in use; a row may be named several times.
+        """Append the rows `index` of `other` to those in use; a row may be named several times.
 
         Raises:
             ValueError: if there is no room; see `reserve`.
@@ -196,7 +196,7 @@ class KVCache:
         self._on_device = None
 
     def drop_rows(self, index: Sequence[int]) -> list[int]:
-        """Give up the rows `index`; rows from the end move into the gaps, so that little is copied.
+        """Drop the rows `index`; rows from the end move into the gaps, so that little is copied.
 
         Returns:
             The rows kept, by their old number, in their new order.

@@ -37,7 +37,7 @@ def softcapped(logits: Tensor, softcap: float) -> Tensor:
 
 
 def softcapped_in_place(logits: Tensor, softcap: float) -> Tensor:
-    """Do the same in the memory of `logits`, without gradients: several times faster on a CPU."""
+    """Compute `softcapped` in the memory of `logits`, without gradients: several times faster on a CPU."""
     return logits.mul_(2 / softcap).sigmoid_().mul_(2 * softcap).sub_(softcap)  # tanh(x) = 2 sigmoid(2x) - 1
 
 
@@ -107,7 +107,7 @@ def _walk(
 
 
 def _refuse_second_derivative() -> None:
-    """Refuse where autograd wants to record this backward pass (create_graph=True): the walk leaves it nothing."""
+    """Raise if autograd records this backward pass (create_graph=True), which leaves no graph."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the chunked loss can be differentiated only once; use create_graph=False")
 
@@ -142,7 +142,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class _PerToken(torch.autograd.Function):
-    """Each token's loss; the gradients wait for what the backward pass gives each token, so logits are made twice."""
+    """Each token's loss; the gradient needs the token weights of the backward pass, so logits are made twice."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
-"""From parameter roles to the optimizers, and what a training step does with them.
+"""The optimizers of a model by the roles of its parameters, and their use in a training step.
 
-A model says which role each parameter plays, the config which hyper-parameters a role gets; neither knows the other.
-`ROLES` is the one table of roles: a model need not have parameters of each. Schedule and clipping look at all of it.
+A model names the role of each parameter, the config the hyper-parameters of each role; neither knows the other.
+`ROLES` is the one table of roles: a model need not have parameters of each. Schedule and clipping cover all of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ class OptimizerRule(NamedTuple):
 
     make: Callable[..., torch.optim.Optimizer]
     settings: Callable[[OptimConfig], dict[str, Any]]
-    """Its arguments beside the parameters and their learning rates."""
+    """Its arguments besides the parameters and their learning rates."""
     lr_scale: Callable[[OptimConfig, int], float]
     """What the learning rates are multiplied by, of the config and the model's width."""
 

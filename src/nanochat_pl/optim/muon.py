@@ -7,7 +7,7 @@ times (Newton-Schulz) takes matrix products only, runs in bfloat16, and batches.
 That costs about thirty matrix products a matrix, so ranks share the work: gradients arrive averaged on every rank (as
 DistributedDataParallel leaves them), each rank owns a fair part of the matrices, keeps momentum for these alone,
 updates them, and the updated matrices are exchanged while the next shape is computed. Every rank then holds the same
-parameters to the bit, and they are those that one process would have computed. Matrices of one shape are updated as one
+parameters to the bit, equal to those that one process would have computed. Matrices of one shape are updated as one
 batch: far fewer kernels on a GPU, fewer thread barriers on a CPU (`benchmarks/bench_muon.py`).
 
 The rule is that of nanochat, 2025-11 (after Keller Jordan, https://kellerjordan.github.io/posts/muon/).
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat_pl import runtime
+from nanochat_pl.optim.config import NS_DTYPES
 
 __all__ = ["Muon", "assign_owners", "choose_ns_dtype", "newton_schulz"]
 
@@ -54,13 +55,9 @@ def choose_ns_dtype(name: str, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: If the name is not one of auto, float32, bfloat16.
     """
-    if name == "auto":
-        return torch.bfloat16 if runtime.has_fast_bf16(device) else torch.float32
-    if name == "float32":
-        return torch.float32
-    if name == "bfloat16":
-        return torch.bfloat16
-    raise ValueError(f"ns_dtype={name!r} is unknown; set optim.ns_dtype to auto, float32 or bfloat16")
+    if name not in NS_DTYPES:
+        raise ValueError(f"ns_dtype={name!r} is unknown; set optim.ns_dtype to auto, float32 or bfloat16")
+    return runtime.pick_compute_dtype(name, device)
 
 
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -94,7 +91,7 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _rounding(dtype: torch.dtype, device: torch.device) -> bool:
-    """Tell whether bfloat16 arithmetic is imitated by rounding the results of float32 products.
+    """Return whether bfloat16 arithmetic is imitated by rounding the results of float32 products.
 
     A CPU without bfloat16 in hardware would emulate it a hundred times slower; hardware, too, adds up in float32 and
     rounds once.
@@ -302,7 +299,7 @@ def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple
 
 
 class _Exchange:
-    """One all-gather of a bucket, begun at once: every rank sends what it has for the parameters that it owns."""
+    """One all-gather of a bucket, begun on construction: every rank sends its tensors for the parameters it owns."""
 
     def __init__(self, bucket: Bucket, owners: dict[Tensor, int], own: list[Tensor]) -> None:
         world_size = runtime.world_size()
@@ -312,7 +309,7 @@ class _Exchange:
             owner = owners[param]
             self._places.append((param, owner, counts[owner]))
             counts[owner] += 1
-        shape, self._slots = bucket[0].shape, max(counts)  # all ranks send equally much; what is over is never read
+        shape, self._slots = bucket[0].shape, max(counts)  # all ranks send the same size; unused slots are never read
         self._sent = bucket[0].new_empty((self._slots, *shape))
         if own:
             torch._foreach_copy_(list(self._sent[: len(own)].unbind()), own)
@@ -320,12 +317,12 @@ class _Exchange:
         self._work = _all_gather(self._received, self._sent, async_op=True)
 
     def wait(self) -> list[tuple[Tensor, int, Tensor]]:
-        """Wait for the others; return (parameter, its owner, what the owner sent for it)."""
+        """Wait for the others; return (parameter, its owner, the tensor that the owner sent for it)."""
         self._work.wait()
         return [(param, owner, self._received[owner * self._slots + i]) for param, owner, i in self._places]
 
     def write_back(self) -> None:
-        """Wait for the others, then take over the parameters that they own."""
-        theirs = [(param, value) for param, owner, value in self.wait() if owner != runtime.rank()]
-        if theirs:
-            torch._foreach_copy_([param for param, _ in theirs], [value for _, value in theirs])
+        """Wait for the others, then copy the parameters that they own."""
+        updates = [(param, value) for param, owner, value in self.wait() if owner != runtime.rank()]
+        if updates:
+            torch._foreach_copy_([param for param, _ in updates], [value for _, value in updates])
