@@ -19,7 +19,7 @@ LONGER = "Settings allow longer answers, as far as the model's context reaches."
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_shown_while_it_is_made_and_counted_after(visitor: Visitor, server: StandIn):
+def test_a_streamed_answer_is_shown_at_once_and_its_statistics_at_the_end(visitor: Visitor, server: StandIn):
     gate = Gate()
     server.answer = lambda body: ["The sky ", "is", gate, " **blue**."]
     visitor.write("Why is the sky blue?")
@@ -36,7 +36,7 @@ def test_an_answer_is_shown_while_it_is_made_and_counted_after(visitor: Visitor,
     assert visitor.page.evaluate("document.activeElement.id") == "question"
 
 
-def test_what_is_sent_is_the_conversation_and_the_settings(visitor: Visitor, server: StandIn):
+def test_a_request_holds_the_conversation_and_the_settings(visitor: Visitor, server: StandIn):
     visitor.choose("sft/d4")
     visitor.ask("one")
     assert server.requests == [
@@ -83,7 +83,7 @@ def test_what_is_sent_is_the_conversation_and_the_settings(visitor: Visitor, ser
 
 
 @pytest.mark.parametrize("how", ["Escape", "#stop", ".answer .stop"])
-def test_stopping_keeps_what_was_said_and_frees_the_server(visitor: Visitor, server: StandIn, how: str):
+def test_stopping_keeps_the_partial_answer_and_disconnects(visitor: Visitor, server: StandIn, how: str):
     gate = Gate()
     server.answer = lambda body: ["Once upon", gate, " never said"]
     visitor.write("Tell me a story")
@@ -100,7 +100,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_server(visitor: Visitor, ser
     assert server.last["messages"][1] == {"role": "assistant", "content": "Once upon"}
 
 
-def test_an_edited_question_replaces_what_follows_until_undone(visitor: Visitor, server: StandIn):
+def test_an_edited_question_drops_later_turns_and_undo_restores_them(visitor: Visitor, server: StandIn):
     server.answer = echo
     for text in ("first", "second", "third"):
         visitor.ask(text)
@@ -119,7 +119,7 @@ def test_an_edited_question_replaces_what_follows_until_undone(visitor: Visitor,
     assert visitor.questions() == ["first", "second", "third"]
 
 
-def test_answering_again_asks_the_same_of_the_model_chosen_now(visitor: Visitor, server: StandIn):
+def test_answer_again_sends_the_same_messages_to_the_chosen_model(visitor: Visitor, server: StandIn):
     visitor.choose("sft/d4")
     visitor.ask("same")
     server.answer = lambda body: [f"from {body['model']}"]
@@ -131,7 +131,7 @@ def test_answering_again_asks_the_same_of_the_model_chosen_now(visitor: Visitor,
     assert server.last["messages"] == server.requests[0][1]["messages"]
 
 
-def test_tools_are_boxes_and_go_back_as_parts(visitor: Visitor, server: StandIn):
+def test_tool_calls_are_shown_as_boxes_and_sent_back_as_parts(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["Three dozen are ", Tool("12*3", "36"), " **eggs**."]
     visitor.ask("How many?")
     box = visitor.page.locator("p .tool")
@@ -147,7 +147,7 @@ def test_tools_are_boxes_and_go_back_as_parts(visitor: Visitor, server: StandIn)
     ]
 
 
-def test_models_are_grouped_by_stage_and_a_base_model_only_continues(visitor: Visitor, server: StandIn):
+def test_models_are_grouped_by_stage_and_a_base_model_gets_a_completion_request(visitor: Visitor, server: StandIn):
     groups = visitor.page.eval_on_selector_all("#model-a optgroup", "all => all.map((one) => one.label)")
     assert groups == ["Base: continue a text", "Chat (SFT)", "Fine-tuned"]
     visitor.ask("something before")
@@ -162,7 +162,7 @@ def test_models_are_grouped_by_stage_and_a_base_model_only_continues(visitor: Vi
     assert visitor.answers()[-1] == "a time\nthere was"
 
 
-def test_an_example_is_in_the_form_the_tutor_was_trained_on(visitor: Visitor, server: StandIn):
+def test_an_example_has_the_format_of_scienceqa_training(visitor: Visitor, server: StandIn):
     visitor.page.get_by_role("button", name="Physics").click()
     visitor.page.keyboard.press("Enter")
     visitor.wait_until_idle()
@@ -172,7 +172,7 @@ def test_an_example_is_in_the_form_the_tutor_was_trained_on(visitor: Visitor, se
     assert visitor.page.evaluate("import('/models.js').then((module) => module.TUTOR_PROMPT)") == PERSONA
 
 
-def test_the_tutors_prompt_is_shown_and_holds_for_its_chat_alone(visitor: Visitor, server: StandIn):
+def test_the_tutors_system_prompt_is_shown_and_sent_in_its_chat_only(visitor: Visitor, server: StandIn):
     page = visitor.page
     note = page.locator("#system-note")
     assert note.is_hidden()
@@ -193,7 +193,7 @@ def test_the_tutors_prompt_is_shown_and_holds_for_its_chat_alone(visitor: Visito
     assert [message["role"] for message in server.last["messages"]] == ["user", "assistant", "user"]
 
 
-def test_a_chat_far_beyond_the_context_goes_on_and_says_what_was_left_out(visitor: Visitor, server: StandIn):
+def test_a_chat_beyond_the_context_drops_old_messages_and_shows_their_number(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["word " * 1500]
     for i in range(4):
         visitor.ask(f"question {i}")
@@ -206,7 +206,7 @@ def test_a_chat_far_beyond_the_context_goes_on_and_says_what_was_left_out(visito
 # --- side by side ----------------------------------------------------------------------------------------------------
 
 
-def test_two_models_answer_side_by_side_and_stop_each_alone(visitor: Visitor, server: StandIn):
+def test_two_models_answer_side_by_side_and_can_be_stopped_separately(visitor: Visitor, server: StandIn):
     gates = {"base/d4": Gate(), "sft_scienceqa/d4": Gate()}
     server.answer = lambda body: [f"{body['model']} begins", gates[body["model"]], " and ends"]
     visitor.page.click("#try-compare")
@@ -229,7 +229,7 @@ def test_two_models_answer_side_by_side_and_stop_each_alone(visitor: Visitor, se
     assert above["x"] == below["x"] and above["y"] + above["height"] < below["y"]
 
 
-def test_each_side_sees_its_own_answers_and_is_asked_again_alone(visitor: Visitor, server: StandIn):
+def test_each_side_by_side_model_gets_its_own_answers_and_regenerates_separately(visitor: Visitor, server: StandIn):
     server.answer = lambda body: [f"{body['model']}, answer {len(body['messages'])}"]
     visitor.page.click("#compare")
     visitor.choose("sft/d4")
@@ -248,7 +248,7 @@ def test_each_side_sees_its_own_answers_and_is_asked_again_alone(visitor: Visito
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
-def test_conversations_survive_a_reload_a_new_name_and_an_undone_deletion(visitor: Visitor, server: StandIn):
+def test_conversations_survive_reload_rename_and_undone_deletion(visitor: Visitor, server: StandIn):
     page = visitor.page
     visitor.ask("about cats")
     page.click("#new-chat")
@@ -272,7 +272,7 @@ def test_conversations_survive_a_reload_a_new_name_and_an_undone_deletion(visito
     assert chats.all_inner_texts() == ["Hounds", "about cats"]
 
 
-def test_an_answer_cut_by_a_reload_is_kept_as_far_as_it_came(visitor: Visitor, server: StandIn):
+def test_a_reload_keeps_the_partial_answer(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["half an answer", Gate()]
     visitor.write("question")
     visitor.wait_for(".prose", "half an answer")
@@ -284,14 +284,14 @@ def test_an_answer_cut_by_a_reload_is_kept_as_far_as_it_came(visitor: Visitor, s
     visitor.wait_for(".prose", "You said: question")
 
 
-def test_another_tab_shows_what_was_asked_here(visitor: Visitor):
+def test_conversations_are_shared_between_tabs(visitor: Visitor):
     other = visitor.open()
     visitor.ask("seen by both")
     other.locator("#chats .chat").filter(has_text="seen by both").click()
     other.locator(".prose").filter(has_text="Hello there.").wait_for()
 
 
-def test_nonsense_in_the_storage_is_passed_over(visitor: Visitor):
+def test_invalid_local_storage_is_ignored(visitor: Visitor):
     visitor.ask("sane")
     wrong = [
         "{",
@@ -312,7 +312,7 @@ def test_nonsense_in_the_storage_is_passed_over(visitor: Visitor):
         visitor.page.locator("#chats .chat").nth(i).click()
 
 
-def test_a_full_storage_is_said_and_the_chat_goes_on(visitor: Visitor):
+def test_full_local_storage_is_reported_and_the_chat_continues(visitor: Visitor):
     visitor.page.evaluate(
         """() => {
           for (let size = 2 ** 22; size >= 1; size /= 2) {
@@ -339,7 +339,7 @@ def test_a_full_storage_is_said_and_the_chat_goes_on(visitor: Visitor):
         (["half", Break()], "The connection broke off before the answer was complete."),
     ],
 )
-def test_a_failure_is_said_in_place_and_trying_again_works(
+def test_an_error_is_shown_in_the_answer_and_try_again_works(
     visitor: Visitor, server: StandIn, script: list[Any], said: str
 ):
     server.answer = lambda body: script
@@ -354,7 +354,7 @@ def test_a_failure_is_said_in_place_and_trying_again_works(
     assert server.last["messages"] == [{"role": "user", "content": "question"}]
 
 
-def test_a_server_that_goes_away_is_said_and_comes_back(visitor: Visitor, server: StandIn):
+def test_an_unreachable_server_is_reported_and_retry_reconnects(visitor: Visitor, server: StandIn):
     server.down = True
     visitor.ask("anyone?")
     assert "cannot be reached" in visitor.page.locator(".answer .trouble").inner_text()
@@ -368,20 +368,20 @@ def test_a_server_that_goes_away_is_said_and_comes_back(visitor: Visitor, server
     visitor.wait_for(".prose", "Hello there.")
 
 
-def test_an_answer_cut_off_by_its_length_says_so(visitor: Visitor, server: StandIn):
+def test_an_answer_at_max_tokens_is_marked_as_cut_off(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["on ", "and ", "on", Length()]
     visitor.ask("go")
     assert "Cut off after 3 tokens. Settings allow longer answers" in visitor.page.locator(".note").inner_text()
 
 
-def test_an_answer_that_filled_the_context_says_so_and_points_to_no_setting(visitor: Visitor, server: StandIn):
+def test_an_answer_at_the_end_of_the_context_is_marked_without_pointing_to_settings(visitor: Visitor, server: StandIn):
     server.answer = lambda body: ["on "] * 503 + [Length()]  # and nine of the prompt
     visitor.ask("go")
     said = visitor.page.locator(".note").inner_text()
     assert "Cut off after 503 tokens: the model's context is full." in said and "Settings" not in said
 
 
-def test_suggestions_are_those_of_the_chosen_model_and_none_where_it_has_none(visitor: Visitor, server: StandIn):
+def test_suggestions_are_those_of_the_chosen_model(visitor: Visitor, server: StandIn):
     page = visitor.page
     visitor.choose("sft/d4")
     assert page.locator("#examples .example small").all_inner_texts() == ["Physics", "Biology", "Chemistry"]
@@ -394,7 +394,7 @@ def test_suggestions_are_those_of_the_chosen_model_and_none_where_it_has_none(vi
     assert page.locator("#system-note").is_hidden()
 
 
-def test_a_key_is_asked_for_once_and_kept_for_the_tab(browser: Any, server: StandIn):
+def test_the_api_key_is_requested_once_and_kept_for_the_tab_only(browser: Any, server: StandIn):
     server.api_key = "secret"
     context = browser.new_context()
     page = context.new_page()
@@ -416,7 +416,7 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(browser: Any, server: Stan
 # --- the real server --------------------------------------------------------------------------------------------------
 
 
-def test_the_page_and_the_real_server_understand_each_other(browser: Any):
+def test_the_page_works_with_the_real_server(browser: Any):
     serving = pytest.importorskip("tests.integration.serving")
     tokenizer = serving.tiny_tokenizer()
     models = [serving.served(tokenizer, "base/tiny"), serving.served(tokenizer, "sft_scienceqa/tiny")]

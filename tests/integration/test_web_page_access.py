@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ("tests.integration.page_fixtures",)
 
 
-def test_everything_can_be_done_from_the_keyboard(visitor: Visitor, server: StandIn):
+def test_all_controls_are_reachable_by_keyboard_with_visible_focus(visitor: Visitor, server: StandIn):
     page = visitor.page
     server.answer = echo
     page.keyboard.type("first line")
@@ -65,7 +65,7 @@ def test_everything_can_be_done_from_the_keyboard(visitor: Visitor, server: Stan
     assert page.evaluate("document.activeElement.id") == "settings-open"
 
 
-def test_an_unfinished_character_of_an_input_method_is_not_sent(visitor: Visitor, server: StandIn):
+def test_enter_during_input_method_composition_does_not_send(visitor: Visitor, server: StandIn):
     visitor.page.fill("#question", "にほ")
     visitor.page.evaluate(
         """document.getElementById("question").dispatchEvent(
@@ -74,7 +74,7 @@ def test_an_unfinished_character_of_an_input_method_is_not_sent(visitor: Visitor
     assert server.requests == [] and visitor.page.input_value("#question") == "にほ"
 
 
-def test_every_control_has_a_name_in_every_state(visitor: Visitor, server: StandIn):
+def test_every_control_has_an_accessible_name(visitor: Visitor, server: StandIn):
     page = visitor.page
     session = visitor.context.new_cdp_session(page)
     roles = {
@@ -115,7 +115,7 @@ def test_every_control_has_a_name_in_every_state(visitor: Visitor, server: Stand
     assert len(nameless()) == 1, "a missing name is not seen, so none missing says nothing"
 
 
-def test_an_answer_is_announced_once_and_whole(visitor: Visitor, server: StandIn):
+def test_screen_readers_get_one_announcement_of_the_whole_answer(visitor: Visitor, server: StandIn):
     visitor.page.evaluate(
         """() => {
           window.said = [];
@@ -140,7 +140,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("size", [PHONE, NARROWEST], ids=["390", "320"])
-def test_nothing_is_wider_than_a_phone(visitor: Visitor, server: StandIn, size: dict[str, int]):
+def test_nothing_overflows_the_width_of_a_phone(visitor: Visitor, server: StandIn, size: dict[str, int]):
     page = visitor.page
     page.set_viewport_size(size)
     assert page.evaluate(WIDER) == [0, 0, []]
@@ -162,7 +162,7 @@ def test_nothing_is_wider_than_a_phone(visitor: Visitor, server: StandIn, size: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_from_its_background(browser: Any, server: StandIn, scheme: str):
+def test_all_text_has_enough_contrast(browser: Any, server: StandIn, scheme: str):
     visitor = Visitor(browser, server.url, color_scheme=scheme)
     page = visitor.page
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -185,7 +185,7 @@ def test_all_text_stands_out_from_its_background(browser: Any, server: StandIn, 
     visitor.context.close()
 
 
-def test_a_chosen_theme_is_remembered_and_can_follow_the_system_again(browser: Any, server: StandIn):
+def test_a_chosen_theme_survives_a_reload_and_can_follow_the_system_again(browser: Any, server: StandIn):
     visitor = Visitor(browser, server.url, color_scheme="dark")
     page = visitor.page
     colour = "getComputedStyle(document.body).backgroundColor"
@@ -202,7 +202,7 @@ def test_a_chosen_theme_is_remembered_and_can_follow_the_system_again(browser: A
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_screenshots_of_the_page_can_be_kept(visitor: Visitor, server: StandIn, tmp_path: Path, size: dict[str, int]):
+def test_screenshots_of_the_page_are_written(visitor: Visitor, server: StandIn, tmp_path: Path, size: dict[str, int]):
     folder = Path(os.environ.get("NANOCHAT_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page = visitor.page

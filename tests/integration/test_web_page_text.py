@@ -41,7 +41,7 @@ HOSTILE = [
 ]
 
 
-def test_no_hostile_text_runs_or_becomes_anything_but_text_and_safe_links(visitor: Visitor, server: StandIn):
+def test_hostile_text_runs_no_script_and_makes_only_text_and_safe_links(visitor: Visitor, server: StandIn):
     page = visitor.page
     page.evaluate("window.canary = 0")
     server.models.append(
@@ -107,7 +107,7 @@ def test_no_hostile_text_runs_or_becomes_anything_but_text_and_safe_links(visito
         " ",
     ],
 )
-def test_a_huge_text_costs_no_more_than_it_is_long(browser: Any, huge: Any, unit: str):
+def test_rendering_a_huge_text_takes_no_quadratic_time(browser: Any, huge: Any, unit: str):
     # Quadratic work on 90,000 characters would take minutes and run into the patience of the page.
     length = huge.evaluate("(text) => window.render(text)", (unit * 90_000)[:90_000])
     assert length > 0
@@ -167,7 +167,7 @@ def huge(browser: Any) -> Iterator[Any]:
         ("~~gone~~ a~b", "<p><del>gone</del> a~b</p>"),
     ],
 )
-def test_markdown_is_read_as_people_mean_it(huge: Any, text: str, shown: str):
+def test_markdown_renders_to_the_expected_html(huge: Any, text: str, shown: str):
     script = """async (text) => {
       const { MarkdownView } = await import("/markdown.js");
       const element = document.createElement("div");
@@ -177,7 +177,7 @@ def test_markdown_is_read_as_people_mean_it(huge: Any, text: str, shown: str):
     assert huge.evaluate(script, text) == shown
 
 
-def test_a_growing_text_ends_as_if_it_had_come_at_once(huge: Any):
+def test_streamed_text_renders_like_the_whole_text(huge: Any):
     text = "# A\n\nSome *text* with `code` and [a link](https://example.org).\n\n- one\n- two\n\n"
     text += "```py\nx = 1\n```\n\n|a|b|\n|-|-|\n|1|2|\n\nEnd."
     script = """async (text) => {
@@ -193,7 +193,7 @@ def test_a_growing_text_ends_as_if_it_had_come_at_once(huge: Any):
     assert huge.evaluate(script, text) == [True, True, 6]
 
 
-def test_the_page_loads_nothing_but_its_own_files():
+def test_the_page_loads_only_its_own_files():
     for file in STATIC.iterdir():
         text = file.read_text(encoding="utf-8")
         own = re.sub(r"http://www\.w3\.org/2000/svg", "", text)

@@ -1,25 +1,25 @@
-// One answer from the question to its last token: what a model is sent, and what comes back.
+// One answer from the question to its last token: the request to a model, and its response.
 
 import { ApiError, isBase, streamAnswer } from "./api.js";
 
 const SAVE_EVERY_MS = 1000;
-// A few tokens that arrive together say nothing about speed.
+// A few tokens that arrive together do not measure the speed.
 const MEASURABLE_S = 0.05;
-// Far more than the context of any model served here holds, and less than a server takes: a chat can go on for ever.
+// Far more than the context of any model here, and less than a server's limits, so that a chat can go on for ever.
 const MAX_HISTORY_CHARS = 20_000;
 const MAX_HISTORY_MESSAGES = 200;
 
 /**
- * List the messages one column of a conversation is asked with.
+ * List the messages of one column of a conversation.
  *
- * Side by side, each model sees its own earlier answers, and the other's where it has none. Questions without an answer
- * are left out: roles alternate. Of a very long chat the oldest turns are left out; the server drops what is then still
- * too long for its model.
+ * Side by side, each model sees its own earlier answers, and the other's if it has none. Questions without an answer
+ * are left out, so that roles alternate. The oldest turns of a very long chat are left out; the server drops those that
+ * are still too long for its model.
  *
  * @param {Object} chat
- * @param {number} turn index of the turn that is asked now
+ * @param {number} turn index of the turn to answer
  * @param {number} column 0, or 1 for the second model
- * @returns {{messages: Array, omitted: number}} and how many messages were left out for their length
+ * @returns {{messages: Array, omitted: number}} and how many messages were left out because of their length
  */
 export function messagesFor(chat, turn, column) {
   const turns = [];
@@ -44,7 +44,7 @@ export function messagesFor(chat, turn, column) {
   return { messages: [...system, ...turns.reverse().flat(), last], omitted };
 }
 
-/** Tell whether anything was answered. */
+/** Return whether an answer has any content. */
 export function hasContent(answer) {
   return answer.parts.some((part) => part.type !== "text" || part.text.trim() !== "");
 }
@@ -58,7 +58,7 @@ export function hasContent(answer) {
  * @param {Object} sampling
  * @param {AbortSignal} signal
  * @param {(answer: Object) => void} onChange after every piece
- * @param {() => void} onKeep now and then, and at the end: time to save
+ * @param {() => void} onKeep called now and then, and at the end, to save
  */
 export async function runAnswer(answer, model, asked, sampling, signal, onChange, onKeep) {
   const begun = performance.now();
@@ -107,10 +107,10 @@ function append(parts, part) {
   else parts.push({ type: part.type, text: part.text });
 }
 
-/** Word how much was written and how fast: "84 tokens · 21.3 tokens/s · first after 0.4 s"; units stay with their numbers. */
+/** Format length and speed: "84 tokens · 21.3 tokens/s · first after 0.4 s"; units are not separated from numbers. */
 export function statistics(answer) {
   if (answer.pieces === 0) return "";
-  // Until the server has counted (a stopped answer never is), a piece of the stream is about a token.
+  // Until the server counts the tokens (never for a stopped answer), a piece of the stream is about one token.
   const count = answer.tokens ?? answer.pieces;
   const words = [`${answer.tokens === null ? "about " : ""}${count} token${count === 1 ? "" : "s"}`];
   if (count > 1 && answer.seconds >= MEASURABLE_S) words.push(`${rounded((count - 1) / answer.seconds)}\u00a0tokens/s`);

@@ -1,10 +1,10 @@
-// The server's OpenAI-compatible interface: which models there are, and answers as they are made.
+// The server's OpenAI-compatible interface: the list of models, and streamed answers.
 
 const KEY = "nanochat-pl/api-key";
 let askForKey = async () => null;
 let asking = null;
 
-/** What went wrong with a request, in words for people. `retryAfter` is in seconds, null where the server gave none. */
+/** An error of a request, with a human-readable message. `retryAfter` is in seconds, null if the server gave none. */
 export class ApiError extends Error {
   constructor(message, { status = 0, retryAfter = null } = {}) {
     super(message);
@@ -14,7 +14,7 @@ export class ApiError extends Error {
   }
 }
 
-/** Set how the user is asked for a key: a function (refused: boolean) -> Promise of the key, or of null. */
+/** Set the function that asks the user for a key: (refused: boolean) -> Promise of the key, or of null. */
 export function onKeyNeeded(ask) {
   askForKey = ask;
 }
@@ -41,7 +41,7 @@ async function send(path, init, signal) {
     if (response.ok) return response;
     const failure = await readFailure(response);
     if (response.status !== 401) throw failure;
-    // Two answers may be refused at once: the key is asked for once, and neither asks again for a key given meanwhile.
+    // Two answers may be refused at once: ask for the key once, and not again if it was entered meanwhile.
     if (apiKey() !== key) continue;
     asking ??= askForKey(key !== null).finally(() => (asking = null));
     const given = await asking;
@@ -60,7 +60,7 @@ async function readFailure(response) {
     const body = await response.json();
     message = body?.error?.message ?? (typeof body?.detail === "string" ? body.detail : "");
   } catch {
-    // Not the server's own form (a proxy's page): the status must do.
+    // Not the server's own form (perhaps a proxy's page): only the status is known.
   }
   const seconds = Number.parseFloat(response.headers.get("Retry-After"));
   const retryAfter = Number.isFinite(seconds) ? Math.max(0, Math.ceil(seconds)) : null;
@@ -74,8 +74,8 @@ async function readFailure(response) {
 }
 
 /**
- * List what is served, in the server's order: `[{id, stage, step, contextLength, suggestions}]`; a suggestion is
- * `{topic, title, text, system}`, what to ask a model for a beginning and with which system prompt (null = none).
+ * List the served models, in the server's order: `[{id, stage, step, contextLength, suggestions}]`; a suggestion is
+ * `{topic, title, text, system}`, a question to begin with and its system prompt (null = none).
  */
 export async function listModels(signal) {
   const response = await send("/v1/models", {}, signal);
@@ -95,9 +95,9 @@ export async function listModels(signal) {
 }
 
 /**
- * Ask a model and yield its answer as it is made.
+ * Ask a model and yield its answer while it is generated.
  *
- * A base model knows no roles: it gets `question` as plain text to continue. Any other gets `messages`.
+ * A base model knows no roles, so it gets `question` as plain text to continue. Other models get `messages`.
  *
  * @param {{id: string, stage: string, contextLength: ?number}} model
  * @param {{messages: Array, question: string}} asked
@@ -105,7 +105,7 @@ export async function listModels(signal) {
  *   presencePenalty: number, maxTokens: number, seed: ?number}} sampling
  * @param {AbortSignal} signal stops the answer, here and at the server
  * @yields {{part: {type: string, text: string}}|{finish: string}|{dropped: number}|{truncated: true}|{usage: Object}}
- * @throws {ApiError} also where the stream breaks off before its end
+ * @throws {ApiError} also if the stream breaks off before its end
  */
 export async function* streamAnswer(model, asked, sampling, signal) {
   const plain = isBase(model);
@@ -149,7 +149,7 @@ export async function* streamAnswer(model, asked, sampling, signal) {
   throw new ApiError("The connection broke off before the answer was complete.");
 }
 
-/** Tell whether a model only continues text. */
+/** Return whether a model only continues text. */
 export function isBase(model) {
   return model?.stage === "base";
 }

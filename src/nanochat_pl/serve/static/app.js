@@ -1,4 +1,4 @@
-// The page: what the user does, put together from the parts. State is a conversation, the models, and what is running.
+// The page: it connects the parts to the user's actions. Its state is a conversation, the models, and running answers.
 
 import { isBase, listModels, onKeyNeeded } from "./api.js";
 import { messagesFor, runAnswer } from "./answering.js";
@@ -88,7 +88,7 @@ function again(t, column) {
   const before = chat.turns.map((one) => ({ ...one, answers: [...one.answers] }));
   const old = turn.answers[column];
   const chosen = columns();
-  // A turn asked with as many models as are chosen now follows the choice; another is repeated as it was.
+  // A turn with the current number of models uses the chosen ones; any other turn is repeated with its own.
   const own = models.find((model) => model.id === old.model);
   const model = chosen.length === turn.answers.length ? chosen[column] : own;
   if (!model) {
@@ -208,14 +208,14 @@ function showModels() {
     "without the system prompt and earlier messages.";
   const contexts = chosen.map((model) => model.contextLength).filter((length) => length !== null);
   sheet.setContext(contexts.length ? Math.min(...contexts) : null);
-  // Of two models, what one is asked in a conversation suits both better than what a base model continues.
+  // If one of two models is a base model, the other's questions suit both better than texts to continue.
   const offered = [...chosen.filter((model) => !isBase(model)), ...chosen].map((model) => model.suggestions);
   showSuggestions(offered.find((suggestions) => suggestions.length) ?? []);
   const pair = tutorPair();
   $("try-compare").hidden = pair === null || chat.compare;
 }
 
-/** A base model (or any other) and a fine-tuned one, to be asked side by side; null where there is no such pair. */
+/** A base model (or any other) and a fine-tuned one to compare side by side; null if there is no such pair. */
 function tutorPair() {
   const tuned = models.find(isTuned);
   const other = models.find(isBase) ?? models.find((model) => model !== tuned);
@@ -246,7 +246,7 @@ function showSystem() {
   $("system-note").textContent = `System prompt: ${visible(chat.system.trim())}`;
 }
 
-/** Ask a fine-tuned model as it was trained, unless the user wants it otherwise; holds for this chat only. */
+/** Ask a fine-tuned model as in its training, unless the user changes it; for this chat only. */
 function asTutor() {
   const tuned = columns().some((model) => model && isTuned(model));
   if (tuned && !chat.turns.length && !chat.system.trim()) setSystem(TUTOR_PROMPT);
@@ -264,7 +264,7 @@ async function loadModels() {
   showModels();
 }
 
-/** Offer what the chosen models may be asked: questions of the world it was trained on, or nothing. */
+/** Offer the suggestions of the chosen models, if there are any. */
 function showSuggestions(suggestions) {
   $("or-example").hidden = suggestions.length === 0;
   $("examples").replaceChildren(
@@ -312,7 +312,7 @@ addEventListener("storage", (event) => {
   else sidebar.show(store.list(), chat.id);
 });
 addEventListener("pagehide", () => {
-  // Else what the closing browser does to the connection would be kept as a failure of the server.
+  // Otherwise the connection that the closing browser breaks would be saved as a failure of the server.
   for (const [answer, { control, asked }] of running) {
     answer.status = "stopped";
     control.abort();

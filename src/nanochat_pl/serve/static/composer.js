@@ -1,4 +1,4 @@
-// What the user types: the message, and the key of a server that wants one.
+// The user's input: the message, and the API key if the server needs one.
 
 import { isSend } from "./thread.js";
 
@@ -6,7 +6,7 @@ const MOST_OF_PAGE = 0.4;
 
 /** The field of the message; it grows with its text. */
 export class Composer {
-  /** @param {(text: string) => Promise<boolean>} send given a message; the field is emptied if it was taken */
+  /** @param {(text: string) => Promise<boolean>} send called with a message; the field is emptied if it was accepted */
   constructor(send) {
     this.field = document.getElementById("question");
     const form = document.getElementById("composer");
@@ -26,7 +26,7 @@ export class Composer {
     this.field.focus();
   }
 
-  /** Put a text in place of what stands there. */
+  /** Replace the text of the field. */
   write(text) {
     this.field.value = text;
     this.#fit();
@@ -39,7 +39,7 @@ export class Composer {
   }
 }
 
-/** Ask for the server's key; resolves to null where none is given. `refused`: the last one was not accepted. */
+/** Ask for the server's key; resolves to null if none is entered. `refused`: the last one was not accepted. */
 export function askForKey(refused) {
   const dialog = document.getElementById("key-dialog");
   const field = dialog.querySelector("input");

@@ -1,5 +1,5 @@
 // Building blocks of the page. Nothing here or elsewhere parses text as HTML: every node is made by name, every text is
-// text, so what a model says can only ever be read.
+// set as text, so that a model's answer can only be read.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -7,8 +7,8 @@ const SVG = "http://www.w3.org/2000/svg";
  * Make an element.
  *
  * @param {string} tag name, with classes as in "p.note.quiet"
- * @param {Object} [attributes] attributes; `on…` are listeners, `text` the text, false/null leaves one out
- * @param {...(Node|string|null|false|Array)} children appended in order, lists one by one, empty ones left out
+ * @param {Object} [attributes] attributes; `on…` are listeners, `text` is the text, false/null omits one
+ * @param {...(Node|string|null|false|Array)} children appended in order; lists are flattened, empty ones omitted
  */
 export function h(tag, attributes = {}, ...children) {
   const [name, ...classes] = tag.split(".");
@@ -43,7 +43,7 @@ export function iconButton(name, label, onclick, extra = {}) {
   return h("button.icon-button", { type: "button", "aria-label": label, title: label, onclick, ...extra }, icon(name));
 }
 
-/** Say something once to screen readers, politely: the whole of a finished answer, never each token of it. */
+/** Announce a text once to screen readers, politely: a whole finished answer, never each of its tokens. */
 export function announce(text) {
   document.getElementById("announcer").textContent = text;
 }

@@ -1,5 +1,5 @@
-// Markdown within a paragraph -> DOM nodes: emphasis, code, links, tools. One pass over the text with a stack of what is
-// open; its depth is bounded, so hostile runs of markers cost no more than text does.
+// Markdown within a paragraph -> DOM nodes: emphasis, code, links, tools. One pass over the text with a stack of open
+// markers; its depth is bounded, so that hostile runs of markers cost no more than text.
 
 import { h } from "./dom.js";
 
@@ -26,7 +26,7 @@ export function inline(text, inserts) {
     plain = "";
   };
   const put = (node) => (flush(), top().nodes.push(node));
-  // What was opened and never closed is text after all.
+  // Markers that were never closed are text.
   const unwind = (length) => {
     flush();
     while (stack.length > length) {
@@ -142,7 +142,7 @@ function runLength(text, i) {
   return end - i;
 }
 
-/** Where each code span that begins at an index ends: the next run of as many backticks. Found in one backward pass. */
+/** The end of each code span by its start: the next run of the same number of backticks, found in one backward pass. */
 function codeSpans(text) {
   const spans = new Map();
   const nextOf = new Map();

@@ -1,4 +1,4 @@
-// Markdown blocks -> DOM nodes. A model's text is hostile until shown otherwise: nodes are made by name, every string is
+// Markdown blocks -> DOM nodes. A model's text is treated as hostile: nodes are made by name, every string is
 // set as text, links are http(s) only, pictures become links, nesting is bounded and no step takes more than linear time.
 
 import { copyText, h, iconButton } from "./dom.js";
@@ -13,11 +13,11 @@ const RULE = /^(?:-{3,}|\*{3,}|_{3,})$/;
 // What follows a mark in arithmetic: "#### 42", "+ 25" and "- 5 + 3" are no heading and no lists, as "# One" and "- a" are.
 const SUM = /^[^\p{L}]*\d[^\p{L}]*$/u;
 const DELIMITERS = /^[\t |:-]+$/;
-// Control characters, and those that silently turn the direction of what follows.
+// Control characters, and those that silently change the direction of text.
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ufeff]/g;
 const INSERT = /\ue000(\d+)\ue001/g;
 
-/** Make characters that cannot be seen, or that reorder their neighbours, visible as U+FFFD. */
+/** Replace characters that are invisible, or that reorder their neighbours, by U+FFFD. */
 export function visible(text) {
   return text.replaceAll("\r\n", "\n").replace(UNSEEN, "\ufffd");
 }
@@ -55,7 +55,7 @@ export class MarkdownView {
   }
 }
 
-/** Word an answer as plain text, tools as `expression → result`: what the copy button gives. */
+/** Return an answer as plain text, tools as `expression → result`, for the copy button. */
 export function plainText(parts) {
   const { text, inserts } = withTools(parts, (part) => part);
   return spelledOut(text, inserts);
@@ -188,7 +188,7 @@ function startOf(lines, i, depth, paragraph) {
   return null;
 }
 
-/** Tell whether a line that could be an item is a term of a sum: a number alone, or with a plus whatever its unit. */
+/** Return whether a line that could be an item is a term of a sum: a number alone, or with a plus and any unit. */
 function isTerm(mark, text) {
   return /^[-*+]$/.test(mark) && (SUM.test(text) || (mark === "+" && /^\d/.test(text)));
 }

@@ -1,4 +1,4 @@
-// What is served, in the words of the page: every model bears the stage of its training.
+// Names and groups of the served models, by the stage of their training.
 
 const STAGES = {
   base: ["Base", "Base: continue a text"],
@@ -12,7 +12,7 @@ export const TUTOR_PROMPT =
   "You are a helpful science tutor. Answer the question with the letter and text of the correct choice, " +
   "then explain why.";
 
-/** Word a stage: short for a badge. A stage not of the usual chain (`sft_scienceqa`) is a fine-tuning. */
+/** Return a stage's short name for a badge. A stage outside the usual chain (`sft_scienceqa`) is a fine-tuning. */
 export function stageName(stage) {
   return STAGES[stage]?.[0] ?? (stage ? "Fine-tuned" : "Model");
 }
@@ -22,12 +22,12 @@ function stageTitle(stage) {
   return stage ? "Fine-tuned" : "Models";
 }
 
-/** The class of a stage's badge. */
+/** Return the CSS class of a stage's badge. */
 export function stageClass(stage) {
   return STAGES[stage] ? `stage-${stage}` : "stage-tuned";
 }
 
-/** Tell whether a model is fine-tuned for a purpose (the science tutor). */
+/** Return whether a model is fine-tuned for a purpose (the science tutor). */
 export function isTuned(model) {
   return Boolean(model.stage) && !STAGES[model.stage];
 }
@@ -52,10 +52,11 @@ export function fillSelect(select, models, chosen) {
   if (!models.length) select.append(new Option("No model", ""));
 }
 
-/** Choose what is asked first: what was chosen last if it is still served, else the latest stage of the chain. */
+/** Choose the initial model: the last choice if it is still served, else the latest stage of the chain. */
 export function preferred(models, remembered, avoid = "") {
   if (models.some((model) => model.id === remembered)) return remembered;
-  const rank = (model) => (isTuned(model) ? 4 : ["base", "mid", "sft", "rl"].indexOf(model.stage));
+  const stages = Object.keys(STAGES);
+  const rank = (model) => (isTuned(model) ? stages.length : stages.indexOf(model.stage));
   const others = models.filter((model) => model.id !== avoid);
   const best = [...(others.length ? others : models)].sort((a, b) => rank(b) - rank(a))[0];
   return best?.id ?? "";

@@ -1,4 +1,4 @@
-// The sheet of settings: system prompt and sampling. A value that is out of range says so and is not taken.
+// The sheet of settings: system prompt and sampling. A value that is out of range is reported and not applied.
 
 import { DEFAULTS } from "./store.js";
 import { TUTOR_PROMPT } from "./models.js";
@@ -43,12 +43,12 @@ export class SettingsSheet {
     this.dialog.showModal();
   }
 
-  /** Show the values that hold now; `system` is the current conversation's. */
+  /** Show the current values; `system` is the current conversation's. */
   fill() {
     for (const name of NUMBERS) {
       const field = this.form.elements[name];
       const value = this.store.settings[name];
-      // A model with a smaller context is asked for no more than that holds.
+      // The limit of a model with a smaller context is that context.
       const most = name === "maxTokens" && field.max ? Number(field.max) : Infinity;
       field.value = value === null ? "" : String(Math.min(value, most));
       this.#check(field);
@@ -56,7 +56,7 @@ export class SettingsSheet {
     this.system.value = this.currentSystem ?? "";
   }
 
-  /** Limit the length of answers to what the chosen models can hold. */
+  /** Limit the length of answers to the contexts of the chosen models. */
   setContext(tokens) {
     const field = this.form.elements.maxTokens;
     if (tokens === null) field.removeAttribute("max");

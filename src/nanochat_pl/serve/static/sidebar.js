@@ -4,7 +4,7 @@ import { h, iconButton } from "./dom.js";
 
 const NARROW = matchMedia("(max-width: 860px)");
 
-/** Lists the conversations and reports what is done with them. */
+/** Lists the conversations and reports the user's actions on them. */
 export class Sidebar {
   /**
    * @param {{open: (id: string) => void, rename: (id: string, title: string) => void, remove: (id: string) => void}} actions
@@ -22,7 +22,7 @@ export class Sidebar {
     this.setOpen(false);
   }
 
-  /** Whether the drawer stands open; on a wide page the list is always there and this is false. */
+  /** Whether the drawer is open; on a wide page the list is always visible and this is false. */
   get isOpen() {
     return this.element.classList.contains("open");
   }

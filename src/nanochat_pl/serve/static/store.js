@@ -1,12 +1,12 @@
 // Conversations and settings, kept in this browser only. Everything is held in memory and written through to
-// localStorage; where that is full, switched off or holds nonsense the page goes on working and says so.
+// localStorage; if that is full, switched off or invalid, the page goes on working and shows a message.
 
 const PREFIX = "nanochat-pl/";
 const CHAT = `${PREFIX}chat/`;
 const SETTINGS = `${PREFIX}settings`;
 const PART_TYPES = new Set(["text", "python", "python_output"]);
 
-/** Settings of a first visit. null for a number means: leave it to the server. */
+/** Settings of a first visit. null for a number = the server's default. */
 export const DEFAULTS = Object.freeze({
   temperature: 0.6,
   topP: 1,
@@ -27,7 +27,7 @@ export const DEFAULTS = Object.freeze({
  * failed.
  */
 export class Store {
-  /** @param {(message: string) => void} onTrouble told once that nothing more can be kept, and why */
+  /** @param {(message: string) => void} onTrouble called once, with the reason, when nothing more can be kept */
   constructor(onTrouble) {
     this.onTrouble = onTrouble;
     this.troubled = false;
@@ -46,7 +46,7 @@ export class Store {
     return [...this.chats.values()].sort((a, b) => b.updated - a.updated);
   }
 
-  /** Make a conversation; it is kept from its first `save` on. */
+  /** Make a conversation; it is kept after its first `save`. */
   create() {
     const bytes = crypto.getRandomValues(new Uint8Array(8));
     const id = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -66,7 +66,7 @@ export class Store {
       this.storage?.removeItem(CHAT + id);
       this.troubled = false;
     } catch {
-      // What could not be written cannot be left behind either.
+      // Storage that cannot be written holds no copy to remove.
     }
   }
 
@@ -75,7 +75,7 @@ export class Store {
     this.#write(SETTINGS, this.settings);
   }
 
-  /** Take over what another tab wrote: call with the key of a `storage` event; returns the conversation's id or null. */
+  /** Read what another tab wrote: call with the key of a `storage` event; returns the conversation's id or null. */
   refresh(key) {
     if (!key?.startsWith(CHAT)) return null;
     const id = key.slice(CHAT.length);
@@ -156,12 +156,12 @@ function tidyAnswer(found) {
   const answer = newAnswer({ id: String(found?.model ?? ""), stage: String(found?.stage ?? "") });
   Object.assign(answer, typeof found === "object" ? found : {});
   answer.parts = parts.filter((part) => typeof part?.text === "string" && PART_TYPES.has(part.type));
-  // It was being written when the page closed: what there is of it stays.
+  // The page closed while it was generated: keep the partial answer.
   if (answer.status === "running") answer.status = "stopped";
   return answer;
 }
 
-/** Make an answer that is about to be asked for. Times are in seconds, `tokens` is null until the server counts them. */
+/** Make an empty answer for a request. Times are in seconds, `tokens` is null until the server counts them. */
 export function newAnswer(model) {
   return {
     model: model.id,

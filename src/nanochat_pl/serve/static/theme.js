@@ -1,4 +1,4 @@
-// Light or dark. Runs before the first paint (hence no module): a remembered theme must not flash in after the other one.
+// Light or dark. It runs before the first paint (so it is no module): a remembered theme must not appear after the other.
 // Nothing is remembered while the page follows the system.
 {
   const KEY = "nanochat-pl/theme";
@@ -7,13 +7,13 @@
     const theme = localStorage.getItem(KEY);
     if (theme === "light" || theme === "dark") root.dataset.theme = theme;
   } catch {
-    // Storage is switched off: follow the system.
+    // Storage is switched off, so follow the system.
   }
 
   const toggle = () => {
     const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
     const next = (root.dataset.theme ?? system) === "dark" ? "light" : "dark";
-    // Back at the system's own theme the page follows it again.
+    // If the choice equals the system's theme, the page follows the system again.
     if (next === system) delete root.dataset.theme;
     else root.dataset.theme = next;
     try {

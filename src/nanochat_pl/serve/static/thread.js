@@ -1,4 +1,4 @@
-// The conversation as it is read: questions, answers side by side or alone, and what can be done with each.
+// The displayed conversation: questions, answers side by side or alone, and the actions on each.
 
 import { hasContent, statistics } from "./answering.js";
 import { copyText, h, icon, iconButton } from "./dom.js";
@@ -7,11 +7,11 @@ import { stageClass, stageName } from "./models.js";
 
 const NEAR_END_PX = 80;
 
-/** Shows one conversation and reports what the user does with it. */
+/** Shows one conversation and reports the user's actions on it. */
 export class Thread {
   /**
-   * @param {Element} scroller what scrolls
-   * @param {Element} element where the turns stand
+   * @param {Element} scroller the scrolling element
+   * @param {Element} element the parent of the turns
    * @param {{edit: (turn: number, text: string) => void, again: (turn: number, column: number) => void,
    *   stop: (answer: Object) => void}} actions
    */
@@ -32,7 +32,7 @@ export class Thread {
     this.scrollToEnd();
   }
 
-  /** Show what changed in an answer, once a frame however many pieces come. */
+  /** Show the changes of an answer, at most once a frame. */
   changed(answer) {
     if (!this.views.has(answer)) return;
     if (answer.status !== "running") {
@@ -48,7 +48,7 @@ export class Thread {
     });
   }
 
-  /** Allow editing and asking again, or not: not while something is being answered. */
+  /** Enable or disable editing and asking again; they are disabled while an answer is generated. */
   setBusy(busy) {
     for (const button of this.element.querySelectorAll("[data-when-idle]")) button.disabled = busy;
   }
@@ -132,7 +132,7 @@ export class Thread {
   }
 }
 
-/** Tell whether a key press means "send": Enter without Shift, and not while an input method composes a character. */
+/** Return whether a key press means "send": Enter without Shift, and not while an input method composes a character. */
 export function isSend(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing;
 }
