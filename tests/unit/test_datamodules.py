@@ -17,7 +17,7 @@ from nanochat_pl.eval.bpb import evaluate_loss
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.data import conversation_data, conversation_text_data, text_data
-from nanochat_pl.training.datamodules import say_streams
+from nanochat_pl.training.datamodules import log_streams
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 B, T = 2, 16
@@ -34,7 +34,7 @@ B, T = 2, 16
 )
 def test_documents_of_each_stream_are_said_and_unequal_streams_warned_of(caplog, rows, said, warned):
     with caplog.at_level(logging.INFO):
-        say_streams(rows, "documents")
+        log_streams(rows, "documents")
     assert said in caplog.text
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert bool(warnings) == warned

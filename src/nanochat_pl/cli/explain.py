@@ -8,7 +8,6 @@ import argparse
 import inspect
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -200,7 +199,3 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return refuse(error)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,6 @@ has no optimizer state: training can start from these weights but not resume.
 """
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +134,3 @@ def _least_config(model: "ModelState", run_name: str) -> dict[str, Any]:
         "stage": {"name": model.stage, "sequence_len": model.config.sequence_len},
         "model": asdict(model.config),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

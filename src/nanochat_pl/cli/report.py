@@ -98,7 +98,3 @@ def _price(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"--usd-per-hour {text!r} is no price; give US dollars an hour, such as 24")
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

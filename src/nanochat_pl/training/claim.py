@@ -1,9 +1,9 @@
-"""A run owns its folder while it lives: a second process that would write there is refused and told who has it.
+"""A run owns its folder while it lives: a second process that would write there is refused with the name of the owner.
 
-Two things are kept in the folder. `.lock` is locked by the operating system, which lets go of it whatever ends the
-process. `.lock.json` names host, process and start time for people, and is touched every few seconds: on network file
-systems that do not pass locks on, another machine sees by that whether the owner lives. A file that a killed process or
-a machine that is gone has left stands in nobody's way. No torch here, so that the refusal comes at once.
+Two files in the folder serve this. `.lock` is locked by the operating system, which releases it whatever ends the
+process. `.lock.json` is a note of host, process and start time, and is touched every few seconds: on network file
+systems that do not share locks between machines, another machine sees by this that the owner lives. Files left by a
+killed process or a lost machine block nobody. No torch is imported, so that the refusal comes at once.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nanochat_pl.paths import write_atomically
+from nanochat_pl.paths import read_record, write_atomically
 
 __all__ = ["FolderInUseError", "check_free", "claimed"]
 
 TOUCH_EVERY_S = 5.0
-"""Between two signs of life of an owner."""
+"""Seconds between two touches of the note."""
 SILENT_S = 20.0
-"""An owner on another machine that gives no sign for so long is gone."""
+"""Seconds without a touch after which an owner on another machine is taken to be gone."""
 LONG_SILENT_S = 600.0
-"""Nor need one wait where the last sign is older than this, by the clocks of two machines."""
+"""If the last touch is older than this by the clocks of two machines, its owner is gone without waiting."""
 NOTE_S = 2.0
-"""So long the note of an owner may be missing, who has only just come."""
+"""Seconds for which the note of an owner that has just started may be missing."""
 ORPHANS_S = 12.0
-"""So long the workers of a killed process may hold its lock, until they notice that it is gone."""
+"""Seconds for which the workers of a killed process may hold its lock until they notice that it is gone."""
 
 
 class FolderInUseError(ValueError):
@@ -40,10 +40,10 @@ class FolderInUseError(ValueError):
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Own a folder, which is made if need be, for as long as the block takes.
+    """Own a folder, which is made if needed, while the block runs.
 
     Raises:
-        FolderInUseError: another process owns it; says which, and what to do.
+        FolderInUseError: another process owns it; the message says which, and what to do.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = _acquire(folder)
@@ -53,7 +53,7 @@ def claimed(folder: Path) -> Iterator[None]:
         if lock is None or _elsewhere(_read(note)):
             _wait_for_silence(folder)
         write_atomically(note, json.dumps(_this_process()) + "\n")
-        threading.Thread(target=_give_signs, args=(note, over), daemon=True).start()
+        threading.Thread(target=_keep_touching, args=(note, over), daemon=True).start()
         yield
     finally:
         over.set()
@@ -64,10 +64,10 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Look whether a folder could be claimed now; nothing is written.
+    """Check that a folder could be claimed now, without writing anything.
 
     Raises:
-        FolderInUseError: another process on this machine owns it. (Of other machines `claimed` finds out.)
+        FolderInUseError: another process on this machine owns it. (`claimed` finds owners on other machines.)
     """
     if (folder / ".lock").is_file() and os.access(folder / ".lock", os.W_OK):
         lock = _acquire(folder)
@@ -76,7 +76,7 @@ def check_free(folder: Path) -> None:
 
 
 def _acquire(folder: Path) -> FileLock | None:
-    """Lock a folder; None where its file system knows no locks."""
+    """Lock a folder; return None if its file system has no locks."""
     begin = time.monotonic()
     while True:
         lock = FileLock(folder / ".lock", thread_local=False)
@@ -86,7 +86,7 @@ def _acquire(folder: Path) -> FileLock | None:
         except Timeout:
             owner = _read(folder / ".lock.json")
             waited = time.monotonic() - begin
-            # Without a note the owner has only just come, or is only looking; of a killed one, workers may be left.
+            # Without a note the owner has just started, or only checks the folder; a killed one may have left workers.
             if (owner is None and waited < NOTE_S) or (owner is not None and _is_gone(owner) and waited < ORPHANS_S):
                 time.sleep(0.2)
                 continue
@@ -96,15 +96,15 @@ def _acquire(folder: Path) -> FileLock | None:
                 f"cannot write to {folder}, which another user may own; give run_name=<another name>, or outputs=<a "
                 "folder of your own>"
             ) from error
-        except (NotImplementedError, OSError):  # what file systems without locks answer
+        except (NotImplementedError, OSError):  # raised on file systems without locks
             return None
 
 
 def _wait_for_silence(folder: Path) -> None:
-    """Return when the owner that the note names gives no sign of life any more.
+    """Return once the owner that the note names shows no sign of life any more.
 
     Raises:
-        FolderInUseError: it does.
+        FolderInUseError: it does show one.
     """
     note = folder / ".lock.json"
     owner = _read(note)
@@ -122,7 +122,7 @@ def _wait_for_silence(folder: Path) -> None:
 
 
 def _in_use(folder: Path, owner: dict[str, Any] | None) -> FolderInUseError:
-    """Make the refusal: who has the folder, and what to do."""
+    """Return the error that says who owns the folder, and what to do."""
     if owner is None:
         return FolderInUseError(
             f"{folder} is in use by another process; wait until it ends, or give run_name=<another name>"
@@ -139,8 +139,8 @@ def _in_use(folder: Path, owner: dict[str, Any] | None) -> FolderInUseError:
     )
 
 
-def _give_signs(note: Path, over: threading.Event) -> None:
-    """Touch the note until the claim is over."""
+def _keep_touching(note: Path, over: threading.Event) -> None:
+    """Touch the note until the claim ends."""
     while not over.wait(TOUCH_EVERY_S):
         with contextlib.suppress(OSError):
             os.utime(note)
@@ -154,12 +154,9 @@ def _touched(note: Path) -> float | None:
 
 
 def _read(note: Path) -> dict[str, Any] | None:
-    """Read who owns a folder; None where no one says so."""
-    try:
-        owner = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(owner, dict) or not all(isinstance(owner.get(key), str) for key in ("host", "started")):
+    """Read who owns a folder; None if there is no valid note."""
+    owner = read_record(note) or {}
+    if not all(isinstance(owner.get(key), str) for key in ("host", "started")):
         return None
     return owner if type(owner.get("pid")) is int and 0 < owner["pid"] < 2**31 else None
 
@@ -176,25 +173,25 @@ def _this_process() -> dict[str, Any]:
 
 
 def _elsewhere(owner: dict[str, Any] | None) -> bool:
-    """Say whether an owner is a process of another machine, or of this one before it was started anew."""
+    """Return whether an owner is a process of another machine, or of this one before its last boot."""
     return owner is not None and (owner["host"], owner.get("boot")) != (platform.node(), _boot())
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Say whether an owner was a process of this machine and is no more, even where its number is taken again."""
+    """Return whether an owner was a process of this machine and has ended, even if its number is in use again."""
     if _elsewhere(owner):
         return False
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's
+    except OSError:  # the process of another user
         return False
     return owner.get("birth") != _birth(owner["pid"])
 
 
 def _boot() -> str | None:
-    """Tell one machine, and one start of it, from others of the same name."""
+    """Return an id of this machine and its last boot; None if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -202,13 +199,13 @@ def _boot() -> str | None:
 
 
 def _birth(pid: int) -> str | None:
-    """Give the time a process was started, in clock ticks since the machine was; None where that is not known."""
+    """Return when a process started, in clock ticks after the boot of the machine; None if it is unknown or dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else fields[19]  # a dead one that nobody has waited for has no life to name
+    return None if fields[0] == "Z" else fields[19]  # Z: dead, but its parent has not waited for it
 
 
 _TOKEN = os.urandom(8).hex()
-"""Tells this process's notes from those of others."""
+"""Marks the notes of this process."""

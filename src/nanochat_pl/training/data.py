@@ -28,7 +28,7 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.runtime import rank, world_size
 from nanochat_pl.tasks.base import Mixture, overlap
 from nanochat_pl.tokenizer import Tokenizer
-from nanochat_pl.training.datamodules import StepBatches, say_streams
+from nanochat_pl.training.datamodules import StepBatches, log_streams
 from nanochat_pl.training.questions import question_data
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def build_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards
     """Build the data module of the stage, which also settles how many optimizer steps the run has.
 
     Args:
-        config: of the model; a budget in FLOPs or tokens per parameter depends on it.
+        config: the config of the model, on which a budget in FLOPs or tokens per parameter depends.
         shards: the text of stage=base.
     """
     check_stage(cfg)
@@ -58,9 +58,9 @@ def build_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards
 
 
 def row_shape(cfg: TrainConfig) -> dict[str, int]:
-    """Return the arguments that say how long and wide micro-batches are and which of them are this rank's.
+    """Return the arguments for the shape of micro-batches and for the share of this rank.
 
-    Ranks exist only once the Trainer has begun, so this is asked when batches are made, not before.
+    Ranks exist only once the Trainer has started, so this is called when batches are made, not before.
     """
     stage = cfg.stage
     return {
@@ -72,9 +72,9 @@ def row_shape(cfg: TrainConfig) -> dict[str, int]:
 
 
 def packed_shape(cfg: TrainConfig, cursor: Cursor | None) -> dict[str, Any]:
-    """Return the arguments of a step that is packed from streams: `row_shape`, and how many of each there are.
+    """Return the arguments of a step that is packed from streams: those of `row_shape` and the numbers of each.
 
-    Without data.logical_shards there is one stream a rank at the run's start; a resumed run keeps its cursor's number.
+    Without data.logical_shards there is one stream for each rank at the start; a resumed run keeps their number.
     """
     return {
         **row_shape(cfg),
@@ -87,18 +87,18 @@ def packed_shape(cfg: TrainConfig, cursor: Cursor | None) -> dict[str, Any]:
 
 
 def validation_tokens(stage: StageConfig) -> int:
-    """Return the size of the fixed validation set of a stage that counts tokens, over all ranks."""
+    """Return the tokens of the fixed validation set over all ranks, for stages that count tokens."""
     assert stage.total_batch_tokens is not None
     return stage.val_tokens or 20 * stage.total_batch_tokens
 
 
 def text_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards: Shards) -> StepBatches:
-    """Build the data module of stage=base: documents as streams of tokens, the validation shard kept apart."""
-    packed: list[Batch] = []  # once, at the first validation, in half the memory of the batches
+    """Build the data module of stage=base: streams of tokens from documents, and a validation shard of its own."""
+    packed: list[Batch] = []  # made once, at the first validation, and kept as int32 in half the memory
 
     def train(cursor: Cursor | None) -> TokenBatches:
         batches = TokenBatches(shards.train, tokenizer, **packed_shape(cfg, cursor))
-        say_streams(batches.stream_rows, "documents")
+        log_streams(batches.stream_rows, "documents")
         return batches
 
     def validation() -> Iterator[Batch]:
@@ -123,14 +123,14 @@ def conversation_text_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture
     """Build the data module of stage=mid: conversations packed as text is, every token supervised.
 
     Args:
-        val_rows: the first ones in order, as many as the validation set has tokens, are the fixed validation set.
+        val_rows: the first ones, up to the number of validation tokens, are the fixed validation set.
     """
     corpus = ConversationCorpus(rows, tokenizer, seed=cfg.seed, shuffle=not getattr(rows, "ordered", False))
-    packed: list[list[Batch]] = []  # once, at the first validation
+    packed: list[list[Batch]] = []  # made once, at the first validation
 
     def train(cursor: Cursor | None) -> PackedBatches:
         batches = PackedBatches(corpus, **packed_shape(cfg, cursor))
-        say_streams(batches.stream_rows, "conversations")
+        log_streams(batches.stream_rows, "conversations")
         return batches
 
     def validation() -> list[Batch]:
@@ -154,13 +154,13 @@ def conversation_text_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture
 
 
 def conversation_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val_rows: Mixture) -> StepBatches:
-    """Build the data module of the stages that learn from the assistant's words alone.
+    """Build the data module of the stages that are supervised on the assistant's words alone.
 
     Args:
-        val_rows: the first `stage.val_rows` in order are the fixed validation set.
+        val_rows: the first `stage.val_rows` are the fixed validation set.
 
     Raises:
-        ValueError: no answer fits the rows, in training or validation.
+        ValueError: no answer fits into the rows of training or of validation.
     """
     stage = cfg.stage
     assert stage.total_batch_rows is not None
@@ -201,17 +201,17 @@ def conversation_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val
 
 
 def epoch_lengths(cfg: TrainConfig, rows: Any, tokenizer: Tokenizer) -> Lengths:
-    """Measure the conversations of an epoch, and say how."""
+    """Measure the lengths of the conversations of an epoch, and log how it was done."""
     lengths = measure_lengths(rows, tokenizer, cfg.seed, cfg.data.num_workers)
     log.info("an epoch has %s tokens (%s)", f"{lengths.total:,}", lengths.method)
     return lengths
 
 
 def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bool = False) -> None:
-    """Refuse rows so short that they cut the answers away; warn where some are.
+    """Refuse rows so short that they cut off every answer; warn if they cut some conversations.
 
     Raises:
-        ValueError: not one of the first conversations keeps a token to learn from.
+        ValueError: none of the first conversations keeps a supervised token.
     """
     sample = [tokenizer.render_conversation(rows[i], max_tokens=2**31) for i in range(min(len(rows), 256))]
     longest = max(len(ids) for ids, _ in sample)
@@ -234,13 +234,13 @@ def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bo
 
 
 def check_validation(rows: Any, num_rows: int | None, tokenizer: Tokenizer, sequence_len: int) -> None:
-    """Refuse a validation set in which no conversation keeps a token to measure, whose loss would be infinite.
+    """Refuse a validation set without a single supervised token, whose loss would be undefined.
 
     Args:
-        num_rows: the fixed validation set is this many rows, the first ones; None = all.
+        num_rows: the number of first rows that are the fixed validation set; None = all.
 
     Raises:
-        ValueError: there is none, with the length that the shortest answer needs.
+        ValueError: there is no such token; the message has the row length that the shortest answer needs.
     """
     needed: list[int] = []  # tokens up to the first supervised one
     measured = range(min(len(rows), num_rows or len(rows)))
@@ -258,7 +258,7 @@ def check_validation(rows: Any, num_rows: int | None, tokenizer: Tokenizer, sequ
 
 
 def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
-    """Make the mixtures of training and validation; say how much both would ask, and leave that out if asked to.
+    """Build the mixtures of training and validation; log how much they share, and drop it if the config says so.
 
     Raises:
         ValueError: one has no tasks, or nothing is left to train on.
@@ -285,7 +285,7 @@ def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
 
 
 def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:
-    """Make a mixture from the tasks that the config names.
+    """Build a mixture from the tasks that the config names.
 
     Raises:
         ValueError: there are none.

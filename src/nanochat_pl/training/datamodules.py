@@ -1,4 +1,4 @@
-"""LightningDataModules: documents or conversations in, one batch an optimizer step out, with an exact cursor.
+"""LightningDataModules: documents or conversations in, one batch for each optimizer step out, with an exact cursor.
 
 The cursor travels inside each batch. What a checkpoint stores is therefore the position of the batch that was
 trained, not of one that a prefetcher has already taken; it is gathered from all ranks, because only rank 0 writes.
@@ -42,7 +42,7 @@ class StepBatches(L.LightningDataModule):
         return _TrainLoader(self.make_train(self.cursor))
 
     def val_batches(self) -> Iterable[Batch]:
-        """Give the same validation batches each time it is called."""
+        """Return the validation batches, the same at each call."""
         return self.make_val()
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
@@ -69,7 +69,7 @@ class StepBatches(L.LightningDataModule):
 
 
 class _TrainLoader:
-    """What Lightning sees of the training batches: no length, nothing to shard, and a state that is kept elsewhere."""
+    """The training batches as Lightning sees them: no length, nothing to shard, and a state that is kept elsewhere."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.batches = batches
@@ -78,18 +78,18 @@ class _TrainLoader:
         return iter(self.batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Say that the stream resumes; its place is the cursor in `StepBatches.state_dict`."""
+        """Return nothing, which marks the stream as resumable; `StepBatches.state_dict` has its cursor."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: the stream was made from the cursor."""
 
 
-def say_streams(rows: Sequence[int], what: str) -> None:
-    """Say how much the logical shards hold; warn where one will be read far more often than another.
+def log_streams(rows: Sequence[int], what: str) -> None:
+    """Log how much the logical shards hold; warn if one will be read far more often than another.
 
     Args:
-        rows: documents of each stream in one epoch.
+        rows: the number of documents of each stream in one epoch.
         what: the word for them.
     """
     fewest, most = min(rows), max(rows)

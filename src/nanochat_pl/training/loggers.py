@@ -38,12 +38,12 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 AXES = ("step", "tokens", "total_training_flops", "total_training_time")
-"""What a curve may be drawn over; the first is the default. Every row that a dashboard gets has all four."""
+"""The possible x axes of a curve; the first is the default. Every row that a dashboard gets has all four."""
 
 SUMMARIES = {
     name: f"{'max' if known.direction > 0 else 'min'},last" for name, known in METRICS.items() if known.is_tracked
 }
-"""Figures whose best value is shown beside the last one in W&B's table of runs."""
+"""Metrics whose best value is shown next to the last one in W&B's table of runs."""
 
 RUN_ID = "wandb_run_id.txt"
 """File of a run folder with the id of its W&B run."""
@@ -117,19 +117,19 @@ class MetricsFile(Logger):
 
 
 def weights_and_biases(project: str, name: str, offline: bool, folder: str = ".", run_id: str | None = None) -> Logger:
-    """Make the W&B logger: offline when asked to or where there is no key, same run id after a resume.
+    """Make the W&B logger: offline if the config says so or there is no key, with the same run id after a resume.
 
     Args:
-        project: W&B project.
-        name: display name of the run.
+        project: the W&B project.
+        name: the display name of the run.
         offline: write to disk only.
         folder: the run folder; W&B's files and the run id live there.
-        run_id: continue this W&B run; null = the one noted in the folder, else a new one.
+        run_id: the W&B run to continue; None = the one noted in the folder, else a new one.
     """
     from lightning.pytorch.loggers import WandbLogger
 
-    # Lightning would let every figure be drawn over a count of its own. W&B does not say which of two patterns that
-    # fit a name holds, so ours must be the only one: the run is started here.
+    # Lightning would define every metric over a step count of its own. W&B leaves open which of two matching patterns
+    # applies, so ours must be the only one: the run is started here.
     run = None
     if is_first_process():
         run = _start_run(project, name, offline, Path(folder), run_id)
@@ -154,7 +154,7 @@ def _start_run(project: str, name: str | None, offline: bool, folder: Path, run_
         name=name,
         dir=folder,
         id=run_id,
-        resume="allow" if run_id and not offline else None,  # offline the id alone says which run goes on
+        resume="allow" if run_id and not offline else None,  # offline the id alone identifies the run
         mode="offline" if offline else None,
         config=read_config(folder, [])[0],
         reinit="finish_previous",
@@ -164,7 +164,7 @@ def _start_run(project: str, name: str | None, offline: bool, folder: Path, run_
 
 
 def _define_metrics(run: Any) -> None:
-    """Draw everything over the step; tokens, FLOPs and time can be chosen in its place, panel by panel."""
+    """Define the step as the x axis of all metrics; a panel may choose tokens, FLOPs or time instead."""
     for axis in AXES:
         run.define_metric(axis, hidden=True)
     run.define_metric("*", step_metric=AXES[0])
@@ -178,10 +178,10 @@ def _netrc_knows_wandb() -> bool:
 
 
 def drop_lines_from(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later of a JSON Lines file, and a half-written last one; a missing file stays so."""
+    """Drop the lines of `step` and later from a JSON Lines file, if it exists, and a half-written last line."""
     if not path.is_file():
         return
-    # not splitlines: texts may hold other characters that end a line
+    # not splitlines: texts may contain other characters that it takes for line ends
     *lines, half = path.read_text(encoding="utf-8").split("\n")
     kept = [line for line in lines if json.loads(line)["step"] < step]
     if half or len(kept) < len(lines):
@@ -191,7 +191,7 @@ def drop_lines_from(path: Path, step: int) -> None:
 def log_table(
     loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
 ) -> None:
-    """Send a table to those loggers that can show one, at its step; call on the first process only."""
+    """Send a table to the loggers that can show one; call on the first process only."""
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger":
             import wandb
@@ -205,10 +205,10 @@ def log_evaluation(results: Path, run_folder: Path) -> bool:
 
     Args:
         results: the evaluation's `results.json`; `examples.jsonl` lies beside it if questions were asked.
-        run_folder: of the training run.
+        run_folder: the folder of the training run.
 
     Returns:
-        False where that run was not logged to W&B: then nothing is done.
+        Whether that run was logged to W&B; if not, nothing is done.
     """
     specs = (read_config(run_folder, [])[0].get("logger") or {}).values()
     spec = next((s for s in specs if s and str(s.get("_target_", "")).endswith(".weights_and_biases")), None)
@@ -233,16 +233,16 @@ def log_evaluation(results: Path, run_folder: Path) -> bool:
 
 
 def evaluation_figures(result: EvaluationResult) -> dict[str, float]:
-    """Return the figures of an evaluation as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
+    """Return the metrics of an evaluation as a dashboard names them: `<evaluation>/<task>/<metric>`, or `core_metric`.
 
-    Figures of parts of the questions and those that could not be measured are left out.
+    Metrics of parts of the questions and those that could not be measured are left out.
     """
     speed = {f"{result.name}/examples_per_s": result.examples_per_s} if result.examples_per_s else {}
     return dashboard_metrics(result.name, result.rows) | speed
 
 
 def _axes_at(run_folder: Path, step: int | None) -> dict[str, float]:
-    """Give what a curve may be drawn over after `step` updates: of the row of the last of them, if it was logged."""
+    """Return the x axes after `step` updates, as far as the row of the last of these was logged."""
     if step is None:
         return {}
     curves = read_metrics(run_folder / "metrics.csv", [])

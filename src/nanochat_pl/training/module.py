@@ -85,7 +85,7 @@ class LanguageModel(L.LightningModule):
             yield self.model(batch.inputs[a], batch.targets[a], positions, reduction="sum") * scale
 
     def metrics(self) -> dict[str, Any]:
-        """Return what a stage logs beside loss and gradient norm: numbers whose mean over ranks is the step's."""
+        """Return what a stage logs in addition to loss and gradient norm: numbers to average over ranks."""
         return {}
 
     def example_tokens(self, batch: Any) -> tuple[Tensor, Tensor | None] | None:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class QuestionBatch:
-    """The questions of a rollout, over all ranks, and which of its optimizer steps this is."""
+    """The questions of a rollout over all ranks, and the number of the optimizer step within it."""
 
     questions: list[int]
     part: int
@@ -29,17 +29,17 @@ class QuestionBatch:
 
 
 class QuestionBatches:
-    """Batches of shuffled questions, epoch after epoch, forever, from a cursor on; each rollout takes several batches.
+    """An endless iterable of batches of shuffled questions, from a cursor on; each rollout takes several batches.
 
     Args:
         usable: the questions' rows.
-        prompts_per_step: questions of a rollout over all ranks; what is left of an epoch is left out.
+        prompts_per_step: questions of a rollout over all ranks; an incomplete last rollout of an epoch is left out.
         parts: optimizer steps of a rollout.
         shuffle: False keeps the order in every epoch.
-        cursor: of a batch trained on; None = the beginning.
+        cursor: the cursor of the last batch that was trained on; None = the beginning.
 
     Raises:
-        ValueError: there are too few questions, or the cursor belongs to others.
+        ValueError: there are too few questions, or the cursor belongs to other questions.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class QuestionData(StepBatches):
         train, val: questions with their rewards.
         sandbox: what isolates the answers of the tasks that run them, by task.
         rl: how many make a rollout, and how many updates.
-        horizon: `num_steps` or `num_epochs`, and how many.
-        seed: of the order.
+        horizon: `num_steps` or `num_epochs`, and the number.
+        seed: the seed of the order.
 
     Raises:
         ValueError: there are too few questions for one rollout.

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: config, command line, commit, machine, log; and how dashboards are closed."""
+"""The record of a run: config, command line, commit, machine and log; and how dashboards are closed."""
 
 import json
 import logging
@@ -16,16 +16,9 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from nanochat_pl.paths import write_atomically, writing
+from nanochat_pl.paths import read_record, write_atomically, writing
 
-__all__ = [
-    "describe_machine",
-    "describe_run",
-    "earlier_seconds",
-    "finish_loggers",
-    "is_terminal",
-    "write_log",
-]
+__all__ = ["describe_machine", "describe_run", "earlier_seconds", "finish_loggers", "is_terminal", "write_log"]
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +60,13 @@ def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> N
     if difference := git("diff", "HEAD"):
         write_atomically(patch, difference)
     else:
-        patch.unlink(missing_ok=True)  # of an earlier session, whose changes have been committed since
+        patch.unlink(missing_ok=True)  # left by an earlier session, whose changes have been committed since
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what this process may use: `cpu`, `cpu_count`, `memory_bytes`, `gpus` (name and memory), `cuda`.
 
-    What cannot be found out is None. Of several machines it is this one.
+    What cannot be found out is None. If a run has several machines, this one is described.
     """
     if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may have given it a part of the cores only
         cpu_count: int | None = len(os.sched_getaffinity(0))
@@ -94,7 +87,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _cpu_model() -> str | None:
-    """Name the processor as Linux does, else as Python does, which may be no more than its architecture."""
+    """Return the name of the processor as Linux has it, else as Python does, which may be just its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -104,10 +97,10 @@ def _cpu_model() -> str | None:
 
 
 def earlier_seconds(summary: Path) -> float:
-    """Return the `wall_s` of a summary.json that an earlier session of a run left; 0 where there is none to be read."""
+    """Return the `wall_s` of the summary.json that an earlier session of a run left; 0 if there is none."""
     try:
-        return float(json.loads(summary.read_text(encoding="utf-8"))["wall_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float((read_record(summary) or {})["wall_s"])
+    except (ValueError, KeyError, TypeError):
         return 0.0
 
 
@@ -116,15 +109,15 @@ def write_log(path: Path | None, first: bool, hold: bool = False) -> None:
 
     Args:
         path: the log file; None = standard error only.
-        first: this is the first process; the others only say what is wrong.
-        hold: keep the lines for the file that a later call names: a run that is refused has no folder to write them to.
+        first: whether this is the first process; the others log warnings only.
+        hold: buffer the lines for the file of a later call: a run that is refused has no folder to write them to.
     """
     logging.getLogger("rustbpe").setLevel(logging.WARNING)
     logger = logging.getLogger("nanochat_pl")
-    held: list[logging.LogRecord] = []
+    records: list[logging.LogRecord] = []
     for handler in list(logger.handlers):
-        if isinstance(handler, _Held):
-            held, handler.buffer = handler.buffer, []
+        if isinstance(handler, _Buffer):
+            records, handler.buffer = handler.buffer, []
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO if first else logging.WARNING)
@@ -137,21 +130,21 @@ def write_log(path: Path | None, first: bool, hold: bool = False) -> None:
         with writing(path):
             handlers.append(_LogFile(path, encoding="utf-8"))
     if first and hold:
-        handlers.append(_Held(capacity=10_000, flushLevel=logging.CRITICAL + 1))
+        handlers.append(_Buffer(capacity=10_000, flushLevel=logging.CRITICAL + 1))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         if isinstance(handler, _LogFile):
-            for record in held:
+            for record in records:
                 handler.handle(record)
 
 
-class _Held(logging.handlers.MemoryHandler):
-    """Lines of a run before it has a folder."""
+class _Buffer(logging.handlers.MemoryHandler):
+    """Keep the lines of a run until it has a folder."""
 
 
 class _LogFile(logging.FileHandler):
-    """Fail as other files of a run do where the disk is full: logging would print a traceback for every line."""
+    """Raise as the other files of a run do if the disk is full: logging would print a traceback for every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         with writing(self.baseFilename):
@@ -159,7 +152,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _StandardError(logging.StreamHandler):
-    """Write to whatever `sys.stderr` is at that moment: a progress bar puts itself in its place."""
+    """Write to the current `sys.stderr`, which a progress bar replaces while it is shown."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -170,12 +163,12 @@ class _StandardError(logging.StreamHandler):
 
 
 def is_terminal() -> bool:
-    """Say whether a person watches standard error."""
+    """Return whether standard error is a terminal."""
     return sys.stderr.isatty()
 
 
 def finish_loggers(trainer: L.Trainer) -> None:
-    """Close dashboards, so that the next job of a sweep gets a run of its own; say how to sync what stayed offline."""
+    """Close dashboards, so that the next job of a sweep gets its own run; log how to sync what stayed offline."""
     for logger in trainer.loggers:
         if type(logger).__name__ == "WandbLogger":
             import wandb

@@ -1,8 +1,7 @@
-"""Reinforcement learning under Lightning: a batch of questions becomes a rollout, and that one or more updates.
+"""Reinforcement learning under Lightning: a batch of questions becomes a rollout, and this one or more updates.
 
-The pure part is `nanochat_pl.rl`. Here is the module that samples before it trains, and the measure of
-pass@k. What is left of a rollout and, with a KL term, the start weights travel in the checkpoint, so that a run
-resumes exactly at any step.
+The pure part is `nanochat_pl.rl`. This module samples before it trains, and measures pass@k. The rest of a rollout and,
+with a KL term, the start weights are saved in the checkpoint, so that a run resumes exactly at any step.
 """
 
 import time
@@ -35,7 +34,7 @@ from nanochat_pl.training.questions import QuestionBatch
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One rank's part of an optimizer step, sampled and weighed."""
+    """One rank's part of an optimizer step: sampled answers with their weights."""
 
     inputs: list[MicroBatch]
     tokens: int
@@ -49,11 +48,11 @@ class PolicyModel(LanguageModel):
     Args:
         model, optim, num_steps, log_every_steps, metadata: see `LanguageModel`.
         rl: the algorithm and its settings.
-        questions: what is asked and what answers are worth.
+        questions: the questions and the rewards of their answers.
         tokenizer: for the calculator and the end tokens.
         device_batch: rows of a micro-batch.
-        seed: of the sampling.
-        engine_dtype: number format in which the engine computes.
+        seed: the seed of the sampling.
+        engine_dtype: the number format in which the engine computes.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class PolicyModel(LanguageModel):
         self.seed = seed
         self.engine_dtype = engine_dtype
         self.groups: list[Group] = []
-        """This rank's part of the rollout in use, the parts still to be trained."""
+        """This rank's groups of the current rollout that are still to be trained on."""
         self.example: Group | None = None
         """The first group of the last rollout, for the table of samples."""
         self._engine: Engine | None = None
@@ -95,7 +94,7 @@ class PolicyModel(LanguageModel):
         return SamplingSettings(rl.num_samples, rl.max_new_tokens, rl.temperature, rl.top_k, rl.rollout_batch)
 
     def fresh_engine(self) -> Engine:
-        """Give the engine, with the weights of this moment."""
+        """Return the engine, with the current weights."""
         if self._engine is None:
             stop_ids = self.tokenizer.stop_ids
             self._engine = Engine(self.model, stop_ids, tokenizer=self.tokenizer, dtype=self.engine_dtype)
@@ -116,7 +115,7 @@ class PolicyModel(LanguageModel):
             reference.to(self.device)
 
     def prepare(self, batch: QuestionBatch) -> RolloutBatch:
-        """Sample the answers of a rollout where one begins; lay out those of this optimizer step."""
+        """Sample the answers of a rollout if one begins; pack those of this optimizer step into micro-batches."""
         self._begin = time.perf_counter()
         if batch.part == 0:
             self._roll_out(batch)
@@ -126,16 +125,16 @@ class PolicyModel(LanguageModel):
         answers = [answer for group in now for answer in group.answers]
         trained, count = self.total([sum(sum(a.mask) for a in answers), len(answers)])
         tokens = sum(len(group.prompt) + len(a.tokens) - 1 for group in now for a in group.answers)
-        return RolloutBatch(list(self._lay(now, int(trained), int(count))), tokens, int(trained))
+        return RolloutBatch(list(self._micro_batches(now, int(trained), int(count))), tokens, int(trained))
 
     def _roll_out(self, batch: QuestionBatch) -> None:
-        self._check_finite()  # nothing can be sampled from weights that are no numbers; the device is waited for anyway
-        asked = list(enumerate(batch.questions))[rank() :: world_size()]
+        self._check_finite()  # nothing can be sampled from weights that are NaN; the device is waited for anyway
+        prompts = list(enumerate(batch.questions))[rank() :: world_size()]
         step = self.trainer.global_step
         rollout = roll_out(
             self.fresh_engine(),
             self.questions,
-            asked,
+            prompts,
             self.sampling,
             algorithm=str(self.rl.algorithm),
             max_resamples=self.rl.max_resamples,
@@ -151,25 +150,25 @@ class PolicyModel(LanguageModel):
             self._rollout_metrics["rl/resampled"] = resampled
         self._rollout_metrics["rl/rollout_tok_per_sec"] = rollout.new_tokens / max(rollout.seconds, 1e-9)
         if self.rl.steps_per_rollout > 1:
-            self._note_old(asked)
+            self._note_old()
 
     @torch.no_grad()
-    def _note_old(self, asked: list[tuple[int, int]]) -> None:
-        """Note the log-probabilities of what later updates will train on, by the very forward that they will use."""
+    def _note_old(self) -> None:
+        """Store the log-probabilities of the answers of later updates, from the same forward that these will use."""
         if self.rl.algorithm not in ("grpo", "dapo"):
             return
         per_part = self.rl.prompts_per_step // self.rl.steps_per_rollout
         for part in range(1, self.rl.steps_per_rollout):
             groups = [group for group in self.groups if group.slot // per_part == part]
             rows = iter(by_length(groups))
-            for micro in self._lay(groups, 1, 1):
+            for micro in self._micro_batches(groups, 1, 1):
                 logp = self._logp(self.model, micro.to(self.device)).cpu()
                 for values in logp:
                     prompt, answer = next(rows)
                     start = len(prompt) - 1
                     answer.old = values[start : start + len(answer.tokens)].clone()
 
-    def _lay(self, groups: list[Group], num_tokens: int, num_answers: int) -> Iterator[MicroBatch]:
+    def _micro_batches(self, groups: list[Group], num_tokens: int, num_answers: int) -> Iterator[MicroBatch]:
         pad_id = self.tokenizer.special_id("<|assistant_end|>")
         return micro_batches(groups, self.device_batch, pad_id, str(self.rl.algorithm), num_tokens, num_answers)
 
@@ -218,14 +217,14 @@ class PolicyModel(LanguageModel):
         return torch.tensor([[*self.example.prompt, *self.example.answers[0].tokens]], device=self.device), None
 
     def metrics(self) -> dict[str, Any]:
-        """Return what is logged beside loss and gradient norm; the mean over ranks is the step's."""
+        """Return what is logged in addition to loss and gradient norm; the mean over ranks is the step's."""
         names = {"entropy": "rl/entropy", "clipped": "rl/clip_frac", "kl": "rl/kl"}
         found = {names[key]: value for key, value in self._loss_sums.items()}
         share = self._seconds["sampling"] / max(self._seconds["all"], 1e-9)
         return self._rollout_metrics | found | {"rl/sampling_frac": share}
 
     def total(self, values: list[float]) -> list[float]:
-        """Add numbers up over ranks."""
+        """Return the sums of numbers over ranks."""
         if world_size() == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -245,9 +244,9 @@ class PolicyModel(LanguageModel):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what was left of a rollout, whatever the number of ranks was, and the start weights.
+        """Restore the rest of a rollout, for any number of ranks, and the start weights.
 
-        Here, not in `on_train_start`: validation saves before that.
+        This is not done in `on_train_start`, because validation saves before that.
         """
         state, world = checkpoint["rollout"], world_size()
         self.groups = [Group.from_state(group) for group in state["groups"] if group["slot"] % world == rank()]
@@ -256,17 +255,17 @@ class PolicyModel(LanguageModel):
             self._keep_reference(state["reference"])
 
     def _keep_reference(self, weights: Mapping[str, Tensor]) -> None:
-        """Keep a frozen copy of the start weights, in the compute dtype to which the model casts them anyway."""
+        """Keep a frozen copy of the start weights, in the compute dtype to which the model would cast them."""
         reference = GPT(self.model.config, self.model.compute_dtype).requires_grad_(False)
         tables = reference.cos, reference.sin
         reference.to(self.model.compute_dtype)
-        reference.cos, reference.sin = tables  # they keep their own dtype
+        reference.cos, reference.sin = tables  # these keep their own dtype
         reference.load_state_dict(weights)
         self._reference = [reference]
 
 
 def pass_at_k_measure(questions: Questions) -> Callable[[PolicyModel], dict[str, float]]:
-    """Make the measure of validation: pass@1 to pass@val_samples, sampled as in training, and `pass@1_greedy`.
+    """Return the measure of validation: pass@1 to pass@val_samples, sampled as in training, and `pass@1_greedy`.
 
     An answer counts as right if its reward is 1 or more. Ranks share the questions; the random streams are the same at
     every step and for any number of ranks.
@@ -274,10 +273,10 @@ def pass_at_k_measure(questions: Questions) -> Callable[[PolicyModel], dict[str,
 
     def measure(module: PolicyModel) -> dict[str, float]:
         engine, n = module.fresh_engine(), module.rl.val_samples
-        asked = [(slot, row, f"{module.seed}/val/{row}") for slot, row in enumerate(questions.usable)]
-        asked = asked[rank() :: world_size()]
-        sampled = answer_questions(engine, questions, asked, replace(module.sampling, num_samples=n))
-        greedy = answer_questions(engine, questions, asked, replace(module.sampling, num_samples=1, temperature=0.0))
+        prompts = [(slot, row, f"{module.seed}/val/{row}") for slot, row in enumerate(questions.usable)]
+        prompts = prompts[rank() :: world_size()]
+        sampled = answer_questions(engine, questions, prompts, replace(module.sampling, num_samples=n))
+        greedy = answer_questions(engine, questions, prompts, replace(module.sampling, num_samples=1, temperature=0.0))
         right = [sum(answer.reward >= 1 for answer in group.answers) for group in sampled]
         totals = [sum(pass_at_k(n, count, k) for count in right) for k in range(1, n + 1)]
         totals.append(sum(group.answers[0].reward >= 1 for group in greedy))

@@ -1,12 +1,11 @@
 """From a checked config to a finished run: the pieces are put together here and nowhere else.
 
-`run(cfg, ...)` trains what `cfg.stage` names and returns the run's summary. `fit` says in which order the pieces are
-made; each is a small function that a notebook may call by itself.
+`run(cfg, ...)` trains the stage of the config and returns the summary of the run. `fit` shows the order in which the
+pieces are made; each is made by a small function that a notebook may call by itself.
 """
 
 import contextlib
 import inspect
-import json
 import logging
 import random
 import warnings
@@ -30,12 +29,11 @@ from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.gpt import GPT
-from nanochat_pl.paths import writing
+from nanochat_pl.paths import read_record, writing
 from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
 from nanochat_pl.training.callbacks import by_priority
 from nanochat_pl.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from nanochat_pl.training.callbacks.conversations import ConversationCounts
-from nanochat_pl.training.callbacks.evaluation import Evaluations
 from nanochat_pl.training.callbacks.picture import Picture
 from nanochat_pl.training.callbacks.progress import Progress, ProgressBar
 from nanochat_pl.training.callbacks.samples import PromptSamples, RolloutSamples
@@ -57,29 +55,29 @@ from nanochat_pl.training.tokenizers import train_tokenizer
 log = logging.getLogger(__name__)
 
 WORTH_COMPILING_STEPS = 50
-"""Shorter runs end before compilation has paid for itself; trainer.compile=true compiles them all the same."""
+"""Shorter runs end before compilation has paid for itself; trainer.compile=true compiles them anyway."""
 
 
 def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """Train one stage in `folder` and return what its summary.json says.
+    """Train one stage in `folder` and return its summary.
 
     Args:
         cfg: the checked config.
         plain: the same, resolved, as plain containers (saved with the run and inside its checkpoints).
-        folder: where everything goes.
+        folder: the run folder.
         arguments: the command line, saved with the run.
 
     Raises:
-        ValueError, FileNotFoundError: what `preflight` finds, or another process writes to the folder.
+        ValueError, FileNotFoundError: `preflight` fails, or another process writes to the folder.
     """
     first = is_first_process()
     if first:
-        check_free(folder)  # else it would be called a finished run's
+        check_free(folder)  # first, since `preflight` would take what the other process writes for a finished run
     preflight(cfg, folder)
     with contextlib.ExitStack() as owned:
         if first:
             owned.enter_context(claimed(folder))
-        resume = resume_file(cfg, folder)  # looked up now, when no other process changes what is there
+        resume = resume_file(cfg, folder)  # again, now that no other process can change the folder
         write_log(None, first, hold=True)
         if first:
             warn_of_older_checkpoint(cfg, resume)
@@ -91,13 +89,13 @@ def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[s
 def fit(
     cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], resume: Path | None
 ) -> dict[str, Any]:
-    """Train a stage that has a model; returns as `run`."""
+    """Train a stage that has a model; return its summary."""
     shards = prepare_data(cfg)  # the text of stage=base; made or fetched where it is missing
     start = find_start(cfg, plain, resume)  # tokenizer, shape of the model, weights or none
     data = build_data(cfg, start.tokenizer, start.config, shards)  # batches, and the number of steps
     module = build_module(cfg, plain, start, data)  # the model and the losses of its stage
     own = [make(spec) for spec in cfg.callbacks.values() if spec is not None]
-    take_folder(cfg, plain, folder, arguments, resume)  # nothing that a user can mend is refused from here on
+    take_folder(cfg, plain, folder, arguments, resume)  # from here on nothing is refused that a user could correct
     state = build_state(cfg, folder, start, module, inputs_of(cfg, folder, resume, shards), resume)
     describe = partial(describe_run, folder, plain, arguments) if resume else None
     trainer = build_trainer(cfg, folder, data.num_steps, [*build_callbacks(cfg, state, start, data, describe), *own])
@@ -107,9 +105,9 @@ def fit(
 def take_folder(
     cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], resume: Path | None
 ) -> None:
-    """Make the folder this run's: called when all that can be refused is made, so that no refusal costs an earlier run.
+    """Take the run folder over: called once nothing can be refused any more, so that no refusal costs an earlier run.
 
-    A run that resumes is described anew only when it trains: a resume that is refused leaves the description as it is.
+    The record of a run that resumes is rewritten only when it trains: a resume that is refused leaves it as it is.
     """
     first = is_first_process()
     if first:
@@ -123,12 +121,12 @@ def take_folder(
 
 
 def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: StepBatches) -> LanguageModel:
-    """Build the model with its start weights, compile it where that pays, and give it to the module that trains it."""
+    """Build the model with its start weights, compile it if that pays, and wrap it in the module that trains it."""
     device = pick_device(cfg.trainer.accelerator)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(cfg.seed)
-    random.seed(cfg.seed)  # nothing of ours draws from these two; a task or callback of the user's may
+    random.seed(cfg.seed)  # our code draws nothing from these two, but a task or callback of the user may
     np.random.seed(cfg.seed % 2**32)  # noqa: NPY002
     model = GPT(start.config, pick_compute_dtype(cfg.trainer.compute_dtype, device))
     if start.weights is None:
@@ -155,7 +153,7 @@ def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: St
 
 
 def compile_model(model: GPT, cfg: TrainConfig, device: torch.device, num_steps: int) -> bool:
-    """Compile the model in place where that is asked for, or pays and works."""
+    """Compile the model in place if the config says so, or if it pays and works; return whether it was compiled."""
     choice = cfg.trainer.compile
     if choice == "false":
         return False
@@ -184,7 +182,7 @@ def build_state(
     inputs: dict[str, Any],
     resume: Path | None = None,
 ) -> RunState:
-    """Build what the callbacks share: the checkpoint files, and what summary.json says beside the metrics."""
+    """Build what the callbacks share: the checkpoint files, and the facts of summary.json besides the metrics."""
     warn_of_no_effect(cfg)
     device = pick_device(cfg.trainer.accelerator)
     facts = {
@@ -217,10 +215,10 @@ def build_state(
 def build_callbacks(
     cfg: TrainConfig, state: RunState, start: Start, data: StepBatches, describe: Callable[[], None] | None = None
 ) -> list[L.Callback]:
-    """Build what happens beside the training step: log, checkpoints, validation, samples, evaluations.
+    """Build what happens around the training step: log, checkpoints, validation, samples, evaluations.
 
     Args:
-        describe: called when training starts, to save what the run is anew; None = that is done.
+        describe: called when training starts, to save the record of the run anew; None if it is saved already.
     """
     stage = cfg.stage
     callbacks: list[L.Callback] = [
@@ -232,18 +230,20 @@ def build_callbacks(
     ]
     if isinstance(data, QuestionData):
         state.facts |= {"sandbox": data.sandbox} if data.sandbox else {}
-        measure, best, higher_is_better = pass_at_k_measure(data.val), "pass@1", True
+        measure, best = pass_at_k_measure(data.val), "pass@1"
         callbacks.append(RolloutSamples(state, cfg.trainer.log_every_steps))
     else:
         token_bytes = start.tokenizer.token_bytes() if stage.counts_tokens else None
-        measure, higher_is_better = loss_measure(data, token_bytes), False
+        measure = loss_measure(data, token_bytes)
         best = "val/loss" if token_bytes is None else "val/bpb"
-    callbacks.append(Validation(state, measure, stage.val_every_steps, best, higher_is_better))
+    callbacks.append(Validation(state, measure, stage.val_every_steps, best))
     if stage.sample_every_steps is not None and stage.shows_samples:
         length = start.config.sequence_len
         dtype = str(cfg.engine.dtype)
         callbacks.append(PromptSamples(state, stage, start.tokenizer, sequence_len=length, engine_dtype=dtype))
     if stage.eval_every_steps is not None:
+        from nanochat_pl.training.callbacks.evaluation import Evaluations  # it loads every evaluation
+
         callbacks.append(Evaluations(state, cfg, start.tokenizer, stage.eval_every_steps))
     if is_terminal():
         callbacks.append(ProgressBar(state))
@@ -251,7 +251,7 @@ def build_callbacks(
 
 
 def warn_of_no_effect(cfg: TrainConfig) -> None:
-    """Name the settings that the stage does not read."""
+    """Warn of settings that the stage does not read."""
     if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
         log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
     if cfg.stage.sample_every_steps is not None and not cfg.stage.shows_samples:
@@ -265,14 +265,14 @@ def warn_of_no_effect(cfg: TrainConfig) -> None:
 def train(
     trainer: L.Trainer, module: LanguageModel, data: StepBatches, state: RunState, resume: Path | None
 ) -> dict[str, Any]:
-    """Train to the end, or until a signal stops it; return what summary.json says, and which signal it was."""
+    """Train to the end, or until a signal stops it; return the summary, with the signal if there was one."""
     if resume is not None and (done := stored_step(resume)) >= data.num_steps:
         past = f", and stage.num_steps is {data.num_steps}" if done > data.num_steps else ""
-        said = "%s has all its steps: %d are done%s; what comes after the last one is made"
-        log.warning(said, state.folder, done, past)
+        text = "%s has all its steps: %d are done%s; what comes after the last one is made"
+        log.warning(text, state.folder, done, past)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except RuntimeError as error:  # a signal to all processes may end a compiler, a worker or another rank first
+    except RuntimeError as error:  # a signal may have ended a compiler, a worker or another rank first
         if state.signal is None:
             raise
         raise Stopped(state.signal) from error
@@ -281,14 +281,14 @@ def train(
             raise
     finally:
         finish_loggers(trainer)
-    result = json.loads((state.folder / "summary.json").read_text())
+    result = read_record(state.folder / "summary.json") or {}
     if state.signal is not None:
         result["signal"] = state.signal
     return result
 
 
 def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """Make the Lightning Trainer: one epoch of `num_steps` batches, everything automatic switched off."""
+    """Build the Lightning Trainer: one epoch of `num_steps` batches, with everything automatic switched off."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -308,7 +308,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
     loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values() if spec is not None]
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # the order in which Lightning looks
-        # Its own way of saving on SIGUSR1, without our cursor's rules, and of requeueing the job stays off.
+        # Lightning's own saving on SIGUSR1, which does not know our cursor, and its requeueing stay off.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -330,7 +330,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
         log_every_n_steps=1,
         logger=loggers,
         callbacks=by_priority(callbacks),
-        # Under Slurm, Lightning loads any hpc_ckpt_*.ckpt that lies in this folder: it must not be one that runs use.
+        # Under Slurm, Lightning loads any hpc_ckpt_*.ckpt from this folder, so no run may keep files there.
         default_root_dir=str(folder / "lightning"),
         plugins=plugins,
     )
@@ -341,7 +341,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
 def _reach_the_end(trainer: L.Trainer) -> None:
     """Let a run that resumes after its last step end as others do: with validation, evaluation and summary.
 
-    Lightning's loop would return before any callback learns that there is something to do.
+    Lightning's loop would return before any callback is called.
     """
     plain_loop: Any = type(trainer.fit_loop)
 

@@ -1,9 +1,8 @@
-"""What signals do: they end a run in a defined way, with exit code 128 + the signal's number, as shells count.
+"""Signals end a run in a defined way, with exit code 128 + the number of the signal, as shells count.
 
-`SIGNALS` are those that people, terminals and schedulers send to end something. Inside `guarded` each of them raises
-`Stopped` wherever the process is; training puts a handler of its own in their place that saves first
-(`nanochat_pl.training.callbacks.checkpoints`). No torch here, so that a command is guarded before anything slow is
-imported.
+`SIGNALS` are those that people, terminals and schedulers send to end a process. Inside `guarded` each of them raises
+`Stopped` wherever the process is; training installs a handler of its own that saves first
+(`nanochat_pl.training.callbacks.checkpoints`). No torch is imported, so that a command is guarded before anything slow.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ class Stopped(BaseException):
     """A signal ends what is running. Not an `Exception`: nothing that handles errors may take it for one.
 
     Args:
-        number: the signal's.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -45,10 +44,10 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 def install(handler: Handler, before: dict[int, Handler] | None = None) -> dict[int, Handler]:
-    """Handle all of `SIGNALS` by `handler`, or each as `before` says; return how they were handled until now.
+    """Install `handler` for all of `SIGNALS`, or the handlers in `before`; return the previous handlers.
 
-    SIGHUP stays ignored where it is ignored (`nohup`). In threads other than the main one, which cannot handle signals,
-    nothing happens. Processes that are forked later leave the end to this one: of the signals they obey SIGTERM only.
+    SIGHUP stays ignored if it is ignored (`nohup`). Threads other than the main one cannot handle signals; nothing
+    happens there. Processes that are forked later leave the handling to this one: they obey only SIGTERM.
     """
     found: dict[int, Handler] = {}
     if threading.current_thread() is not threading.main_thread():
@@ -73,14 +72,14 @@ def install(handler: Handler, before: dict[int, Handler] | None = None) -> dict[
 
 
 def end(number: int, frame: FrameType | None = None) -> None:
-    """Raise `Stopped`; a further signal ends the process at once, whatever it is doing."""
+    """Raise `Stopped`; a further signal ends the process at once."""
     install(signal.SIG_DFL)
     raise Stopped(number)
 
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Let a signal end the process in one line while modules are imported, which must not be left half-way."""
+    """Let a signal end the process with one line while modules are imported, which must not be interrupted half-way."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         say(str(Stopped(number)))
@@ -94,14 +93,13 @@ def loading() -> Iterator[None]:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; where a signal ends it, say so in one line and return 128 + the signal's number."""
+    """Run a command; if a signal ends it, print one line and return 128 + the number of the signal."""
     before = install(end)
     try:
         return command()
     except Stopped as stopped:
-        logging.getLogger("torch").setLevel(
-            logging.WARNING
-        )  # torch sets it at the end of its import, and talks at exit
+        # torch sets its log level only at the end of its import, and logs at exit
+        logging.getLogger("torch").setLevel(logging.WARNING)
         say(str(stopped))
         return stopped.exit_code
     finally:
@@ -111,7 +109,7 @@ def guarded(command: Callable[[], int]) -> int:
 def say(text: str) -> None:
     """Write a line to standard error, also from a signal handler that interrupts another write.
 
-    Where the terminal is gone, standard output and error lead nowhere from here on, so that no later line fails.
+    If the terminal is gone, standard output and error are redirected to nowhere, so that no later line fails.
     """
     line = f"\n{text}\n" if sys.stderr is not None and sys.stderr.isatty() else f"{text}\n"  # after ^C, or a bar
     try:

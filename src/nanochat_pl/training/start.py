@@ -1,10 +1,9 @@
-"""What a run starts from: shape, tokenizer and weights, of a checkpoint or new; and what differs from what was asked.
+"""What a run starts from: shape, tokenizer and weights, from a checkpoint or new.
 
-The checkpoint wins: its tokenizer and architecture are used, and settings that ask for others are named.
+The checkpoint wins: its tokenizer and architecture are used, with a warning about settings that name others.
 """
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from nanochat_pl.config.run_folder import weights_only_error
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.data.parquet import Shards
 from nanochat_pl.model.config import Architecture, GPTConfig
+from nanochat_pl.paths import read_record
 from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.tokenizers import find_tokenizer
 
@@ -28,22 +28,22 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run starts from."""
+    """Shape, tokenizer and weights that a run starts from."""
 
     config: GPTConfig
     tokenizer: Tokenizer
     weights: dict[str, torch.Tensor] | None
-    """None = initialised from the seed."""
+    """None if they are initialised from the seed, or restored by Lightning from the checkpoint to resume."""
     origin: str
-    """Where they come from, for people."""
+    """Where they come from, as readable text."""
 
 
 def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> Start:
-    """Settle config, tokenizer and start weights: from the checkpoint to resume, the one to start from, or nothing.
+    """Find shape, tokenizer and start weights, from the checkpoint to resume or to start from, or new ones.
 
     Raises:
-        ValueError: tokenizer and checkpoint have different vocabularies.
-        FileNotFoundError: no tokenizer, or no checkpoint where one is needed.
+        ValueError: tokenizer and checkpoint have different vocabularies, or the checkpoint cannot be resumed.
+        FileNotFoundError: there is no tokenizer, or no checkpoint where one is needed.
     """
     source = resume or start_weights(cfg.stage.name, cfg.run_name, cfg.init_from, cfg.outputs, start_arguments(cfg))
     if source is None:
@@ -53,10 +53,10 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
     file, tokenizer = stored.file, stored.tokenizer
     config = dataclasses.replace(stored.config, sequence_len=cfg.stage.sequence_len)
     if cfg.tokenizer.path is not None:
-        given = Tokenizer.load(cfg.tokenizer.path)
-        if given.fingerprint() != tokenizer.fingerprint():
+        other = Tokenizer.load(cfg.tokenizer.path)
+        if other.fingerprint() != tokenizer.fingerprint():
             raise ValueError(
-                f"tokenizer.path={cfg.tokenizer.path} (vocabulary {given.vocab_size}) is not the tokenizer that {file} "
+                f"tokenizer.path={cfg.tokenizer.path} (vocabulary {other.vocab_size}) is not the tokenizer that {file} "
                 f"was trained with (vocabulary {tokenizer.vocab_size}); leave tokenizer.path null to use that one"
             )
     if cfg.depth != config.n_layer:
@@ -80,25 +80,24 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
 
 
 def inputs_of(cfg: TrainConfig, folder: Path, resume: Path | None, shards: Shards | None) -> dict[str, Any]:
-    """Describe what the run is made from; a run that resumes in its own folder says what it said when it began."""
-    summary = folder / "summary.json"
-    if resume is not None and summary.is_file():
-        return json.loads(summary.read_text()).get("inputs") or {}
+    """Describe what the run is made from; a run that resumes in its own folder keeps the description of its start."""
+    if resume is not None and (summary := read_record(folder / "summary.json")) is not None:
+        return summary.get("inputs") or {}
     return run_inputs(cfg, shards, resume)
 
 
 def warn_of_other_model(cfg: TrainConfig, config: GPTConfig, file: Path) -> None:
-    """Say which architecture settings have no effect, because the weights were trained with others."""
+    """Warn of architecture settings that have no effect, because the weights were trained with others."""
     for field in dataclasses.fields(Architecture):
-        asked, stored = getattr(cfg.model, field.name), getattr(config, field.name)
-        if asked != stored:
-            log.warning("model.%s=%s has no effect: the weights of %s have %s", field.name, asked, file, stored)
+        configured, stored = getattr(cfg.model, field.name), getattr(config, field.name)
+        if configured != stored:
+            log.warning("model.%s=%s has no effect: the weights of %s have %s", field.name, configured, file, stored)
 
 
 def warn_of_changes(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
-    """Say which settings of a resumed run differ from those it was saved with: they hold from here on."""
+    """Warn of settings of a resumed run that differ from the saved ones: the new ones apply from here on."""
     free = (
-        "depth",  # with model and tokenizer the checkpoint's: see warn_of_other_model
+        "depth",  # like model and tokenizer it is the checkpoint's, see warn_of_other_model
         "model",
         "tokenizer",
         "resume",

@@ -1,4 +1,4 @@
-"""What the parts of one run share while it trains, so that no callback has to hold another."""
+"""The state that the parts of one run share while it trains, so that no callback refers to another."""
 
 import math
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class CheckpointFolder:
                 old.unlink()
 
     def keep_if_best(self, trainer: L.Trainer, value: float, higher_is_better: bool = False) -> bool:
-        """Make the state just saved the best one if `value` says so, and return whether it is."""
+        """Make the state just saved the best one if `value` is the best so far, and return whether it is."""
         if math.isnan(value):
             return False
         if self.best is not None and not (value > self.best if higher_is_better else value < self.best):
@@ -62,12 +62,12 @@ class CheckpointFolder:
 
 @dataclass
 class RunState:
-    """What the callbacks of one run share: each writes the fields it is named at, and reads those of the others."""
+    """What the callbacks of one run share: each writes the fields that name it, and reads those of the others."""
 
     folder: Path
     checkpoints: CheckpointFolder
     facts: dict[str, Any] = field(default_factory=dict)
-    """What summary.json says of the run beside its metrics: stage, sizes, start weights, inputs."""
+    """What summary.json contains besides the metrics: stage, sizes, start weights, inputs."""
 
     flops_per_token: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -84,15 +84,15 @@ class RunState:
     validation: dict[str, float] = field(default_factory=dict)
     """Metrics of the last validation, by `Validation`."""
     paused_seconds: float = 0.0
-    """What this session spent beside training, on validation, samples and evaluations, by each of them."""
+    """Seconds that this session spent on validation, samples and evaluations, by each of them."""
 
     signal: int | None = None
-    """The signal that told the run to stop, by `Checkpoints`."""
+    """The signal that stops the run, by `Checkpoints`."""
     ended_unsaved: bool = False
     """A second signal ended the run before it could save, by `Checkpoints`."""
 
     def axes(self) -> dict[str, float]:
-        """Return what else than the step a curve may be drawn over: tokens, FLOPs and seconds of training."""
+        """Return the possible x axes other than the step: tokens, FLOPs and seconds of training."""
         return {
             "tokens": self.tokens,
             "total_training_flops": float(self.tokens) * self.flops_per_token,
@@ -103,7 +103,7 @@ class RunState:
         """Return whether any rank got a signal, and let every rank know which. All ranks must call this together."""
         number = self.signal or 0
         if trainer.world_size > 1:
-            told = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+            own = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(own, reduce_op="max"))
         self.signal = self.signal or number or None
         return number > 0

@@ -21,15 +21,15 @@ from nanochat_pl.tokenizer import Tokenizer, compression, training_texts
 log = logging.getLogger(__name__)
 
 MEASURED_DOCUMENTS = 64
-"""So many documents that are not empty tell how well a new vocabulary compresses."""
+"""The number of non-empty documents on which the compression of a new vocabulary is measured."""
 
 
 def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -> dict[str, Any]:
-    """Run stage=tokenizer: train, save, measure compression on text it has and has not seen.
+    """Run stage=tokenizer: train, save, and measure compression on text that it has and has not seen.
 
     Args:
-        cfg: the run's config.
-        folder: where everything goes.
+        cfg: the config of the run.
+        folder: the run folder.
         begin: called before anything is written there.
     """
     started = time.perf_counter()
@@ -73,11 +73,11 @@ def make_tokenizer(cfg: TrainConfig, shards: Shards | None = None) -> Tokenizer:
 
 
 def find_tokenizer(cfg: TrainConfig) -> Tokenizer:
-    """Load the run's tokenizer; for the embedded world, whose text is always at hand, train it where there is none.
+    """Load the tokenizer of a run; for the embedded world, whose text is always there, train it if there is none.
 
     Raises:
-        FileNotFoundError: no tokenizer; the message is the command that makes one.
-        ValueError: it has another vocabulary size than the config says.
+        FileNotFoundError: there is no tokenizer; the message holds the command that makes one.
+        ValueError: its vocabulary size is not the one that the config says.
     """
     folder = Path(cfg.tokenizer.path) if cfg.tokenizer.path else run_dir("tokenizer", cfg.run_name, cfg.outputs)
     there = folder if cfg.tokenizer.path else folder / "tokenizer.json"

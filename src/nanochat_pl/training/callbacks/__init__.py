@@ -1,4 +1,4 @@
-"""What happens beside the training step, one callback a file; here is what they have in common.
+"""The callbacks, one in each file; here is what they have in common.
 
 A step number counts the updates made so far, as the original's loop does: validation at step s sees the weights after
 s updates, and `train/loss` at step s is the loss of the update that follows. A resumed run therefore repeats the
@@ -16,18 +16,18 @@ from nanochat_pl.training.loggers import MetricsFile
 from nanochat_pl.training.state import RunState
 
 DATA_WAIT_S = "data_wait_s"
-"""Seconds waited for data since the last row; `Progress`, which knows the time of the steps, makes a share of it."""
+"""Seconds waited for data since the last row; `Progress`, which knows the time of the steps, turns it into a share."""
 
 
 class RunCallback(Callback):
-    """A callback of this package: it shares the state of its run with the others, and says when it is called.
+    """A callback of this package: it shares the state of its run with the others, and has a priority.
 
     Args:
         run: the state; each callback writes its own fields of it.
     """
 
     priority: ClassVar[int] = 0
-    """Callbacks are called in the order of priority, the highest first; those of users have 0."""
+    """Callbacks are called in the order of their priorities, the highest first; those of users have 0."""
 
     def __init__(self, run: RunState) -> None:
         self.run = run
@@ -48,9 +48,9 @@ class StepMetrics(Protocol):
 
 
 def log_metrics(trainer: L.Trainer, run: RunState, metrics: dict[str, float], step: int) -> None:
-    """Send one row to every logger; to a dashboard with all that a curve may be drawn over, in every row.
+    """Send one row to every logger; rows for a dashboard always include all possible x axes.
 
-    metrics.csv has tokens, FLOPs and time in its own rows of the log; whoever reads it joins rows by step.
+    metrics.csv has tokens, FLOPs and time in the rows of `Progress` only; its readers join rows by step.
     """
     for logger in trainer.loggers:
         row = metrics if isinstance(logger, MetricsFile) else run.axes() | metrics
@@ -63,7 +63,7 @@ def is_logged(step: int, every_steps: int, num_steps: int | float) -> bool:
 
 
 def is_due(trainer: L.Trainer, every_steps: int | None) -> bool:
-    """Return whether what happens every `every_steps` steps, and at the end, happens now; None = at the end only."""
+    """Return whether something is due that happens every `every_steps` steps and at the end; None = at the end only."""
     step = trainer.global_step
     return step >= trainer.max_steps or (every_steps is not None and step % every_steps == 0)
 
@@ -71,17 +71,17 @@ def is_due(trainer: L.Trainer, every_steps: int | None) -> bool:
 def over_ranks(
     trainer: L.Trainer, device: torch.device, means: dict[str, Any], maxima: dict[str, Any]
 ) -> dict[str, float]:
-    """Read figures off the device, over all ranks, and wait for it once.
+    """Reduce metrics over all ranks and return them as numbers, waiting for the device once.
 
     Args:
-        trainer: reduces.
-        device: where the ranks' figures meet.
-        means: figures (numbers or 0-dim tensors) whose mean over ranks is wanted.
-        maxima: those whose maximum is; the same names on every rank, as in `means`.
+        trainer: its strategy reduces.
+        device: where the metrics are reduced.
+        means: metrics (numbers or 0-dim tensors) to average over ranks.
+        maxima: metrics to take the maximum of. Names are the same on every rank, as in `means`.
     """
     figures = means | maxima
     waiting = {name: value.float() for name, value in figures.items() if isinstance(value, torch.Tensor)}
-    if trainer.world_size == 1:  # what is a number already has no way to go
+    if trainer.world_size == 1:  # plain numbers need no transfer
         return figures | dict(zip(waiting, torch.stack(list(waiting.values())).tolist(), strict=True))
     numbers = torch.tensor([float(value) for name, value in figures.items() if name not in waiting])
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""When and how a run is saved: at an interval, before evaluations, when told to stop, and never half.
+"""When and how a run is saved: at an interval, before evaluations and when it has to stop, and never half a file.
 
 Files in `checkpoints/`: `step_000300.ckpt` every n steps (the newest k are kept), `last.ckpt` (always the newest
-state) and `best.ckpt` (best validation figure). Each is written beside its place, flushed to disk and renamed, so
+state) and `best.ckpt` (best validation figure). Each is written under another name, flushed to disk and renamed:
 a kill at any moment leaves the previous file whole. A signal only raises a flag: the save happens between two steps,
 where the state is consistent. If there is nothing to save, or at a second signal, the run ends at once.
 """
@@ -33,19 +33,19 @@ class CheckpointWriteError(WriteError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place, flush it to disk, then rename it."""
+    """Write a checkpoint under another name, flush it to disk, then rename it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         try:
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            said = str(error) if isinstance(error, WriteError) else f"cannot write {path} ({first_line(error)})"
-            raise CheckpointWriteError(f"{said}; earlier checkpoints are untouched: resume=auto goes on") from error
+            text = str(error) if isinstance(error, WriteError) else f"cannot write {path} ({first_line(error)})"
+            raise CheckpointWriteError(f"{text}; earlier checkpoints are untouched: resume=auto goes on") from error
 
 
 def random_state() -> dict[str, Any]:
-    """Give the states of torch's, numpy's and Python's generators as tensors and plain values."""
+    """Return the states of the generators of torch, numpy and Python as tensors and plain values."""
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  (the global one is what is saved)
     version, internal, gauss = random.getstate()
     state = {
@@ -59,7 +59,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set the generators to what `random_state` gave."""
+    """Set the generators to the states that `random_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
@@ -70,11 +70,11 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 class Checkpoints(RunCallback):
-    """Save at an interval, on a signal and at the end, and carry the random state from session to session.
+    """Save at an interval, on a signal and at the end, and keep the random state across sessions.
 
     Args:
         run: its checkpoint folder is written to; a signal is noted in it.
-        stop_after_steps: leave after this many steps of this process, state saved, horizon unchanged.
+        stop_after_steps: save and stop after this many steps of this process; the horizon stays as it is.
     """
 
     priority = 80  # after the log of the step, before its validation
@@ -103,7 +103,7 @@ class Checkpoints(RunCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first_step = trainer.global_step
         if trainer.is_global_zero:
-            for half in self.run.checkpoints.folder.glob(".*.ckpt.*.tmp"):  # of a process killed while it wrote
+            for half in self.run.checkpoints.folder.glob(".*.ckpt.*.tmp"):  # left by a process killed while it wrote
                 half.unlink(missing_ok=True)
         if self._resumed is not None and len(self._resumed) == trainer.world_size:
             restore_random_state(self._resumed[trainer.global_rank])
@@ -118,11 +118,11 @@ class Checkpoints(RunCallback):
         if self.run.signal is not None:
             kept = self._first_step if saved_step is None else saved_step
             self.run.ended_unsaved = True
-            said = f"{name}: a second signal, so the run ends at once; " + (
+            text = f"{name}: a second signal, so the run ends at once; " + (
                 f"the last checkpoint is that of step {kept}" if kept else "nothing was saved yet"
             )
         elif nothing_new and self._trainer.world_size == 1:  # further ranks would wait for this one
-            said = f"{name}: the run ends; " + (
+            text = f"{name}: the run ends; " + (
                 f"step {step} is saved" if step == saved_step else "no step has been finished since it started"
             )
         else:
@@ -133,7 +133,7 @@ class Checkpoints(RunCallback):
             return
         self.run.signal = number
         if self._trainer.is_global_zero:
-            signals.say(said)
+            signals.say(text)
         signals.end(number)
 
     def _restore_handlers(self) -> None:
@@ -144,10 +144,10 @@ class Checkpoints(RunCallback):
         run, step = self.run, trainer.global_step
         if run.checkpoints.every_steps and step % run.checkpoints.every_steps == 0:
             run.checkpoints.save(trainer)
-        told = run.told_to_stop(trainer)
+        stopped = run.told_to_stop(trainer)
         enough = self.stop_after_steps is not None and step - self._first_step >= self.stop_after_steps
         enough = enough and step < trainer.max_steps  # else the run is over and ends as runs do
-        if told or enough:
+        if stopped or enough:
             run.checkpoints.save(trainer)
             if run.signal is not None:
                 log.info("%s: saved at step %d", signal.Signals(run.signal).name, step)

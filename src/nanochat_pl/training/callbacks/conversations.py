@@ -1,4 +1,4 @@
-"""How many conversations a run could not use whole."""
+"""Counts of the conversations that a run could not use whole."""
 
 import logging
 
@@ -10,9 +10,9 @@ log = logging.getLogger(__name__)
 
 
 class ConversationCounts(RunCallback):
-    """Say at the end how many conversations were cut, dropped or had nothing to learn from, earlier sessions included.
+    """Log at the end how many conversations were cut, dropped or had nothing to learn from, over all sessions.
 
-    They become the fact `conversations` of the run.
+    The counts become the fact `conversations` of the run.
     """
 
     priority = 60  # before the summary, which writes the facts

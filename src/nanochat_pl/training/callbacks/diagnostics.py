@@ -1,8 +1,8 @@
-"""Health figures: what goes wrong in a run before its loss says so.
+"""Health metrics: signs that something goes wrong in a run before its loss shows it.
 
-They are measured on the steps that the log shows, beside training and without a trace in it: the same weights come out
-with them and without. What the device computes for them stays there until `Progress` reads it with the loss, so a GPU
-is not waited for once more. The gradient norm, also a sign of health, is always logged as `train/grad_norm`.
+They are measured on logged steps and have no effect on training: the weights are the same with them and without. What
+the device computes for them stays there until `Progress` reads it with the loss, so that a GPU is not waited for once
+more. The gradient norm, another sign of health, is always logged as `train/grad_norm`.
 
 | figure | meaning |
 |---|---|
@@ -70,7 +70,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Health(Callback):
-    """Measure how healthy the training is at each logged step; `Progress` asks for it with `step_metrics`.
+    """Measure the health of training at each logged step; `Progress` reads it with `step_metrics`.
 
     Weights are copied one optimizer at a time, just before it updates them: by then the activations are gone, so the
     copy does not raise the step's peak of memory.
@@ -141,7 +141,7 @@ class Health(Callback):
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._module is None:
             return
-        if not self._peak:  # before the first of the optimizers: of the weights that gave the loss
+        if not self._peak:  # before the first of the optimizers, with the weights that gave the loss
             self._look_at_logits()
         self._before = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
 
@@ -161,11 +161,11 @@ class Health(Callback):
             self._peak["health/logit_max_frac"] = logit_max_frac(self._module.model, tokens, positions)
 
     def step_metrics(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the metrics of the logged step just taken, this rank's, and begin to count anew.
+        """Return the metrics of this rank for the logged step just taken, and restart the counts.
 
         Returns:
-            Those whose mean over ranks is the step's metric, `DATA_WAIT_S` among them, and those whose maximum is.
-            Numbers, or 0-dim tensors where a device has still to compute them. Names are the same on every rank.
+            The metrics to average over ranks, `DATA_WAIT_S` among them, and those to take the maximum of. They are
+            numbers, or 0-dim tensors that a device may still have to compute. Names are the same on every rank.
         """
         means: dict[str, Any] = dict(self._ratios)
         if self._places:

@@ -1,4 +1,4 @@
-"""Evaluations of the model in training, the same as those of `evaluate.py`."""
+"""Evaluations of the model during training, the same as those of `evaluate.py`."""
 
 import logging
 import time
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class Evaluations(RunCallback):
-    """Evaluate the model in training at an interval and at the end, saved beforehand: `evaluate.py`'s own measures.
+    """Evaluate the model at an interval and at the end of training, as `evaluate.py` does, after saving it.
 
-    Logged are `core_metric`, `chatcore_metric` and, of each task, `<evaluation>/<task>/<metric>`. Ranks share CORE; of
-    other evaluations each does all, since an answer costs what waiting for it would.
+    The metrics are logged as `core_metric`, `chatcore_metric` and, for each task, `<evaluation>/<task>/<metric>`. Ranks
+    share the work of CORE; in other evaluations each rank does all of it, since waiting for an answer takes as long.
 
     Args:
-        run: its checkpoint is saved before; what is spent here does not count as training.
-        cfg: config of the training run; `cfg.eval` says what to measure.
-        tokenizer: of the model.
+        run: its checkpoint is saved before; the time spent here does not count as training.
+        cfg: the config of the training run; `cfg.eval` says what to measure.
+        tokenizer: the tokenizer of the model.
         every_steps: the interval in optimizer steps.
     """
 
@@ -46,11 +46,11 @@ class Evaluations(RunCallback):
             tasks=self.cfg.mixture.tasks,
             cfg=self.cfg,
         )
-        self._task = EVAL_TASKS[self.name](context)  # what is missing is missed before anything is computed
+        self._task = EVAL_TASKS[self.name](context)  # what is missing is found before anything is computed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
-            self._evaluate(trainer, pl_module)  # its row was dropped, if the evaluation was not interrupted anyway
+            self._evaluate(trainer, pl_module)  # the row of this step was dropped, or the evaluation interrupted
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,7 +74,7 @@ class Evaluations(RunCallback):
 
 
 def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
-    """Return the metrics of an evaluation that a curve is drawn of, by the name they are logged under."""
+    """Return the metrics of an evaluation that curves are drawn of, by the names under which they are logged."""
     rows = [row for row in evaluation.rows if row.value is not None]
     shown = headline_metrics(rows)
     return dashboard_metrics(name, [row for row in rows if (row.task, row.metric) in shown])

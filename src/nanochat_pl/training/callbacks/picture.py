@@ -13,12 +13,12 @@ log = logging.getLogger(__name__)
 
 
 class Picture(RunCallback):
-    """Leave loss.png beside metrics.csv when training ends, also before its time: the curves over all its sessions.
+    """Draw loss.png next to metrics.csv when training ends, even early: the curves over all sessions of the run.
 
-    No picture is worth a run: what cannot be drawn or written is one line of warning.
+    A picture that cannot be drawn or written costs one line of warning, never the run.
 
     Args:
-        run: where it lies; its facts say what is written above the curves.
+        run: its folder gets the picture; its facts are written above the curves.
     """
 
     priority = 20  # after the summary

@@ -31,9 +31,9 @@ class Progress(RunCallback):
     """Log loss, rate and speed at a fixed interval: a row for the loggers and one human-readable line.
 
     Args:
-        run: gets the metrics, and what they add up to over the run.
+        run: gets the metrics and their totals over the run.
         every_steps: the interval in optimizer steps.
-        peak_flops: the device's peak per rank, FLOP/s; None = unknown, no MFU.
+        peak_flops: the peak of the device per rank, FLOP/s; None = unknown, so that there is no MFU.
     """
 
     priority = 90  # before a checkpoint of the step is written, which holds what was logged of it
@@ -45,7 +45,7 @@ class Progress(RunCallback):
         self.speeds: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        # The metrics as well: a run that was killed at its end has them in its summary all the same.
+        # The metrics as well: then a run that was killed at its end still has them in its summary.
         run = self.run
         return {"tokens": run.tokens, "seconds": run.seconds, "median_speed": run.median_speed, "latest": run.metrics}
 
@@ -72,7 +72,7 @@ class Progress(RunCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step - 1
-        # Of conversations this is an estimate: ranks get as many, of other lengths.
+        # For conversations this is an estimate: ranks get equally many, of other lengths.
         count = outputs["tokens"] * trainer.world_size
         self.run.tokens += count
         self._since_tokens += count
@@ -151,7 +151,7 @@ def time_left(run: RunState, num_steps: int) -> str:
 class ProgressBar(RichProgressBar):
     """A progress bar for terminals with the metrics of the last logged row: one line, whatever the width."""
 
-    priority = -10  # after all others: it shows what they found
+    priority = -10  # after all others, whose results it shows
 
     def __init__(self, run: RunState) -> None:
         super().__init__(refresh_rate=1, leave=True)
@@ -165,7 +165,7 @@ class ProgressBar(RichProgressBar):
 
 
 class _LineColumn(ProgressColumn):
-    """Steps, bar, time left and metrics; those that there is no room for are left out, the last ones first."""
+    """Steps, bar, time left and metrics; the last ones are left out if there is no room for them."""
 
     def __init__(self, run: RunState) -> None:
         super().__init__(table_column=Column(no_wrap=True))
@@ -175,7 +175,7 @@ class _LineColumn(ProgressColumn):
         return Text(self.text(int(task.completed), int(task.total or 0), Console(stderr=True).width - 2))
 
     def text(self, step: int, num_steps: int, width: int) -> str:
-        """Write the line for a terminal of `width` columns."""
+        """Return the line for a terminal of `width` columns."""
         now = self.run.metrics
         eta = time_left(self.run, num_steps - step)
         parts = [f"{eta} left"] if eta and step < num_steps else []

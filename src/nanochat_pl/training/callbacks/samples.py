@@ -1,6 +1,6 @@
-"""What the model writes after the same few beginnings, again and again while it learns.
+"""What the model writes after the same few prompts, at intervals while it learns.
 
-A loss says that a model got better, a sample says at what. Every `stage.sample_every_steps` steps and at the end the
+A loss shows that a model got better, a sample shows at what. Every `stage.sample_every_steps` steps and at the end the
 first process lets the model continue `stage.sample_prompts`, greedily, so that two samples differ only because the
 weights do. Nothing is drawn at random, and the other ranks do not wait before the next gradients are exchanged:
 training is the same bit for bit with and without. Reinforcement learning shows the answers of its rollouts instead.
@@ -35,25 +35,25 @@ COLUMNS = ("step", "prompt", "output", "tokens", "stopped")
 """Fields of a line of samples.jsonl, and columns of the table on a dashboard."""
 
 SHOWN_CHARS = 100
-"""Of prompt and output together, in a line of the log."""
+"""Characters of prompt and output together, in a line of the log."""
 
 
 def encode_prompts(
     tokenizer: Tokenizer, prompts: Sequence[str], *, as_chat: bool, sequence_len: int
 ) -> dict[str, list[int]]:
-    """Give each prompt its token ids, in order; one that leaves no room for an answer is left out, with a warning.
+    """Map each prompt to its token ids, in order; one that leaves no room for an answer is dropped with a warning.
 
     Args:
-        tokenizer: of the model.
-        prompts: the beginnings of texts, or what a user says.
-        as_chat: render each as a conversation that the assistant is to go on with; else as a text behind BOS.
+        tokenizer: the tokenizer of the model.
+        prompts: the beginnings of texts, or messages of a user.
+        as_chat: render each as a conversation for the assistant to continue, else as a text after BOS.
         sequence_len: the model's context, tokens.
     """
     encoded: dict[str, list[int]] = {}
     for prompt in prompts:
         if as_chat:
-            asked = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]}
-            ids = tokenizer.render_for_completion(asked, max_tokens=sequence_len)
+            chat = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]}
+            ids = tokenizer.render_for_completion(chat, max_tokens=sequence_len)
         else:
             ids = tokenizer.encode(prompt, prepend=tokenizer.bos_id)
         if len(ids) < sequence_len:
@@ -70,7 +70,7 @@ def encode_prompts(
 
 
 def one_line(text: str, limit: int) -> str:
-    """Give the first `limit` characters of a text on one line, without control characters; `…` says that it goes on."""
+    """Return the first `limit` characters of a text on one line, without control characters; `…` marks a cut."""
     shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return shown if len(shown) <= limit else shown[:limit].rstrip() + "…"
 
@@ -78,27 +78,21 @@ def one_line(text: str, limit: int) -> str:
 class PromptSamples(RunCallback):
     """Let the model continue fixed prompts at an interval and at the end: to the log, samples.jsonl and W&B.
 
-    A line of samples.jsonl has `step` (updates made before it), `prompt`, `output`, `tokens` (how many new ones) and
-    `stopped` (it ended by itself, not at `stage.sample_tokens`). A resumed run drops those from its first step on.
+    A line of samples.jsonl has `step` (updates made before it), `prompt`, `output`, `tokens` (number of new ones) and
+    `stopped` (it ended by itself, not at `stage.sample_tokens`). A resumed run drops the lines from its first step on.
 
     Args:
-        run: of its folder is the file; what is spent here does not count as training.
-        stage: what is continued, how often and how far; base continues texts, other stages answer.
-        tokenizer: of the model.
+        run: its folder gets the file; the time spent here does not count as training.
+        stage: the prompts, the interval and the length; base continues texts, other stages answer.
+        tokenizer: the tokenizer of the model.
         sequence_len: the model's context, tokens.
-        engine_dtype: number format in which the engine computes.
+        engine_dtype: the number format in which the engine computes.
     """
 
     priority = 40  # after the validation of the step
 
     def __init__(
-        self,
-        run: RunState,
-        stage: StageConfig,
-        tokenizer: Tokenizer,
-        *,
-        sequence_len: int,
-        engine_dtype: str,
+        self, run: RunState, stage: StageConfig, tokenizer: Tokenizer, *, sequence_len: int, engine_dtype: str
     ) -> None:
         assert stage.sample_every_steps is not None
         super().__init__(run)
@@ -135,10 +129,10 @@ class PromptSamples(RunCallback):
         self.run.paused_seconds += time.perf_counter() - begin
 
     def sample(self, model: Any, step: int) -> list[dict[str, Any]]:
-        """Continue each prompt once, greedily; give the lines of samples.jsonl.
+        """Continue each prompt once, greedily; return the lines of samples.jsonl.
 
         Args:
-            model: the network, as it is now. The engine's copy of it is gone afterwards: training wants the memory.
+            model: the network. The engine's copy of it is freed afterwards, because training needs the memory.
             step: updates made so far.
         """
         engine = Engine(model, self.tokenizer.stop_ids, self.tokenizer, self.engine_dtype)
@@ -159,7 +153,7 @@ class RolloutSamples(RunCallback):
     """Write the answers to one question of every logged step to samples.jsonl, and as a table to W&B.
 
     Args:
-        run: of its folder is the file; each line has step, question and answers with their rewards.
+        run: its folder gets the file; each line has step, question and answers with their rewards.
         every_steps: the interval of the log.
     """
 

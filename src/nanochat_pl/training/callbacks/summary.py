@@ -1,4 +1,4 @@
-"""The summary of a run: what it was made of, how it ended, its last metrics."""
+"""The summary of a run: its facts, how it ended and its last metrics."""
 
 import json
 import math
@@ -17,17 +17,17 @@ from nanochat_pl.training.signals import Stopped
 from nanochat_pl.training.state import RunState
 
 WRITE_EVERY_S = 60.0
-"""Between two writes of a running run's summary.json."""
+"""Seconds between two writes of the summary.json of a running run."""
 
 
 class Summary(RunCallback):
-    """Write summary.json: what the run was, how it ended, its final figures; anew every minute while it goes on.
+    """Write summary.json: the facts of the run, how it ended and its final metrics; every minute while it runs.
 
-    `wall_s` counts validation and saving too, over all sessions of a run that was resumed in its own folder. Of one
-    that was killed the seconds since its last write are lost.
+    `wall_s` includes validation and saving, over all sessions of a run that was resumed in its own folder. If a session
+    is killed, the seconds since its last write are lost.
 
     Args:
-        run: its facts, metrics and checkpoints are what is written.
+        run: its facts, metrics and checkpoints are written.
         when_training: called on the first process when training starts, before the first write.
     """
 
@@ -50,7 +50,7 @@ class Summary(RunCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
-            self._earlier = 0.0  # nothing is continued: what an attempt without a checkpoint took is not of this run
+            self._earlier = 0.0  # nothing is continued: an earlier attempt without a checkpoint does not count
         self._started = True
         if trainer.is_global_zero and self.when_training is not None:
             self.when_training()
@@ -68,7 +68,7 @@ class Summary(RunCallback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if not self._started and unfinished(self.path.parent) is None:
-            return  # a run that could not be continued is as finished as it was
+            return  # a finished run that could not be continued stays finished
         stopped = isinstance(exception, Stopped)
         self.write(trainer, "stopped" if stopped else f"failed: {type(exception).__name__}")
 

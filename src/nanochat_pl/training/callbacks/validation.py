@@ -1,4 +1,4 @@
-"""Validation at the side of the training loop: saved first, measured on the same weights, the best kept."""
+"""Validation during training: the state is saved first, measured on the same weights, and the best one kept."""
 
 import logging
 import time
@@ -9,23 +9,23 @@ import lightning as L
 import numpy as np
 
 from nanochat_pl.eval.bpb import evaluate_loss
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
 from nanochat_pl.training.datamodules import StepBatches
 from nanochat_pl.training.state import RunState
 
 log = logging.getLogger(__name__)
 
-
 Measure = Callable[[Any], dict[str, float]]
-"""From the module to the metrics of the fixed validation set."""
+"""Maps the module to the metrics of the fixed validation set."""
 
 
 def loss_measure(data: StepBatches, token_bytes: np.ndarray | None) -> Measure:
-    """Make the measure of the stages that predict text: `val/loss` and, with the bytes of each token, `val/bpb`.
+    """Return the measure of the stages that predict text: `val/loss` and, with the bytes of each token, `val/bpb`.
 
     Args:
-        data: gives the validation batches.
-        token_bytes: (V,); None measures the loss alone.
+        data: the data module with the validation batches.
+        token_bytes: (V,), the bytes of each token; None measures the loss alone.
     """
 
     def measure(module: Any) -> dict[str, float]:
@@ -40,28 +40,20 @@ class Validation(RunCallback):
     """Measure the fixed validation set at step 0, at each interval and at the end; save first, then measure.
 
     Args:
-        run: its checkpoints are written before and the best kept after; its `validation` gets the metrics.
+        run: its checkpoint is written before, and the best one kept afterwards; its `validation` gets the metrics.
         measure: returns the metrics of a module, the same on every rank.
         every_steps: interval in optimizer steps; None = at the end only.
-        best: the metric that tells which checkpoint is the best.
-        higher_is_better: its direction.
+        best: the metric that decides which checkpoint is the best, in the direction that `eval.metrics` gives it.
     """
 
     priority = 70  # after the log of the step, before what shows its metrics
 
-    def __init__(
-        self,
-        run: RunState,
-        measure: Measure,
-        every_steps: int | None,
-        best: str = "val/loss",
-        higher_is_better: bool = False,
-    ) -> None:
+    def __init__(self, run: RunState, measure: Measure, every_steps: int | None, best: str = "val/loss") -> None:
         super().__init__(run)
         self.measure = measure
         self.every_steps = every_steps
         self.best = best
-        self.higher_is_better = higher_is_better
+        self.higher_is_better = metric_of(best).direction > 0
         self._measured_step: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,7 +74,7 @@ class Validation(RunCallback):
         # 1) The state that is about to be measured is on disk first: a crash in the validation costs no step.
         if step > 0:
             self.run.checkpoints.save(trainer)
-        if self.run.told_to_stop(trainer):  # while the step was saved: its validation is made on resume
+        if self.run.told_to_stop(trainer):  # the signal came while the step was saved; the validation is done on resume
             trainer.should_stop = True
             return
         # 2) The same batches each time: what differs between two validations is the weights alone.
