@@ -6,11 +6,12 @@ process group that is started later is seen.
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["has_fast_bf16", "peak_flops", "pick_compute_dtype", "pick_device", "rank", "world_size"]
+__all__ = ["gather", "has_fast_bf16", "peak_flops", "pick_compute_dtype", "pick_device", "rank", "world_size"]
 
 PEAK_BF16_FLOPS = {
     "GB200": 2500e12,
@@ -101,6 +102,14 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values that all ranks pass, by rank; they are pickled. All ranks must call this together."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def peak_flops(device: torch.device | str) -> float | None:

@@ -686,19 +686,19 @@ def test_origins_as_browsers_send_them_are_accepted(origin):
     ],
 )
 def test_allowed_hosts_follow_host_and_allow_host_not_trust_proxy(arguments, called):
-    from nanochat_pl.cli.serve import _hosts, _parser
+    from nanochat_pl.cli.serve import _allowed_hosts, _parser
 
     options = _parser().parse_args(["model", *arguments])
     with socket.create_server((options.host, 0)) as listening:
-        assert set(_hosts(options, listening)) == called
+        assert set(_allowed_hosts(options, listening)) == called
 
 
 @pytest.mark.parametrize(("host", "page"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")])
 def test_the_printed_address_can_be_opened(capsys, host, page):
-    from nanochat_pl.cli.serve import _say_where
+    from nanochat_pl.cli.serve import _print_addresses
 
     with socket.create_server((host, 0)) as listening:
-        _say_where(listening, True)
+        _print_addresses(listening, True)
         port = listening.getsockname()[1]
     out = capsys.readouterr().out
     assert out.startswith(f"page: http://{page}:{port}/ ")

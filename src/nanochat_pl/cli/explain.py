@@ -41,7 +41,7 @@ def help_page(script: str, width: int | None = None) -> str:
     lines += ["", *_rows(single, width)]
     for section in (s for s in known.values() if s.section is not None):
         inner = [s for s in known.values() if s.key.startswith(f"{section.key}.")]
-        lines += ["", _cut(f"{section.key}: {_said(section)}", width), *_rows(inner, width)]
+        lines += ["", _cut(f"{section.key}: {_sentence(section)}", width), *_rows(inner, width)]
     lines += [
         "",
         "-m key=1,2      one run for each value       --cfg job   print the whole config",
@@ -66,20 +66,20 @@ def _hanging(head: str, words: Sequence[str], width: int) -> list[str]:
 
 def _rows(listed: Sequence[Setting], width: int) -> list[str]:
     """Return one line for each key: its name, its default and as much of its sentence as fits."""
-    names = [f"  {s.key.rpartition('.')[2]}={_shown(s.default)}" for s in listed]
+    names = [f"  {s.key.rpartition('.')[2]}={_as_typed(s.default)}" for s in listed]
     names = [name if len(name) < 31 else f"{name.partition('=')[0]}=…" for name in names]
     column = max(map(len, names), default=0) + 2
     return [
-        _cut(f"{name:<{column - 1}} {s.sentence or _said(s)}", width) for name, s in zip(names, listed, strict=True)
+        _cut(f"{name:<{column - 1}} {s.sentence or _sentence(s)}", width) for name, s in zip(names, listed, strict=True)
     ]
 
 
-def _said(setting: Setting) -> str:
+def _sentence(setting: Setting) -> str:
     """Return the sentence of a key; for a section without one, the first line of its dataclass's docstring."""
     return setting.sentence or (inspect.getdoc(setting.section) or "").partition("\n")[0]
 
 
-def _shown(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """Return a default as it would be typed."""
     if value is None:
         return "null"
@@ -130,9 +130,9 @@ def explain(name: str) -> str:
 def _paragraphs(setting: Setting, known: dict[str, Setting]) -> str:
     if setting.section is not None:
         inner = {key: s.sentence for key, s in known.items() if key.startswith(f"{setting.key}.")}
-        return "\n".join([f"{setting.key}: {_said(setting)}", *_table(inner)])
+        return "\n".join([f"{setting.key}: {_sentence(setting)}", *_table(inner)])
     sets = list(_set_by(setting.key))
-    lines = [f"{setting.key}={_shown(setting.default)}", *textwrap.wrap(setting.sentence, 78)]
+    lines = [f"{setting.key}={_as_typed(setting.default)}", *textwrap.wrap(setting.sentence, 78)]
     lines += [f"takes {expected(setting.kind)}"] if setting.kind is not Any else []
     lines += [f"set by {file}: {value}" for file, value in sets]
     return "\n  ".join(lines)
@@ -166,7 +166,7 @@ def _set_by(key: str) -> Iterator[tuple[str, str]]:
             for part in inside.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             if value is not None and not isinstance(value, dict):
-                yield f"{group}={option}", _shown(value) if not isinstance(value, list) else str(value)
+                yield f"{group}={option}", _as_typed(value) if not isinstance(value, list) else str(value)
 
 
 def asked_for_help(script: str, arguments: Sequence[str]) -> int | None:

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-        models = [_named(text) for text in options.models]
+        models = [_split_name(text) for text in options.models]
         _check_numbers(options)
         for origin in options.cors:
             _check_origin(origin)
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
             _check_host(name)
         _check_proxies(options.trust_proxy)
         _check_places(models)
-        keys = _keys(options.api_key_env, options.api_key_file)
+        keys = _read_keys(options.api_key_env, options.api_key_file)
         with _listen(options.host, options.port) as listening:
             return _serve(options, models, keys, listening)
     except (ValueError, OSError) as error:
@@ -111,7 +111,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     limits = Limits(
         api_keys=keys,
         cors_origins=tuple(options.cors),
-        hosts=_hosts(options, listening),
+        hosts=_allowed_hosts(options, listening),
         **{name: getattr(options, name) for name in _COUNTS},
         # a character is at most twelve bytes of JSON (two escaped surrogates); the rest is for the structure around it
         max_body_bytes=12 * options.max_total_chars + 256 * options.max_messages + 65_536,
@@ -153,8 +153,8 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
         forwarded_allow_ips=options.trust_proxy,
         timeout_graceful_shutdown=int(options.grace) + 3,  # when it is over, the workers end their answers themselves
     )
-    _log()
-    _say_where(listening, bool(keys))
+    _configure_logging()
+    _print_addresses(listening, bool(keys))
     # uvicorn raises the signal that ended it once more, for earlier handlers; here it has done its work
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -163,7 +163,7 @@ def _serve(options: Any, models: Sequence[tuple[str | None, str]], keys: tuple[s
     return 0 if server.started else 1
 
 
-def _named(text: str) -> tuple[str | None, str]:
+def _split_name(text: str) -> tuple[str | None, str]:
     """Split NAME=PATH; a path that exists is a path, whatever characters it holds."""
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists() or ("/" in name.split("=")[0] and not path):
@@ -266,7 +266,7 @@ def _check_names(models: Sequence[tuple[str | None, str]]) -> None:
             taken.append(model_id(stored.stage, stored.file, taken))
 
 
-def _keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
+def _read_keys(variable: str | None, file: Path | None) -> tuple[str, ...]:
     keys: list[str] = []
     if variable is not None:
         if not os.environ.get(variable):
@@ -302,7 +302,7 @@ def _is_loopback(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
+def _allowed_hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
     """Return the host names that requests may use; none = any name.
 
     A server that only its own machine reaches, directly or through a proxy, knows all its names. A server that other
@@ -316,7 +316,7 @@ def _hosts(options: Any, listening: socket.socket) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*options.allow_host, own, "localhost", "127.0.0.1", "[::1]")))
 
 
-def _say_where(listening: socket.socket, has_key: bool) -> None:
+def _print_addresses(listening: socket.socket, has_key: bool) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     is_everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
@@ -339,7 +339,7 @@ def _say_where(listening: socket.socket, has_key: bool) -> None:
         )
 
 
-def _log() -> None:
+def _configure_logging() -> None:
     """Log warnings, and one line for each request, to standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     access = logging.getLogger("nanochat_pl.serve.access")

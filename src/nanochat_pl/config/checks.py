@@ -248,7 +248,7 @@ def check_task_files(cfg: TrainConfig) -> None:
     Raises:
         FileNotFoundError: a file or folder is missing; the message names the task.
     """
-    if cfg.stage.name in (StageName.base, StageName.tokenizer):
+    if cfg.stage.reads_text:
         return
     made = Path(cfg.data.root or "").resolve() if cfg.data.source == DataSource.microworld else None
     for group, tasks in (("tasks", cfg.mixture.tasks), ("val_tasks", cfg.mixture.val_tasks)):
@@ -299,14 +299,14 @@ def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
     root = Path(cfg.data.root or "")
     if cfg.data.source == DataSource.local:
         prepare_root(cfg.data)  # makes nothing: a folder that is not there is refused
-        if cfg.stage.name in (StageName.base, StageName.tokenizer):
+        if cfg.stage.reads_text:
             from nanochat_pl.data.parquet import list_shards
 
             if (source := other_text(cfg.data)) is not None:
                 source.check()
             else:
                 list_shards(root / cfg.data.text, cfg.data.val_shard)
-    if cfg.data.source == DataSource.hub and cfg.offline and cfg.stage.name in (StageName.base, StageName.tokenizer):
+    if cfg.data.source == DataSource.hub and cfg.offline and cfg.stage.reads_text:
         prepare_text(cfg.data, offline=True)  # makes nothing: what is not there is refused
     if cfg.stage.name == StageName.tokenizer:
         if cfg.trainer.stop_after_steps:

@@ -75,9 +75,8 @@ def quote_texts(argv: Sequence[str]) -> list[str]:
 def takes_path(key: str, value: str) -> bool:
     """Return whether a value is a path: because of its key, or as a file of conversations in place of a task."""
     is_task = key.startswith(("mixture.tasks.", "mixture.val_tasks."))
-    if key in PATH_KEYS or key.startswith("eval.texts."):
-        return True
-    return (is_task and key.endswith(".path")) or (is_task and value.endswith(CONVERSATION_SUFFIXES))
+    names_file = key.endswith(".path") or value.endswith(CONVERSATION_SUFFIXES)
+    return key in PATH_KEYS or key.startswith("eval.texts.") or (is_task and names_file)
 
 
 @cache
@@ -279,8 +278,6 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
             checked = check(cfg, root)
         except OmegaConfBaseException as error:
             raise ConfigError(reword_error(error, overrides, settings(root))) from error
-        except ConfigError:
-            raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
         found.append(Job(cfg, checked, choices, of_sweep))

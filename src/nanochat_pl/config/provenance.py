@@ -42,7 +42,7 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | No
         FileNotFoundError, ValueError: something is missing.
     """
     described: dict[str, Any] = {"start": None, "tokenizer": None}
-    if cfg.stage.name in (StageName.base, StageName.tokenizer):
+    if cfg.stage.reads_text:
         shards = shards or prepare_text(cfg.data, offline=True, outputs=cfg.outputs)
         described["text"] = combined_fingerprint({path.name: path for path in [*shards.train, shards.val]})
     else:

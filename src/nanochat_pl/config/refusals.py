@@ -7,7 +7,6 @@ option of a group a missing file. Here they become messages about the settings o
 import re
 import shlex
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseE
 from omegaconf.errors import OmegaConfBaseException as ConfigException
 from yaml import MappingNode, MarkedYAMLError, ScalarNode, YAMLError
 
-from nanochat_pl.config.settings import Setting, expected, near
+from nanochat_pl.config.settings import Setting, expected, is_enum, near
 
 __all__ = [
     "did_you_mean",
@@ -232,7 +231,7 @@ def _wrong_value(error: ConfigException, key: str, overrides: Sequence[Override]
         return f"{head}: {name} takes {takes}" if section else f"{head}: this is no value for {key}"
     hint = ""
     for kind in (setting.kind, *get_args(setting.kind)):
-        if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if is_enum(kind):
             hint = did_you_mean(str(shown), [str(member) for member in kind])
     return f"{head}: {key} takes {expected(setting.kind)}{hint}"
 

@@ -151,6 +151,11 @@ class StageConfig:
         return self.name not in (StageName.tokenizer, StageName.rl)
 
     @property
+    def reads_text(self) -> bool:
+        """Whether its data are documents; the other stages read conversations or questions."""
+        return self.name in (StageName.tokenizer, StageName.base)
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether its data are one stream of supervised tokens, so that the batch counts tokens, not conversations."""
         return STAGES[self.name].batch_unit == "tokens"

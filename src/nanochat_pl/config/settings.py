@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from nanochat_pl.config import schema
 
-__all__ = ["EXAMPLES", "ROOTS", "Setting", "config_dir", "expected", "group_options", "near", "settings"]
+__all__ = ["EXAMPLES", "ROOTS", "Setting", "config_dir", "expected", "group_options", "is_enum", "near", "settings"]
 
 ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
 """The root of the config of each script."""
@@ -67,7 +67,7 @@ def settings(root: type, prefix: str = "") -> dict[str, Setting]:
         factory = item.default_factory
         default = item.default if factory is MISSING else None if is_dataclass(factory) else factory()
         kind = hints[item.name]
-        sentence = sentences.get(item.name) or (inspect.getdoc(kind) or "" if _is_enum(kind) else "")
+        sentence = sentences.get(item.name) or (inspect.getdoc(kind) or "" if is_enum(kind) else "")
         setting = Setting(prefix + item.name, kind, default, " ".join(sentence.split()))
         found[setting.key] = setting
         if setting.section is not None and get_origin(setting.kind) is not dict:
@@ -98,7 +98,7 @@ def _classes(file: str) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
-def _is_enum(kind: Any) -> bool:
+def is_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, StrEnum)
 
 
@@ -107,7 +107,7 @@ def expected(kind: Any) -> str:
     parts = [part for part in get_args(kind) if part is not NoneType]
     if NoneType in get_args(kind):
         return f"{expected(parts[0])}, or null"
-    if _is_enum(kind):
+    if is_enum(kind):
         return f"one of {', '.join(kind)}"
     if kind is bool:
         return "true or false"

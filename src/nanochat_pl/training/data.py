@@ -200,14 +200,14 @@ def conversation_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val
     return StepBatches(train, validation, num_steps)
 
 
-def epoch_lengths(cfg: TrainConfig, rows: Any, tokenizer: Tokenizer) -> Lengths:
+def epoch_lengths(cfg: TrainConfig, rows: Mixture, tokenizer: Tokenizer) -> Lengths:
     """Measure the lengths of the conversations of an epoch, and log how it was done."""
     lengths = measure_lengths(rows, tokenizer, cfg.seed, cfg.data.num_workers)
     log.info("an epoch has %s tokens (%s)", f"{lengths.total:,}", lengths.method)
     return lengths
 
 
-def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bool = False) -> None:
+def check_room(rows: Mixture, tokenizer: Tokenizer, sequence_len: int, drop_long: bool = False) -> None:
     """Refuse rows so short that they cut off every answer; warn if they cut some conversations.
 
     Raises:
@@ -233,7 +233,7 @@ def check_room(rows: Any, tokenizer: Tokenizer, sequence_len: int, drop_long: bo
         )
 
 
-def check_validation(rows: Any, num_rows: int | None, tokenizer: Tokenizer, sequence_len: int) -> None:
+def check_validation(rows: Mixture, num_rows: int | None, tokenizer: Tokenizer, sequence_len: int) -> None:
     """Refuse a validation set without a single supervised token, whose loss would be undefined.
 
     Args:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 
 from nanochat_pl.data.batch import Batch, merge_cursors
-from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.runtime import gather, rank
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +55,7 @@ class StepBatches(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self.cursor is None:
             return {}
-        cursors: list[Any] = [self.cursor]
-        if world_size() > 1:
-            cursors = [None] * world_size()
-            dist.all_gather_object(cursors, self.cursor)
-        return {"cursor": merge_cursors(cursors)}
+        return {"cursor": merge_cursors(gather(self.cursor))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.cursor = state_dict.get("cursor")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -30,6 +31,7 @@ __all__ = [
     "MetricsFile",
     "drop_lines_from",
     "evaluation_figures",
+    "finish_loggers",
     "log_evaluation",
     "log_table",
     "weights_and_biases",
@@ -177,6 +179,22 @@ def _netrc_knows_wandb() -> bool:
     return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
 
 
+def finish_loggers(trainer: L.Trainer) -> None:
+    """Close dashboards, so that the next job of a sweep gets its own run; log how to sync what stayed offline."""
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            folder = Path(logger.experiment.dir).parent if hasattr(logger.experiment, "dir") else None
+            wandb.finish()
+            if folder is not None and "offline" in folder.name:
+                _log_sync_command(folder)
+
+
+def _log_sync_command(folder: Path) -> None:
+    log.info("W&B wrote offline; to upload: wandb sync %s", folder)
+
+
 def drop_lines_from(path: Path, step: int) -> None:
     """Drop the lines of `step` and later from a JSON Lines file, if it exists, and a half-written last line."""
     if not path.is_file():
@@ -228,7 +246,7 @@ def log_evaluation(results: Path, run_folder: Path) -> bool:
     folder, offline = Path(run.dir).parent, run.settings.mode == "offline"
     run.finish()
     if offline:
-        log.info("W&B wrote offline; to upload: wandb sync %s", folder)
+        _log_sync_command(folder)
     return True
 
 

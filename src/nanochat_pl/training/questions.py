@@ -10,6 +10,8 @@ import numpy as np
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.data.batch import Cursor
 from nanochat_pl.rl.rollouts import Questions
+from nanochat_pl.tasks.base import Mixture
+from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.datamodules import StepBatches
 
 log = logging.getLogger(__name__)
@@ -122,11 +124,11 @@ class QuestionData(StepBatches):
         self.train, self.val, self.sandbox = train, val, sandbox
 
 
-def question_data(rows: Any, val_rows: Any, tokenizer: Any, cfg: TrainConfig) -> QuestionData:
+def question_data(rows: Mixture, val_rows: Mixture, tokenizer: Tokenizer, cfg: TrainConfig) -> QuestionData:
     """Make the data module of stage=rl.
 
     Args:
-        rows, val_rows: mixtures; questions too long to leave room for an answer are left out.
+        rows, val_rows: questions to train and to validate on; those that leave no room for an answer are left out.
 
     Raises:
         ValueError: a task cannot be graded, all questions are too long, there are too few, or answers that have to be

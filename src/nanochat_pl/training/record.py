@@ -1,4 +1,4 @@
-"""The record of a run: config, command line, commit, machine and log; and how dashboards are closed."""
+"""The record of a run: config, command line, commit, machine and log."""
 
 import json
 import logging
@@ -12,15 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from omegaconf import OmegaConf
 
 from nanochat_pl.paths import read_record, write_atomically, writing
 
-__all__ = ["describe_machine", "describe_run", "earlier_seconds", "finish_loggers", "is_terminal", "write_log"]
-
-log = logging.getLogger(__name__)
+__all__ = ["describe_machine", "describe_run", "earlier_seconds", "is_terminal", "write_log"]
 
 
 def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> None:
@@ -165,15 +162,3 @@ class _StandardError(logging.StreamHandler):
 def is_terminal() -> bool:
     """Return whether standard error is a terminal."""
     return sys.stderr.isatty()
-
-
-def finish_loggers(trainer: L.Trainer) -> None:
-    """Close dashboards, so that the next job of a sweep gets its own run; log how to sync what stayed offline."""
-    for logger in trainer.loggers:
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
-
-            folder = Path(logger.experiment.dir).parent if hasattr(logger.experiment, "dir") else None
-            wandb.finish()
-            if folder is not None and "offline" in folder.name:
-                log.info("W&B wrote offline; to upload: wandb sync %s", folder)

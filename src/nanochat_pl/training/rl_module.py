@@ -16,6 +16,7 @@ from torch import Tensor
 from nanochat_pl.config.schema import RLConfig
 from nanochat_pl.engine import Engine
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.rl.losses import MicroBatch, by_length, micro_batches, policy_loss
 from nanochat_pl.rl.rollouts import (
     Group,
@@ -26,8 +27,9 @@ from nanochat_pl.rl.rollouts import (
     rollout_metrics,
     rollout_sums,
 )
-from nanochat_pl.runtime import rank, world_size
+from nanochat_pl.runtime import gather, rank, world_size
 from nanochat_pl.tasks.answers import pass_at_k
+from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.module import LanguageModel
 from nanochat_pl.training.questions import QuestionBatch
 
@@ -57,15 +59,15 @@ class PolicyModel(LanguageModel):
 
     def __init__(
         self,
-        model: Any,
-        optim: Any,
+        model: GPT,
+        optim: OptimConfig,
         num_steps: int,
         log_every_steps: int,
         metadata: dict | None,
         *,
         rl: RLConfig,
         questions: Questions,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         device_batch: int,
         seed: int,
         engine_dtype: str,
@@ -233,10 +235,7 @@ class PolicyModel(LanguageModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        states: list[Any] = [[asdict(group) for group in self.groups]]
-        if world_size() > 1:
-            states = [None] * world_size()
-            dist.all_gather_object(states, [asdict(group) for group in self.groups])
+        states = gather([asdict(group) for group in self.groups])
         checkpoint["rollout"] = {
             "groups": sorted((group for state in states for group in state), key=lambda group: group["slot"]),
             "figures": self._rollout_metrics,

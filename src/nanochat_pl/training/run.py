@@ -42,10 +42,10 @@ from nanochat_pl.training.callbacks.validation import Validation, loss_measure
 from nanochat_pl.training.claim import check_free, claimed
 from nanochat_pl.training.data import build_data, prepare_data
 from nanochat_pl.training.datamodules import StepBatches
-from nanochat_pl.training.loggers import MetricsFile
+from nanochat_pl.training.loggers import MetricsFile, finish_loggers
 from nanochat_pl.training.module import LanguageModel
 from nanochat_pl.training.questions import QuestionData
-from nanochat_pl.training.record import describe_run, finish_loggers, is_terminal, write_log
+from nanochat_pl.training.record import describe_run, is_terminal, write_log
 from nanochat_pl.training.rl_module import PolicyModel, pass_at_k_measure
 from nanochat_pl.training.signals import Stopped
 from nanochat_pl.training.start import Start, find_start, inputs_of

@@ -15,11 +15,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from nanochat_pl.paths import WriteError, atomic_file, first_line
-from nanochat_pl.runtime import world_size
+from nanochat_pl.runtime import gather
 from nanochat_pl.training import signals
 from nanochat_pl.training.callbacks import RunCallback
 from nanochat_pl.training.signals import Stopped
@@ -88,12 +87,8 @@ class Checkpoints(RunCallback):
         self._trainer: L.Trainer | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        states: list[Any] = [random_state()]
-        if world_size() > 1:
-            states = [None] * world_size()
-            dist.all_gather_object(states, random_state())
         files = self.run.checkpoints
-        return {"best": files.best, "best_step": files.best_step, "random": states}
+        return {"best": files.best, "best_step": files.best_step, "random": gather(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         files = self.run.checkpoints

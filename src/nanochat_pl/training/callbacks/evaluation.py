@@ -10,6 +10,7 @@ from nanochat_pl.config.checks import named_eval
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext, EvalTask
 from nanochat_pl.eval.results import Evaluation, ExampleLog, dashboard_metrics, headline_metrics
+from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
 from nanochat_pl.training.state import RunState
 
@@ -31,7 +32,7 @@ class Evaluations(RunCallback):
 
     priority = 30  # after the samples
 
-    def __init__(self, run: RunState, cfg: TrainConfig, tokenizer: Any, every_steps: int) -> None:
+    def __init__(self, run: RunState, cfg: TrainConfig, tokenizer: Tokenizer, every_steps: int) -> None:
         super().__init__(run)
         self.cfg, self.tokenizer = cfg, tokenizer
         self.every_steps = every_steps
