@@ -1,6 +1,6 @@
 """What one optimizer step trains on, and the position in the data where the next one begins.
 
-The cursor travels inside the batch: whoever has trained on a batch holds the exact position to go on from, however many
+The cursor travels inside the batch: after training on a batch the exact position to resume from is known, however many
 batches a background thread (`compute_ahead`) has prepared meanwhile.
 """
 
@@ -37,7 +37,7 @@ class Batch:
     positions: torch.Tensor | None = None
     """(A, B, T) int64: position of each token in its own conversation, 0 where one begins; None = rows are whole."""
     cursor: Cursor = field(default_factory=dict)
-    """The position behind this batch, for the logical shards of this rank."""
+    """The position after this batch, for the logical shards of this rank."""
     rows: int = 0
     """Documents or conversations that begin in this batch."""
     tokens: int = 0
@@ -63,7 +63,7 @@ class Batch:
                 return tensor.pin_memory().to(device, non_blocking=True)
             return tensor.to(device)
 
-        # counted while the targets are where they are: on the GPU it would wait for the copy
+        # counted before the move: on the GPU, counting would wait for the copy
         count = self.supervised_tokens
         moved = replace(
             self,
@@ -85,8 +85,7 @@ def merge_cursors(cursors: Sequence[Cursor]) -> Cursor:
     """
     if not cursors:
         raise ValueError("there is no cursor to merge; pass one of every rank")
-    own = ("shards", "counts")
-    common = [{key: value for key, value in cursor.items() if key not in own} for cursor in cursors]
+    common = [{key: value for key, value in cursor.items() if key not in ("shards", "counts")} for cursor in cursors]
     for other in common[1:]:
         if other != common[0]:
             keys = sorted(key for key in common[0].keys() | other.keys() if common[0].get(key) != other.get(key))
@@ -107,12 +106,12 @@ def compute_ahead(make: Callable[[], Result], ahead: int, name: str) -> Generato
     """Yield `make()`, `make()`, … forever, up to `ahead` results computed early, in order, in one thread.
 
     An exception in `make` is raised where its result would have come, and ends the iterator. The thread only runs tasks
-    that end by themselves, and never more of them than results may lie ready. So closing or deleting the iterator, an
+    that end by themselves, and never more of them than results may be ready. So closing or deleting the iterator, an
     exception on either side and the end of the interpreter all end the thread, and no result can be lost in between.
 
     Args:
         make: makes the next result; it is never called twice at the same time.
-        ahead: number of results that may lie ready while one is in use; 0 = call `make` in the consumer's thread.
+        ahead: number of results that may be ready while one is in use; 0 = call `make` in the consumer's thread.
         name: name of the thread.
     """
     if ahead == 0:

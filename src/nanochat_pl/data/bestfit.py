@@ -1,14 +1,14 @@
 """Rows filled with documents that are chosen by length from a buffer.
 
-`bestfit` (nanochat, 2026-01): a row takes the largest document that fits into what is left of it; where none fits, the
+`bestfit` (nanochat, 2026-01): a row takes the largest document that fits into the room left in it; where none fits, the
 shortest is cropped to fill the row and its tail is dropped. A document longer than a row never fits. It leaves the
 buffer only as the shortest there is, so such documents crowd the buffer: many are never trained and much of what is
 read is thrown away.
 
-`bestfit_split` mends that. Documents are first cut into pieces that fit a row (Ding et al. 2024, arXiv:2404.10830). A
+`bestfit_split` avoids that. Documents are first cut into pieces that fit a row (Ding et al. 2024, arXiv:2404.10830). A
 piece that has waited for `WAIT_FRAC` buffers' worth of arrivals goes before all others: it opens the next row, or fits
-into this one. The tail of a cropped piece goes back into the buffer in its place. So no document waits for ever and no
-token is lost, whatever the lengths.
+into this one. The tail of a cropped piece replaces it in the buffer. So no document waits forever and no token is lost,
+whatever the lengths.
 """
 
 import bisect
@@ -24,7 +24,7 @@ from nanochat_pl.data.parquet import Address
 __all__ = ["BUFFER_DOCUMENTS", "DocumentPiece", "FittedRows", "split_document"]
 
 BUFFER_DOCUMENTS = 1000
-"""Documents, or pieces of them, to choose from."""
+"""Number of documents, or pieces of them, to choose from."""
 WAIT_FRAC = 1.5
 """A piece goes before all others after this many arrivals, in sizes of the buffer."""
 
@@ -35,7 +35,7 @@ class DocumentPiece(NamedTuple):
     address: Address
     """The document's address."""
     first: int
-    """The token of the document at which it begins; where that is not 0, another BOS is set before it."""
+    """The token of the document at which it begins; where that is not 0, another BOS precedes it."""
     tokens: Tokens
 
 
@@ -46,7 +46,7 @@ def split_document(address: Address, tokens: Tokens, capacity: int) -> list[Docu
 
 
 def _piece(address: Address, tokens: Tokens, first: int, capacity: int) -> DocumentPiece:
-    """Take a document's tokens from `first` on, up to where it is split next."""
+    """Return a document's tokens from `first` on, up to where it is split next."""
     if first == 0:
         return DocumentPiece(address, 0, tokens[:capacity])
     last = capacity + -(-(first - capacity + 1) // (capacity - 1)) * (capacity - 1)
@@ -98,8 +98,8 @@ class FittedRows:
             row.append(piece.tokens[:room])
             tail = piece.tokens[room:]
             if self._split and len(tail):
-                # the tail stays in the buffer as old as its piece, with a BOS of its own
-                # `first` does not count the BOS that was set before a piece which does not begin its document
+                # the tail stays in the buffer, as old as its piece, with a BOS of its own
+                # `first` does not count the BOS that precedes a piece which does not begin its document
                 first = piece.first + room - (piece.first > 0)
                 self._put(DocumentPiece(piece.address, first, np.concatenate([piece.tokens[:1], tail])), arrival)
             else:
@@ -109,7 +109,7 @@ class FittedRows:
         return np.concatenate(row) if row else np.empty(0, np.int32)
 
     def _overdue(self, room: int) -> int | None:
-        """Find the oldest piece if it has waited long enough and fits."""
+        """Return the arrival of the oldest piece if it has waited long enough and fits."""
         oldest = next(iter(self._held))
         waited = self._arrivals - oldest
         if self._split and waited > WAIT_FRAC * self._buffer_documents and len(self._held[oldest].tokens) <= room:
@@ -117,7 +117,7 @@ class FittedRows:
         return None
 
     def _best(self, room: int) -> int:
-        """Find the largest piece that fits, else the shortest; among equals the oldest."""
+        """Return the arrival of the largest piece that fits, else of the shortest; among equals the oldest."""
         fits = bisect.bisect_left(self._by_length, (room + 1,)) - 1
         if fits < 0:
             shortest = self._by_length[0][0]
@@ -131,7 +131,7 @@ class FittedRows:
         return piece
 
     def _fill(self) -> bool:
-        """Read documents until the buffer is full; tell whether anything is in it."""
+        """Read documents until the buffer is full; return whether anything is in it."""
         while len(self._held) < self._buffer_documents:
             address, tokens = next(self._documents, (None, None))
             if address is None or tokens is None:
@@ -147,7 +147,7 @@ class FittedRows:
         return bool(self._held)
 
     def _spread_ages(self) -> None:
-        """Give the pieces of the first buffer every age; otherwise a run would begin with the largest pieces alone."""
+        """Spread the ages of the first buffer's pieces; otherwise a run would begin with the largest pieces alone."""
         pieces = list(self._held.values())
         self._held.clear()
         self._by_length.clear()
@@ -165,7 +165,7 @@ class FittedRows:
         return len({piece.address for piece in self._held.values()})
 
     def state(self) -> list[list]:
-        """Describe the buffer in plain data: epoch, file and row group, then the documents held of that row group.
+        """Return the buffer as plain data: epoch, file and row group, then the documents held of that row group.
 
         Where documents are split, two more lists follow: the token at which each piece begins, and its age in arrivals.
         """

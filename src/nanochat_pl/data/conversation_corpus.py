@@ -1,9 +1,9 @@
 """Conversations as a corpus: each is a document that begins with BOS, and every token is supervised, as in text.
 
-This is midtraining's data (nanochat, 2025-11). With packing `stream` a conversation longer than a row goes on in the
-next one, so nothing is cut; with best fit rows begin with a conversation, and what does not fit is cropped or split as
-text is. Differs: epochs are shuffled anew and counted in conversations consumed, where the original read one fixed
-order.
+These are the data of midtraining (nanochat, 2025-11). With packing `stream` a conversation longer than a row continues
+in the next one, so nothing is cut; with best fit, rows begin with a conversation, and what does not fit is cropped or
+split as text is. Differs: epochs are shuffled anew and counted in conversations consumed, where the original read one
+fixed order.
 """
 
 import functools
@@ -25,9 +25,9 @@ __all__ = ["ConversationCorpus", "ConversationStream", "conversation_text_batche
 BLOCK_CONVERSATIONS = 32
 """Conversations that are rendered as one piece of work: some 10,000 tokens."""
 SIMULATED_DOCUMENTS = 50_000
-"""This number is enough to know how many rows best fit makes of more; it takes about a second."""
+"""Packing this many shows how many rows best fit makes of more; it takes about a second."""
 SIMULATED_ROWS = 64
-"""Rows between two looks at how many documents they took."""
+"""Rows that are packed before their documents are counted again."""
 
 
 class ConversationCorpus:
@@ -58,7 +58,7 @@ class ConversationCorpus:
         check_rows(cursor, self.identity)
 
     def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> "ConversationStream":
-        """Give the conversations of one logical shard, from a position on."""
+        """Return the conversations of one logical shard, from a position on."""
         return ConversationStream(self, logical_shards, shard, position)
 
     def encode(self, documents: list[int]) -> list[Tokens]:
@@ -109,7 +109,7 @@ class ConversationStream:
         return Address(address.epoch + 1, 0, 0, 0)
 
     def read(self, addresses: Sequence[Address]) -> list[int]:
-        """Give the rows at single addresses."""
+        """Return the rows at single addresses."""
         for address in addresses:
             self._check(address)
         return [int(self._corpus.order(address.epoch)[self._dealt][address.doc]) for address in addresses]
@@ -125,15 +125,15 @@ class ConversationStream:
 def num_token_steps(
     lengths: Lengths, *, batch_rows: int, sequence_len: int, micro_batches: int, packing: str, num_epochs: int
 ) -> int:
-    """Return the number of optimizer steps that take `num_epochs` times the conversations, rounded down.
+    """Return the number of optimizer steps in `num_epochs` passes over the conversations, rounded down.
 
-    With best fit the packing is simulated on the lengths alone, since it depends on them how much is cropped.
+    With best fit the packing is simulated on the lengths alone, since they determine how much is cropped.
 
     Raises:
         ValueError: if that is less than one step.
     """
     if packing == "stream":
-        # a micro-batch uses up the one token more that is its last target
+        # a micro-batch also consumes the one further token that is its last target
         steps = lengths.total * num_epochs // (micro_batches * (batch_rows * sequence_len + 1))
     else:
         rows = _fitted_rows(lengths, sequence_len + 1, packing == "bestfit_split", lengths.num_rows * num_epochs)
@@ -149,7 +149,7 @@ def num_token_steps(
 
 
 def _fitted_rows(lengths: Lengths, capacity: int, split: bool, documents: int) -> float:
-    """Count the rows that best fit makes of a number of documents of these lengths while its buffer is always full."""
+    """Return how many rows best fit makes of this many documents of these lengths if its buffer is always full."""
     endless = itertools.cycle(np.random.default_rng(0).permutation(lengths.values).tolist())
     simulated = ((Address(0, 0, 0, doc), np.broadcast_to(np.int32(0), (length,))) for doc, length in enumerate(endless))
     fitted, rows, used = FittedRows(simulated, capacity, split=split), 0, 0

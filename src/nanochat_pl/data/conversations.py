@@ -1,10 +1,10 @@
 """Conversations -> batches of supervised tokens: one batch is exactly `total_batch_rows` conversations.
 
-Packed (the default), the conversations of a step are put into as few rows as fit, with `positions` that begin again
-at each, so that attention stays inside a conversation and no answer is ever cut to make a row full. Padded, one
-conversation takes one row, as in nanochat's fine-tuning (2025-11). Both hold the same pairs of input and target, hence
-the same loss once it is divided by the supervised tokens of the step. A conversation longer than a row is cut at its
-end, as in the original, or dropped: then the next one takes its place, so that a step is always full.
+Packed (the default), the conversations of a step share as few rows as possible, with `positions` that begin again at
+each, so that attention stays inside a conversation and no answer is ever cut to fill a row. Padded, each conversation
+takes one row, as in nanochat's fine-tuning (2025-11). Both hold the same pairs of input and target, hence the same loss
+once it is divided by the supervised tokens of the step. A conversation longer than a row is cut at its end, as in the
+original, or dropped: then the next one replaces it, so that a step is always full.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ SAMPLED_ROWS = 4_096
 
 
 class Renderer(Protocol):
-    """What conversations ask of a tokenizer."""
+    """What rendering conversations needs of a tokenizer."""
 
     @property
     def bos_id(self) -> int: ...
@@ -54,8 +54,8 @@ class Renderer(Protocol):
 class Lengths:
     """Rendered lengths of a set of conversations, or of a sample of it.
 
-    The number of steps of an epoch follows from them wherever rows do not count as one each: in a stream of tokens, and
-    where conversations that are too long are left out.
+    They determine the number of steps of an epoch in a stream of tokens, and where conversations that are too long are
+    left out.
     """
 
     values: np.ndarray
@@ -79,7 +79,7 @@ class Lengths:
 
     @property
     def method(self) -> str:
-        """Human-readable description of how they were measured."""
+        """A human-readable description of how they were measured."""
         if self.exact:
             return f"all {self.num_rows:,} conversations counted"
         return f"estimated from {len(self.values):,} of {self.num_rows:,} conversations"
@@ -99,8 +99,8 @@ class ConversationBatches:
     Each epoch is a fresh permutation drawn from (seed, epoch); rank r takes every W-th conversation of a step from
     the r-th on, so the conversations of a step do not depend on the number of ranks. A conversation of more than
     T+1 tokens is cut at its end or dropped. Packed, the number of micro-batches A differs from step to step and rank
-    to rank. The cursor counts, over all ranks and resumed runs, how many conversations were `cut`, `dropped` or
-    `unsupervised` (without a token to learn from), each time that they came.
+    to rank. The cursor counts, over all ranks and resumed runs, how often a conversation was `cut`, `dropped` or
+    `unsupervised` (without a token to learn from).
 
     Args:
         rows: conversations, `{"messages": [...]}` each.
@@ -163,7 +163,7 @@ class ConversationBatches:
         return compute_ahead(lambda: self._assemble(*next(steps), counts), ahead, "render")
 
     def _steps(self) -> Iterator[tuple[list[int], int, Cursor]]:
-        """Yield the conversations of each step, how many were dropped on the way, and the cursor behind them."""
+        """Yield the conversations of each step, how many were dropped on the way, and the cursor after them."""
         epoch, start = self._start
         total = self._total_batch_rows
         dropped = 0
@@ -179,7 +179,7 @@ class ConversationBatches:
                 if len(chosen) == total:
                     yield chosen, dropped, {"epoch": epoch, "row": row, **self._identity}
                     chosen, dropped = [], 0
-            # once every conversation was looked at, too few that fit would let this loop for ever
+            # once every conversation was measured, too few that fit would make this loop endless
             if self._drop_long and len(self._too_long) == len(order):
                 _check_kept(len(order) - sum(self._too_long.values()), len(order), total, self._sequence_len)
             epoch, start = epoch + 1, 0
@@ -217,8 +217,8 @@ def conversation_batches(
 ) -> Iterator[Batch]:
     """Yield the first `num_rows` conversations in order, packed, once: a validation set that never changes.
 
-    Every rank gets the same number of batches. Where the last one holds fewer conversations than there are ranks, some
-    ranks' part of it has no supervised token.
+    Every rank gets the same number of batches. Where the last one holds fewer conversations than there are ranks, the
+    parts of some ranks have no supervised token.
 
     Args:
         num_rows: None = all.
@@ -316,7 +316,7 @@ def check_rows(cursor: Cursor, identity: Cursor) -> None:
 
 
 def _render(rows: Sequence[Mapping[str, Any]], index: int, tokenizer: Renderer, sequence_len: int) -> Example:
-    # one token more than a row can use tells whether anything was cut
+    # one token more than a row can use shows whether anything was cut
     ids, mask = render(rows, index, tokenizer, sequence_len + 2)
     kept = np.array(ids[: sequence_len + 1], dtype=np.int64)
     supervised = np.array(mask[1 : sequence_len + 1], dtype=bool)
@@ -336,7 +336,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
             room.append(sequence_len)
         packed[row].append(example)
         room[row] -= length
-    # begin with padding alone, of which rows fill up the last micro-batch, then write the conversations over it
+    # begin with padding alone, which also fills the last micro-batch, then write the conversations over it
     micro_batches = max(-(-len(packed) // batch_rows), 1)
     inputs = np.full((micro_batches * batch_rows, sequence_len), pad_id)
     targets = np.full_like(inputs, IGNORE)
@@ -348,7 +348,7 @@ def _pack(examples: Sequence[Example], batch_rows: int, sequence_len: int, pad_i
             inputs[row, start:end], targets[row, start:end] = example.inputs, example.targets
             positions[row, start:end] = np.arange(end - start)
             start = end
-        # positions begin anew at the padding behind, so that it attends to no conversation
+        # positions begin again at the padding that follows, so that it attends to no conversation
         positions[row, start:] = np.arange(sequence_len - start)
     shape = (micro_batches, batch_rows, sequence_len)
     tensors = [torch.from_numpy(array.reshape(shape)) for array in (inputs, targets, positions)]

@@ -1,7 +1,7 @@
 """What packing reads: documents in a fixed order, dealt to logical shards, each to be turned into tokens.
 
 Text files are one kind of corpus, conversations rendered as text (`nanochat_pl.data.conversation_corpus`) another.
-Packing asks no more of them than is written here, so exact cursors and any number of ranks work for both.
+Packing needs only these protocols, so exact cursors and any number of ranks work for both.
 """
 
 import itertools
@@ -21,7 +21,7 @@ Tokens = np.ndarray
 
 
 class Encoder(Protocol):
-    """What a text corpus asks of a tokenizer."""
+    """What a text corpus needs of a tokenizer."""
 
     @property
     def bos_id(self) -> int: ...
@@ -30,7 +30,7 @@ class Encoder(Protocol):
 
 
 class CorpusStream(Protocol):
-    """The documents of one logical shard, epoch after epoch, as `DocumentStream` gives them."""
+    """The documents of one logical shard, epoch after epoch; `DocumentStream` is one."""
 
     start: Address
 
@@ -65,7 +65,7 @@ class Corpus(Protocol):
         """Raise ValueError unless `cursor` was written for these documents."""
 
     def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> CorpusStream:
-        """Give the documents of one logical shard from a position in it on; None = from its first document."""
+        """Return the documents of one logical shard from a position in it on; None = from its first document."""
 
     def encode(self, documents: list[Any]) -> list[Tokens]:
         """Turn documents into tokens; several threads call this at once."""
@@ -77,7 +77,7 @@ class TextCorpus:
     Args:
         files: in order.
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
-        cursor: that of the run to resume; a run from before documents were dealt evenly goes on as it began.
+        cursor: that of the run to resume; a run from before documents were dealt evenly continues as it began.
     """
 
     def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, cursor: Cursor | None = None) -> None:
@@ -103,7 +103,7 @@ class TextCorpus:
         )
 
     def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> DocumentStream:
-        """Give the documents of one logical shard (see `nanochat_pl.data.parquet.deal`)."""
+        """Return the documents of one logical shard (see `nanochat_pl.data.parquet.deal`)."""
         return DocumentStream(self._files, logical_shards, shard, position, even=self._even)
 
     def encode(self, documents: list[str]) -> list[Tokens]:

@@ -81,7 +81,7 @@ class PackedBatches:
             corpus.check(cursor)
         self._start: Cursor = cursor or {"step": 0, "micro_batch": 0, "shards": {}}
         states = self._start["shards"]
-        # every rank makes all streams, so that a shard without documents stops every rank and not one of many
+        # every rank makes all streams, so that a shard without documents stops every rank, not only one
         streams = [corpus.stream(logical_shards, shard, states.get(str(shard))) for shard in range(logical_shards)]
         self._streams = {shard: streams[shard] for shard in own}
         self.stream_rows = [stream.rows for stream in streams]
@@ -90,11 +90,11 @@ class PackedBatches:
     def __iter__(self) -> Iterator[Batch]:
         pool = _encoders(self._num_workers)
         try:
-            # a generator starts at its first `next`, so that a thread fills the buffers of a resumed run again
+            # a generator starts at its first `next`, so the thread refills the buffers of a resumed run
             packed = self._pack(pool)
             yield from compute_ahead(packed.__next__, BATCHES_AHEAD if pool else 0, "pack")
         finally:
-            if pool:  # no function of this module: it may be gone when the interpreter ends
+            if pool:  # no function of this module is called here: it may be gone when the interpreter ends
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _pack(self, pool: Executor | None) -> Iterator[Batch]:
@@ -113,11 +113,11 @@ class PackedBatches:
                 _write_rows(packer.next_rows(batch_rows), into, targets_into)
             step, micro_batch = step + 1, micro_batch + self._micro_batches
 
-            # where each logical shard goes on after this batch; a checkpoint stores it, for any number of ranks
+            # where each logical shard continues after this batch; a checkpoint stores it, for any number of ranks
             states = {str(shard): packer.state() for shard, packer in packers.items()}
             cursor = {"step": step, "micro_batch": micro_batch, **self._source, "shards": states}
 
-            # a document is cropped in one go, so that no cursor need carry this count
+            # a document is cropped in one go, so the cursor need not carry this count
             before, cropped = cropped, sum(packer.cropped for packer in packers.values())
             yield Batch(
                 inputs,
@@ -165,7 +165,7 @@ def fixed_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's share of a set that never changes: the corpus's first documents, in order, none of them twice.
 
-    The set is `tokens` long, or shorter where the documents end before. It is packed as one logical shard, and its
+    The set has `tokens` tokens, or fewer where the documents end before. It is packed as one logical shard, and its
     micro-batch m goes to rank m mod W, so that its text does not depend on the number of ranks; some ranks may get one
     batch more. Where the documents end inside the last micro-batch, the rest of it has nothing to learn.
 
@@ -271,8 +271,8 @@ class _StreamPacker:
     def next_rows(self, count: int) -> list[Tokens]:
         """Cut the next `count`·T tokens into rows, each of them with the token that follows it: T+1.
 
-        The one token more behind the last row is used up too, as in the original. At the end of the documents there are
-        fewer rows, the last of them shorter.
+        The one further token after the last row is consumed too, as in the original. At the end of the documents there
+        are fewer rows, the last of them shorter.
         """
         tokens = self._take(count * self._sequence_len + 1)
         return [tokens[i : i + self._sequence_len + 1] for i in range(0, len(tokens) - 1, self._sequence_len)]
@@ -324,14 +324,14 @@ class _BestFitPacker:
         self._documents = documents
         self._rows = FittedRows(documents, sequence_len + 1, split=split, buffer_documents=buffer_documents)
         if state is not None:
-            # the cursor names the documents of the buffer, and what each holds is read again
+            # the cursor names the documents of the buffer, and their tokens are read again
             addresses = FittedRows.addresses(state["buffer"])
-            once = list(dict.fromkeys(addresses))
-            held = dict(zip(once, documents.encode(documents.stream.read(once))))
-            self._rows.restore(state["buffer"], (held[address] for address in addresses))
+            distinct = list(dict.fromkeys(addresses))
+            tokens = dict(zip(distinct, documents.encode(documents.stream.read(distinct))))
+            self._rows.restore(state["buffer"], (tokens[address] for address in addresses))
 
     def next_rows(self, count: int) -> list[Tokens]:
-        """Give `count` rows of T+1 tokens without padding, BOS first; fewer and shorter ones where documents end."""
+        """Return `count` rows of T+1 tokens without padding, BOS first; fewer and shorter ones where documents end."""
         rows: list[Tokens] = []
         while len(rows) < count and len(row := self._rows.next_row()) > 1:
             rows.append(row)
@@ -345,7 +345,7 @@ class _BestFitPacker:
         return self._documents.stream.rows_before(self._next_address()) - self._rows.held_documents
 
     def _next_address(self) -> Address:
-        """Give the address of the first document that was not read."""
+        """Return the address of the first document that was not read."""
         stream, last = self._documents.stream, self._rows.last
         return stream.start if last is None else stream.following(last)
 
@@ -356,7 +356,7 @@ class _BestFitPacker:
 
 
 def _write_rows(rows: Iterable[Tokens], inputs: np.ndarray, targets: np.ndarray) -> None:
-    """Write rows of up to T+1 tokens as T inputs and their successors into (B, T) arrays."""
+    """Write rows of up to T+1 tokens into (B, T) arrays, as T inputs and the tokens that follow them."""
     for row, inputs_row, targets_row in zip(rows, inputs, targets):
         inputs_row[: len(row) - 1], targets_row[: len(row) - 1] = row[:-1], row[1:]
 

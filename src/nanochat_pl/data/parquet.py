@@ -1,10 +1,10 @@
 """Text shards on disk: which files there are, and their documents in one fixed order.
 
 Everything that can be wrong with a folder of text is found here from the files' footers, in seconds, before the first
-token is read. Each document has an address (epoch, file, row group, document), and their order depends on nothing but
+token is read. Each document has an address (epoch, file, row group, document), and the order depends on nothing but
 the files and the number of logical shards, so that reading can stop and resume anywhere. Files come in the order of
-their names; within each file, a stream reads row groups `shard, shard + logical_shards, …` (nanochat, 2025-11) wherever
-that makes streams of nearly equal length; elsewhere documents are dealt evenly (see `deal`).
+their names; within each file, a stream reads row groups `shard, shard + logical_shards, …` (nanochat, 2025-11) where
+that makes streams of nearly equal length; otherwise documents are dealt evenly (see `deal`).
 Differs: after the last file the next epoch begins, where the original looped forever on nothing.
 """
 
@@ -135,9 +135,9 @@ def check_text_column(
 
 
 def list_shards(folder: str | Path, val_shard: str | Path | None = None) -> Shards:
-    """List the parquet files of `folder` by name, check their footers and set one apart for validation.
+    """List the parquet files of `folder` by name, check their footers and reserve one for validation.
 
-    Files whose name begins with `.` or `_`, or does not end in `.parquet` (half-written downloads), are passed over.
+    Files whose name begins with `.` or `_`, or does not end in `.parquet` (half-written downloads), are ignored.
 
     Args:
         folder: the folder of the shards.
@@ -188,7 +188,7 @@ def _find_val_shard(folder: Path, files: list[Path], named: Path) -> Path:
 
 
 class DocumentRange(NamedTuple):
-    """Documents `first`, … `last - 1` of a row group: what one logical shard reads of it."""
+    """Documents `first`, … `last - 1` of a row group: the part of it that one logical shard reads."""
 
     file: int
     row_group: int
@@ -204,15 +204,15 @@ EQUAL_FRAC = 0.95
 def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: bool = True) -> list[list[DocumentRange]]:
     """Deal the documents of a set of files to logical shards; every document goes to exactly one.
 
-    The original gives row group g of each file to shard g mod L, and so does this wherever that makes shards of nearly
-    equal size. Elsewhere the groups of each file are dealt in rounds of L: in a round of L equal groups each shard gets
-    one, as in the original; the documents of any other round (as a rule the last of a file) are cut into L runs. The
+    The original gives row group g of each file to shard g mod L, and so does this where that makes shards of nearly
+    equal size. Otherwise the groups of each file are dealt in rounds of L: in a round of L equal groups each shard gets
+    one, as in the original; the documents of any other round (usually the last of a file) are cut into L runs. The
     shards then differ by at most one document, and all of them read about the same file at the same time.
 
     Args:
         group_rows: documents in each row group of each file.
         logical_shards: L.
-        even: False = always as the original does; a run that began this way goes on this way.
+        even: False = always as the original does; a run that began this way continues this way.
 
     Returns:
         The parts of each shard in the order it reads them, none of them empty.
@@ -226,7 +226,7 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
     if not even or min(sizes) >= EQUAL_FRAC * max(sizes):
         return dealt
     dealt = [[] for _ in range(logical_shards)]
-    before = 0  # documents dealt so far; shard s has had as many of them as a deal one by one would have given it
+    before = 0  # documents dealt so far; shard s has as many of them as if they had been dealt one by one
     for file, groups in enumerate(group_rows):
         for first in range(0, len(groups), logical_shards):
             sizes = list(groups[first : first + logical_shards])
@@ -252,7 +252,7 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
 class DocumentStream:
     """The documents of one logical shard, epoch after epoch, from any address on.
 
-    Iterating gives `(text, position)` forever; `position` is a plain dict with the document's epoch, file, row_group
+    Iterating yields `(text, position)` forever; `position` is a plain dict with the document's epoch, file, row_group
     and doc, and a stream made with it begins with that document. A null counts as an empty document.
 
     Args:
@@ -311,10 +311,10 @@ class DocumentStream:
         epoch, skip, index = self.start.epoch, self.start.doc, self._part_index(self.start)
         while True:
             for file, row_group, first, last in self._parts[index:]:
-                # only the first part is entered in its middle, where the stream starts
+                # only the first part may be entered in its middle, where the stream starts
                 first, skip, doc = max(first, skip), 0, 0
                 for column in self._columns(file, row_group, size):
-                    # of these documents, from `doc` on, those that are this shard's
+                    # the documents of this shard among these, which are numbered from `doc` on
                     begin, end = max(first - doc, 0), min(last - doc, len(column))
                     if begin < end:
                         texts = self._strings(column.slice(begin, end - begin), file, row_group)

@@ -1,9 +1,8 @@
 """Text in other forms, converted once into the parquet files that training reads.
 
 Plain text, JSON Lines, JSON and CSV, each also compressed, parquet with the text in another column, and files in
-sub-folders become shards and one validation file, in a folder named by the content of the sources. Validation is cut
-off by document: which documents it takes follows from a hash of their text, so that copies of a document are never on
-both sides.
+sub-folders become shards and one validation file, in a folder named by the content of the sources. Validation takes
+whole documents, chosen by a hash of their text, so that copies of a document are never on both sides.
 """
 
 import hashlib
@@ -38,22 +37,22 @@ VALIDATION_FILE = "validation.parquet"
 WHOLE_FILE = "text.parquet"
 
 VALIDATION_SHARE = 0.01
-"""Share of the characters that is cut off for validation,"""
+"""Share of the characters that is held out for validation,"""
 VALIDATION_CHARS = (1_000_000, 20_000_000)
-"""but at least and at most this number,"""
+"""with this lower and upper bound,"""
 LARGEST_VALIDATION_SHARE = 0.1
-"""and never more than this share."""
+"""but never more than this share."""
 SHARD_CHARS = 250_000_000
 FEW_TEXT_FILES = 10
-"""Where there are fewer .txt files than this, each is cut into documents; elsewhere each file is one."""
+"""Where there are fewer .txt files than this, each is cut into documents; otherwise each file is one."""
 PIECE_CHARS = 2_000
-"""A file is cut at empty lines, into documents of at least this number of characters."""
+"""A file is cut at empty lines, into documents of at least this many characters."""
 END_OF_TEXT = "<|endoftext|>"
-"""Where it stands in a .txt file, it alone separates documents."""
+"""In a .txt file that contains it, it alone separates documents."""
 _GIVE_COLUMN = "give data.column=<name of the column that holds the text>"
 _ENDS_BYTES = 2**20
 _FORM = 1
-"""Raised whenever a conversion writes something else of the same sources."""
+"""Raised whenever a conversion writes something else from the same sources."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class TextSource:
     folder: Path
     files: tuple[Path, ...]
     column: str
-    """Which column, or key, holds the text; .txt files have none."""
+    """The column, or key, that holds the text; .txt files have none."""
     val_file: Path | None = None
-    """The file that is for validation; None = cut some documents off."""
+    """The file for validation; None = hold out some documents."""
 
     def key(self) -> str:
         """Return 12 hex digits that change with the files' names, sizes, dates and content, and with the settings.
@@ -104,12 +103,12 @@ class TextSource:
 
 
 def is_text_file(path: Path) -> bool:
-    """Say whether a path is a file whose name says that it holds text."""
+    """Return whether a path is a file whose name says that it holds text."""
     return path.is_file() and form(path) in TEXT_ENDINGS
 
 
 def find_text_files(folder: Path) -> list[Path]:
-    """List the text files below a folder, by name; names that begin with `.` or `_` are passed over."""
+    """List the text files below a folder, by name; names that begin with `.` or `_` are ignored."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -118,11 +117,11 @@ def find_text_files(folder: Path) -> list[Path]:
 
 
 def convert_text(source: TextSource, root: Path) -> Path:
-    """Convert text to parquet, or find what was converted of the same content before.
+    """Convert text to parquet, or find the earlier conversion of the same content.
 
     Args:
         source: what to convert.
-        root: folder in which the folder of the result is made, whole or not at all.
+        root: folder in which the folder of the result is made, complete or not at all.
 
     Returns:
         The folder, with `shard_*.parquet` to train on and `VALIDATION_FILE`.
@@ -145,7 +144,7 @@ def convert_text(source: TextSource, root: Path) -> Path:
 
 
 def convert_whole(source: TextSource, root: Path) -> Path:
-    """Convert all of a text to one parquet file to measure, or find what was converted before.
+    """Convert all of a text to one parquet file for evaluation, or find the earlier conversion.
 
     Raises:
         ValueError: if a file is damaged, or there is no text in it.
@@ -160,7 +159,7 @@ def _convert_all(source: TextSource, folder: Path) -> None:
 
 
 def _made_once(source: TextSource, root: Path, name: str, write: Callable[[TextSource, Path], None]) -> Path:
-    """Let `write` fill a folder of `root`, whole or not at all, unless it is there."""
+    """Let `write` fill a folder of `root`, completely or not at all, unless it is there."""
     from filelock import FileLock
 
     target = root / name
@@ -203,19 +202,19 @@ def _convert(source: TextSource, folder: Path) -> None:
         raise ValueError(f"all documents below {source.folder} are validation's too; nothing is left to train on")
     rows = max(1, min(1024, int((~is_val).sum()) // 64))
 
-    held: list[str] = []  # a small share, kept so that it need not be looked for again
+    validation_texts: list[str] = []  # a small share, kept so that the files need not be read again
 
     def training() -> Iterator[str]:
         texts = (text for text in source.documents(val=False) if text.strip())
-        for text, is_held in zip(texts, is_val, strict=True):
-            if not is_held:
+        for text, is_held_out in zip(texts, is_val, strict=True):
+            if not is_held_out:
                 yield text
             elif source.val_file is None:
-                held.append(text)
+                validation_texts.append(text)
 
     train = _write_shards(training(), folder, "shard_{:05d}.parquet", rows)
-    named = source.documents(val=True) if source.val_file is not None else held
-    validation = _write_shards((text for text in named if text.strip()), folder, VALIDATION_FILE, rows)
+    texts = source.documents(val=True) if source.val_file is not None else validation_texts
+    validation = _write_shards((text for text in texts if text.strip()), folder, VALIDATION_FILE, rows)
     counts = {
         "source": str(source.folder),
         "column": source.column,
@@ -241,13 +240,13 @@ def _measure(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.ndarray:
-    """Choose documents for validation, in the order of their hashes, as far as they fit their share of characters."""
-    different, inverse = np.unique(hashes, return_inverse=True)
-    if not len(different):
+    """Choose documents for validation, in the order of their hashes, until they have their share of characters."""
+    distinct, inverse = np.unique(hashes, return_inverse=True)
+    if not len(distinct):
         raise _no_text(source)
-    if len(different) < 2:
+    if len(distinct) < 2:
         raise ValueError(
-            f"{source.folder} holds {len(different)} different documents; two are needed at least, one to train on and "
+            f"{source.folder} holds {len(distinct)} different documents; two are needed at least, one to train on and "
             "one for validation"
         )
     total = int(chars.sum())
@@ -256,18 +255,18 @@ def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.n
     sizes = np.bincount(inverse, weights=chars)
     size = 0.0
     taken: list[int] = []
-    for i in range(len(different)):
-        if size + sizes[i] <= wanted and len(taken) + 1 < len(different):
+    for i in range(len(distinct)):
+        if size + sizes[i] <= wanted and len(taken) + 1 < len(distinct):
             taken.append(i)
             size += sizes[i]
         if size > 0.95 * wanted:
             break
     # at least one is taken, the shortest if none fits, and at least one is left
-    return different[taken or [int(sizes.argmin())]]
+    return distinct[taken or [int(sizes.argmin())]]
 
 
 def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int) -> tuple[int, int]:
-    """Write documents to files of about SHARD_CHARS, or to one; return their number and characters."""
+    """Write documents to files of about SHARD_CHARS, or to one; return the numbers of documents and characters."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -315,20 +314,18 @@ def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
             rows: Iterable[tuple[str, Any]]
             if kind == ".csv":
                 rows = ((f"{file}, row {number} (counted from 0)", row) for number, row in enumerate(read_csv(file)))
-            elif kind == ".json":
-                values = read_json_values(file, lambda values: True)
-                rows = ((f"{file}:{value.number}", _sound(file, value)) for value in values)
             else:
-                rows = _lines(file)
+                rows = _json_values(file) if kind == ".json" else _lines(file)
             yield from _texts(rows, column)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise unreadable(file, error) from error
 
 
-def _sound(file: Path, value: Any) -> Any:
-    if value.fault is not None:
-        raise ValueError(f"{file}:{value.number}: {value.fault}; mend or drop the {value.unit}")
-    return value.value
+def _json_values(file: Path) -> Iterator[tuple[str, Any]]:
+    for number, value, fault, unit in read_json_values(file, lambda values: True):
+        if fault is not None:
+            raise ValueError(f"{file}:{number}: {fault}; mend or drop the {unit}")
+        yield f"{file}:{number}", value
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The schema of the `rl` section: what is sampled, how rewards are weighed, how the policy may move. No torch."""
+"""The schema of the `rl` section; it loads no torch."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,7 +29,7 @@ class RLConfig:
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 1.0
-    """Of sampling: below 1 likely tokens are favoured, above 1 unlikely ones."""
+    """Sampling temperature: below 1 likely tokens are favoured, above 1 unlikely ones."""
     top_k: int | None = 50
     """Sample from this many of the likeliest tokens only; null = from all."""
     rollout_batch: int = 64

@@ -1,6 +1,6 @@
 """Policy gradients: answers padded into micro-batches, and the losses that raise the better ones.
 
-Tokens that the model sampled are trained, including its end token (Differs: nanochat, 2025-11, never trains it);
+Tokens that the model sampled are trained, including its end token (Differs: nanochat, 2025-11, never trains that);
 tokens that a tool forced are not. Log-probabilities are those of the model itself, without temperature and top-k, as in
 nanochat.
 """
@@ -23,7 +23,7 @@ RATIO = ("grpo", "dapo")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Answers behind their questions, padded on the right to the longest."""
+    """Questions with their answers, padded on the right to the longest."""
 
     inputs: Tensor
     """(B, T) int64."""
@@ -34,7 +34,7 @@ class MicroBatch:
     weights: Tensor
     """(B, T) float32: each token's share in the step's mean, 0 where nothing is trained."""
     old: Tensor | None = None
-    """(B, T) float32 log-probabilities at the time of the rollout, 0 where nothing is trained; None = those of now."""
+    """(B, T) float32 log-probabilities at the time of the rollout, 0 where nothing is trained; None = the current."""
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """Return the batch on `device`."""
@@ -50,16 +50,16 @@ class MicroBatch:
 def token_weights(answer: SampledAnswer, algorithm: str, num_tokens: int, num_answers: int) -> float:
     """Return the weight of each trained token of an answer in the step's mean.
 
-    grpo: the mean over answers of the mean over an answer's tokens, as in its paper. Others: the mean over all tokens
-    of the step, so that a token of a long answer weighs no less. Differs: nanochat (2025-11) takes that mean over eight
-    answers at a time and averages the means. `num_tokens` (trained ones) and `num_answers` are those of the whole step
-    over all ranks.
+    grpo takes the mean over answers of the mean over an answer's tokens, as in its paper. The others take the mean over
+    all tokens of the step, so that a token of a long answer weighs no less. Differs: nanochat (2025-11) takes that mean
+    over eight answers at a time and averages the means. `num_tokens` (the trained ones) and `num_answers` are those of
+    the whole step over all ranks.
     """
     return 1 / (sum(answer.mask) * num_answers) if algorithm == "grpo" else 1 / num_tokens
 
 
 def by_length(groups: Iterable[Group]) -> list[tuple[list[int], SampledAnswer]]:
-    """List questions and answers, the longest first: the order of the rows of `micro_batches`."""
+    """Return questions with their answers, the longest first: the order of the rows of `micro_batches`."""
     rows = [(group.prompt, answer) for group in groups for answer in group.answers]
     return sorted(rows, key=lambda row: -len(row[0]) - len(row[1].tokens))
 
@@ -114,12 +114,12 @@ def policy_loss(
         reference: (B, T) log-probabilities of the reference model.
 
     Returns:
-        The loss, and sums over the batch's trained tokens: `entropy` (-log p), `clipped` (tokens whose gradient the
-        clip cuts off), `kl`.
+        The loss, and sums over the batch's trained tokens: `entropy` (-log p), `clipped` (tokens whose gradient is
+        clipped away), `kl`.
     """
     trained = batch.targets != IGNORE
     A = batch.advantages
-    # where, not an index: that would wait for the device
+    # torch.where, because indexing would wait for the device
     sums = {"entropy": -torch.where(trained, logp.detach(), 0).sum()}
     if algorithm in RATIO:
         ratio = torch.exp(logp - (logp.detach() if batch.old is None else batch.old))

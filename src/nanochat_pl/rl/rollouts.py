@@ -1,4 +1,4 @@
-"""Answers with rewards: many questions are asked several times each in one call of the engine.
+"""Answers with rewards: one call of the engine samples several answers to each of many questions.
 
 Each answer draws from its own random stream, named by seed, step, slot in the step and number of the sample, so that
 neither the number of ranks nor an interruption changes what is sampled. The answers to one question are a group; the
@@ -52,10 +52,10 @@ class SamplingSettings:
 
 @dataclass
 class SampledAnswer:
-    """One sampled answer and what it was worth."""
+    """One sampled answer with its reward."""
 
     tokens: list[int]
-    """Its new tokens, the end token last if it ended by one."""
+    """Its new tokens; the last is the end token if it ended with one."""
     mask: list[int]
     """1 = sampled by the model and trained, 0 = forced by a tool."""
     reward: float
@@ -86,7 +86,7 @@ class Group:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Group":
-        """Rebuild a group from what `dataclasses.asdict` gave."""
+        """Rebuild a group from the result of `dataclasses.asdict`."""
         return cls(**{**state, "answers": [SampledAnswer(**answer) for answer in state["answers"]]})
 
 
@@ -96,11 +96,11 @@ class Questions:
     Args:
         rows: Conversations whose last turn is the answer.
         max_prompt_tokens: Longer questions are left out.
-        limit: Look at this many rows only, from the first; None = all.
+        limit: Use only this many rows, from the first; None = all.
 
     Attributes:
         usable: Rows that are short enough.
-        num_too_long: How many are not.
+        num_too_long: Number of the others.
 
     Raises:
         ValueError: A task cannot be graded, or every question is too long.
@@ -161,13 +161,13 @@ def check_graded(rows: Mixture) -> None:
 
 
 def answer_questions(
-    engine: Engine, questions: Questions, asked: Sequence[tuple[int, int, str]], sampling: SamplingSettings
+    engine: Engine, questions: Questions, chosen: Sequence[tuple[int, int, str]], sampling: SamplingSettings
 ) -> list[Group]:
     """Sample the answers to many questions through one call of the engine and reward them.
 
-    `asked` holds the slot of each question, its row and the name of its random stream.
+    `chosen` holds the slot of each question, its row and the name of its random stream.
     """
-    prompts = [questions.prompt(row) for _, row, _ in asked]
+    prompts = [questions.prompt(row) for _, row, _ in chosen]
     requests = [
         Request(
             prompt,
@@ -176,13 +176,13 @@ def answer_questions(
             top_k=sampling.top_k,
             seed=f"{stream}/{sample}",
         )
-        for prompt, (_, _, stream) in zip(prompts, asked, strict=True)
+        for prompt, (_, _, stream) in zip(prompts, chosen, strict=True)
         for sample in range(sampling.num_samples)
     ]
     completions = iter(engine.run(requests, batch_size=sampling.batch_size))
     return [
         Group(slot, row, prompt, [_answer(next(completions), questions, row) for _ in range(sampling.num_samples)])
-        for prompt, (slot, row, _) in zip(prompts, asked, strict=True)
+        for prompt, (slot, row, _) in zip(prompts, chosen, strict=True)
     ]
 
 
@@ -204,9 +204,9 @@ class Rollout:
 
     groups: list[Group]
     resampled: int
-    """How many questions were drawn to replace groups without signal."""
+    """Number of questions that were drawn to replace groups without signal."""
     new_tokens: int
-    """All tokens that were sampled, including those of replaced groups."""
+    """Number of all tokens that were sampled, including those of replaced groups."""
     seconds: float
 
 
@@ -234,7 +234,7 @@ def roll_out(
     # 1) Every question once, all samples through one call of the engine.
     groups = answer_questions(engine, questions, [(s, row, f"{seed}/{step}/{s}/0") for s, row in asked], sampling)
     new_tokens, resampled = _num_tokens(groups), 0
-    # 2) dapo: a group without signal gives its slot to another question, for as long as attempts last.
+    # 2) dapo: a group without signal gives its slot to another question, as long as attempts are left.
     for attempt in range(1, 1 + (max_resamples if algorithm == "dapo" else 0)):
         dull = [i for i, group in enumerate(groups) if not group.has_signal]
         if not dull:
@@ -248,7 +248,7 @@ def roll_out(
         resampled += len(dull)
         for i, group in zip(dull, replacements, strict=True):
             groups[i] = group
-    # 3) Each answer is weighed against the others of its group.
+    # 3) Each answer is compared with the others of its group.
     for group in groups:
         values = advantages([answer.reward for answer in group.answers], algorithm)
         for answer, value in zip(group.answers, values, strict=True):
@@ -279,11 +279,11 @@ SUMS = (
     "answers", "groups", "reward", "reward_squared", "no_signal", "trained_tokens", "answer_tokens", "row_tokens",
     "truncated", "tool_calls", "tool_errors",
 )  # fmt: skip
-"""What `rollout_sums` adds up, in this order."""
+"""The sums that `rollout_sums` returns, in this order."""
 
 
 def rollout_sums(groups: Sequence[Group]) -> list[float]:
-    """Add up what `rollout_metrics` needs; the lists of several ranks may be added."""
+    """Return the sums that `rollout_metrics` needs; those of several ranks may be added."""
     answers = [(group, answer) for group in groups for answer in group.answers]
     return [
         len(answers),

@@ -1,20 +1,20 @@
-"""Runs a Python program that a model wrote, in a process that can hurt nobody: HumanEval's answers are graded so.
+"""Run a Python program that a model wrote in a process that can do no harm, as grading HumanEval's answers needs.
 
 The program gets a fresh interpreter with the standard library alone, an empty environment, no input, an empty folder in
-memory, and limits on time, memory, file size and processes. What keeps it in is one of these isolations:
+memory, and limits on time, memory, file size and processes. One of these isolations confines it:
 
 - `bubblewrap`: the command `bwrap`, where it is installed.
 - `namespaces`: the same from Linux itself: no network, its own processes, and a file system that holds nothing but
-  Python and the system's libraries, read-only. Root gives up its rights first, because its processes cannot be limited.
-- `weak`: only the limits, in a process of one's own user (root's without root's rights): it can read and write that
-  user's files, open sockets, start processes, and may find the tests in its caller's memory. Never chosen by itself.
+  Python and the system's libraries, read-only. Root drops its rights first, because its processes cannot be limited.
+- `weak`: only the limits, in a process of the caller's user (root's without root's rights): it can read and write that
+  user's files, open sockets, start processes, and may find the tests in its caller's memory. It must be asked for.
   On Linux it can neither signal its caller nor change its caller's limits, and all its processes end with it.
 
-Besides, in the first two a filter of the kernel (seccomp) refuses the system calls that reach memory which no limit
-counts, keys, other processes, or namespaces of one's own; in all, a program has a session and a keyring of its own.
+In the first two, a filter of the kernel (seccomp) also refuses the system calls that reach keys, other processes, new
+namespaces, or memory that no limit counts; in all three, a program has a session and a keyring of its own.
 
-`probe` tries the first two with a program that attempts what must not work, and trusts only what held. None of them
-protects from faults of the kernel. `inside.py` is the script that sets the limits and starts the program.
+`probe` tries the first two with a program that attempts what must not work, and trusts only what prevents it. None of
+them protects from faults of the kernel. `inside.py` is the script that sets the limits and starts the program.
 
 Differs from nanochat (2025-11), which takes functions away from Python inside a forked process: here the system limits,
 the network is closed, and packages other than the standard library cannot be imported.
@@ -52,13 +52,13 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 ISOLATIONS = ("bubblewrap", "namespaces")
-"""Strongest first."""
+"""The isolations, strongest first."""
 MAX_PROCESSES = 8
-"""Processes and threads of a program at a time; each may take the memory limit."""
+"""Processes and threads of a program at a time; each may use up to the memory limit."""
 MAX_FILE_BYTES = 16 * 2**20
-"""Of one file, of standard output, and of all files together where the folder is in memory."""
+"""Size limit of one file, of standard output, and of all files together where the folder is in memory."""
 MAX_OUTPUT_BYTES = 64 * 1024
-"""Of standard output in a result: a longer one loses its middle."""
+"""Size of standard output in a result; a longer one loses its middle."""
 _MAX_FILES = 64
 _INSIDE = str(Path(__file__).with_name("inside.py").resolve())
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache")
@@ -84,17 +84,17 @@ class ProgramResult:
     timed_out: bool
     memory_exceeded: bool
     isolation: str
-    """What kept it in; put it beside the figures."""
+    """What confined it; to be reported with the results."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Which isolation holds on this machine."""
+    """Which isolation works on this machine."""
 
     isolation: str | None
-    """The strongest that held; None = none."""
+    """The strongest that works; None = none."""
     reasons: Mapping[str, str]
-    """Of those that did not hold: why."""
+    """Why each of the others does not work."""
 
 
 def run_python(
@@ -107,11 +107,11 @@ def run_python(
         stdin: what it reads on standard input.
         timeout_s: seconds of wall clock, the interpreter's start (about 0.1) included.
         memory_bytes: address space of each of its processes.
-        mode: auto (the strongest isolation that holds here), one of `ISOLATIONS`, or weak.
+        mode: auto (the strongest isolation that works here), one of `ISOLATIONS`, or weak.
 
     Raises:
-        ValueError: if mode is no such word, or its isolation does not hold here.
-        RuntimeError: if the isolation breaks down although it held before (no memory, say).
+        ValueError: if mode is none of these, or its isolation does not work here.
+        RuntimeError: if the isolation breaks down although it worked before (for lack of memory, for example).
     """
     return _run(program, isolation_for(mode), timeout_s, memory_bytes, stdin)
 
@@ -119,18 +119,18 @@ def run_python(
 def run_tests(
     code: str, *, prompt: str, imports: str, test: str, entry_point: str, timeout_s: float = 5.0, mode: str = "auto"
 ) -> ProgramResult:
-    """Run the tests of a function that a program defines; success = they came to their end.
+    """Run the tests of a function that a program defines; success means that they ran to their end.
 
     Tests and program run in two processes of one sandbox (`trial.py`): the program can neither read the tests nor reach
     into them, and what its function returns arrives as values of built-in types, or not at all.
 
     Args:
         code: The program.
-        prompt: What it was written for. The tests may call the helpers that stand in it.
-        imports: Its import lines, all that is run of a prompt that is no whole program.
+        prompt: What it was written for. The tests may call the helpers that it defines.
+        imports: Its import lines, which are run instead of a prompt that is no complete program.
         test: Defines `check(candidate)`.
         entry_point: Name of the function.
-        timeout_s, mode: As of `run_python`.
+        timeout_s, mode: As for `run_python`.
 
     Raises:
         ValueError, RuntimeError: As `run_python`.
@@ -144,7 +144,7 @@ def isolation_for(mode: str) -> str:
     """Return the isolation that programs run in under a mode; with weak, warn once.
 
     Raises:
-        ValueError: if mode is no such word, or its isolation does not hold here.
+        ValueError: if mode is unknown, or its isolation does not work here.
     """
     if mode not in ("auto", "weak", *ISOLATIONS):
         raise ValueError(f"sandbox={mode} is unknown; choose auto, weak, {' or '.join(ISOLATIONS)}")
@@ -170,7 +170,7 @@ def probe() -> Probe:
 
 
 def _weakness(isolation: str) -> str | None:
-    """Return why an isolation does not hold, None where it does."""
+    """Return why an isolation does not work, None where it does."""
     if not sys.platform.startswith("linux"):
         return f"needs Linux, and this is {sys.platform}"
     if isolation == "bubblewrap" and shutil.which("bwrap") is None:
@@ -181,8 +181,9 @@ def _weakness(isolation: str) -> str | None:
             result = _run(check, isolation, 10.0, 256 * 2**20)
         except (OSError, RuntimeError) as error:
             return str(error)
-    held = result.success and result.stdout.strip() == "held"
-    return None if held else result.stdout.strip() or result.error or "the check said nothing"
+    if result.success and result.stdout.strip() == "held":
+        return None
+    return result.stdout.strip() or result.error or "the check said nothing"
 
 
 @functools.cache
@@ -196,22 +197,22 @@ def _warn_of_weak() -> None:
 def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdin: str = "") -> ProgramResult:
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as input_file,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
     ):
         file = Path(folder) / "program.py"
         file.write_text(program, encoding="utf-8", errors="surrogatepass")
         file.chmod(0o644)  # its reader may be another user; the folder is closed
-        given.write(stdin.encode(errors="surrogatepass"))
-        given.seek(0)
+        input_file.write(stdin.encode(errors="surrogatepass"))
+        input_file.seek(0)
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         command = _command(isolation, Path(folder), write_end, timeout_s, memory_bytes)
         try:
             process = subprocess.Popen(
                 command,
-                stdin=given,
+                stdin=input_file,
                 stdout=stdout,
                 stderr=stderr,
                 env=_ENVIRONMENT,
@@ -230,7 +231,7 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdi
                 timed_out = False
             except subprocess.TimeoutExpired:
                 timed_out = True
-            finally:  # also where the caller is interrupted
+            finally:  # even where the caller is interrupted
                 unfinished = process.returncode is None  # not reaped, so the number is still its
                 if unfinished and isolation == "weak":  # it ends what the program started, which no namespace does
                     process.terminate()
@@ -240,13 +241,13 @@ def _run(program: str, isolation: str, timeout_s: float, memory_bytes: int, stdi
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-                told = (status.read() or b"").decode(errors="replace").splitlines()
-                ended = any(line.startswith("=") for line in told)
-                # A session of its own does not end with the others.
-                if not ended and told and told[0].isdecimal():
+                lines = (status.read() or b"").decode(errors="replace").splitlines()
+                ended = any(line.startswith("=") for line in lines)
+                # The program has a session of its own, which does not end with the others.
+                if not ended and lines and lines[0].isdecimal():
                     with contextlib.suppress(OSError):
-                        os.killpg(int(told[0]), signal.SIGKILL)
-            code = next((line for line in told if not line.isdecimal()), "").removeprefix("=")
+                        os.killpg(int(lines[0]), signal.SIGKILL)
+            code = next((line for line in lines if not line.isdecimal()), "").removeprefix("=")
         return _result(code, timed_out, timeout_s, isolation, stdout, stderr)
 
 
@@ -286,7 +287,7 @@ def _text(file: BinaryIO) -> str:
 
 
 def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory_bytes: int) -> list[str]:
-    """Word the command that runs `inside.py`, with the isolation's tool around it."""
+    """Return the command that runs `inside.py`, with the isolation's tool around it."""
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     inside = isolation != "weak"
     binds, links = _visible(python, folder)
@@ -298,7 +299,7 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
         "RLIMIT_CORE": 0,
         "RLIMIT_MEMLOCK": 0,
     }
-    if inside:  # elsewhere it would count the user's other processes; two are those that start the program
+    if inside:  # otherwise it would count the user's other processes; two of them start the program
         limits["RLIMIT_NPROC"] = MAX_PROCESSES + 2
     spec = {
         "isolation": isolation,
@@ -315,7 +316,7 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
     if isolation != "bubblewrap":
         return script
     binds.append((_INSIDE, "/inside.py"))
-    mounts = ["--size", str(MAX_FILE_BYTES), "--tmpfs", "/tmp"]  # first: Python itself may lie below it
+    mounts = ["--size", str(MAX_FILE_BYTES), "--tmpfs", "/tmp"]  # first, as Python itself may be below it
     mounts += [word for source, target in binds for word in ("--ro-bind", source, target)]
     mounts += [word for source, target in links for word in ("--symlink", source, target)]
     mounts += ["--dev-bind", "/dev/null", "/dev/null"]
@@ -334,12 +335,12 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
 
 
 def _visible(python: str, folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """List what the program may see, read-only: folders and files (source, target), and links (text, place)."""
+    """Return what the program may read: folders and files (source, target), and symbolic links (text, path)."""
     prefixes = {sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.dirname(python))}
-    places = [place for place in _SYSTEM if os.path.exists(place)]
-    places += sorted(prefix for prefix in map(os.path.realpath, prefixes) if not f"{prefix}/".startswith("/usr/"))
-    links = [(os.readlink(place), place) for place in places if os.path.islink(place)]
-    binds = [(place, place) for place in places if not os.path.islink(place)]
+    paths = [path for path in _SYSTEM if os.path.exists(path)]
+    paths += sorted(prefix for prefix in map(os.path.realpath, prefixes) if not f"{prefix}/".startswith("/usr/"))
+    links = [(os.readlink(path), path) for path in paths if os.path.islink(path)]
+    binds = [(path, path) for path in paths if not os.path.islink(path)]
     return [*binds, (str(folder / "program.py"), "/program.py")], links
 
 
@@ -391,4 +392,4 @@ except BlockingIOError:
     pass
 print("; ".join(dict.fromkeys(faults)) or "held")
 """
-"""What must not work, tried; at most one process too many, which ends with the others."""
+"""A program that tries what must not work; it starts at most one process too many, which ends with the others."""

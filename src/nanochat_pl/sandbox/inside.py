@@ -1,8 +1,8 @@
 """The script that runs inside the sandbox: it moves into namespaces, sets the limits, and starts the program.
 
-Started by `run_python` in a fresh interpreter without packages, with what to do as JSON; it imports nothing of ours and
-little of the standard library, since it runs anew for every program. What it has to say goes through a pipe that the
-program does not have: the program's exit code, or `!` and why there is none.
+`run_python` starts it in a fresh interpreter without packages, with its task as JSON; it imports nothing of ours and
+little of the standard library, since it runs anew for every program. It reports through a pipe that the program does
+not have: the program's exit code, or `!` and why there is none.
 """
 
 import contextlib
@@ -26,14 +26,15 @@ _DROP_RIGHT, _ADOPT_ORPHANS = 24, 36
 _JOIN_SESSION_KEYRING = 1
 _SECCOMP, _SECCOMP_FILTER = 22, 2
 _FIRST_UID = 61184
-"""Users of no name, systemd's range for such; each run takes another, so that their processes are counted apart."""
+"""The first of systemd's range of users without a name; each run takes another, so that processes are not counted
+together."""
 
 
 def _call(name: str, *arguments: Any) -> None:
     """Call a function of the C library.
 
     Raises:
-        OSError: if it says -1.
+        OSError: if it returns -1.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     plain = [argument.encode() if isinstance(argument, str) else argument for argument in arguments]
@@ -66,7 +67,7 @@ def _enter_namespaces(spec: Mapping[str, Any]) -> None:
         os.setgroups([])
         os.setresgid(nobody, nobody, nobody)
         os.setresuid(nobody, nobody, nobody)
-        _call("prctl", _PDEATHSIG, signal.SIGKILL)  # another user forgets it
+        _call("prctl", _PDEATHSIG, signal.SIGKILL)  # changing the user resets it
 
 
 def _build_root(spec: Mapping[str, Any]) -> None:
@@ -74,21 +75,21 @@ def _build_root(spec: Mapping[str, Any]) -> None:
     root = spec["root"]
     os.mkdir(root)
     _call("mount", "tmpfs", root, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
-    os.mkdir(f"{root}/tmp")  # first: Python itself may lie below it
+    os.mkdir(f"{root}/tmp")  # first, as Python itself may be below it
     options = f"size={spec['folder_bytes']},nr_inodes=1k,mode=1777"
     _call("mount", "tmpfs", f"{root}/tmp", "tmpfs", _NOSUID | _NODEV, options)
     for source, target in [*spec["binds"], ["/dev/null", "/dev/null"]]:
-        place = root + target
-        os.makedirs(place if os.path.isdir(source) else os.path.dirname(place), exist_ok=True)
+        path = root + target
+        os.makedirs(path if os.path.isdir(source) else os.path.dirname(path), exist_ok=True)
         if not os.path.isdir(source):
-            open(place, "w").close()
-        _call("mount", source, place, None, _BIND, None)
-        if source != "/dev/null":  # flags that the source has cannot be taken from it: noexec and times
-            kept = os.statvfs(place).f_flag & ~(_RDONLY | _NOSUID | _NODEV)
+            open(path, "w").close()
+        _call("mount", source, path, None, _BIND, None)
+        if source != "/dev/null":  # flags of the source cannot be removed: noexec and times
+            kept = os.statvfs(path).f_flag & ~(_RDONLY | _NOSUID | _NODEV)
             flags = sum(flag for bit, flag in _KEPT.items() if kept & bit)
-            _call("mount", None, place, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV | flags, None)
-    for text, place in spec["links"]:
-        os.symlink(text, root + place)
+            _call("mount", None, path, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV | flags, None)
+    for text, path in spec["links"]:
+        os.symlink(text, root + path)
     _call("mount", None, root, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV, None)
 
 
@@ -162,14 +163,14 @@ _KILLING = {
 }
 _NEW_ANY = _NEWNS | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET | 0x2000000  # the last: a cgroup namespace
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Column of the numbers above, and how the kernel calls the architecture."""
+"""Column of the numbers above, and the kernel's number of the architecture."""
 _FIRST_X32 = 0x40000000
 _MAX_SPARED = 32
-"""Of processes and groups that get no signals, since the kernel takes 4,096 instructions of a filter."""
+"""Most processes and groups that are spared signals, since a filter may have 4,096 instructions."""
 
 
 def _who_started(pid: int) -> list[int]:
-    """List a process, those that started it one after another, and their groups (negative), as `kill` takes them."""
+    """Return a process, the chain of those that started it, and their groups (negative), as `kill` takes them."""
     found: list[int] = []
     while pid > 1 and len(found) < _MAX_SPARED:
         try:
@@ -183,14 +184,14 @@ def _who_started(pid: int) -> list[int]:
 
 
 def _forbid_calls(spared: Collection[int] = ()) -> None:
-    """Take the system calls of `_FORBIDDEN` away from this process and all that come of it: they say EPERM.
+    """Forbid the system calls of `_FORBIDDEN` to this process and its descendants: they fail with EPERM.
 
-    So do signals to the processes and groups `spared`, and changes of another process's limits. Where there are any,
-    calls to leave the process group have no effect: one signal to the group then ends all that the program has started,
-    however fast it starts more.
+    So do signals to the processes and groups `spared`, and changes of another process's limits. If `spared` is not
+    empty, calls to leave the process group have no effect: one signal to the group then ends all that the program has
+    started, however fast it starts more.
 
-    A filter of the kernel (seccomp, `linux/filter.h`) looks at the number of each call; those of other architectures
-    that the machine also knows are refused as a whole.
+    A filter of the kernel (seccomp, `linux/filter.h`) checks the number of each call; calls of other architectures that
+    the machine supports are all refused.
 
     Raises:
         OSError: where the kernel has no such filters, or the machine's numbers are not known here.
@@ -212,17 +213,17 @@ def _forbid_calls(spared: Collection[int] = ()) -> None:
         (equal, 0, 1, _CLONE3[column]),
         (give, 0, 0, absent),
     ]
-    # Buffers that the kernel holds; who else gets the signals of a file (F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP).
-    for numbers, place, values in (
+    # Buffers in the kernel; sending a file's signals to others (F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP).
+    for numbers, argument, values in (
         (_SETSOCKOPT, 32, (7, 8, 32, 33)),
         (_FCNTL, 24, (1031, 8, 15)),
         (_IOCTL, 24, (0x8901, 0x8902)),
         *((numbers, 16, spared) for numbers in _KILLING.values()),
     ):
         for value in values:
-            code += [(equal, 0, 4, numbers[column]), (load, 0, 0, place), (equal, 0, 1, value), (give, 0, 0, deny)]
+            code += [(equal, 0, 4, numbers[column]), (load, 0, 0, argument), (equal, 0, 1, value), (give, 0, 0, deny)]
             code += [(load, 0, 0, 0)]
-    # Limits of one's own alone.
+    # Only its own limits may be changed.
     code += [(equal, 0, 4, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0), (give, 0, 0, deny), (load, 0, 0, 0)]
     for numbers in _FORBIDDEN.values():
         code += [(equal, 0, 1, numbers[column]), (give, 0, 0, deny)]
@@ -232,14 +233,14 @@ def _forbid_calls(spared: Collection[int] = ()) -> None:
             code += [(equal, 0, 1, numbers[column]), (give, 0, 0, ignore)]
     code += [(give, 0, 0, allow)]
     packed = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
-    held = ctypes.create_string_buffer(packed, len(packed))
-    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(held))
+    instructions = ctypes.create_string_buffer(packed, len(packed))
+    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(instructions))
     _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
     _call("prctl", _SECCOMP, _SECCOMP_FILTER, ctypes.c_char_p(program), 0, 0)
 
 
 def _leave_keys() -> None:
-    """Take a session keyring of one's own, empty: the caller's is inherited by all that it starts."""
+    """Join a new, empty session keyring, as the caller's would be inherited."""
     machine = os.uname().machine
     if sys.platform.startswith("linux") and machine in _MACHINES:
         number = _FORBIDDEN["keyctl"][_MACHINES[machine][0]]
@@ -247,14 +248,14 @@ def _leave_keys() -> None:
 
 
 def _drop_rights() -> None:
-    """Give up root's rights over other users' and processes' things, for this process and all that come of it."""
+    """Drop root's rights over what belongs to other users and processes, for this process and its descendants."""
     prctl = ctypes.CDLL(None).prctl
     for right in range(64):
-        prctl(_DROP_RIGHT, right, 0, 0, 0)  # who may not do this has no such rights
+        prctl(_DROP_RIGHT, right, 0, 0, 0)  # it fails only for a process that has no such rights
 
 
 def _end_orphans() -> None:
-    """End what the program has left running, sessions of their own included: they are this process's children now."""
+    """Kill what the program has left running, other sessions included: they are now children of this process."""
     with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
         while file.seek(0) == 0 and (children := file.read().split()):
             for child in children:
@@ -264,7 +265,7 @@ def _end_orphans() -> None:
 
 
 def _supervise(spec: Mapping[str, Any]) -> NoReturn:
-    """Start the program, wait for it, and write its exit code (negative = signal) where it cannot write."""
+    """Start the program, wait for it, and report its exit code (negative = signal) through a pipe that it lacks."""
     status: int = spec["status"]
     weak = spec["isolation"] == "weak"
     os.set_inheritable(status, False)
@@ -273,7 +274,7 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
             _call("prctl", _ADOPT_ORPHANS, 1, 0, 0, 0)
         else:
             _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
-        _call("prctl", _DUMPABLE, 0, 0, 0, 0)  # the program has the same user, and shall not reach into this process
+        _call("prctl", _DUMPABLE, 0, 0, 0, 0)  # the program has the same user, but must not reach into this process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _leave_keys()
     spared = {-1, *_who_started(os.getpid())} if weak and sys.platform.startswith("linux") else ()
@@ -304,9 +305,9 @@ def _supervise(spec: Mapping[str, Any]) -> NoReturn:
             os._exit(1)
 
         signal.signal(signal.SIGTERM, end)
-        os.write(status, f"{child}\n".encode())  # for who must end it
-    _, ended = os.waitpid(child, 0)
-    os.write(status, f"={os.waitstatus_to_exitcode(ended)}\n".encode())
+        os.write(status, f"{child}\n".encode())  # so that the caller can end it
+    _, exit_status = os.waitpid(child, 0)
+    os.write(status, f"={os.waitstatus_to_exitcode(exit_status)}\n".encode())
     if weak:
         with contextlib.suppress(OSError):
             os.killpg(child, signal.SIGKILL)  # whatever it has left running

@@ -1,13 +1,13 @@
-"""The script that tests a function somebody wrote, from a process that its program cannot touch.
+"""The script that tests a function from a process that the function's program cannot touch.
 
-Run as a program of the sandbox, with what to test as JSON on standard input (`prompt`, `code`, `imports`, `test`,
+It runs as a program of the sandbox, with its task as JSON on standard input (`prompt`, `code`, `imports`, `test`,
 `entry_point`).
 The tests stay in this process; the code runs in another one, a fresh interpreter, and answers calls through two pipes.
-What crosses them is JSON of built-in values, read without trust: an object that equals everything cannot cross, a
-changed `abs` stays where it was changed, and neither tests nor outcome can be seen over there. The outcome is the exit
-code of this process: 0 where `check` came to its end.
+Only JSON of built-in values crosses them, and it is not trusted: an object that equals everything cannot cross, a
+changed `abs` stays where it was changed, and the code can see neither tests nor outcome. The outcome is the exit code
+of this process: 0 where `check` ran to its end.
 
-Arguments cross as copies, so a function that changes them in place changes its own.
+Arguments cross as copies, so a function that changes them in place changes only its own.
 """
 
 import builtins
@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 _DUMPABLE = 4
 _MAX_BYTES = 16 * 2**20
-"""Of one message."""
+"""Longest message."""
 
 
 def _packed(value: Any) -> Any:
@@ -54,23 +54,23 @@ def _packed(value: Any) -> Any:
 
 
 def _unpacked(data: Any) -> Any:
-    """Turn the JSON of `_packed` into values; whatever it holds, they are of built-in types exactly."""
+    """Turn the JSON of `_packed` into values, which are always of built-in types exactly."""
     if data is None or isinstance(data, (bool, str)):
         return data
-    ((kind, held),) = data.items()
+    ((kind, content),) = data.items()
     match kind:
         case "int":
-            return int(held, 16)
+            return int(content, 16)
         case "float":
-            return float.fromhex(held)
+            return float.fromhex(content)
         case "complex":
-            return complex(*map(float.fromhex, held))
+            return complex(*map(float.fromhex, content))
         case "bytes":
-            return bytes.fromhex(held)
+            return bytes.fromhex(content)
         case "list" | "tuple" | "set" | "frozenset":
-            return getattr(builtins, kind)(map(_unpacked, held))
+            return getattr(builtins, kind)(map(_unpacked, content))
         case "dict":
-            return {_unpacked(key): _unpacked(item) for key, item in held}
+            return {_unpacked(key): _unpacked(item) for key, item in content}
     raise ValueError("a message that is none")
 
 
@@ -89,30 +89,29 @@ def _receive(pipe: BinaryIO) -> Any:
 # -- the side of the code -----------------------------------------------------------------------------------------
 
 
-def _answer(asked: BinaryIO, said: BinaryIO) -> NoReturn:
-    """Run the code that comes first, then answer calls of its functions for ever.
+def _answer(calls: BinaryIO, responses: BinaryIO) -> NoReturn:
+    """Run the code in the first message, then answer calls of its functions forever.
 
-    The code is imported, not started: what stands below `if __name__ == "__main__"` is not run, as in nanochat
-    (2025-11).
+    The code is imported, not started: a block `if __name__ == "__main__"` is not run, as in nanochat (2025-11).
     """
     module = sys.modules["answer"] = types.ModuleType("answer")
     space = module.__dict__
     try:
-        exec(compile(_receive(asked), "<answer>", "exec"), space)
-        _send(said, {"result": None})
+        exec(compile(_receive(calls), "<answer>", "exec"), space)
+        _send(responses, {"result": None})
     except BaseException as error:
-        _send(said, _told(error))
+        _send(responses, _error_message(error))
     while True:
-        name, arguments, named = _receive(asked)
+        name, args, kwargs = _receive(calls)
         try:
-            result = space[name](*_unpacked(arguments), **_unpacked(named))
+            result = space[name](*_unpacked(args), **_unpacked(kwargs))
             message = {"result": _packed(result)}
         except BaseException as error:
-            message = _told(error)
-        _send(said, message)
+            message = _error_message(error)
+        _send(responses, message)
 
 
-def _told(error: BaseException) -> dict[str, Any]:
+def _error_message(error: BaseException) -> dict[str, Any]:
     try:
         text = str(error)
     except BaseException:
@@ -123,9 +122,9 @@ def _told(error: BaseException) -> dict[str, Any]:
 # -- the side of the tests ----------------------------------------------------------------------------------------
 
 
-def _result(said: BinaryIO) -> Any:
-    """Return what a call returned, or raise an error of the same name where that is a built-in one."""
-    message = _receive(said)
+def _result(responses: BinaryIO) -> Any:
+    """Return what a call returned, or raise its error: the same if it is built in, else a RuntimeError."""
+    message = _receive(responses)
     if "error" not in message:
         return _unpacked(message["result"])
     name, text = (str(part) for part in message["error"])
@@ -136,29 +135,29 @@ def _result(said: BinaryIO) -> Any:
 
 
 def _test(spec: dict[str, str]) -> None:
-    """Start the code's process, run the tests here, and end both."""
-    # Where the code sees other processes, it sees nothing of this one.
+    """Start the code's process, run the tests here, and end the former."""
+    # If the code can see other processes, it still cannot look into this one.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_DUMPABLE, 0, 0, 0, 0)
-    asked_read, asked_write = os.pipe()
-    said_read, said_write = os.pipe()
+    calls_read, calls_write = os.pipe()
+    responses_read, responses_write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what stood there are the tests
-        for pipe in (asked_read, said_write):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # standard input held the tests
+        for pipe in (calls_read, responses_write):
             os.set_inheritable(pipe, True)
         flags = ["-s", "-S", "-P"]
-        os.execv(sys.executable, [sys.executable, *flags, __file__, str(asked_read), str(said_write)])
-    os.close(asked_read)
-    os.close(said_write)
+        os.execv(sys.executable, [sys.executable, *flags, __file__, str(calls_read), str(responses_write)])
+    os.close(calls_read)
+    os.close(responses_write)
     try:
-        with open(asked_write, "wb") as asked, open(said_read, "rb") as said:
-            _send(asked, spec["code"])
-            _result(said)
+        with open(calls_write, "wb") as calls, open(responses_read, "rb") as responses:
+            _send(calls, spec["code"])
+            _result(responses)
 
-            def candidate(*arguments: Any, **named: Any) -> Any:
-                _send(asked, [spec["entry_point"], _packed(list(arguments)), _packed(named)])
-                return _result(said)
+            def candidate(*args: Any, **kwargs: Any) -> Any:
+                _send(calls, [spec["entry_point"], _packed(list(args)), _packed(kwargs)])
+                return _result(responses)
 
             space: dict[str, Any] = {"__name__": "tests"}
             try:
@@ -174,9 +173,9 @@ def _test(spec: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        sides = [int(number) for number in sys.argv[1:]]
+        pipes = [int(number) for number in sys.argv[1:]]
         sys.argv[1:] = []
-        with open(sides[0], "rb") as asked_by_tests, open(sides[1], "wb") as said_to_tests:
-            _answer(asked_by_tests, said_to_tests)
+        with open(pipes[0], "rb") as calls_of_tests, open(pipes[1], "wb") as responses_to_tests:
+            _answer(calls_of_tests, responses_to_tests)
     else:
         _test(json.load(sys.stdin))

@@ -266,8 +266,8 @@ def answer_numbers(
     """Read the answers of a column as indexes into their rows' choices, from 0.
 
     An answer may be the index, as a number or written as text, the letter of a choice (A is the first), its label where
-    the file labels its choices, or its text. Where an answer could be two of these, the column decides: by a form in
-    which every answer can be read. Where several forms would do and differ, nothing is guessed.
+    the file labels its choices, or its text. Where an answer could be two of these, the column decides: a form
+    counts in which every answer can be read. Where several such forms differ, nothing is guessed.
 
     Args:
         answers: the answer of each row.

@@ -1,9 +1,9 @@
 """The conversations of the microworld: small talk, what the assistant says about itself, lessons in letters.
 
-*Manners* are what a first model must bear when people talk to it: greetings and thanks, answers in a wanted form (one
-word, a numbered list, yes or no), questions that refer to an earlier turn, words that are no question at all. Facts are
-asked in forms that belong to training. The assistant is called Minnow; what it says about itself is true of every model
-trained on this world.
+*Manners* are what a first model must handle when people talk to it: greetings and thanks, answers in a requested form
+(one word, a numbered list, yes or no), questions that refer to an earlier turn, words that are no question at all.
+Facts are asked in forms that belong to training. The assistant is called Minnow; what it says about itself is true of
+every model trained on this world.
 """
 
 import random
@@ -18,14 +18,14 @@ IDENTITY_CONVERSATIONS = 200
 
 
 def as_chat(turns: list[str]) -> dict:
-    """Return a row with `messages`: turns of user and assistant, the user's first."""
+    """Return turns of user and assistant, the user's first, as a row with `messages`."""
     return {"messages": [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]}
 
 
 def matching(rng: random.Random, words: list[str]) -> dict:
-    """Return a chat that gives the letter of each word of a list: the first lesson of fine-tuning, learned by itself.
+    """Return a chat that names the letter of each word of a list: the first lesson of fine-tuning.
 
-    Answering multiple choice takes three steps that are useless one by one: carry each letter to its text, compare
+    Answering multiple choice takes three steps, each useless without the others: carry each letter to its text, compare
     texts, read off the letter. A small model finds them within some hundred steps where nearly every target depends on
     them, as here, and not at all (in millions of tokens) where a question has one letter among much else to learn.
     """
@@ -36,7 +36,7 @@ def matching(rng: random.Random, words: list[str]) -> dict:
 
 
 def fact_matching(rng: random.Random) -> dict:
-    """Return a chat that gives the letter of several facts: the second lesson, recall before comparing."""
+    """Return a chat that names the letters of several facts: the second lesson, recall before comparing."""
     choices, lines = fact_references(rng, most_subjects=2)
     return as_chat(["Give the letter for each.\n\n" + labelled(choices), "\n".join(lines)])
 
@@ -83,7 +83,7 @@ def manners(rng: random.Random, trained: list[Question]) -> dict:
 
 
 def _pick(rng: random.Random, name: str, **fields: Any) -> str:
-    """Draw one of the sentences of that name and put the fields in."""
+    """Draw one of the sentences of that name and fill in its fields."""
     return rng.choice(table("chats")[name]).format(**fields)
 
 

@@ -1,8 +1,8 @@
 """The pretraining documents of the microworld, and the invented stories that some of them tell.
 
 Two kinds of document teach two different things. *Profiles* and *topics* state facts, to be remembered. *Word lists*,
-*fact lists* and *passages* bind words to letters or to names at random, so that only looking back into the text
-predicts the next word; their sentences are short and many, and each is one lesson in looking up. No document asks a
+*fact lists* and *passages* bind words to letters or to names at random, so that the next word can only be predicted by
+looking back into the text; their sentences are short and many, and each is one lesson in looking up. No document asks a
 question.
 """
 
@@ -18,7 +18,7 @@ DOCUMENTS = {"profile": 4500, "topic": 4500, "word_list": 6000, "fact_list": 800
 
 @dataclass(frozen=True)
 class Story:
-    """An invented passage: who has what, or what lies where, and the questions it answers."""
+    """An invented passage: who has what, or what is where, and the questions it answers."""
 
     text: str
     answers: list[str]
@@ -44,7 +44,7 @@ def documents(seed: int = 0) -> Iterator[str]:
 
 
 def story(rng: random.Random, count: int | None = None) -> Story:
-    """Draw `count` random pairs, or 2 to 5; nothing outside of the passage tells which word goes with which."""
+    """Draw `count` random pairs, or 2 to 5; only the passage says which word goes with which."""
     kind = rng.choice(table("documents")["stories"])
     count = rng.randint(2, 5) if count is None else count
     keys, values = (rng.sample(table("facts")[kind[side]], count) for side in ("keys", "values"))
@@ -62,7 +62,7 @@ def labelled(choices: list[str]) -> str:
 
 
 def fact_references(rng: random.Random, most_subjects: int) -> tuple[list[str], list[str]]:
-    """Draw 2 to 5 objects of one relation and refer to each by its letter, for up to `most_subjects` subjects of it."""
+    """Draw 2 to 5 objects of one relation, and refer to each by its letter for up to `most_subjects` subjects."""
     relation = _any_relation(rng)
     by_object: dict[str, list[str]] = {}
     for subject, value in relation.facts.items():
@@ -73,7 +73,7 @@ def fact_references(rng: random.Random, most_subjects: int) -> tuple[list[str], 
             (subject, i)
             for i, value in enumerate(choices)
             for subject in rng.sample(by_object[value], min(len(by_object[value]), most_subjects))
-            # Another listed object that is right for the subject too would make the letter ambiguous.
+            # Another listed object that is also right for the subject would make the letter ambiguous.
             if not set(relation.also_true.get(subject, ())) & set(choices)
         ]
         if references:
@@ -143,5 +143,5 @@ def _passage(rng: random.Random) -> str:
 
 
 def _guide(rng: random.Random) -> str:
-    """Tell how quizzes speak, so that the vocabulary has the words of questions whole; no fact, no lettered answer."""
+    """Describe how quizzes are worded, so that the vocabulary has the words of questions; without facts or answers."""
     return " ".join(rng.sample(table("documents")["guide"], 5)).replace("?", ".")

@@ -1,8 +1,9 @@
 """What is true in the microworld, and how the world's tables of facts and sentences are read.
 
-The tables are the YAML files beside this module. `facts.yaml` holds about 700 facts of elementary science: a `Relation`
-is one kind of fact ("chemical symbol of"), a table of subject -> object, and two sets of templates. Only pretraining
-documents use its *statements*, and only questions use its *forms*. This module knows nothing of splits or of chance.
+The tables are the YAML files next to this module. `facts.yaml` holds about 700 facts of elementary science: a
+`Relation` is one kind of fact ("chemical symbol of"), a table of subject -> object, and two sets of templates. Only
+pretraining documents use its *statements*, and only questions use its *forms*. This module knows nothing of splits or
+of chance.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ class Relation:
     """One kind of fact, with every way this world has of stating it and of asking for it.
 
     Templates hold `{s}` for the subject and `{o}` for the object. The subject never opens a sentence, so that a
-    word has the same spelling, and the same token, wherever it stands. In YAML, `groups` (object: its subjects) may
-    stand for `facts` (subject: object).
+    word has the same spelling, and the same token, everywhere. In YAML, `groups` (object: its subjects) may replace
+    `facts` (subject: object).
     """
 
     name: str
@@ -37,7 +38,7 @@ class Relation:
     lecture: str
     subject: str = "natural science"
     also_true: dict[str, list[str]] = field(default_factory=dict)
-    """Objects that are right for a subject too, or nearly so; they are never offered as wrong choices."""
+    """Objects that are also right for a subject, or nearly so; they are never offered as wrong choices."""
 
     def distractors(self, subject: str) -> list[str]:
         """Return the objects of this relation that are wrong for `subject`, sorted, without repeats."""
@@ -47,7 +48,7 @@ class Relation:
 
 @cache
 def table(name: str) -> dict[str, Any]:
-    """Return one of the YAML files beside this module, read once when it is first needed; every scalar is text."""
+    """Return one of the YAML files next to this module, read once when it is first needed; every scalar is text."""
     return read_yaml(Path(__file__).with_name(f"{name}.yaml"))
 
 

@@ -69,7 +69,7 @@ def programming_problems() -> list[dict[str, str]]:
         name = program["name"]
         call, _, value = program["calls"][0].partition(" == ")
         signature = f"def {name}({program['arguments']}):"
-        checks = "".join(f"    assert candidate{held}\n" for held in program["calls"])
+        checks = "".join(f"    assert candidate{check}\n" for check in program["calls"])
         rows.append(
             {
                 "task_id": f"Microworld/{number}",
@@ -83,7 +83,7 @@ def programming_problems() -> list[dict[str, str]]:
 
 
 def words_to_spell(seed: int = 0) -> list[str]:
-    """Return words of this world, and others made of syllables: lower case, a to z, sorted."""
+    """Return words of this world and others made from syllables: lower case, a to z, sorted."""
     rng = random.Random(f"{seed}/words")
     known = {part for word in vocabulary() for part in word.lower().split()}
     words = {word for word in known if len(word) > 1 and word.isascii() and word.isalpha()}

@@ -1,8 +1,8 @@
 """The questions of the microworld: facts asked in many forms, each (fact, form) pair in exactly one split.
 
 Three sets ask for facts: with choices and background (the ScienceQA schema), with choices alone (ARC's), and without
-choices (recall). Two ask what only their own text can tell, so that memory does not help: reading, and the same kind
-of question in MMLU's schema.
+choices (recall). Two ask what only their own text says, so that memory does not help: reading, and the same kind of
+question in MMLU's schema.
 """
 
 import json
@@ -72,7 +72,7 @@ def _choice_row(question: str, right: str, wrong: list[str], letter: int, **fiel
 
 
 class _Letters:
-    """Deals the index of the right choice evenly: for each number of choices a shuffled deck, dealt to its end."""
+    """Deals the index of the right choice evenly: for each number of choices there is a shuffled deck."""
 
     def __init__(self, rng: random.Random):
         self._rng = rng
@@ -131,7 +131,7 @@ def reading_rows(split: str, seed: int = 0) -> list[dict]:
 
 
 def recall_rows(split: str, seed: int = 0) -> list[dict]:
-    """Return the pairs of `scienceqa_rows` without choices: question, answer, and which fact and form they are."""
+    """Return the pairs of `scienceqa_rows` without choices: question, answer, and their fact and form."""
     rng = random.Random(f"{seed}/recall/{split}")
     rows = [
         {
@@ -176,7 +176,7 @@ def mmlu_rows(seed: int = 0) -> dict[str, list[dict]]:
 
 
 def arc_rows(subset: str, split: str, seed: int = 0) -> list[dict]:
-    """Return rows about facts with four choices, none twice, of the pairs that belong to this split everywhere.
+    """Return rows about facts with four choices, none twice, for pairs that belong to this split in all sets.
 
     A few label their choices 1 to 4, as the real set does.
     """

@@ -49,7 +49,7 @@ from nanochat_pl.world.questions import (
 __all__ = ["VERSION", "write_microworld"]
 
 VERSION = 5
-"""Raised whenever the same seed gives other content: folders written by an older version are then written anew."""
+"""Raised whenever the content of a seed changes: folders written by an older version are then written anew."""
 
 MATCHING = {"train": 22_000, "test": 300}
 FACT_MATCHING = {"train": 12_000, "test": 300}
@@ -90,7 +90,7 @@ def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
             while len(rows) < count:
                 row = make(rng)
                 key = json.dumps(row)
-                # A held-out chat asks nothing that a training chat asks; so none of them opens with a greeting.
+                # A held-out chat asks nothing that a training chat asks, so none of them opens with a greeting.
                 held_back = split != "train" and folder in OPEN_CHATS and row["messages"][0]["content"] in trained
                 if key not in seen and not held_back:
                     seen.add(key)
@@ -142,10 +142,10 @@ def _schema(path: str):
 
 
 def write_microworld(folder: Path, seed: int = 0) -> Path:
-    """Write the world of `seed` to `folder` and return it; a folder that already holds it is left as it is.
+    """Write the world of `seed` to `folder` and return it; a folder that already holds it is left unchanged.
 
     The folder appears complete or not at all, and processes that start together write it once (they share a lock file).
-    The same seed gives the same content, whose SHA-256 is in `microworld.json`.
+    The same seed makes the same content, whose SHA-256 is in `microworld.json`.
 
     Raises:
         ValueError: if `folder` holds files that this function did not write.
@@ -166,7 +166,7 @@ def write_microworld(folder: Path, seed: int = 0) -> Path:
 
 
 def _holds(folder: Path, seed: int) -> bool:
-    """Tell whether `folder` is this world; refuse a folder with other files."""
+    """Return whether `folder` is this world; refuse a folder with other files."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     manifest = folder / _MANIFEST
