@@ -16,12 +16,13 @@ of like length, so a few questions hold more padding than a whole task: at least
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import CLOCKS, timed
 
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine, Request
@@ -37,10 +38,9 @@ from nanochat_pl.tasks.gsm8k import GSM8K
 from nanochat_pl.tasks.mmlu import MMLU
 from nanochat_pl.tokenizer import Tokenizer
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MEAN_ANSWER_TOKENS = 64
 VOCABULARY_QUESTIONS = 4000
-"""Of each task, to train a tokenizer on."""
+"""Questions of each task on which a tokenizer is trained."""
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
 TASKS: dict[str, tuple[str, Callable[[Path], Task]]] = {
     "MMLU": ("categorical", lambda root: MMLU(root / "mmlu", "test")),
@@ -94,21 +94,12 @@ class Bench:
                 outputs.append(self.tokenizer.decode(completion.tokens))
         return outputs
 
-    def timed(self, work: Callable[[], list[str]]) -> tuple[list[str], float]:
-        """Give what `work` returned and the seconds it took."""
-        clock = CLOCKS[self.args.clock]
-        begin = clock()
-        result = work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return result, clock() - begin
-
 
 def train_tokenizer(args: argparse.Namespace) -> Tokenizer:
     """Train a tokenizer on questions of all tasks, whichever are asked."""
-    read = [task(Path(args.data)) for _, task in TASKS.values()]
-    asked = (question for task in read for question in task[:VOCABULARY_QUESTIONS])
-    texts = [str(message["content"]) for question in asked for message in question["messages"]]
+    tasks = [read(Path(args.data)) for _, read in TASKS.values()]
+    questions = (question for task in tasks for question in task[:VOCABULARY_QUESTIONS])
+    texts = [str(message["content"]) for question in questions for message in question["messages"]]
     return Tokenizer.train(texts, args.vocab_size)
 
 
@@ -118,22 +109,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     questions = {name: task[: args.items] for name, (_, task) in chosen.items()}
     tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else train_tokenizer(args)
     bench = Bench(args, tokenizer)
-    table = {}
+    table, clock = {}, CLOCKS[args.clock]
     for name, (kind, task) in chosen.items():
-        asked = questions[name]
+        own_questions = questions[name]
         seconds: list[tuple[float, float]] = []
         differently = 0
         for turn in range(args.turns + 1):  # a first turn warms up
-            own, ours = bench.timed(lambda: bench.ours(name, kind, task, asked))  # noqa: B023
-            theirs, plain = bench.timed(lambda: bench.plain(name, kind, task, asked))  # noqa: B023
+            own, ours = timed(partial(bench.ours, name, kind, task, own_questions), bench.device, clock)
+            theirs, plain = timed(partial(bench.plain, name, kind, task, own_questions), bench.device, clock)
             differently = sum(one != other for one, other in zip(own, theirs, strict=True))
             if turn:
                 seconds.append((ours, plain))
         table[name] = {
             "kind": kind,
-            "questions": len(asked),
-            "plain_per_s": len(asked) / statistics.median(plain for _, plain in seconds),
-            "ours_per_s": len(asked) / statistics.median(ours for ours, _ in seconds),
+            "questions": len(own_questions),
+            "plain_per_s": len(own_questions) / statistics.median(plain for _, plain in seconds),
+            "ours_per_s": len(own_questions) / statistics.median(ours for ours, _ in seconds),
             "ratio": statistics.median(plain / ours for ours, plain in seconds),
             "answered_differently": differently,
         }

@@ -14,26 +14,24 @@ far the two sides' mean losses lie apart; questions they answer differently are 
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import CLOCKS, random_model, timed
 
-from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
-from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.runtime import pick_device
 from nanochat_pl.tokenizer import Tokenizer
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 OURS, PLAIN = "ours", "plain"
 
 Answer = tuple[list[float], bool]
-"""Mean loss of each choice, and whether the question was answered rightly."""
+"""Mean loss of each choice, and whether the answer is right."""
 
 
 @torch.inference_mode()
@@ -61,17 +59,8 @@ def answer_plainly(model: GPT, tokenizer: Tokenizer, task: CoreTask, items: int)
     return answers
 
 
-def make_model(depth: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> GPT:
-    """Give a random model whose logits differ."""
-    generator = torch.Generator().manual_seed(0)
-    model = GPT(GPTConfig(sequence_len=1024, vocab_size=vocab_size, **shape_for_depth(depth)), dtype)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05, generator=generator)
-    return model.to(device)
-
-
 def texts_of(tasks: Sequence[CoreTask]) -> list[str]:
-    """Collect what a tokenizer can be trained on: every text of every example."""
+    """Return the texts to train a tokenizer on: every text of every example."""
     fields = [value for task in tasks for example in task.examples for value in example.values()]
     return [str(text) for value in fields for text in (value if isinstance(value, list) else [value])]
 
@@ -85,18 +74,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     tasks = [task for task in bundle if not args.tasks or task.label in args.tasks]
     tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else Tokenizer.train(texts_of(bundle), args.vocab_size)
     device = pick_device()
-    model = make_model(args.depth, tokenizer.vocab_size, getattr(torch, args.dtype), device)
+    model = random_model(args.depth, tokenizer.vocab_size, device, getattr(torch, args.dtype))
     answers: dict[str, dict[str, list[Answer]]] = {OURS: {}, PLAIN: {}}
     seconds: dict[str, dict[str, list[float]]] = {OURS: {}, PLAIN: {}}
     at_once: list[float] = []
     clock = CLOCKS[args.clock]
-
-    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-        begin = clock()
-        result = work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return result, clock() - begin
 
     def ours(chosen: Sequence[CoreTask]) -> Any:
         return evaluate_core(
@@ -109,15 +91,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     for turn in range(args.turns + 1):  # a first turn warms up
         for task in tasks:
-            records, own = timed(lambda task=task: ours([task]))
-            plain, theirs = timed(lambda task=task: answer_plainly(model, tokenizer, task, args.items))
+            records, own = timed(partial(ours, [task]), device, clock)
+            plain, theirs = timed(partial(answer_plainly, model, tokenizer, task, args.items), device, clock)
             answers[OURS][task.label] = [(record["losses"], record["correct"]) for record in records]
             answers[PLAIN][task.label] = plain
             if turn:
                 seconds[OURS].setdefault(task.label, []).append(own)
                 seconds[PLAIN].setdefault(task.label, []).append(theirs)
         if turn:
-            at_once.append(timed(lambda: ours(tasks))[1])
+            at_once.append(timed(partial(ours, tasks), device, clock)[1])
     groups = {task.label: [task.label] for task in tasks}
     for kind in dict.fromkeys(task.type for task in tasks):
         groups[f"all {kind}"] = [task.label for task in tasks if task.type == kind]
@@ -141,7 +123,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def figures(
     seconds: dict[str, dict[str, list[float]]], labels: Sequence[str], counts: dict[str, int]
 ) -> dict[str, float]:
-    """Questions a second of both sides and their ratio, medians over turns; times of tasks add up within a turn."""
+    """Return the questions a second of both sides and their ratio, medians over turns of sums over tasks."""
     questions = sum(counts[label] for label in labels)
     ours, plain = (
         [sum(turn) for turn in zip(*(by_task[label] for label in labels if label in by_task), strict=True)]

@@ -15,22 +15,18 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import CLOCKS, random_model, timed
 from torch import Tensor
 
-from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine
-from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.runtime import pick_device
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class PlainDecoder:
@@ -40,7 +36,7 @@ class PlainDecoder:
         self.model, self.config = model, model.config
 
     def read(self, idx: Tensor, start: int) -> Tensor:
-        """Return the logits (B, V) behind tokens (B, T) that continue what the cache holds."""
+        """Return the logits (B, V) after tokens (B, T) that continue what the cache holds."""
         config, end = self.config, start + idx.size(1)
         cos, sin = self.model.cos[:, start:end], self.model.sin[:, start:end]
 
@@ -88,35 +84,23 @@ class PlainDecoder:
                 logits = self.read(token, n + step)
 
 
-def make_model(depth: int, vocab_size: int, device: torch.device) -> GPT:
-    """Give a random model whose logits differ."""
-    generator = torch.Generator().manual_seed(0)
-    model = GPT(GPTConfig(sequence_len=1024, vocab_size=vocab_size, **shape_for_depth(depth)))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05, generator=generator)
-    return model.to(device)
-
-
 def time_in_turns(
     sides: dict[str, tuple[int, Callable[[], Any]]], turns: int, clock: Callable[[], float], device: torch.device
 ) -> dict[str, list[float]]:
-    """Tokens a second of each side, in each turn; a first turn warms up."""
+    """Return the tokens a second of each side in each turn; a first turn warms up."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, (tokens, work) in sides.items():
-            begin = clock()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            _, seconds = timed(work, device, clock)
             if turn:
-                rates[name].append(tokens / (clock() - begin))
+                rates[name].append(tokens / seconds)
     return rates
 
 
 def measure(args: argparse.Namespace, depth: int, vocab_size: int) -> dict[str, Any]:
     """Measure one model."""
     device, new = pick_device(), args.tokens
-    model, chance = make_model(depth, vocab_size, device), random.Random(0)
+    model, chance = random_model(depth, vocab_size, device), random.Random(0)
     prompts = [[chance.randrange(vocab_size) for _ in range(chance.randint(20, 120))] for _ in range(max(args.rows))]
     plain = PlainDecoder(model)
     sampled = {"temperature": 1.0, "top_k": 50}
@@ -173,7 +157,7 @@ def measure(args: argparse.Namespace, depth: int, vocab_size: int) -> dict[str, 
 
 
 def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
-    """Median over turns of each side's rate by that of the plain side of as many rows."""
+    """Return each side's rate over that of the plain side with as many rows, as the median over turns."""
     result = {}
     for name, values in rates.items():
         dtype, _, what = name.partition(", ")
@@ -186,15 +170,15 @@ def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
 
 @torch.inference_mode()
 def agreement(model: GPT, prompts: Sequence[Sequence[int]]) -> float:
-    """Share of places at which bf16 wants the same next token as fp32, on what fp32 itself writes."""
+    """Return the share of positions at which bf16 and fp32 predict the same token, on what fp32 generates."""
     exact, rounded = (InferenceCopy(model, dtype).follow() for dtype in (torch.float32, torch.bfloat16))
     rows = Engine(model, (), dtype="float32").generate(prompts, 64)
-    same = places = 0
+    same = positions = 0
     for prompt, row in zip(prompts, rows, strict=True):
         idx = torch.tensor([[*prompt, *row.tokens]], device=model.device)[:, :-1]
         equal = (exact(idx).argmax(dim=-1) == rounded(idx).argmax(dim=-1))[0, len(prompt) - 1 :]
-        same, places = same + int(equal.sum()), places + equal.numel()
-    return same / places
+        same, positions = same + int(equal.sum()), positions + equal.numel()
+    return same / positions
 
 
 def main() -> None:

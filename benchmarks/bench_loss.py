@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timing import CLOCKS
 from torch import Tensor, nn
 
 from nanochat_pl.config.sizing import shape_for_depth
@@ -29,7 +30,6 @@ from nanochat_pl.model.loss import chunked_cross_entropy
 from nanochat_pl.runtime import has_fast_bf16, pick_device
 
 Side = Callable[[Tensor, Tensor], Tensor]
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = time.perf_counter  # set by --clock
 
 
@@ -123,7 +123,7 @@ def make_batch(config: GPTConfig, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def pass_seconds(side: Side, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """One forward and backward; returns its time in seconds and its loss."""
+    """Run one forward and backward; return its time in seconds and its loss."""
     begin = clock()
     loss = side(*batch)
     loss.backward()
@@ -136,7 +136,7 @@ def pass_seconds(side: Side, batch: tuple[Tensor, Tensor]) -> tuple[float, float
 
 
 def take_turns(sides: dict[str, Side], batch: tuple[Tensor, Tensor], turns: int) -> dict[str, list[float]]:
-    """Time every side `turns` times, one after the other; the first side's loss is the measure for the others."""
+    """Time every side `turns` times, one after the other; all losses must equal the first side's."""
     losses = {name: [pass_seconds(side, batch)[1] for _ in range(2)][-1] for name, side in sides.items()}
     expected = next(iter(losses.values()))
     for name, value in losses.items():

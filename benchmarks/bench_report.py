@@ -40,7 +40,7 @@ QUESTIONS = 1000
 
 
 def write_run(folder: Path, stage: str, steps: int, before: Path | None) -> None:
-    """Write what a finished run of `steps` steps leaves behind, as far as a report reads it."""
+    """Write the files of a finished run of `steps` steps that a report reads."""
     folder.mkdir(parents=True)
     config = {"run_name": folder.name, "seed": 42, "depth": 4, "stage": {"name": stage, "sequence_len": 512}}
     (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
@@ -79,7 +79,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": lamb
 
 
 def timed(work: Callable[[], Any], clock: Callable[[], float]) -> tuple[Any, float]:
-    """Give what `work` returned and the seconds it took."""
+    """Return what `work` returned and the seconds it took."""
     begin = clock()
     result = work()
     return result, clock() - begin

@@ -11,11 +11,11 @@ rounds. The model is random and an answer ends by chance, after 64 tokens on ave
 import argparse
 import random
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timing import timed
 
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine
@@ -30,7 +30,7 @@ MEAN_ANSWER_TOKENS = 64
 
 
 class Chance(Task):
-    """Questions of 40 to 160 tokens; what an answer earns depends on its text by chance."""
+    """Questions of 40 to 160 tokens whose answers are rewarded at random, by their length."""
 
     graded = True
 
@@ -60,17 +60,6 @@ class Letters:
         return [1] * len(conversation["messages"][0]["content"])
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Give the seconds that `work` took and what it returned."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
@@ -93,7 +82,7 @@ def main() -> None:
     torch.nn.init.normal_(model.lm_head.weight, std=0.02)  # nearly uniform, and another top k at every token
     engine = Engine(model, range(0, options.vocab, MEAN_ANSWER_TOKENS))
     questions = Questions(Mixture({"chance": Chance(options.questions)}), Letters(), 512 - options.tokens)
-    asked = list(enumerate(questions.usable))
+    chosen = list(enumerate(questions.usable))
 
     def rollout(part: list[tuple[int, int]], rows: int) -> list[Group]:
         sampling = SamplingSettings(options.samples, options.tokens, 1.0, 50, rows)
@@ -112,9 +101,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"together": [], "one by one": [], "update": []}
     tokens = 0
     for turn in range(options.rounds + 1):
-        together, groups = timed(lambda: rollout(asked, options.rollout_batch), device)
-        apart, _ = timed(lambda: [rollout([one], options.samples) for one in asked], device)
-        trained, _ = timed(lambda groups=groups: update(groups), device)  # type: ignore[misc]
+        groups, together = timed(lambda: rollout(chosen, options.rollout_batch), device)
+        _, apart = timed(lambda: [rollout([one], options.samples) for one in chosen], device)
+        _, trained = timed(lambda groups=groups: update(groups), device)  # type: ignore[misc]
         tokens = sum(len(answer.tokens) for group in groups for answer in group.answers)
         if turn:  # the first warms up
             for name, value in zip(seconds, (together, apart, trained), strict=True):
@@ -124,7 +113,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(
         f"{name}, {str(dtype).removeprefix('torch.')}, depth {options.depth}, vocabulary {options.vocab}: "
-        f"{len(asked)} questions x {options.samples} answers, {tokens:,} tokens sampled\n"
+        f"{len(chosen)} questions x {options.samples} answers, {tokens:,} tokens sampled\n"
     )
     print("| | s | tokens/s | share of the step |\n| --- | ---: | ---: | ---: |")
     for how in ("together", "one by one"):

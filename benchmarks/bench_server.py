@@ -135,7 +135,7 @@ class Server:
         self._log.close()
 
     def rss_mib(self) -> float:
-        """Return its resident memory; NaN where the system does not tell."""
+        """Return its resident memory; NaN where the system does not say."""
         status = Path(f"/proc/{self.process.pid}/status")
         if not status.exists():
             return math.nan
@@ -143,7 +143,7 @@ class Server:
 
 
 @dataclass
-class Told:
+class Observed:
     """What clients saw."""
 
     first_s: list[float] = field(default_factory=list)
@@ -165,7 +165,7 @@ async def ask(
     number: int,
     question: str,
     max_tokens: int,
-    told: Told,
+    seen: Observed,
     pause_s: float = 0.0,
     leave: int = 0,
 ) -> None:
@@ -173,12 +173,12 @@ async def ask(
 
     Args:
         client: its own connection.
-        number: of the question.
-        question: what is asked.
-        max_tokens: of the answer.
-        told: what is seen is added here.
-        pause_s: sleep so long after each piece: a slow reader.
-        leave: hang up after so many pieces; 0 = stay.
+        number: number of the question.
+        question: its text.
+        max_tokens: most tokens of the answer.
+        seen: what the client sees is added here.
+        pause_s: pause after each piece, as a slow reader makes it.
+        leave: hang up after this many pieces; 0 = stay.
     """
     body = {
         "messages": [{"role": "user", "content": question}],
@@ -191,7 +191,7 @@ async def ask(
     began, first_s, text, pieces, done = time.perf_counter(), None, "", 0, False
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
-            told.outcomes[str(response.status_code)] += 1
+            seen.outcomes[str(response.status_code)] += 1
             await response.aread()
             await asyncio.sleep(min(1.0, float(response.headers.get("retry-after", 0.1))))
             return
@@ -203,49 +203,51 @@ async def ask(
                 continue
             chunk = json.loads(line[6:])
             if "error" in chunk:
-                told.outcomes[f"error {chunk['error']['code']}"] += 1
+                seen.outcomes[f"error {chunk['error']['code']}"] += 1
                 return
             if first_s is None:
                 first_s = time.perf_counter() - began
             for choice in chunk["choices"]:
                 text += choice["delta"].get("content") or ""
             if chunk.get("usage"):
-                told.tokens += chunk["usage"]["completion_tokens"]
+                seen.tokens += chunk["usage"]["completion_tokens"]
             pieces += 1
             if leave and pieces >= leave:
-                told.outcomes["left"] += 1
+                seen.outcomes["left"] += 1
                 return
             if pause_s:
                 await asyncio.sleep(pause_s)
     assert first_s is not None
-    told.outcomes["200" if done else "broken off"] += 1
-    told.first_s.append(first_s)
-    told.whole_s.append(time.perf_counter() - began)
-    told.answers.append((number, text))
+    seen.outcomes["200" if done else "broken off"] += 1
+    seen.first_s.append(first_s)
+    seen.whole_s.append(time.perf_counter() - began)
+    seen.answers.append((number, text))
 
 
-async def crowd(server: Server, options: argparse.Namespace, clients: int, seconds: float, rough: bool = False) -> Told:
-    """Let clients ask for some seconds; `rough`: every eighth reads slowly, every eighth leaves."""
-    told, until, asked = Told(), time.monotonic() + seconds, questions(options.questions)
+async def crowd(
+    server: Server, options: argparse.Namespace, clients: int, seconds: float, rough: bool = False
+) -> Observed:
+    """Let clients ask for some seconds; with `rough`, every eighth reads slowly and every eighth leaves."""
+    seen, until, texts = Observed(), time.monotonic() + seconds, questions(options.questions)
 
     async def one(number: int) -> None:
         draw = random.Random(number)
         pause_s = 0.05 if rough and number % 8 == 1 else 0.0
         async with httpx.AsyncClient(base_url=server.url, timeout=600) as client:
             while time.monotonic() < until:
-                i = draw.randrange(len(asked))
+                i = draw.randrange(len(texts))
                 leave = draw.randint(1, 20) if rough and number % 8 == 2 else 0
                 try:
-                    await ask(client, i, asked[i], options.max_tokens, told, pause_s, leave)
+                    await ask(client, i, texts[i], options.max_tokens, seen, pause_s, leave)
                 except httpx.HTTPError as error:
-                    told.outcomes[type(error).__name__] += 1
+                    seen.outcomes[type(error).__name__] += 1
 
     await asyncio.gather(*(one(number) for number in range(clients)))
-    return told
+    return seen
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Return the value below which this share lies."""
+    """Return the value below which this share of the values is."""
     return round(sorted(values)[min(len(values) - 1, int(share * len(values)))], 4) if values else math.nan
 
 
@@ -255,17 +257,17 @@ async def measure(server: Server, options: argparse.Namespace) -> dict[str, Any]
     rows = []
     for clients in options.clients:
         began = time.perf_counter()
-        told = await crowd(server, options, clients, options.seconds)
+        seen = await crowd(server, options, clients, options.seconds)
         seconds = time.perf_counter() - began
         rows.append(
             {
                 "clients": clients,
                 "seconds": round(seconds, 2),
-                "requests_per_s": round(len(told.whole_s) / seconds, 2),
-                "tokens_per_s": round(told.tokens / seconds, 1),
-                "first_token_s": {"median": quantile(told.first_s, 0.5), "p95": quantile(told.first_s, 0.95)},
-                "request_s": {"median": quantile(told.whole_s, 0.5), "p95": quantile(told.whole_s, 0.95)},
-                "outcomes": dict(told.outcomes),
+                "requests_per_s": round(len(seen.whole_s) / seconds, 2),
+                "tokens_per_s": round(seen.tokens / seconds, 1),
+                "first_token_s": {"median": quantile(seen.first_s, 0.5), "p95": quantile(seen.first_s, 0.95)},
+                "request_s": {"median": quantile(seen.whole_s, 0.5), "p95": quantile(seen.whole_s, 0.95)},
+                "outcomes": dict(seen.outcomes),
                 "server_rss_mib": round(server.rss_mib(), 1),
             }
         )
@@ -283,16 +285,16 @@ async def check(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         await crowd(server, options, clients, 10.0, rough=True)  # the memory of all rows is in use from now on
         await settled(client)
         before = server.rss_mib()
-        told = await crowd(server, options, clients, options.seconds, rough=True)
+        seen = await crowd(server, options, clients, options.seconds, rough=True)
         state = await settled(client)
         after = server.rss_mib()
-    differing = [(number, text) for number, text in told.answers if text != whole(alone[number])]
+    differing = [(number, text) for number, text in seen.answers if text != whole(alone[number])]
     tie = TIE[pick_compute_dtype(options.dtype, pick_device(options.device), "engine.dtype")]
     tied = sum(lead_where_they_part(text, alone[number]) < tie for number, text in differing)
-    bad = {kind: count for kind, count in told.outcomes.items() if kind not in ("200", "429", "left")}
+    bad = {kind: count for kind, count in seen.outcomes.items() if kind not in ("200", "429", "left")}
     growth = after - before
     laws = {
-        "no_error_but_429": not bad and told.outcomes["200"] > 0,
+        "no_error_but_429": not bad and seen.outcomes["200"] > 0,
         "greedy_answers_are_the_single_users": len(differing) == tied,
         "rows_are_free": state["active"] == 0 and state["waiting"] == 0 and state["faults"] == 0,
         "memory_does_not_grow": not growth > max(32.0, 0.05 * before),
@@ -301,13 +303,13 @@ async def check(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         "holds": all(laws.values()),
         "laws": laws,
         "clients": clients,
-        "answers": len(told.answers),
+        "answers": len(seen.answers),
         "answers_that_differ_at_a_tie": tied,
         "answers_that_differ_elsewhere": len(differing) - tied,
-        "outcomes": dict(told.outcomes),
+        "outcomes": dict(seen.outcomes),
         "rss_mib": {"before": round(before, 1), "after": round(after, 1)},
-        "first_token_s": {"median": quantile(told.first_s, 0.5), "p95": quantile(told.first_s, 0.95)},
-        "seconds_an_answer": round(statistics.fmean(told.whole_s), 3) if told.whole_s else None,
+        "first_token_s": {"median": quantile(seen.first_s, 0.5), "p95": quantile(seen.first_s, 0.95)},
+        "seconds_an_answer": round(statistics.fmean(seen.whole_s), 3) if seen.whole_s else None,
         "model": state,
     }
 
@@ -338,7 +340,7 @@ def whole(tokens: list[tuple[str, float]]) -> str:
 
 
 def lead_where_they_part(text: str, alone: list[tuple[str, float]]) -> float:
-    """Return how far ahead of its rival the first token was that an answer does not share with the single user's."""
+    """Return the lead over its rival of the first token in which an answer differs from the single user's."""
     for i, (_, ahead) in enumerate(alone):
         if not text.startswith(whole(alone[: i + 1]).rstrip("\ufffd")):
             return ahead

@@ -50,7 +50,7 @@ class Side:
         self.count = self.computed = 0
 
     def __call__(self) -> tuple[float, Batch]:
-        """Take one optimizer step; give its seconds (rendering happens in a thread beside it) and its batch."""
+        """Take one optimizer step; return its seconds (rendering happens in another thread) and its batch."""
         begin_s = time.perf_counter()
         batch = next(self.batches).to(self.device)
         set_schedule(self.optimizers, self.count, 1000, self.optim)

@@ -127,7 +127,7 @@ def overhead(args: argparse.Namespace) -> None:
 
 
 def bare_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
-    """CPU seconds of a plain loop: forward, backward, clip, both optimizers."""
+    """Return the CPU seconds of a plain loop: forward, backward, clip, both optimizers."""
     step = Step("ours eager fp32", config)
     pair = (batch.inputs[0].to(step.device), batch.targets[0].to(step.device))
     begin = time.process_time()
@@ -137,7 +137,7 @@ def bare_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
 
 
 def trainer_seconds(config: GPTConfig, batch: Batch, steps: int) -> float:
-    """CPU seconds of the same steps through the LightningModule, with metrics file and log lines as users have them."""
+    """Return the CPU seconds of the same steps through the LightningModule, with metrics file and log lines."""
     from nanochat_pl.config.schema import TrainConfig
     from nanochat_pl.training.callbacks.checkpoints import Checkpoints
     from nanochat_pl.training.callbacks.progress import Progress
