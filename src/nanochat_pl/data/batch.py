@@ -112,7 +112,6 @@ def compute_ahead(make: Callable[[], Result], ahead: int, name: str) -> Generato
     Args:
         make: makes the next result; it is never called twice at the same time.
         ahead: number of results that may be ready while one is in use; 0 = call `make` in the consumer's thread.
-        name: name of the thread.
     """
     if ahead == 0:
         while True:

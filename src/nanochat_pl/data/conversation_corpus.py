@@ -39,7 +39,6 @@ class ConversationCorpus:
     Args:
         rows: conversations, `{"messages": [...]}` each.
         tokenizer: any object with `bos_id` and `render_conversation`.
-        seed: seed of the order.
         shuffle: False keeps the order of the rows in every epoch (a curriculum).
     """
 

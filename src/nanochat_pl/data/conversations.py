@@ -111,7 +111,6 @@ class ConversationBatches:
         packed: put several conversations into a row.
         drop_long: leave out conversations longer than a row instead of cutting them; every rank then renders those of
             all ranks once, to know which they are.
-        seed: seed of the order.
         shuffle: False keeps the order of the rows in every epoch (a curriculum).
         cursor: that of a batch trained on; None = the beginning.
         num_workers: 0 = render in the consumer's thread, else in one background thread.
@@ -247,7 +246,6 @@ def num_row_steps(
     """Return floor(rows / total_batch_rows) x num_epochs: the remainder of each epoch is left out.
 
     Args:
-        rows: number of conversations.
         lengths: where given, conversations longer than a row of `sequence_len` are dropped, so that an epoch has fewer.
 
     Raises:
@@ -265,9 +263,6 @@ def measure_lengths(rows: Sequence[Mapping[str, Any]], tokenizer: Renderer, seed
     """Render conversations and count their tokens; equal arguments give equal lengths.
 
     Args:
-        rows: conversations.
-        tokenizer: renders them.
-        seed: seed of the sample.
         num_workers: number of threads; 0 = the caller's thread.
     """
     indices = np.arange(len(rows))

@@ -34,7 +34,6 @@ class PackedBatches:
     """Endless batches of a corpus's tokens; every `iter()` begins again at the cursor given here.
 
     Args:
-        corpus: the documents.
         batch_rows: B, rows of a micro-batch.
         sequence_len: T, tokens of a row.
         micro_batches: G, micro-batches of one optimizer step over all ranks.
@@ -170,7 +169,6 @@ def fixed_batches(
     batch more. Where the documents end inside the last micro-batch, the rest of it has nothing to learn.
 
     Args:
-        corpus: the documents.
         tokens: input tokens over all ranks.
         batch_rows, sequence_len, packing, num_workers: see `PackedBatches`.
         shared_last: with `stream`, the last target of a micro-batch is also the first input of the next one; in

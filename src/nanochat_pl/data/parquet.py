@@ -113,9 +113,6 @@ def check_text_column(
     """Check that a file has one column of that name, and strings in it.
 
     Args:
-        path: the file, for messages.
-        schema: its schema.
-        column: name of the column that should hold the documents.
         remedies: what to do where the column is missing, and where it holds something else.
 
     Raises:
@@ -140,7 +137,6 @@ def list_shards(folder: str | Path, val_shard: str | Path | None = None) -> Shar
     Files whose name begins with `.` or `_`, or does not end in `.parquet` (half-written downloads), are ignored.
 
     Args:
-        folder: the folder of the shards.
         val_shard: name of a file in `folder`, or path of a file elsewhere; None = the last by name, which is logged.
 
     Raises:
@@ -211,7 +207,6 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
 
     Args:
         group_rows: documents in each row group of each file.
-        logical_shards: L.
         even: False = always as the original does; a run that began this way continues this way.
 
     Returns:

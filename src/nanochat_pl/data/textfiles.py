@@ -120,7 +120,6 @@ def convert_text(source: TextSource, root: Path) -> Path:
     """Convert text to parquet, or find the earlier conversion of the same content.
 
     Args:
-        source: what to convert.
         root: folder in which the folder of the result is made, complete or not at all.
 
     Returns:

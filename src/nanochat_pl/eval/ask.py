@@ -50,8 +50,6 @@ class QuestionLoop:
     Args:
         questions: Each has an `id` of its own, by which an interrupted evaluation finds its answers again.
         log: Answers already given, and where new ones are put; None = memory only.
-        progress: Called after each chunk.
-        chunk_rows: Most questions of a chunk.
 
     Raises:
         ValueError: No questions, one without an `id`, or two with the same.
@@ -110,7 +108,6 @@ def render_prompts(
 
     Args:
         context_tokens: Positions that question and answer may take: the model's `rotary_rows`, or fewer.
-        max_new_tokens: Most tokens of an answer.
         max_prompt_tokens: A longer prompt is cut, as is one that leaves less than `ANSWER_ROOM_TOKENS`; None = only the
             latter.
 

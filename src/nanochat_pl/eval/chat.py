@@ -101,15 +101,10 @@ def evaluate_chat(
         engine: Its stop ids hold `<|assistant_end|>`; categorical tasks do not use it.
         conversations: Each has `messages`, the last one the assistant's, which is not shown to the model; categorical
             ones have `letters` and `answer` (a letter). Those without an `id` get one, see `with_ids`.
-        task: Name of the task in the metrics.
         grade: Judges a generative answer; must be safe to call from `grading_threads` threads.
-        num_samples: Answers to each generative question.
-        temperature: 0 = greedy.
         top_k: Sample among this many of the likeliest tokens; None = all.
-        max_new_tokens: Most tokens of a generated answer.
         max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
             positions reach.
-        batch_size: Answers generated at once.
         max_batch_tokens: As in `score_letters`.
         grading_threads: Answers graded at once: more than 1 where grading runs programs.
         seed: For sampling and the bootstrap. Each sample draws from a stream named by seed, question and number, so

@@ -61,10 +61,7 @@ def run_checks(
 
     Args:
         engine: It has a tokenizer (else no tool is ever used), and its stop ids hold `<|assistant_end|>`.
-        checks: What `load_checks` returns.
-        task: Name of the task in the metrics.
         max_prompt_tokens: A longer prompt loses its beginning, as does one that leaves no room in the context.
-        seed: For the bootstrap.
         log: Answers already given, and where to put new ones; None = memory only.
 
     Raises:

@@ -58,7 +58,6 @@ def compare(
         measure: A field of the records: true or false, such as `correct`, or `likely_correct` for the likelihood of
             letters; or a score, better where higher, such as `scores_behind` returns.
         alpha: The verdict names a winner where p < alpha.
-        seed: For resampling.
 
     Raises:
         ValueError: The two did not answer the same questions, or none.
@@ -122,7 +121,6 @@ def verdict(
     Args:
         difference: The value of the second minus that of the first; higher is better.
         p_value: Tests the hypothesis that they are equally good; corrected where there are several tests.
-        n: Number of questions.
         share: The metric is a share, whose differences are points.
         rows: The metric of the first and the second, where known: even the better one may not be above chance.
         num_tests: The number of tests that `p_value` was corrected for (Holm).

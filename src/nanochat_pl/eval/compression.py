@@ -128,7 +128,6 @@ def evaluate_compression(
     Args:
         texts: Texts by domain, such as `sample_texts()` and the caller's `train` and `val`; None = `sample_texts()`.
         others: Vocabularies to compare with; None = `cached_encoders()`.
-        name: What to call ours.
         progress: Called with (domains done, domains) after each.
 
     Raises:

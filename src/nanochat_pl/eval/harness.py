@@ -74,7 +74,6 @@ def run_harness(
         num_fewshot: Solved examples in front; None = as each task says. A task that says 0 keeps to it.
         limit: Ask this many samples of each task, from the first, or this share of them if below 1.
         chat: Ask in conversations, solved examples as earlier turns.
-        system_prompt: Set before each prompt.
         batch_size, max_batch_tokens, max_new_tokens, answers, progress: As in `HarnessModel`.
         seed: For few-shot examples, tasks that shuffle, and sampled answers.
         offline: Open no socket for data; what is not there is an error.

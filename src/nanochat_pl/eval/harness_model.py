@@ -44,10 +44,8 @@ class HarnessModel:
     harness yourself, derive a class from this one and `lm_eval.api.model.LM`, in this order.
 
     Args:
-        model: Its weights are only read.
         engine: An engine over the model; its stop ids end answers as well as stop strings do.
         chat: Contexts are conversations (`apply_chat_template`), not plain text.
-        batch_size: Most answers written at once.
         max_batch_tokens: As in `core_scoring.score_items`.
         max_new_tokens: Most tokens of an answer where the task does not say.
         seed: Names the random streams of sampled answers.

@@ -47,7 +47,6 @@ def letter_tokens(tokenizer: Tokenizer, letters: Iterable[str], stem: str = ANSW
     all of them, with the full stop where that is part of a token.
 
     Args:
-        letters: Two or more letters.
         stem: What precedes the letter, with its space; empty where the answer is the bare letter.
 
     Raises:
@@ -94,7 +93,6 @@ def score_letters(
 
     Args:
         prompts: Token ids up to and including `<|assistant_start|>`.
-        letters: The letters of each question.
         max_batch_tokens: Most tokens of a forward, padding included; a longer prompt is read alone. None = 2,048 on a
             CPU, which gains nothing from more and then pads less, 16,384 elsewhere.
 

@@ -88,11 +88,8 @@ def evaluate_scienceqa(
         engine: An engine of the same model, whose stop ids hold `<|assistant_end|>`.
         conversations: Each has `messages` (the last one the assistant's, which is not shown to the model), `id`,
             `letters`, `answer` (a letter), `choices`; optional `subject`, `topic`, `grade`, `has_image`, `solution`.
-        task: Name of the task in the metrics.
-        max_new_tokens: Most tokens of a response.
         max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
             positions reach.
-        batch_size: Responses generated at once.
         max_batch_tokens: As in `score_letters`.
         seed: For the bootstrap; greedy answers do not depend on it.
         log: Answers already given, and where to put new ones; None = memory only.

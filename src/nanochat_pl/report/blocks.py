@@ -107,7 +107,6 @@ def render_markdown(
     """Return a document as Markdown.
 
     Args:
-        blocks: The document.
         picture: Returns the address of a figure.
         escaped: Show every character as it is; else sentences may hold Markdown, and cells line breaks.
     """

@@ -74,11 +74,9 @@ def model_card(
     """Return the card as Markdown.
 
     Args:
-        name: Name of the model, for the title.
         stage: The stage that trained it, or `unknown`.
         step: Optimizer updates within that stage.
         model: Fields of its `GPTConfig`.
-        num_parameters: Number of all parameters.
         run_config: Resolved config of the run; empty where unknown.
         run: The contents of its folder, with the results of these weights only; None where there is no folder.
         notes: What this format changed, one sentence each.

@@ -154,9 +154,7 @@ def line_chart(lines: Sequence[ChartLine], *, y_label: str, x_label: str = "step
     """Draw curves over steps, each in another colour.
 
     Args:
-        lines: The curves, drawn in this order.
         y_label: What is measured, with its unit.
-        x_label: What is counted.
         from_zero: The axis begins at 0, for what is compared by its size.
     """
     figure, axes = _figure(2.9, fitted=False)
@@ -208,7 +206,6 @@ def bar_chart(bars: Sequence[ChartBar], *, x_label: str) -> Drawing:
 
     Args:
         bars: The scores, from top to bottom in the order of their parts.
-        x_label: The name of the score.
     """
     parts = list(dict.fromkeys(bar.part for bar in bars))
     series = list(dict.fromkeys(bar.series for bar in bars))
@@ -299,7 +296,6 @@ def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterat
 
     Args:
         columns: Rows by the name of their checkpoint.
-        name: Name of the evaluation.
     """
     for by in _BAR_GROUPS:
         rows = [

@@ -38,7 +38,6 @@ def stages_summary(title: str, folders: Mapping[str, Path]) -> str:
     """Return the table, what is reached without a model, and some answers of the last model.
 
     Args:
-        title: A line above the table.
         folders: The run folders of the trained stages, by the name of the stage, in the order of training.
     """
     summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in folders.values()]

@@ -94,11 +94,9 @@ def compare_runs(
     """Compare every run with the first one that has the figure, figure by figure.
 
     Args:
-        runs: One or more.
         metrics: Names of figures, or parts before or after their slash; None = all whose better direction is known, but
             only the first and the last of pass@1 to pass@n.
         alpha: A verdict names a winner where the corrected p is below this.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: Runs were asked different questions, no evaluation is common to two of them, or no figure has one of

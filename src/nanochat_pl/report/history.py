@@ -152,7 +152,6 @@ def draw_history(stages: Sequence[StageCurves], title: str, size_in: tuple[float
 
     Args:
         stages: In the order of training; those without curves are left out.
-        title: What was trained.
         size_in: Width and height in inches.
     """
     stages = [stage for stage in stages if stage.is_drawn]

@@ -225,7 +225,6 @@ def read_run(folder: Path, now: float | None = None) -> Run:
     """Read a run folder; what is missing or torn becomes a sentence in `problems`.
 
     Args:
-        folder: The run folder.
         now: Seconds since the epoch, from which the age of an unfinished run's last write is counted; None = the clock.
 
     Raises:

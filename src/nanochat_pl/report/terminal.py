@@ -24,7 +24,6 @@ def print_table(
 
     Args:
         title: A line above the table; None = none.
-        header: Names of the columns.
         rows: Rows with a cell for each column; line breaks in them are kept.
         console: Where to print; None = standard output, 80 columns wide where it is no terminal.
     """

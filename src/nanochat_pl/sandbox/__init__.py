@@ -103,7 +103,6 @@ def run_python(
     """Run a program as `__main__`; any number of threads may do so at a time.
 
     Args:
-        program: source text.
         stdin: what it reads on standard input.
         timeout_s: seconds of wall clock, the interpreter's start (about 0.1) included.
         memory_bytes: address space of each of its processes.
@@ -125,11 +124,9 @@ def run_tests(
     into them, and what its function returns arrives as values of built-in types, or not at all.
 
     Args:
-        code: The program.
         prompt: What it was written for. The tests may call the helpers that it defines.
         imports: Its import lines, which are run instead of a prompt that is no complete program.
         test: Defines `check(candidate)`.
-        entry_point: Name of the function.
         timeout_s, mode: As for `run_python`.
 
     Raises:

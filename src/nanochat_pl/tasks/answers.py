@@ -153,10 +153,6 @@ def strict_letter(text: str, letters: Sequence[str]) -> str | None:
     whose last line is nothing but a letter. Only the question's own letters in upper case count. A letter followed by a
     further word ("A lion", "either A or B") is prose; several letters ("A, B, C") or a list of all choices commit to
     none.
-
-    Args:
-        text: The response.
-        letters: The letters of this question's choices.
     """
     # Long runs of white space or of one mark say no more than short ones, and would make the patterns slow.
     text = _RUNS.sub(

@@ -52,8 +52,6 @@ class Arithmetic(Task):
 
     Args:
         split: train or test.
-        size: number of problems.
-        largest: the largest operand.
         worked: share of the answers, 0 to 1, with the column work written out; drawn anew every epoch.
         prefix: beginning of each question, for mixtures in which other tasks teach another way to do sums.
         chosen: which problems, see `Task`.

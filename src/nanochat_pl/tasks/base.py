@@ -151,7 +151,6 @@ class Mixture(Task):
 
     Args:
         tasks: name -> task; None = left out.
-        seed: seed of the order.
 
     Raises:
         ValueError: if there are no tasks, or if a task whose order matters would be mixed with others.

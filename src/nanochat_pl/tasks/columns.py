@@ -67,10 +67,7 @@ class Columns:
         objects. Each shape is made from the others: missing labels become A, B, C and so on.
 
         Args:
-            value: the choices as the file has them.
             labels: receives the row's labels where the declared shape has no room for them.
-            row: number of the row.
-            repairs: counts what was done.
 
         Raises:
             Unfit: if it has none of these shapes.

@@ -59,7 +59,6 @@ def recognise(value: Mapping[str, Any], repairs: Counter[str]) -> Recognised:
 
     Args:
         value: the object; null, NaN and empty texts count as missing, as a table of mixed rows has them.
-        repairs: counts what had to be done, by kind.
 
     Raises:
         ValueError: if it has none of the forms, or not what its form needs, or says what would be lost.
@@ -152,7 +151,6 @@ def read_messages(
 
     Args:
         messages: user and assistant in turn, the user first, after an optional system message.
-        repairs: counts what had to be done, by kind.
         closed: the last message must be the assistant's.
         blank: roles whose contents may be empty or white space.
 

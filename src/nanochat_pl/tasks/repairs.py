@@ -70,9 +70,7 @@ def fit(value: Any, feature: Any, repairs: Counter[str], *, optional: bool = Fal
     """Convert a value to a declared type.
 
     Args:
-        value: the value as a file gave it.
         feature: `datasets.Value` of a string or an integer, `datasets.List`, or a dict of features.
-        repairs: counts what had to be done, by kind.
         optional: a missing value (null, NaN) is an empty text.
 
     Raises:
@@ -270,10 +268,8 @@ def answer_numbers(
     counts in which every answer can be read. Where several such forms differ, nothing is guessed.
 
     Args:
-        answers: the answer of each row.
         choices: texts of each row's choices.
         labels: row -> labels of its choices, where the file gives them.
-        repairs: counts the answers read by each form.
 
     Returns:
         For each row the index (which may be beyond the choices, for a number), or what is wrong with the answer.
@@ -353,10 +349,7 @@ def check_counting(where: str, name: str, answers: Sequence[int | None], sizes: 
     """Refuse a column of answers that counts the choices from 1, which would teach a wrong answer to every question.
 
     Args:
-        where: the file, for messages.
-        name: the column.
         answers: the number of each row's answer, as written; None = it is given in another form.
-        sizes: number of choices of each row.
 
     Raises:
         ValueError: no answer is 0, and one is the number of its choices.

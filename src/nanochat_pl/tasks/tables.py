@@ -56,7 +56,6 @@ class SplitTable:
     """The rows of one split, each column of the type that its task declares.
 
     Args:
-        dataset: the rows.
         files: their files in order, with the number of rows of each.
     """
 
@@ -133,7 +132,6 @@ def find_split(
         repo: data set on the hub that has them.
         folder: the folder inside the repository; a copy of it below `path` is searched as well.
         fetch: fetch them from `repo` into `path` if they are not there.
-        offline: open no socket.
 
     Raises:
         FileNotFoundError: if they are not there, or not all of them, and cannot be fetched.
@@ -253,9 +251,7 @@ def read_rows(
     In JSON, where a row may leave a key out, a column is there if any row has it.
 
     Args:
-        file: parquet, CSV, JSON or JSON Lines.
         columns: names that must be there.
-        optional: further names.
         rewrite: makes a row with `columns` from a row with any columns, or raises ValueError.
 
     Raises:
