@@ -82,11 +82,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     def ours(chosen: Sequence[CoreTask]) -> Any:
         return evaluate_core(
-            model,
-            tokenizer,
-            chosen,
-            max_per_task=args.items,
-            max_batch_tokens=args.max_batch_tokens,
+            model, tokenizer, chosen, max_per_task=args.items, max_batch_tokens=args.max_batch_tokens
         ).records
 
     for turn in range(args.turns + 1):  # a first turn warms up

@@ -237,11 +237,7 @@ def conversation_batches(
 
 
 def num_row_steps(
-    rows: int,
-    total_batch_rows: int,
-    num_epochs: int,
-    lengths: Lengths | None = None,
-    sequence_len: int = 0,
+    rows: int, total_batch_rows: int, num_epochs: int, lengths: Lengths | None = None, sequence_len: int = 0
 ) -> int:
     """Return floor(rows / total_batch_rows) x num_epochs: the remainder of each epoch is left out.
 

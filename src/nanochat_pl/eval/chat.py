@@ -31,15 +31,7 @@ from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tasks.answers import pass_at_k
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = [
-    "CHATCORE_BASELINES",
-    "ChatSample",
-    "Grade",
-    "chatcore",
-    "evaluate_chat",
-    "summarize_chat",
-    "with_ids",
-]
+__all__ = ["CHATCORE_BASELINES", "ChatSample", "Grade", "chatcore", "evaluate_chat", "summarize_chat", "with_ids"]
 
 CHATCORE_BASELINES = {
     "ARC-Easy": 0.25,

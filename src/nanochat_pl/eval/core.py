@@ -176,12 +176,7 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
         rows += [
             accuracy,
             MetricRow(
-                task=task.label,
-                metric="centered",
-                value=centered,
-                n=n,
-                interval=bounds,
-                baseline={"chance": 0.0},
+                task=task.label, metric="centered", value=centered, n=n, interval=bounds, baseline={"chance": 0.0}
             ),
             proportion_row(task.label, "prompt_cropped_rate", [r["cropped"] > 0 for r in own]),
             *(

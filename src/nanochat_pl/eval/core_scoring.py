@@ -74,10 +74,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 @torch.no_grad()
 def score_items(
-    model: GPT,
-    items: Sequence[Sequence[Row]],
-    max_batch_tokens: int | None = None,
-    share_beginnings: bool = True,
+    model: GPT, items: Sequence[Sequence[Row]], max_batch_tokens: int | None = None, share_beginnings: bool = True
 ) -> list[list[RowScore]]:
     """Return the score of each row of each item.
 

@@ -132,10 +132,7 @@ def run_harness(
             if not adapted.answered.isdisjoint(_digests(kind, sample)):
                 fresh.add((name, sample["doc_id"]))
     return Evaluation(
-        records=records,
-        rows=_rows(results, records),
-        seconds=time.perf_counter() - started,
-        num_answered=len(fresh),
+        records=records, rows=_rows(results, records), seconds=time.perf_counter() - started, num_answered=len(fresh)
     )
 
 

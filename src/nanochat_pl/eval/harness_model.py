@@ -137,16 +137,14 @@ class HarnessModel:
 
     def encode(self, context: str, continuation: str = "") -> list[int]:
         """Return the ids of a context and what follows it, beginning with `<|bos|>`."""
-        if not self._is_rendered(context):
+        if not (self.chat and context.startswith("<|bos|>")):  # plain text, not a rendered conversation
             return self._encoder.encode([context + continuation])[0]
         ids: list[int] = []
         for piece in _CONTROL.split(context + _escaped(continuation)):
             control = _CONTROL.fullmatch(piece) is not None
-            ids += [self.tokenizer.special_id(piece)] if control else self.tokenizer.encode(_unescaped(piece))
+            words = _PARTED.sub(r"<\1|", piece)
+            ids += [self.tokenizer.special_id(piece)] if control else self.tokenizer.encode(words)
         return ids
-
-    def _is_rendered(self, context: str) -> bool:
-        return self.chat and context.startswith("<|bos|>")
 
     def _answer(self, kind: str, requests: Sequence[Any], solve: Callable[[list[Any]], list[Any]]) -> list[Any]:
         """Return the logged response to each request; `solve` returns (response, cut) for those without one."""
@@ -314,7 +312,3 @@ def request_digest(kind: str, args: Sequence[Any]) -> str:
 
 def _escaped(text: str) -> str:
     return _OPENING.sub("<\u2060\\1|", text)
-
-
-def _unescaped(text: str) -> str:
-    return _PARTED.sub(r"<\1|", text)

@@ -35,7 +35,7 @@ from nanochat_pl.paths import check_place, first_distinct, run_folder, run_label
 from nanochat_pl.report import terminal
 from nanochat_pl.report.comparison_report import ComparisonReport, build_comparison, examples_page, short_verdicts
 from nanochat_pl.report.evaluated import EvaluatedRun
-from nanochat_pl.report.read import EvaluationResult
+from nanochat_pl.report.read import parse_result
 from nanochat_pl.runtime import pick_compute_dtype, pick_device
 from nanochat_pl.training.claim import claimed
 from nanochat_pl.training.loggers import log_evaluation
@@ -141,12 +141,7 @@ def evaluate_one(
         ExampleLog(folder / REQUESTS, examples.config).clear()
     with writing(folder / "examples.jsonl"):
         evaluation = task.run(examples, show_progress(shown))
-    checkpoint = {
-        "path": str(loaded.path),
-        "hash": settings["checkpoint"],
-        "stage": loaded.stage,
-        "step": loaded.step,
-    }
+    checkpoint = {"path": str(loaded.path), "hash": settings["checkpoint"], "stage": loaded.stage, "step": loaded.step}
     document = results_document(evaluation, name=settings["eval"], checkpoint=checkpoint, config=settings)
     write_atomically(folder / "results.json", json.dumps(document, indent=2) + "\n")
     if loaded.format == "lightning":
@@ -289,22 +284,11 @@ def draw_comparison(
     """
     if len(evaluations) < 2:
         return None
-    runs = [
-        EvaluatedRun(
-            label=shown,
-            results={
-                document["name"]: EvaluationResult(
-                    file=Path("results.json"),
-                    name=document["name"],
-                    checkpoint=document["checkpoint"],
-                    settings=document["config"],
-                    rows=evaluation.rows,
-                    records=evaluation.records,
-                )
-            },
-        )
-        for (shown, evaluation), document in zip(evaluations.items(), documents.values(), strict=True)
-    ]
+    runs = []
+    for shown, evaluation in evaluations.items():
+        result = parse_result(Path("results.json"), documents[shown])
+        result = dataclasses.replace(result, records=evaluation.records)
+        runs.append(EvaluatedRun(label=shown, results={result.name: result}))
     try:
         return build_comparison(runs)
     except ValueError as error:  # the results stand all the same

@@ -12,13 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from nanochat_pl.engine import Engine
-from nanochat_pl.eval.answers import (
-    explanation_agrees,
-    explanation_of,
-    names_own_choice,
-    regex_letter,
-    rouge_l,
-)
+from nanochat_pl.eval.answers import explanation_agrees, explanation_of, names_own_choice, regex_letter, rouge_l
 from nanochat_pl.eval.ask import Answered, Progress, Question, QuestionLoop, answer_greedily, warn_of_long
 from nanochat_pl.eval.multiple_choice import letter_baseline, letter_tokens, majority_letter, score_letters
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row

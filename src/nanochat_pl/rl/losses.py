@@ -5,7 +5,7 @@ tokens that a tool forced are not. Log-probabilities are those of the model itse
 nanochat.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,29 +68,28 @@ def micro_batches(
     groups: Iterable[Group], batch_rows: int, pad_id: int, algorithm: str, num_tokens: int, num_answers: int
 ) -> Iterator[MicroBatch]:
     """Pad answers into micro-batches of rows of similar length, longest first; the last may hold fewer rows."""
-    rows = by_length(groups)
-    for first in range(0, len(rows), batch_rows):
-        yield _padded_rows(rows[first : first + batch_rows], pad_id, algorithm, num_tokens, num_answers)
-
-
-def _padded_rows(
-    rows: Sequence[tuple[list[int], SampledAnswer]], pad_id: int, algorithm: str, num_tokens: int, num_answers: int
-) -> MicroBatch:
-    shape = (len(rows), len(rows[0][0]) + len(rows[0][1].tokens) - 1)
-    inputs, targets = np.full(shape, pad_id), np.full(shape, IGNORE)
-    weights, old = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for i, (prompt, answer) in enumerate(rows):
-        ids = prompt + answer.tokens
-        start, end = len(prompt) - 1, len(ids) - 1
-        trained = np.array(answer.mask, dtype=bool)
-        inputs[i, :end] = ids[:-1]
-        targets[i, start:end] = np.where(trained, answer.tokens, IGNORE)
-        weights[i, start:end] = trained * token_weights(answer, algorithm, num_tokens, num_answers)
-        if answer.old is not None:
-            old[i, start:end] = np.where(trained, answer.old.numpy(), 0)
-    advantage = torch.tensor([[answer.advantage] for _, answer in rows])
-    known = torch.from_numpy(old) if rows[0][1].old is not None else None
-    return MicroBatch(torch.from_numpy(inputs), torch.from_numpy(targets), advantage, torch.from_numpy(weights), known)
+    sorted_rows = by_length(groups)
+    for first in range(0, len(sorted_rows), batch_rows):
+        rows = sorted_rows[first : first + batch_rows]
+        shape = (len(rows), len(rows[0][0]) + len(rows[0][1].tokens) - 1)
+        inputs, targets = np.full(shape, pad_id), np.full(shape, IGNORE)
+        weights, old = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for i, (prompt, answer) in enumerate(rows):
+            ids = prompt + answer.tokens
+            start, end = len(prompt) - 1, len(ids) - 1
+            trained = np.array(answer.mask, dtype=bool)
+            inputs[i, :end] = ids[:-1]
+            targets[i, start:end] = np.where(trained, answer.tokens, IGNORE)
+            weights[i, start:end] = trained * token_weights(answer, algorithm, num_tokens, num_answers)
+            if answer.old is not None:
+                old[i, start:end] = np.where(trained, answer.old.numpy(), 0)
+        yield MicroBatch(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            torch.tensor([[answer.advantage] for _, answer in rows]),
+            torch.from_numpy(weights),
+            torch.from_numpy(old) if rows[0][1].old is not None else None,
+        )
 
 
 def policy_loss(

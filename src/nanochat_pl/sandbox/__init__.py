@@ -317,18 +317,9 @@ def _command(isolation: str, folder: Path, status: int, timeout_s: float, memory
     mounts += [word for source, target in binds for word in ("--ro-bind", source, target)]
     mounts += [word for source, target in links for word in ("--symlink", source, target)]
     mounts += ["--dev-bind", "/dev/null", "/dev/null"]
-    flags = [
-        "--unshare-all",
-        "--as-pid-1",
-        "--die-with-parent",
-        "--new-session",
-        *mounts,
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/tmp",
-    ]
-    return [shutil.which("bwrap") or "bwrap", *flags, "--", *script]
+    mounts += ["--remount-ro", "/", "--chdir", "/tmp"]
+    flags = ["--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session"]
+    return [shutil.which("bwrap") or "bwrap", *flags, *mounts, "--", *script]
 
 
 def _visible(python: str, folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

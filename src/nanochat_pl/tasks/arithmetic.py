@@ -14,12 +14,7 @@ from nanochat_pl.tasks.base import Conversation, RowChoice, Task
 
 __all__ = ["Arithmetic", "column_work"]
 
-_QUESTIONS = (
-    "What is {a} {op} {b}?",
-    "Compute {a} {op} {b}.",
-    "How much is {a} {op} {b}?",
-    "{a} {op} {b} = ?",
-)
+_QUESTIONS = ("What is {a} {op} {b}?", "Compute {a} {op} {b}.", "How much is {a} {op} {b}?", "{a} {op} {b} = ?")
 _TEST_IN = 8
 """One problem in this many belongs to the test split."""
 

@@ -38,12 +38,7 @@ class Recall(Task):
     graded = True
 
     def __init__(
-        self,
-        path: str | Path,
-        split: str = "train",
-        *,
-        persona: str | None = None,
-        **chosen: Unpack[RowChoice],
+        self, path: str | Path, split: str = "train", *, persona: str | None = None, **chosen: Unpack[RowChoice]
     ):
         self._path, self._split, self._persona = Path(path), split, persona
         table = read_split(path, split, columns.recall())

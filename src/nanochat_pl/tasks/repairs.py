@@ -256,10 +256,7 @@ class _WithoutArrays(ast.NodeTransformer):
 
 
 def answer_numbers(
-    answers: Sequence[Any],
-    choices: Sequence[Sequence[str]],
-    labels: Mapping[int, Sequence[str]],
-    repairs: Counter[str],
+    answers: Sequence[Any], choices: Sequence[Sequence[str]], labels: Mapping[int, Sequence[str]], repairs: Counter[str]
 ) -> list[int | Unfit]:
     """Read the answers of a column as indexes into their rows' choices, from 0.
 
