@@ -165,16 +165,16 @@ class FittedRows:
         return len({piece.address for piece in self._held.values()})
 
     def state(self) -> list[list]:
-        """Return the buffer as plain data: epoch, file and row group, then the documents held of that row group.
+        """Return the buffer as plain data: epoch, file and row group, then its documents in the buffer.
 
         Where documents are split, two more lists follow: the token at which each piece begins, and its age in arrivals.
         """
         state = []
         for group, same in itertools.groupby(self._held.items(), key=lambda item: item[1].address[:3]):
-            held = list(same)
-            entry: list = [*group, [piece.address.doc for _, piece in held]]
+            pieces = list(same)
+            entry: list = [*group, [piece.address.doc for _, piece in pieces]]
             if self._split:
-                entry += [[piece.first for _, piece in held], [self._arrivals - arrival for arrival, _ in held]]
+                entry += [[piece.first for _, piece in pieces], [self._arrivals - arrival for arrival, _ in pieces]]
             state.append(entry)
         return state
 

@@ -149,9 +149,9 @@ def list_shards(folder: str | Path, val_shard: str | Path | None = None) -> Shar
         raise FileNotFoundError(f"there is no folder {folder}; set data.root (and data.text) to where the shards lie")
     files = sorted(path for path in folder.glob("*.parquet") if path.name[0] not in "._" and path.is_file())
     if not files:
-        held = sorted(path.name for path in folder.iterdir())[:8]
+        names = sorted(path.name for path in folder.iterdir())[:8]
         raise FileNotFoundError(
-            f"{folder} holds no *.parquet file (it holds: {', '.join(held) or 'nothing'}); set data.root and data.text"
+            f"{folder} holds no *.parquet file (it holds: {', '.join(names) or 'nothing'}); set data.root and data.text"
         )
     val = files[-1] if val_shard is None else _find_val_shard(folder, files, Path(val_shard))
     train = [path for path in files if path != val]

@@ -282,7 +282,7 @@ def windows(ids: Sequence[int], start: int, context_tokens: int) -> Iterator[Row
 def generation_settings(given: Mapping[str, Any], max_new_tokens: int) -> tuple[dict[str, Any], list[str], set[str]]:
     """Translate a task's generation settings; return settings of a `Request`, stop strings, and names unknown here.
 
-    Answers are greedy where `do_sample` is false, or neither it nor a temperature is given; `do_sample` alone means
+    Answers are greedy where `do_sample` is false, or neither it nor a temperature is set; `do_sample` alone means
     temperature 1. `top_k` 0 means all tokens.
     """
     until = given.get("until") or []

@@ -241,7 +241,7 @@ def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:
     """
     own = config_hash(config)
     for name in RESULT_FILES:
-        _beside(folder / name, own).unlink(missing_ok=True)
+        _with_hash(folder / name, own).unlink(missing_ok=True)
     file = folder / "results.json"
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -252,13 +252,13 @@ def keep_other_results(folder: Path, config: Mapping[str, Any]) -> str | None:
         return None
     for name in RESULT_FILES:
         if (folder / name).is_file():
-            (folder / name).replace(_beside(folder / name, other))
+            (folder / name).replace(_with_hash(folder / name, other))
     now = json.loads(json.dumps(config))
     differ = [key for key in {**now, **then} if now.get(key) != then.get(key)]
-    return f"earlier results, of other {', '.join(differ)}, are kept as {_beside(file, other)}"
+    return f"earlier results, of other {', '.join(differ)}, are kept as {_with_hash(file, other)}"
 
 
-def _beside(file: Path, config: str) -> Path:
+def _with_hash(file: Path, config: str) -> Path:
     return file.with_name(f"{file.stem}.{config}{file.suffix}")
 
 

@@ -153,10 +153,10 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
     files = [Path(run.checkpoint) for run in opened]
     short = [run_label(file) for file in files]
     longer = [f"{label}:{file.stem}" for label, file in zip(short, files)]
-    given = [run.label for run in opened]
-    labels = first_distinct(short, longer, given)
+    own = [run.label for run in opened]
+    labels = first_distinct(short, longer, own)
     if labels is None:
-        again = next(label for label in given if given.count(label) > 1)
+        again = next(label for label in own if own.count(label) > 1)
         raise ValueError(f"{again} is given twice; name each checkpoint once")
     return [replace(run, label=label) for run, label in zip(opened, labels)]
 

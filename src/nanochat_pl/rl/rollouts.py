@@ -213,7 +213,7 @@ class Rollout:
 def roll_out(
     engine: Engine,
     questions: Questions,
-    asked: Sequence[tuple[int, int]],
+    chosen: Sequence[tuple[int, int]],
     sampling: SamplingSettings,
     *,
     algorithm: str,
@@ -227,12 +227,12 @@ def roll_out(
     `max_resamples` rounds; groups that stay without signal keep their slot and train nothing.
 
     Args:
-        asked: Slot and row of each question of this rank.
+        chosen: Slot and row of each question of this rank.
         step: Optimizer steps done before this rollout; it names the random streams.
     """
     begin = time.perf_counter()
     # 1) Every question once, all samples through one call of the engine.
-    groups = answer_questions(engine, questions, [(s, row, f"{seed}/{step}/{s}/0") for s, row in asked], sampling)
+    groups = answer_questions(engine, questions, [(s, row, f"{seed}/{step}/{s}/0") for s, row in chosen], sampling)
     new_tokens, resampled = _num_tokens(groups), 0
     # 2) dapo: a group without signal gives its slot to another question, as long as attempts are left.
     for attempt in range(1, 1 + (max_resamples if algorithm == "dapo" else 0)):

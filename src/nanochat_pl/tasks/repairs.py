@@ -326,17 +326,17 @@ def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str] | None)
     return forms
 
 
-def as_number(given: Any, answer: int | Unfit) -> int | None:
-    """Return the number that an answer was given as; None if it was read by label, letter or text, or is no number.
+def as_number(value: Any, answer: int | Unfit) -> int | None:
+    """Return the number that an answer is in the file; None if it was read by label, letter or text, or is no number.
 
     Args:
-        given: the answer as the file has it.
+        value: the answer as the file has it.
         answer: the result of `answer_numbers` for it.
     """
-    if isinstance(given, str):
-        number = int(given.strip().partition(".")[0]) if re.fullmatch(r"\s*\d{1,9}(\.0+)?\s*", given) else None
-    elif type(given) is int or (isinstance(given, float | Decimal) and abs(float(given)) < 2**53 and given % 1 == 0):
-        number = int(given)
+    if isinstance(value, str):
+        number = int(value.strip().partition(".")[0]) if re.fullmatch(r"\s*\d{1,9}(\.0+)?\s*", value) else None
+    elif type(value) is int or (isinstance(value, float | Decimal) and abs(float(value)) < 2**53 and value % 1 == 0):
+        number = int(value)
     else:
         number = None
     return number if isinstance(answer, Unfit) or answer == number else None

@@ -152,10 +152,10 @@ def find_split(
             f"{there[0].parent} has {len(there)} of the {len(there) + missing} files of its {split} split; copy the "
             "others there, or delete these and fetch all"
         )
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "no such folder"
+    listed = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "no such folder"
     remedy = f", or fetch=true to get it from {repo} (data=hub does so)" if repo is not None else ""
     raise FileNotFoundError(
-        f"there is no {split}.parquet (nor {split}-*.parquet, .csv, .json or .jsonl) in {path} ({held or 'empty'}); "
+        f"there is no {split}.parquet (nor {split}-*.parquet, .csv, .json or .jsonl) in {path} ({listed or 'empty'}); "
         f"set the task's path to the folder that has it (below data.root){remedy}"
     )
 
