@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import CLOCKS, timed
+from timing import CLOCKS, parse_arguments, timed
 
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.engine import Engine, Request
@@ -153,14 +153,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once")
     parser.add_argument("--max-batch-tokens", type=int, help="of questions read at once for their letters")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, on a busy machine"
-    )
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse_arguments(parser)
     result = measure(args)
     if args.json:
         print(json.dumps(result))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import CLOCKS, random_model, timed
+from timing import CLOCKS, parse_arguments, random_model, timed
 
 from nanochat_pl.eval.core import evaluate_core, make_rows
 from nanochat_pl.eval.core_tasks import CoreTask, load_bundle, make_prompts
@@ -157,14 +157,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, on a busy machine"
-    )
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse_arguments(parser)
     result = measure(args)
     if args.json:
         print(json.dumps(result))

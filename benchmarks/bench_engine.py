@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import CLOCKS, random_model, timed
+from timing import CLOCKS, parse_arguments, random_model, timed
 from torch import Tensor
 
 from nanochat_pl.engine import Engine
@@ -190,14 +190,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="new tokens a row")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-rollouts", dest="rollouts", action="store_false")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, on a busy machine"
-    )
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse_arguments(parser)
     for depth in args.depth:
         for vocab_size in args.vocab_size:
             result = measure(args, depth, vocab_size)

@@ -1,5 +1,6 @@
 """What several benchmarks share: clocks, the time of one piece of work, and a model with random weights."""
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,19 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the options on clock, threads and output to those of a benchmark, and read the command line."""
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, on a busy machine"
+    )
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
 
 
 def timed(

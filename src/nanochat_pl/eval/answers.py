@@ -3,7 +3,7 @@
 Small models answer in prose of every kind, so how a letter is read decides the score. There are two readers:
 `strict_letter`, the default, which would rather read nothing than something not said; and `regex_letter`, the rule of
 the student project whose numbers we reproduce, which takes the article "a" for an answer. Tasks grade by the first as
-well, so it stands with them (`tasks/answers.py`). All functions are pure.
+well, so it is defined with them (`tasks/answers.py`). All functions are pure.
 """
 
 import re

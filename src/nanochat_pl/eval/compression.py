@@ -24,23 +24,15 @@ __all__ = ["OTHERS", "Others", "cached_encoders", "evaluate_compression", "sampl
 
 Encode = Callable[[str], Sequence[int]]
 
-_FILES = "https://openaipublic.blob.core.windows.net"
+_URL = "https://openaipublic.blob.core.windows.net"
+_MAIN = f"{_URL}/gpt-2/encodings/main"
 OTHERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "gpt2": (
-        (
-            f"{_FILES}/gpt-2/encodings/main/vocab.bpe",
-            "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        ),
-        (
-            f"{_FILES}/gpt-2/encodings/main/encoder.json",
-            "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-        ),
+        (f"{_MAIN}/vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+        (f"{_MAIN}/encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     ),
     "cl100k_base": (
-        (
-            f"{_FILES}/encodings/cl100k_base.tiktoken",
-            "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-        ),
+        (f"{_URL}/encodings/cl100k_base.tiktoken", "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"),
     ),
 }
 """Name in tiktoken -> the files it reads (address, SHA-256); the cache names a file by the SHA-1 of its address."""

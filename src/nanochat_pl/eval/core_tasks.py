@@ -54,7 +54,7 @@ class CoreTask:
     baseline: float
     """Accuracy of guessing, as the bundle states it, in 0..1."""
     examples: Sequence[Mapping[str, Any]]
-    """In the order of the file; `TASK_TYPES` lists their fields."""
+    """The examples in the order of the file; `TASK_TYPES` lists their fields."""
     delimiter: str = " "
     """The text between what is given and what is scored."""
 

@@ -50,7 +50,7 @@ class TaskFailures:
     task: str
     asked: int
     failures: Sequence[Failure]
-    """In the order asked."""
+    """The wrong answers in the order asked."""
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -184,7 +184,7 @@ def _truncated(record: Record) -> bool:
         return _letter(record) is None
     if _needs_number(record):
         return final_answer(record["output"]) is None
-    # Where a line is asked for, the first is the answer, whatever came behind it.
+    # Where one line is expected, the first is the answer, whatever follows it.
     return not _one_line(record) or "\n" not in record["output"].strip()
 
 
@@ -338,4 +338,4 @@ KINDS = (
         lambda record: True,
     ),
 )
-"""In the order tried; the last one always holds."""
+"""The kinds in the order tried; the last one always holds."""

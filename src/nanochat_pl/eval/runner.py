@@ -121,7 +121,7 @@ def owned_folders(folders: Iterable[Path]) -> Iterator[None]:
                 made += new
             yield
     except BaseException:
-        for folder in sorted(made, key=lambda folder: -len(folder.parts)):  # a folder before the one that it lies in
+        for folder in sorted(made, key=lambda folder: -len(folder.parts)):  # a folder before its parent
             with contextlib.suppress(OSError):  # another process owns it, or it holds answers to resume from
                 if [entry.name for entry in folder.iterdir()] == [".lock"]:
                     (folder / ".lock").unlink()
@@ -291,7 +291,7 @@ def draw_comparison(
         runs.append(EvaluatedRun(label=shown, results={result.name: result}))
     try:
         return build_comparison(runs)
-    except ValueError as error:  # the results stand all the same
+    except ValueError as error:  # the results are valid all the same
         log.warning("no comparison: %s", error)
         return None
 
@@ -316,7 +316,7 @@ def print_table(name: str, evaluations: Mapping[str, Evaluation]) -> None:
     rows = {shown: {(r.task, r.metric): r for r in e.rows if r.group is None} for shown, e in evaluations.items()}
     first = rows[names[0]]
     several = len({task for task, _ in first}) > 1
-    lines = [  # the rest stands in results.json
+    lines = [  # the rest is in results.json
         [f"{task} {metric}" if several else metric, *(cell(rows[n].get((task, metric))) for n in names)]
         for task, metric in headline_metrics(list(first.values()))
     ]

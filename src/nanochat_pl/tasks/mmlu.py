@@ -27,12 +27,7 @@ class MMLU(HubTask):
         path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files. Their columns may be inside a
             single column `train`, as in the hub's older form of the auxiliary questions.
         split: auxiliary_train (to learn from), dev, validation or test.
-        options: see `HubTask`.
-
-    Raises:
-        FileNotFoundError: if the split is not there, or cannot be fetched.
-        ValueError: for another split, a missing column, a value that cannot be read as its column's (see `columns`), or
-            a row without four choices and an answer among them.
+        options: see `HubTask`, which also lists the errors.
     """
 
     kind = "categorical"
