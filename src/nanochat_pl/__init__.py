@@ -9,29 +9,17 @@ from typing import Any
 
 _HOME = {
     "GPT": "nanochat_pl.model.gpt",
-    "GPTConfig": "nanochat_pl.model.config",
-    "Tokenizer": "nanochat_pl.tokenizer",
-    "Engine": "nanochat_pl.engine",
-    "Request": "nanochat_pl.requests",
     "Completion": "nanochat_pl.requests",
+    "Engine": "nanochat_pl.engine",
+    "GPTConfig": "nanochat_pl.model.config",
     "Muon": "nanochat_pl.optim.muon",
+    "Request": "nanochat_pl.requests",
+    "Tokenizer": "nanochat_pl.tokenizer",
+    "evaluate": "nanochat_pl.api",
     "load_model": "nanochat_pl.checkpoint",
     "train": "nanochat_pl.api",
-    "evaluate": "nanochat_pl.api",
 }
-
-__all__ = [
-    "GPT",
-    "Completion",
-    "Engine",
-    "GPTConfig",
-    "Muon",
-    "Request",
-    "Tokenizer",
-    "evaluate",
-    "load_model",
-    "train",
-]
+__all__ = list(_HOME)
 __version__ = "0.1.0"
 
 

@@ -192,9 +192,7 @@ def reason(error: BaseException) -> str:
 def worded(error: Exception, path: str | Path | None = None) -> str | None:
     """Return a message that names the file that could not be written or read and the remedy; None for other errors.
 
-    Args:
-        error: the exception as caught.
-        path: the file that was being written, used where the error does not name one; None = not known.
+    `path` is the file that was written, if known; it is used if the error does not name one.
     """
     if isinstance(error, WriteError):
         return None

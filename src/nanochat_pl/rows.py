@@ -81,7 +81,7 @@ class JsonValue(NamedTuple):
     fault: str | None = None
     """The error, if the value is invalid; `value` is None then."""
     unit: str = "line"
-    """What `number` counts: line or element."""
+    """The unit of `number`: line or element."""
 
 
 class _TwiceError(ValueError):

@@ -44,10 +44,7 @@ own."""
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
-    """Choose the device: `auto` takes cuda, then mps, then cpu.
-
-    Args:
-        accelerator: auto, cpu, cuda (or gpu), mps.
+    """Choose the device by auto, cpu, cuda (or gpu) or mps: `auto` takes cuda, then mps, then cpu.
 
     Raises:
         ValueError: when the accelerator is unknown or not on this machine.

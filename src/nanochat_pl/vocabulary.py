@@ -83,11 +83,7 @@ def cut_runs(text: str, kinds: Iterable[re.Pattern[str]] = SPACES, longest: int 
 
 @contextlib.contextmanager
 def explain_panics(what: str) -> Iterator[None]:
-    """Turn a panic of a library in Rust, which `except Exception` does not catch, into a ValueError.
-
-    Args:
-        what: sentence about what could not be done, for the message.
-    """
+    """Turn a panic of a library in Rust, which `except Exception` does not catch, into a ValueError about `what`."""
     try:
         yield
     except BaseException as error:

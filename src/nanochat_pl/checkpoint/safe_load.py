@@ -92,33 +92,26 @@ def check_size(content: Any, where: Path) -> None:
         ValueError: if it is nested more than MAX_DEPTH levels deep, holds itself, has more than MAX_VALUES values, or a
             tensor has more numbers than its storage.
     """
-    sizes: dict[int, int] = {}
-    pending: list[tuple[Any, list[Any] | None]] = [(content, None)]
-    open_containers: set[int] = set()
-    while pending:
-        value, inner = pending[-1]
-        if inner is None:
-            if id(value) in sizes or not isinstance(value, dict | list | tuple | set | frozenset):
-                pending.pop()
-                continue
-            if id(value) in open_containers or len(open_containers) >= MAX_DEPTH:
+    sizes: dict[int, int] = {}  # of containers, which may be referred to many times
+
+    def count(value: Any, depth: int) -> int:
+        if isinstance(value, torch.Tensor) and _is_expanded(value):
+            raise ValueError(
+                f"{where} holds a tensor of shape {tuple(value.shape)} with fewer numbers than that takes; no saved "
+                "model does, and nothing was laid out"
+            )
+        if not isinstance(value, dict | list | tuple | set | frozenset):
+            return 1
+        if id(value) not in sizes:
+            if depth >= MAX_DEPTH:  # also where a container holds itself
                 raise ValueError(f"{where} holds values nested more than {MAX_DEPTH} levels deep; it is no checkpoint")
-            open_containers.add(id(value))
-            inner = [*value, *value.values()] if isinstance(value, dict) else [*value]
-            pending[-1] = (value, inner)
-            pending += [(item, None) for item in inner if isinstance(item, dict | list | tuple | set | frozenset)]
-            for tensor in inner:
-                if isinstance(tensor, torch.Tensor) and _is_expanded(tensor):
-                    raise ValueError(
-                        f"{where} holds a tensor of shape {tuple(tensor.shape)} with fewer numbers than that takes; "
-                        "no saved model does, and nothing was laid out"
-                    )
-            continue
-        pending.pop()
-        open_containers.discard(id(value))
-        sizes[id(value)] = size = 1 + sum(sizes.get(id(item), 1) for item in inner)
-        if size > MAX_VALUES:
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(count(item, depth + 1) for item in inner)
+        if sizes[id(value)] > MAX_VALUES:
             raise ValueError(f"{where} holds more than {MAX_VALUES:,} values beside its tensors; it is no checkpoint")
+        return sizes[id(value)]
+
+    count(content, 0)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -97,15 +97,7 @@ def _use_decoding_layers(model: GPT, few_rows: bool) -> None:
 
 
 class InferenceCopy:
-    """Keep a copy of `source` for decoding.
-
-    Args:
-        source: its weights are copied now and whenever they have changed.
-        dtype: of matrices and activations; normally float32 or bfloat16.
-
-    Attributes:
-        model: the copy; never train it.
-    """
+    """A copy of `source` for decoding (`model`), with matrices and activations in `dtype`; never train it."""
 
     def __init__(self, source: GPT, dtype: torch.dtype):
         self.source = source

@@ -25,7 +25,7 @@ class OptimizerRule(NamedTuple):
     settings: Callable[[OptimConfig], dict[str, Any]]
     """Its arguments besides the parameters and their learning rates."""
     lr_scale: Callable[[OptimConfig, int], float]
-    """What the learning rates are multiplied by, of the config and the model's width."""
+    """The factor on the learning rates, by the config and the model's width."""
 
 
 def _muon_settings(cfg: OptimConfig) -> dict[str, Any]:
@@ -46,30 +46,30 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
     "muon": OptimizerRule(Muon, _muon_settings, lambda cfg, width: 1.0),
     "adamw": OptimizerRule(torch.optim.AdamW, _adamw_settings, _by_width),
 }
-"""Every optimizer that a role may be given, by the name that `optim.matrix_optimizer` may take."""
+"""Every optimizer that a role may have, by its name in `optim.matrix_optimizer`."""
 
 
 class Role(NamedTuple):
-    """What the parameters of one role are updated by, and how fast."""
+    """The optimizer and the learning rate of the parameters of one role."""
 
     optimizer: Callable[[OptimConfig], str]
     learning_rate: Callable[[OptimConfig], float]
     """Before the optimizer's own scale; `init_lr_frac` is applied to all roles alike."""
 
 
-# The roles beside the matrices stand in this order, because nanochat's saved AdamW states count the output layer first.
+# `unembedding` comes before `embedding`, because nanochat's saved AdamW states count the output layer first.
 ROLES: dict[str, Role] = {
     "matrix": Role(lambda cfg: cfg.matrix_optimizer, lambda cfg: cfg.matrix_lr),
     "unembedding": Role(lambda cfg: "adamw", lambda cfg: cfg.unembedding_lr),
     "embedding": Role(lambda cfg: "adamw", lambda cfg: cfg.embedding_lr),
 }
-"""Every role that a parameter may play, by the name that `GPT.param_roles()` calls it."""
+"""Every role of a parameter, by its name in `GPT.param_roles()`."""
 
 
 def check_roles(
     roles: Mapping[str, Sequence[Parameter]], named_parameters: Iterable[tuple[str, Parameter]] | None = None
 ) -> None:
-    """Make sure that roles are known and divide the parameters among them, none twice and none left out.
+    """Check that all roles are known, and that each parameter has exactly one role.
 
     Args:
         roles: Parameters by role, as `GPT.param_roles()` returns them.
@@ -113,7 +113,7 @@ def build_optimizers(
         cfg: Hyper-parameters.
 
     Returns:
-        Those of `OPTIMIZERS` that some parameter is given to, in that order: Muon, then AdamW.
+        The optimizers that have parameters, in the order of `OPTIMIZERS`: Muon, then AdamW.
 
     Raises:
         ValueError: As `check_roles`, or if Muon is given a parameter that is not a matrix.
@@ -139,14 +139,7 @@ def build_optimizers(
 def set_schedule(optimizers: Iterable[torch.optim.Optimizer], step: int, num_steps: int, cfg: OptimConfig) -> float:
     """Set learning rates and Muon's momentum for the update after `step` updates.
 
-    Args:
-        optimizers: As `build_optimizers` returns them.
-        step: Updates already done.
-        num_steps: Updates of the whole run.
-        cfg: Shape of the schedules.
-
-    Returns:
-        The multiplier now on every learning rate, for the log.
+    `num_steps` counts the updates of the whole run. Returns the current multiplier of all learning rates, for the log.
     """
     multiplier = lr_multiplier(step, num_steps, cfg)
     for optimizer in optimizers:
@@ -164,12 +157,8 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> T
     Call it on averaged gradients: each rank then finds the same norm, and a step's length does not depend on how the
     batch was shared out (nanochat, 2025-11, clipped each rank's own part before averaging).
 
-    Args:
-        parameters: All trained parameters; those without a gradient are passed over.
-        max_norm: None only measures.
-
-    Returns:
-        The norm before clipping, 0-dim, on the gradients' device (no wait for a GPU).
+    Parameters without a gradient are skipped; `max_norm=None` only measures. Returns the norm before clipping, 0-dim,
+    on the gradients' device (no wait for a GPU).
     """
     params = list(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])

@@ -165,7 +165,7 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._consolidated = None  # what was gathered for a checkpoint is about to be out of date
+        self._consolidated = None  # the gathered state is out of date after this step
         rank, owners = runtime.rank(), self._owners()
         in_flight: _Exchange | None = None
         for group, bucket in self._buckets():
@@ -276,14 +276,7 @@ def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple
     """Share matrices out to ranks: the costliest first, each to the rank with the least to do.
 
     The result depends on the arguments alone, so that all ranks find the same one. Equal shapes follow each other,
-    which spreads each of them evenly too.
-
-    Args:
-        shapes: `(rows, cols)` of each matrix.
-        world_size: Number of ranks.
-
-    Returns:
-        The rank that owns each matrix.
+    which spreads each of them evenly too. Returns the rank that owns each matrix.
     """
 
     def multiplications(i: int) -> int:  # of one Newton-Schulz iteration: X X^T, A A, B X

@@ -14,12 +14,7 @@ def lr_multiplier(step: int, num_steps: int, cfg: OptimConfig) -> float:
     """Return the factor on every initial learning rate at `step`, in [0, 1].
 
     Warmup and warmdown last `round(fraction * num_steps)` steps, so the last trained step, `num_steps - 1`, is one
-    notch above `final_lr_frac`; steps beyond the horizon stay at the horizon's value.
-
-    Args:
-        step: Optimizer steps already done.
-        num_steps: Horizon: steps of the whole run.
-        cfg: Gives `warmup_frac`, `warmdown_frac`, `final_lr_frac`.
+    notch above `final_lr_frac`; `step` counts the steps already done, and steps beyond `num_steps` keep its value.
     """
     if step < 0 or num_steps < 1:
         raise ValueError(f"step={step} of num_steps={num_steps} is not in a run; expected step >= 0 and num_steps >= 1")

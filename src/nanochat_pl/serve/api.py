@@ -174,12 +174,7 @@ def _conversation(messages: Sequence[MessageBody], server: Server) -> list[dict[
 async def fit_prompt(how: Any, content: Any, served: ServedModel, max_tokens: int, policy: Policy) -> FittedPrompt:
     """Encode a prompt in another thread, since long texts would block the event loop.
 
-    Args:
-        how: `fit` for a conversation, `fit_text` for text or token ids.
-        content: messages, text or token ids.
-        served: the model.
-        max_tokens: how many new tokens need room.
-        policy: see `fit`.
+    `how` is `fit` for a conversation, `fit_text` for text or token ids.
 
     Raises:
         ApiError: status 400, the prompt is invalid or too long.
@@ -299,14 +294,7 @@ async def _text_events(
 
 
 class _Echo:
-    """A prompt that is returned before its continuation.
-
-    Args:
-        served: the model that reads it.
-        prompt: as the client sent it; empty = it is not returned.
-        fitted: what the model reads of it.
-        is_scored: whether its log-probabilities are returned as well.
-    """
+    """A prompt that is returned before its continuation (unless it is empty), with log-probabilities if `is_scored`."""
 
     def __init__(self, served: ServedModel, prompt: str | list[int], fitted: FittedPrompt, is_scored: bool):
         self.text = prompt if isinstance(prompt, str) else served.loaded.tokenizer.decode(prompt)

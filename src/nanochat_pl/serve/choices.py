@@ -66,14 +66,10 @@ def char_offset(data: Sequence[int], num_chars: int) -> tuple[int, int]:
 class ChoiceStream:
     """One answer while it is generated.
 
-    Args:
-        index: its number among the answers of its request.
-        handle: source of its tokens.
-        tokenizer: the model's.
-        texts: the bytes of its tokens.
-        stop: strings that end it; the answer does not include them.
+    Strings of `stop` end the answer, which does not include them.
 
     Attributes:
+        index: number among the answers of the request.
         parts: text and tools so far.
         scored: its scored tokens, filled by `finish`.
         num_tokens: number of new tokens, including those of tools.
@@ -170,15 +166,7 @@ class ChoiceStream:
 
 
 class Generation:
-    """The answers to one HTTP request while they are generated.
-
-    Args:
-        model: id of the model.
-        choices: one for each answer.
-        num_prompt_tokens: each prompt counts once.
-        record: the request's line in the log.
-        kind: prefix of the answer's id.
-    """
+    """The answers to one HTTP request while they are generated; `kind` is the prefix of their id."""
 
     def __init__(
         self, model: str, choices: list[ChoiceStream], num_prompt_tokens: int, record: RequestRecord, kind: str

@@ -55,23 +55,20 @@ def take_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         New messages; they equal the old ones if these are by turns already.
     """
     system: list[str] = []
-    turns: list[dict[str, Any]] = []
+    contents: list[tuple[str, list[Any]]] = []  # role -> contents of neighbouring messages
     for message in messages:
         role, content = message["role"], message["content"]
-        if role == "system" and not turns:
+        if role == "system" and not contents:
             system.append(content)
             continue
         role = "user" if role == "system" else role
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] = _joined(turns[-1]["content"], content)
-        else:
-            turns.append({"role": role, "content": content})
-    for turn in turns:
-        if not isinstance(turn["content"], str):
-            turn["content"] = _runs(turn["content"])
+        if not contents or contents[-1][0] != role:
+            contents.append((role, []))
+        contents[-1][1].append(content)
+    turns = [{"role": role, "content": _joined(several)} for role, several in contents]
     if turns and turns[0]["role"] == "assistant":
         turns.insert(0, {"role": "user", "content": ""})
-    head = BETWEEN.join(filter(None, system))
+    head = _joined(system)
     if not turns:  # nothing but system messages: they are the question
         return [{"role": "user", "content": head}]
     return [*([{"role": "system", "content": head}] if head else []), *turns]
@@ -205,25 +202,17 @@ def _end(ids: Sequence[int], size: int, tokenizer: Tokenizer) -> list[int]:
     return list(ids[start:])
 
 
-def _joined(first: Any, second: Any) -> Any:
-    """Join two contents of one role."""
-    if not first or not second:
-        return first or second
-    if isinstance(first, str) and isinstance(second, str):
-        return first + BETWEEN + second
-    return [*_parts(first), {"type": "text", "text": BETWEEN}, *_parts(second)]
-
-
-def _runs(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Join neighbouring texts, since separate ones would be other tokens."""
-    runs: list[Any] = []
-    for part in parts:
-        if part["type"] == "text" and runs and runs[-1]["type"] == "text":
-            runs[-1] = {"type": "text", "text": runs[-1]["text"] + part["text"]}
-        else:
-            runs.append(part)
-    return runs
-
-
-def _parts(content: Any) -> list[Any]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+def _joined(contents: Sequence[Any]) -> Any:
+    """Join the contents of one role; neighbouring texts become one, since separate ones would be other tokens."""
+    contents = [content for content in contents if content]
+    if all(isinstance(content, str) for content in contents):
+        return BETWEEN.join(contents)
+    parts: list[Any] = []
+    for content in contents:
+        between = [{"type": "text", "text": BETWEEN}] if parts else []
+        for part in (*between, *([{"type": "text", "text": content}] if isinstance(content, str) else content)):
+            if part["type"] == "text" and parts and parts[-1]["type"] == "text":
+                parts[-1] = {"type": "text", "text": parts[-1]["text"] + part["text"]}
+            else:
+                parts.append(part)
+    return parts

@@ -28,12 +28,8 @@ _KINDS = {  # pydantic's error type -> OpenAI's code
 class ApiError(Exception):
     """An error that is sent to the client.
 
-    Args:
-        status: HTTP status.
-        message: what is wrong, what was expected, what to do.
-        param: the field of the request that is at fault.
-        code: a short name for programs.
-        headers: headers of the response.
+    The message tells what is wrong, what was expected, and what to do; `param` is the request's field that is at fault,
+    `code` a short name for programs.
     """
 
     def __init__(

@@ -75,12 +75,7 @@ class RequestRecord:
     """The field that is at fault, and what is wrong with it; names and numbers only, never a user's words."""
 
     def refuse(self, error: ApiError, logged: str | None = None) -> None:
-        """Record why a request was refused.
-
-        Args:
-            error: the error that the client gets.
-            logged: the message for the log, if it must differ from the client's.
-        """
+        """Record why a request was refused; `logged` is the log's message if it must differ from the client's."""
         self.error, self.param, self.reason = error.code, error.param, (logged or error.message)[:300]
 
 
@@ -133,25 +128,19 @@ class _Workers(Collector):
 
     def collect(self) -> Iterator[Metric]:
         states = [(model, worker.state()) for model, worker in self._workers.items()]
-        for name, what, field in (
-            ("nanochat_active_rows", "Requests that are being generated", "active"),
-            ("nanochat_rows", "Requests that can be generated at once", "batch_size"),
-            ("nanochat_queue_length", "Requests that wait for a row", "waiting"),
+        for kind, name, what, field in (
+            (GaugeMetricFamily, "nanochat_active_rows", "Requests that are being generated", "active"),
+            (GaugeMetricFamily, "nanochat_rows", "Requests that can be generated at once", "batch_size"),
+            (GaugeMetricFamily, "nanochat_queue_length", "Requests that wait for a row", "waiting"),
+            (CounterMetricFamily, "nanochat_prompt_tokens", "Tokens of prompts that were read", "prompt_tokens"),
+            (CounterMetricFamily, "nanochat_completion_tokens", "New tokens, those of tools among them", "new_tokens"),
+            (CounterMetricFamily, "nanochat_engine_steps", "Steps of the engine", "steps"),
+            (CounterMetricFamily, "nanochat_engine_faults", "Failures of the engine", "faults"),
         ):
-            gauge = GaugeMetricFamily(name, what, labels=["model"])
+            family = kind(name, what, labels=["model"])
             for model, state in states:
-                gauge.add_metric([model], getattr(state, field))
-            yield gauge
-        for name, what, field in (
-            ("nanochat_prompt_tokens", "Tokens of prompts that were read", "prompt_tokens"),
-            ("nanochat_completion_tokens", "New tokens, those of tools among them", "new_tokens"),
-            ("nanochat_engine_steps", "Steps of the engine", "steps"),
-            ("nanochat_engine_faults", "Failures of the engine", "faults"),
-        ):
-            counter = CounterMetricFamily(name, what, labels=["model"])
-            for model, state in states:
-                counter.add_metric([model], getattr(state, field))
-            yield counter
+                family.add_metric([model], getattr(state, field))
+            yield family
         ended = CounterMetricFamily("nanochat_generations", "Generations that ended", labels=["model", "end"])
         for model, state in states:
             for end, count in state.ended.items():
@@ -353,11 +342,8 @@ def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
     response from the first byte of the next request; further bytes do not prolong it. uvicorn's `timeout_keep_alive`
     limits how long a connection may be idle after a response, `Limits.stalled_client_s` how long a body may take.
 
-    Args:
-        seconds: time after which a connection without a whole head gets status 408 and is closed.
-
-    Returns:
-        A class for `uvicorn.Config(http=...)`.
+    A connection without a whole head after `seconds` gets status 408 and is closed. The result is for
+    `uvicorn.Config(http=...)`.
     """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 

@@ -236,14 +236,7 @@ class SamplingBody(_Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def request(self, prompt: Sequence[int], max_new_tokens: int, seed: str, **reports: Any) -> Request:
-        """Return the engine's request; settings that are not set get OpenAI's defaults.
-
-        Args:
-            prompt: token ids.
-            max_new_tokens: limit of one answer.
-            seed: name of the answer's random stream.
-            reports: `logprobs` and `prompt_logprobs`, see `Request`.
-        """
+        """Return the engine's request; settings that are not set get OpenAI's defaults."""
         settings = {name: getattr(self, name) for name in RANGES if getattr(self, name, None) is not None}
         if settings.get("top_k", 1) < 1:  # all tokens
             del settings["top_k"]

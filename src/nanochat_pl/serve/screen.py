@@ -111,12 +111,7 @@ class _Wrapped:
 
 
 class Screen:
-    """The output of a chat.
-
-    Args:
-        out: console for the answers.
-        notes: console for the remarks; the same as `out` if a person looks at both.
-    """
+    """The output of a chat: answers go to `out`, remarks to `notes`, which may be the same console."""
 
     def __init__(self, out: Console, notes: Console):
         self.out, self.notes = out, notes

@@ -128,11 +128,7 @@ class Server:
         return self.models[id]
 
     def max_tokens(self, requested: Mapping[str, int | None], default: int | None = None) -> int:
-        """Return how many new tokens an answer may have.
-
-        Args:
-            requested: the client's limits, by the names of their fields; the first that is not None counts.
-            default: the limit if the client sets none; None = the server's limit.
+        """Return the limit on an answer's new tokens: the first not None in `requested`, or `default`.
 
         Raises:
             ApiError: status 400, the client's limit is above the server's.
@@ -188,7 +184,7 @@ class Server:
         """Queue the answers of a request: answer j to prompt i is number i * n + j.
 
         Args:
-            http: the HTTP request.
+            http: the client's request, with its record.
             served: the model.
             body: the sampling settings.
             prompts: token ids; the context must have room for the answer.

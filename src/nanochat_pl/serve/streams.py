@@ -29,11 +29,7 @@ def event(data: Any) -> str:
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """Await `work`, or cancel it if the client disconnects first.
-
-    Args:
-        receive: ASGI's `receive` of a request whose body has been read.
-        work: the work for that request.
+    """Await `work`, or cancel it if the client disconnects first; the request's body must have been read.
 
     Raises:
         ClientGone: the client disconnected.
@@ -63,10 +59,8 @@ SILENCE = ": nothing new yet\n\n"
 class EventStream(Response):
     """Server-sent events of a generator, which is closed after the last event or when the client disconnects.
 
-    Args:
-        first: the first event, ready or not.
-        rest: yields the other events; an `ApiError` that it raises becomes the last one.
-        limits: how long a reader may stall, and how long a stream may be silent.
+    An `ApiError` that the generator raises becomes the last event. `limits` bound how long a reader may stall, and how
+    long a stream may be silent.
     """
 
     media_type = "text/event-stream"

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_pl.serve.chat import Chat
+from nanochat_pl.serve.chat import AnswerStats, Chat
 from nanochat_pl.serve.context import ContextFull
 from nanochat_pl.serve.screen import Screen, labels, model_line, stats_line
 from nanochat_pl.serve.settings import SETTINGS, read_setting, shown_setting
@@ -216,23 +216,26 @@ class Terminal:
             signal.signal(signal.SIGINT, before)
 
     def _show_stats(self) -> None:
-        names = labels([chat.loaded for chat in self.chats])
-        for name, chat in zip(names, self.chats):
-            if chat.stats is None:
-                continue
-            whose = f"{name}: " if len(names) > 1 else ""
+        for whose, chat, stats in self._labelled_stats():
             if self.interactive:
-                self.screen.note(f"{whose}{stats_line(chat.stats)}")
-            if chat.stats.ended == "end" and not chat.stats.new_tokens:
+                self.screen.note(f"{whose}{stats_line(stats)}")
+            if stats.ended == "end" and not stats.new_tokens:
                 self.screen.warn(f"{whose}{self._why_silent(chat)}")
-            if chat.stats.truncated:
+            if stats.truncated:
                 what = "text" if self.complete else "question"
                 self.screen.warn(f"{whose}The {what} is longer than the context; only its end was read.")
-            if chat.stats.dropped:
+            if stats.dropped:
                 self.screen.warn(
-                    f"{whose}The context is full: the oldest {chat.stats.dropped} messages are no longer read. "
+                    f"{whose}The context is full: the oldest {stats.dropped} messages are no longer read. "
                     "/clear begins anew."
                 )
+
+    def _labelled_stats(self) -> Iterator[tuple[str, Chat, AnswerStats]]:
+        """Yield a label (empty for a single model), chat and statistics of each model that has answered."""
+        names = labels([chat.loaded for chat in self.chats])
+        for name, chat in zip(names, self.chats):
+            if chat.stats is not None:
+                yield f"{name}: " if len(names) > 1 else "", chat, chat.stats
 
     def _why_silent(self, chat: Chat) -> str:
         """Explain an answer without tokens."""
@@ -309,12 +312,9 @@ class Terminal:
         self.screen.note(self.chats[0].question or "", style="")
 
     def _stats(self, _: str) -> None:
-        names = labels([chat.loaded for chat in self.chats])
-        for name, chat in zip(names, self.chats):
-            if chat.stats is not None:
-                whose = f"{name}: " if len(names) > 1 else ""
-                of = f"prompt of {chat.stats.prompt_tokens} of {chat.sequence_len} tokens"
-                self.screen.note(f"{whose}{stats_line(chat.stats)} · {of} · {chat.stats.total_s:.2f} s in all")
+        for whose, chat, stats in self._labelled_stats():
+            prompt = f"prompt of {stats.prompt_tokens} of {chat.sequence_len} tokens"
+            self.screen.note(f"{whose}{stats_line(stats)} · {prompt} · {stats.total_s:.2f} s in all")
         chat = self.chats[0]
         names = sorted(SETTINGS, key=lambda name: name.endswith("penalty"))  # the penalties last
         values = ", ".join(f"{name} {shown_setting(name, getattr(chat.settings, name))}" for name in names)

@@ -105,10 +105,8 @@ class Worker:
     ) -> list[GenerationHandle]:
         """Queue all of these requests or none, and return a handle for each.
 
-        Args:
-            requests: equal prompts that are submitted together are read once, if rows are free.
-            client: rows are shared out evenly between clients.
-            time_limit_s: seconds from now until the requests are ended, including waiting.
+        Equal prompts that are submitted together are read once, if rows are free. Rows are shared out evenly between
+        clients. The requests end `time_limit_s` seconds from now at the latest, including waiting.
 
         Raises:
             QueueFull: more requests would wait than the limits allow.
