@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_pl.tokenizer import Tokenizer
-from nanochat_pl.training.callbacks.samples import encode_prompts, one_line
-from nanochat_pl.training.loggers import drop_lines_from
+from nanochat_pl.training.callbacks.samples import drop_lines_from, encode_prompts, one_line
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 
@@ -23,6 +22,14 @@ def test_lines_of_the_resumed_step_and_later_and_a_torn_one_are_dropped(tmp_path
     assert path.read_text(encoding="utf-8") == "\n".join(texts[:2]) + "\n"
     drop_lines_from(path, 0)
     assert path.read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("lost", [b"\0\0\0", b'{"step": 1, "out', b"\xff\xfe", b"[]", b"{}", b"1", b""])
+def test_a_line_that_cannot_be_read_is_dropped_and_does_not_stop_a_resume(tmp_path: Path, lost: bytes):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + lost + b'\n{"step": 2}\n{"step": 3}\n')
+    drop_lines_from(path, 3)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_text_is_shown_on_one_line_without_control_characters():

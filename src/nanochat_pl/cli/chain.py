@@ -53,14 +53,11 @@ EVALUATE = "evaluate"
 def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = None) -> int:
     """Run every stage of `cfg.chain` and print the closing table; return the exit code of the first that failed.
 
-    Args:
-        cfg: the config of the experiment.
-        overrides: the command line, `experiment=…` included.
-        folder: the value of `--config-dir`, if there is one.
+    All stages are checked before the first begins. `folder` is the value of `--config-dir`.
 
     Raises:
-        ConfigError: a stage's own config is wrong; all are checked before the first begins.
-        FileNotFoundError: a stage lacks a file; the later stages are checked as well before the first begins.
+        ConfigError: the config of a stage is wrong.
+        FileNotFoundError: a stage lacks a file.
         ValueError: a stage's batch does not divide, its folder holds a run or is in use, or answers leave questions no
             room.
     """

@@ -23,14 +23,7 @@ with loading():
     from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.config import schema
     from nanochat_pl.config.checks import check_measure, hub_folder, names_no_data, no_data_error
-    from nanochat_pl.config.compose import (
-        CommandLine,
-        ConfigError,
-        about_hydra,
-        check,
-        compose_jobs,
-        quote_texts,
-    )
+    from nanochat_pl.config.compose import CommandLine, ConfigError, about_hydra, check, compose_jobs, quote_texts
     from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
     from nanochat_pl.config.run_folder import run_config
@@ -88,9 +81,6 @@ def checkpoint_list(ckpt: Any) -> list[str]:
 
 def check_job(cfg: schema.EvaluateConfig, overrides: Sequence[str]) -> None:
     """Check what can be known about one job before a model is opened: its checkpoints, its data, its questions.
-
-    Args:
-        overrides: the command line.
 
     Raises:
         ValueError, FileNotFoundError: with the remedy.

@@ -22,12 +22,7 @@ __all__ = ["asked_for_help", "explain", "help_page"]
 
 
 def help_page(script: str, width: int | None = None) -> str:
-    """Return what `--help` prints: three examples, the groups with their options, and each key on one line.
-
-    Args:
-        script: `train` or `evaluate`.
-        width: columns of the terminal; None measures it, and takes 80 if there is none.
-    """
+    """Return what `--help` of `train` or `evaluate` prints; without a width, that of the terminal is measured."""
     width = max(60, min(width or shutil.get_terminal_size((80, 24)).columns, 120))
     command = f"python {script}.py"
     lines = [f"usage: {command} [group=option] [key=value] ...", ""]

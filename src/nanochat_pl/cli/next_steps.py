@@ -33,13 +33,7 @@ BATCH = ("stage.device_batch", "stage.total_batch_tokens")
 
 
 def next_steps(cfg: TrainConfig, folder: Path, flags: list[str] | None = None) -> list[str]:
-    """Return the commands that may follow a finished run, quoted for a shell.
-
-    Args:
-        cfg: the config of the run.
-        folder: the run folder.
-        flags: Hydra's flags that the run was started with (`--config-dir`); they are repeated.
-    """
+    """Return the commands that may follow a finished run, quoted for a shell; they repeat Hydra's flags of the run."""
     flags = flags or []
     commands = []
     for later in StageName:
@@ -61,11 +55,7 @@ def model_commands(stage: str, folder: Path) -> list[list[str]]:
     """Return the commands that use the model of a run: chat, serve, report."""
     path = os.path.join(".", folder) if str(folder).startswith("-") else str(folder)
     completes = ["--complete"] if stage == StageName.base else []  # it continues texts and answers nothing
-    return [
-        [*program("chat"), path, *completes],
-        [*program("serve"), path],
-        [*program("report"), path],
-    ]
+    return [[*program("chat"), path, *completes], [*program("serve"), path], [*program("report"), path]]
 
 
 def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[str]) -> list[str] | None:

@@ -230,19 +230,12 @@ class Job:
 
 
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
-    """Compose and check the config of every job that the command line asks for; see `compose_jobs`."""
+    """Return the configs of `compose_jobs`."""
     return [job.config for job in compose_jobs(name, line)]
 
 
 def compose_jobs(name: str, line: CommandLine) -> list[Job]:
-    """Compose and check every job that the command line asks for.
-
-    Args:
-        name: `train` or `evaluate`.
-        line: the parsed command line.
-
-    Returns:
-        One job, or all jobs of a sweep.
+    """Compose and check one job of `train` or `evaluate`, or all jobs of a sweep.
 
     Raises:
         ConfigError: for anything that a user can correct, with the remedy in the message.

@@ -30,7 +30,6 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | No
     """Describe what a run of this config would be made from now; equal content gives equal descriptions.
 
     Args:
-        cfg: the config of one stage.
         shards: the text, if it has been listed already.
         resume: the checkpoint that the run goes on from, in a folder of its own.
 

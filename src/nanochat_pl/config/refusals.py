@@ -41,13 +41,7 @@ def did_you_mean(name: str, names: Sequence[str] | set[str], value: str | None =
 
 
 def refuse_flags(argv: Sequence[str], flags: Sequence[str], names: Sequence[str] | set[str]) -> str | None:
-    """Return the message for the first argument that begins with a dash and is not an option; None if there is none.
-
-    Args:
-        argv: the arguments.
-        flags: the options that exist.
-        names: the keys and groups that exist.
-    """
+    """Return the message for the first argument that begins with a dash and is none of `flags`; else None."""
     for position, argument in enumerate(argv):
         head, equals, value = argument.partition("=")
         if head in OTHER_FILES:
@@ -69,14 +63,7 @@ def refuse_flags(argv: Sequence[str], flags: Sequence[str], names: Sequence[str]
 
 
 def refuse_unreadable(argument: str, quoted: str, names: Sequence[str] | set[str], known: dict[str, Setting]) -> str:
-    """Return the message for an argument that the grammar of overrides does not accept.
-
-    Args:
-        argument: as typed.
-        quoted: the same with its value in quotes of the grammar.
-        names: the keys and groups that exist.
-        known: the settings, by key.
-    """
+    """Return the message for an argument that the grammar of overrides rejects; `quoted` has its value quoted."""
     key, equals, value = argument.partition("=")
     if key != key.strip() and key.strip() in names:
         return f"{argument}: settings are written without blanks: {key.strip()}={value}"
@@ -118,8 +105,7 @@ def refuse_altered_text(file: Path, group: str, texts: set[str]) -> str | None:
     """Return the message for an unquoted text that YAML reads as a number or truth value spelt otherwise; else None.
 
     Args:
-        file: a config file that was read without an error.
-        group: the config group of the file: its keys are below it, unless the file says `@package _global_`.
+        group: the config group of the file; its keys are below it, unless the file says `@package _global_`.
         texts: the keys whose values are texts.
     """
     content = file.read_text(encoding="utf-8")
@@ -147,13 +133,7 @@ def refuse_altered_text(file: Path, group: str, texts: set[str]) -> str | None:
 
 
 def reword_error(error: BaseException, overrides: Sequence[Override], known: dict[str, Setting]) -> str:
-    """Turn an error from composing a config into one line about the settings.
-
-    Args:
-        error: raised by Hydra, OmegaConf or the YAML parser.
-        overrides: the parsed command line.
-        known: the settings, by key.
-    """
+    """Turn an error that Hydra, OmegaConf or the YAML parser raised into one line about the settings."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

@@ -16,11 +16,8 @@ RELATIONS = ("element symbol", "young animal", "capital", "planet of a moon", "t
 def suggestions(stage: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the suggestions for a model: each has `topic`, `title` to show, `text` to ask and a `system` message.
 
-    The facts were in the training data; the questions about them were not.
-
-    Args:
-        stage: the stage that trained the model.
-        config: the config of the run that trained it; empty if it is unknown.
+    The facts were in the training data; the questions about them were not. `config` is that of the run that trained the
+    model, empty if it is unknown.
     """
     from nanochat_pl.tasks.scienceqa import PERSONA, format_question
     from nanochat_pl.world.questions import questions

@@ -202,9 +202,8 @@ def trusted_tasks(
     to the folders that `trusted_data` allows.
 
     Args:
-        tasks: by name, each a `_target_` with its arguments.
         allow: further packages whose own classes and functions may be named.
-        path: the checkpoint that they come from.
+        path: the checkpoint that the tasks come from.
         outputs: the folder for results of this command.
 
     Raises:

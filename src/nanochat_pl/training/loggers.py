@@ -29,7 +29,6 @@ __all__ = [
     "AXES",
     "SUMMARIES",
     "MetricsFile",
-    "drop_lines_from",
     "evaluation_figures",
     "finish_loggers",
     "log_evaluation",
@@ -58,18 +57,14 @@ EXAMPLE_COLUMNS = ("id", "task", "prompt", "expected", "output", "correct", "pro
 
 
 class MetricsFile(Logger):
-    """Append metrics to a CSV file; the first column is `step`.
-
-    Args:
-        path: the file; rows already in it stay.
-    """
+    """Append metrics to a CSV file, which may have rows already; the first column is `step`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.columns: list[str] = []
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
                 self.columns = next(csv.reader(file), [])
 
     @property
@@ -101,7 +96,7 @@ class MetricsFile(Logger):
         """Read back all rows, values as text."""
         if not self.path.is_file():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
 
     @rank_zero_only
@@ -193,17 +188,6 @@ def finish_loggers(trainer: L.Trainer) -> None:
 
 def _log_sync_command(folder: Path) -> None:
     log.info("W&B wrote offline; to upload: wandb sync %s", folder)
-
-
-def drop_lines_from(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later from a JSON Lines file, if it exists, and a half-written last line."""
-    if not path.is_file():
-        return
-    # not splitlines: texts may contain other characters that it takes for line ends
-    *lines, half = path.read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if json.loads(line)["step"] < step]
-    if half or len(kept) < len(lines):
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def log_table(

@@ -93,9 +93,7 @@ class QuestionData(StepBatches):
     """The questions that are trained on and those that pass@k is measured on.
 
     Args:
-        train, val: questions with their rewards.
         sandbox: what isolates the answers of the tasks that run them, by task.
-        rl: how many make a rollout, and how many updates.
         horizon: `num_steps` or `num_epochs`, and the number.
         seed: the seed of the order.
 

@@ -21,13 +21,7 @@ __all__ = ["describe_machine", "describe_run", "earlier_seconds", "is_terminal",
 
 
 def describe_run(folder: Path, plain: dict[str, Any], arguments: list[str]) -> None:
-    """Save what is needed to repeat a run, and where it ran: config.yaml, run.json, uncommitted changes as a patch.
-
-    Args:
-        folder: the run folder.
-        plain: the resolved config.
-        arguments: the command line.
-    """
+    """Save what is needed to repeat a run, and where it ran: config.yaml, run.json, uncommitted changes as a patch."""
     with writing(folder / "config.yaml"):
         OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
 

@@ -25,11 +25,7 @@ SIGNALS = tuple(
 
 
 class Stopped(BaseException):
-    """A signal ends what is running. Not an `Exception`: nothing that handles errors may take it for one.
-
-    Args:
-        number: the number of the signal.
-    """
+    """A signal ends what is running. Not an `Exception`: nothing that handles errors may take it for one."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")

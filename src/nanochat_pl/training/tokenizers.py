@@ -27,10 +27,7 @@ MEASURED_DOCUMENTS = 64
 def train_tokenizer(cfg: TrainConfig, folder: Path, begin: Callable[[], None]) -> dict[str, Any]:
     """Run stage=tokenizer: train, save, and measure compression on text that it has and has not seen.
 
-    Args:
-        cfg: the config of the run.
-        folder: the run folder.
-        begin: called before anything is written there.
+    `begin` is called before anything is written to the run folder.
     """
     started = time.perf_counter()
     shards = prepare_text(cfg.data, cfg.offline, cfg.outputs)

@@ -20,11 +20,7 @@ DATA_WAIT_S = "data_wait_s"
 
 
 class RunCallback(Callback):
-    """A callback of this package: it shares the state of its run with the others, and has a priority.
-
-    Args:
-        run: the state; each callback writes its own fields of it.
-    """
+    """A callback of this package: it shares the state of its run with the others, and has a priority."""
 
     priority: ClassVar[int] = 0
     """Callbacks are called in the order of their priorities, the highest first; those of users have 0."""

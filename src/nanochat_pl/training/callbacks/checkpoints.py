@@ -72,7 +72,6 @@ class Checkpoints(RunCallback):
     """Save at an interval, on a signal and at the end, and keep the random state across sessions.
 
     Args:
-        run: its checkpoint folder is written to; a signal is noted in it.
         stop_after_steps: save and stop after this many steps of this process; the horizon stays as it is.
     """
 

@@ -24,9 +24,7 @@ class Evaluations(RunCallback):
     share the work of CORE; in other evaluations each rank does all of it, since waiting for an answer takes as long.
 
     Args:
-        run: its checkpoint is saved before; the time spent here does not count as training.
         cfg: the config of the training run; `cfg.eval` says what to measure.
-        tokenizer: the tokenizer of the model.
         every_steps: the interval in optimizer steps.
     """
 

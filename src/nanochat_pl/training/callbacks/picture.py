@@ -16,9 +16,6 @@ class Picture(RunCallback):
     """Draw loss.png next to metrics.csv when training ends, even early: the curves over all sessions of the run.
 
     A picture that cannot be drawn or written costs one line of warning, never the run.
-
-    Args:
-        run: its folder gets the picture; its facts are written above the curves.
     """
 
     priority = 20  # after the summary

@@ -13,14 +13,7 @@ from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from nanochat_pl.training.callbacks import (
-    DATA_WAIT_S,
-    RunCallback,
-    StepMetrics,
-    is_logged,
-    log_metrics,
-    over_ranks,
-)
+from nanochat_pl.training.callbacks import DATA_WAIT_S, RunCallback, StepMetrics, is_logged, log_metrics, over_ranks
 from nanochat_pl.training.loggers import MetricsFile
 from nanochat_pl.training.state import RunState
 
@@ -31,7 +24,6 @@ class Progress(RunCallback):
     """Log loss, rate and speed at a fixed interval: a row for the loggers and one human-readable line.
 
     Args:
-        run: gets the metrics and their totals over the run.
         every_steps: the interval in optimizer steps.
         peak_flops: the peak of the device per rank, FLOP/s; None = unknown, so that there is no MFU.
     """

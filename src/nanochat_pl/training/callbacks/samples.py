@@ -9,7 +9,8 @@ training is the same bit for bit with and without. Reinforcement learning shows 
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,15 +18,15 @@ import lightning as L
 from nanochat_pl.config.schema import StageConfig
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.engine import Engine, Request
-from nanochat_pl.paths import writing
+from nanochat_pl.paths import write_atomically, writing
 from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.callbacks import RunCallback, is_due
-from nanochat_pl.training.loggers import drop_lines_from, log_table
+from nanochat_pl.training.loggers import log_table
 from nanochat_pl.training.questions import QuestionBatch
 from nanochat_pl.training.rl_module import PolicyModel
 from nanochat_pl.training.state import RunState
 
-__all__ = ["PromptSamples", "RolloutSamples", "encode_prompts", "one_line"]
+__all__ = ["PromptSamples", "RolloutSamples", "drop_lines_from", "encode_prompts", "one_line"]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ def encode_prompts(
     """Map each prompt to its token ids, in order; one that leaves no room for an answer is dropped with a warning.
 
     Args:
-        tokenizer: the tokenizer of the model.
         prompts: the beginnings of texts, or messages of a user.
         as_chat: render each as a conversation for the assistant to continue, else as a text after BOS.
         sequence_len: the model's context, tokens.
@@ -75,6 +75,30 @@ def one_line(text: str, limit: int) -> str:
     return shown if len(shown) <= limit else shown[:limit].rstrip() + "…"
 
 
+def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Append records to a JSON Lines file."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def drop_lines_from(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later from a JSON Lines file, if it exists, and those that cannot be read."""
+    if not path.is_file():
+        return
+
+    def is_before(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] < step
+        except (ValueError, KeyError, TypeError, RecursionError):  # half-written, or lost when the power failed
+            return False
+
+    # not splitlines: texts may contain other characters that it takes for line ends
+    *lines, half = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = [line for line in lines if is_before(line)]
+    if half or len(kept) < len(lines):
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
 class PromptSamples(RunCallback):
     """Let the model continue fixed prompts at an interval and at the end: to the log, samples.jsonl and W&B.
 
@@ -82,9 +106,7 @@ class PromptSamples(RunCallback):
     `stopped` (it ended by itself, not at `stage.sample_tokens`). A resumed run drops the lines from its first step on.
 
     Args:
-        run: its folder gets the file; the time spent here does not count as training.
         stage: the prompts, the interval and the length; base continues texts, other stages answer.
-        tokenizer: the tokenizer of the model.
         sequence_len: the model's context, tokens.
         engine_dtype: the number format in which the engine computes.
     """
@@ -119,8 +141,7 @@ class PromptSamples(RunCallback):
             return
         begin, step = time.perf_counter(), trainer.global_step
         lines = self.sample(module.model, step)
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        append_lines(self.path, lines)
         log_table(trainer.loggers, "samples", COLUMNS, [[line[column] for column in COLUMNS] for line in lines], step)
         for line in lines:
             prompt = one_line(line["prompt"], SHOWN_CHARS // 2)
@@ -150,12 +171,7 @@ class PromptSamples(RunCallback):
 
 
 class RolloutSamples(RunCallback):
-    """Write the answers to one question of every logged step to samples.jsonl, and as a table to W&B.
-
-    Args:
-        run: its folder gets the file; each line has step, question and answers with their rewards.
-        every_steps: the interval of the log.
-    """
+    """Write the answers to one question of every logged step, with their rewards, to samples.jsonl and to W&B."""
 
     priority = PromptSamples.priority
 
@@ -183,7 +199,6 @@ class RolloutSamples(RunCallback):
             {"reward": answer.reward, "text": pl_module.tokenizer.decode(answer.tokens)} for answer in group.answers
         ]
         line = {"step": step, "question": pl_module.questions.text(group.question), "answers": rows}
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_lines(self.path, [line])
         table = [[step, line["question"], row["text"], row["reward"]] for row in rows]
         log_table(trainer.loggers, "samples", ("step", "question", "answer", "reward"), table, step)

@@ -27,7 +27,6 @@ class Summary(RunCallback):
     is killed, the seconds since its last write are lost.
 
     Args:
-        run: its facts, metrics and checkpoints are written.
         when_training: called on the first process when training starts, before the first write.
     """
 

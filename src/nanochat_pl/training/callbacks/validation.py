@@ -40,7 +40,6 @@ class Validation(RunCallback):
     """Measure the fixed validation set at step 0, at each interval and at the end; save first, then measure.
 
     Args:
-        run: its checkpoint is written before, and the best one kept afterwards; its `validation` gets the metrics.
         measure: returns the metrics of a module, the same on every rank.
         every_steps: interval in optimizer steps; None = at the end only.
         best: the metric that decides which checkpoint is the best, in the direction that `eval.metrics` gives it.
