@@ -124,7 +124,7 @@ def _to_api_error(error: Exception, request: Request) -> tuple[ApiError, str | N
     return error, None
 
 
-_SAYS = {  # pydantic's error type -> what a value must be, with the names of its context
+_REQUIREMENTS = {  # pydantic's error type -> the requirement on the value, with names of the error's context
     "literal_error": "one of {expected}",
     "string_type": "text",
     "string_too_short": "text that is not empty",
@@ -146,14 +146,14 @@ _SAYS = {  # pydantic's error type -> what a value must be, with the names of it
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length} or fewer",
 }
-_FORMS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+_TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def _from_validation(errors: Sequence[Any]) -> ApiError:
     """Return the first error of a body, in this server's words."""
     first = errors[0]
-    place = [part for part in first["loc"] if part != "body"]
-    kind, param = str(first["type"]), _path(place)
+    path = [part for part in first["loc"] if part != "body"]
+    kind, param = str(first["type"]), _path(path)
     if kind == "json_invalid":
         # keep the parser's position, but not its sentence
         where = next((f", at character {part}" for part in first["loc"] if isinstance(part, int)), "")
@@ -161,8 +161,8 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
     if kind == "unsupported_parameter":
         name = first["ctx"]["param"]
         param = f"{param}.{name}" if param else name
-        return ApiError(400, f"{param} {first['ctx']['says']}", param=param, code=kind)
-    if not place and kind in ("missing", "model_attributes_type"):
+        return ApiError(400, f"{param} {first['ctx']['problem']}", param=param, code=kind)
+    if not path and kind in ("missing", "model_attributes_type"):
         return ApiError(400, "the body must be a JSON object, sent with Content-Type: application/json")
     if kind == "extra_forbidden":
         message = f"{param} is unknown here, and a setting without effect is refused; leave it out"
@@ -178,7 +178,11 @@ def _expected(error: Mapping[str, Any]) -> str:
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in bounds.items()}
     if kind == "form":
         return str(error["msg"])
-    return _SAYS[kind].format(**bounds) if kind in _SAYS else "of another form (/openapi.json describes it)"
+    return (
+        _REQUIREMENTS[kind].format(**bounds)
+        if kind in _REQUIREMENTS
+        else "of another form (/openapi.json describes it)"
+    )
 
 
 def _found(error: Mapping[str, Any]) -> str:
@@ -192,13 +196,13 @@ def _found(error: Mapping[str, Any]) -> str:
         return repr(value[:40])
     if kind in ("too_short", "too_long") and isinstance(value, list):
         return f"{len(value)}"
-    return "empty text" if value == "" else _FORMS.get(type(value), "something else")
+    return "empty text" if value == "" else _TYPE_NAMES.get(type(value), "something else")
 
 
-def _path(place: Sequence[Any]) -> str:
+def _path(location: Sequence[Any]) -> str:
     """Format (messages, 0, role) as messages[0].role; names that begin with # are forms of a field and are skipped."""
     path = ""
-    for part in place:
+    for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith("#"):

@@ -26,9 +26,9 @@ Text = Annotated[str, Field(min_length=1)]
 Ids = list[Annotated[int, Field(ge=0)]]
 
 
-def unsupported(param: str, says: str) -> PydanticCustomError:
-    """Make the error about one field; clients read the field's name followed by `says`."""
-    return PydanticCustomError("unsupported_parameter", "{says}", {"param": param, "says": says})
+def unsupported(param: str, problem: str) -> PydanticCustomError:
+    """Make the error about one field; clients read the field's name followed by `problem`."""
+    return PydanticCustomError("unsupported_parameter", "{problem}", {"param": param, "problem": problem})
 
 
 def _within(setting: str, **narrower: Any) -> Any:
