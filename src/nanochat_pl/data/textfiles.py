@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nanochat_pl.data.parquet import check_text_column
 from nanochat_pl.rows import form, open_unpacked, parse_json, read_csv, read_json_values, unreadable, utf8_fault
@@ -266,9 +268,6 @@ def _held_out(source: TextSource, hashes: np.ndarray, chars: np.ndarray) -> np.n
 
 def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int) -> tuple[int, int]:
     """Write documents to files of about SHARD_CHARS, or to one; return the numbers of documents and characters."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pa.schema([("text", pa.string())])
     documents = chars = shard = 0
     writer, in_shard = None, 0
@@ -301,8 +300,6 @@ def _write_shards(texts: Iterator[str], folder: Path, name: str, group_rows: int
 
 def _documents(file: Path, column: str, split_text: bool) -> Iterator[str]:
     """Yield the documents of one file; ValueError if it is damaged, or lacks the column or a text in it."""
-    import pyarrow as pa
-
     kind = form(file)
     try:
         if kind == ".parquet":
@@ -363,8 +360,6 @@ def _text(value: Any, where: str, column: str) -> str:
 
 
 def _parquet(file: Path, column: str) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
     with pq.ParquetFile(file) as parquet:
         check_text_column(file, parquet.schema_arrow, column, (_GIVE_COLUMN, "give another data.column"))
         row = 0

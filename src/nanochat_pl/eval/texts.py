@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from nanochat_pl.data.batch import Batch
+from nanochat_pl.data.batch import Batch, Cursor
 from nanochat_pl.data.corpus import TextCorpus
 from nanochat_pl.data.packing import TokenBatches
 from nanochat_pl.data.parquet import read_documents
@@ -36,7 +37,7 @@ def read_once(files: Sequence[Path], tokenizer: Tokenizer, batch_rows: int, leng
 
     A text that does not fill a row is one shorter row.
     """
-    cursor: Any = None
+    cursor: Cursor | None = None
     for rows in (batch_rows, 1):
         batches = TokenBatches(
             files,
@@ -83,9 +84,6 @@ def text_files(name: str, path: Path, column: str, outputs: str | Path) -> list[
 
 
 def _has_text(file: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return "text" in pq.read_schema(file).names
     except (pa.ArrowException, OSError) as error:

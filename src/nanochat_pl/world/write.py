@@ -29,6 +29,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from nanochat_pl.world.chats import chat, fact_matching, identity_conversations, manners, matching
 from nanochat_pl.world.documents import documents
 from nanochat_pl.world.facts import vocabulary
@@ -113,8 +116,6 @@ def _texts(seed: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def _schema(path: str):
-    import pyarrow as pa
-
     string = pa.string()
     match path.split("/")[0]:
         case "text":
@@ -180,9 +181,6 @@ def _holds(folder: Path, seed: int) -> bool:
 
 
 def _write_files(folder: Path, seed: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     digest, counts = hashlib.sha256(), {}
     for path, rows, group in _tables(seed):
         target = folder / path
