@@ -48,10 +48,8 @@ def train(*overrides: str, **settings: Any) -> RunResult:
         >>> base = nanochat_pl.train(stage="base", depth=2, run_name="first", **{"stage.num_steps": 200})
         >>> base.summary["val/bpb"]
     """
-    from omegaconf import OmegaConf
-
     from nanochat_pl.config.checks import preflight
-    from nanochat_pl.config.compose import ConfigError
+    from nanochat_pl.config.compose import ConfigError, to_plain
     from nanochat_pl.paths import run_dir
 
     arguments, job = _one_job("train", overrides, settings)
@@ -65,8 +63,7 @@ def train(*overrides: str, **settings: Any) -> RunResult:
     from nanochat_pl.training.run import run
 
     folder = run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)
-    plain: Any = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
-    summary = _interruptible(lambda: run(cfg, plain, folder, ["train.py", *arguments]))
+    summary = _interruptible(lambda: run(cfg, to_plain(job.config), folder, ["train.py", *arguments]))
     if "signal" in summary:
         raise KeyboardInterrupt(f"the run was stopped at step {summary['step']} and saved; resume='auto' goes on")
     return RunResult(folder, summary)
@@ -88,14 +85,12 @@ def evaluate(*overrides: str, **settings: Any) -> list[RunResult]:
         >>> [recall] = nanochat_pl.evaluate(ckpt=base.folder, eval="recall")
         >>> recall.summary["metrics"]
     """
-    from omegaconf import OmegaConf
-
     from nanochat_pl.cli.evaluate import check_job, run_job
+    from nanochat_pl.config.compose import to_plain
 
     arguments, job = _one_job("evaluate", overrides, settings)
     check_job(job.checked, arguments)
-    plain: Any = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
-    folders = _interruptible(lambda: run_job(job.checked, plain, job.choices, arguments))
+    folders = _interruptible(lambda: run_job(job.checked, to_plain(job.config), job.choices, arguments))
     return [RunResult(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))) for folder in folders]
 
 

@@ -35,6 +35,7 @@ from nanochat_pl.config.compose import (
     in_hydra,
     leaves,
     quote_texts,
+    to_plain,
 )
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
@@ -330,9 +331,8 @@ def is_finished(job: Job, place: Path) -> bool:
     """Return whether a run folder holds a finished run of the same config."""
     if not (place / "config.yaml").is_file() or unfinished(place) is not None:
         return False
-    now = OmegaConf.to_container(job.config, resolve=True, enum_to_str=True)
-    then = OmegaConf.to_container(OmegaConf.load(place / "config.yaml"))
-    assert isinstance(now, dict) and isinstance(then, dict)
+    now, then = to_plain(job.config), OmegaConf.to_container(OmegaConf.load(place / "config.yaml"))
+    assert isinstance(then, dict)
     for key in ("resume", "force"):  # how it was started, not what it trained
         now.pop(key, None), then.pop(key, None)
     return now == then

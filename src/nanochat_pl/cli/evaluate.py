@@ -14,7 +14,7 @@ from nanochat_pl.training.signals import guarded, loading
 
 with loading():
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     from nanochat_pl.checkpoint import check_model
     from nanochat_pl.checkpoint.formats import ModelFiles
@@ -23,7 +23,15 @@ with loading():
     from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.config import schema
     from nanochat_pl.config.checks import check_measure, hub_folder, names_no_data, no_data_error
-    from nanochat_pl.config.compose import CommandLine, ConfigError, about_hydra, check, compose_jobs, quote_texts
+    from nanochat_pl.config.compose import (
+        CommandLine,
+        ConfigError,
+        about_hydra,
+        check,
+        compose_jobs,
+        quote_texts,
+        to_plain,
+    )
     from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
     from nanochat_pl.config.run_folder import run_config
@@ -118,8 +126,7 @@ def run_job(
 def job(cfg: DictConfig) -> int:
     """Evaluate the checkpoints of one job that Hydra started."""
     hydra = HydraConfig.get()
-    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    run_job(check(cfg, schema.EvaluateConfig), plain, hydra.runtime.choices, list(hydra.overrides.task))
+    run_job(check(cfg, schema.EvaluateConfig), to_plain(cfg), hydra.runtime.choices, list(hydra.overrides.task))
     return 0
 
 

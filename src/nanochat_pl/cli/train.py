@@ -18,7 +18,7 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf, flag_override
+    from omegaconf import DictConfig, flag_override
 
     from nanochat_pl.cli.arguments import in_words, refuse, share_cores
     from nanochat_pl.cli.explain import asked_for_help
@@ -33,6 +33,7 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
         compose_jobs,
         config_dir,
         quote_texts,
+        to_plain,
     )
     from nanochat_pl.config.run_folder import forget_run, is_first_process
     from nanochat_pl.eval.metrics import METRICS
@@ -134,23 +135,21 @@ def full_errors() -> Iterator[None]:
 def job(cfg: DictConfig) -> int:
     """Train one job in its own folder."""
     config = check(cfg, schema.TrainConfig)
-    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    assert isinstance(plain, dict)
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-    arguments = sys.argv.copy()
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    arguments, of_sweep = sys.argv.copy(), HydraConfig.get().mode == RunMode.MULTIRUN
+    if of_sweep:
         isolate_job(folder)
     try:
         from nanochat_pl.training.run import run
 
-        result = run(config, {str(k): v for k, v in plain.items()}, folder, arguments)
+        result = run(config, to_plain(cfg), folder, arguments)
     except BaseException:
-        if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
+        if is_first_process() and not of_sweep:
             forget_run(folder)
         raise
     finally:
         sys.argv[:] = arguments
-    if is_first_process() and HydraConfig.get().mode == RunMode.RUN:
+    if is_first_process() and not of_sweep:
         print_next_steps(config, folder, result, arguments[1:])
     number = result.get("signal")
     started_by_lightning = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ

@@ -367,7 +367,7 @@ def check(cfg: DictConfig, root: type) -> Any:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} is not set; give {missing[0]}=… (for data=local: data.root=<folder>)")
-    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    plain = to_plain(cfg)
     known = settings(root)
     for key in leaves(plain):
         if key not in known and not key.startswith(OPEN_KEYS):
@@ -389,6 +389,12 @@ def check(cfg: DictConfig, root: type) -> Any:
             if isinstance(spec, Mapping) and not spec.get("_target_"):
                 raise ConfigError(f"mixture.{group}.{name} has no _target_; give one, as nanochat_pl.tasks.jsonl.JSONL")
     return OmegaConf.to_object(cfg)
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as plain containers, resolved and with enums as texts."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    return plain
 
 
 def check_definition(target: str, arguments: set[str], key: str) -> None:

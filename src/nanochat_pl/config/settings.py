@@ -82,13 +82,9 @@ def _docstrings(root: type) -> dict[str, str]:
         if is_dataclass(part):
             body = _classes(inspect.getsourcefile(part) or "")[part.__name__].body
             for field, below in pairwise(body):
-                if (
-                    isinstance(field, ast.AnnAssign)
-                    and isinstance(field.target, ast.Name)
-                    and isinstance(below, ast.Expr)
-                    and isinstance(below.value, ast.Constant)
-                ):
-                    found[field.target.id] = " ".join(str(below.value.value).split())
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                        found[name] = " ".join(str(text).split())
     return found
 
 

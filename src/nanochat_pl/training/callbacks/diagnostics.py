@@ -110,9 +110,7 @@ class Health(Callback):
         if is_logged(trainer.global_step, module.log_every_steps, trainer.max_steps):
             self._module, self._batch = module, batch
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._idle_since = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

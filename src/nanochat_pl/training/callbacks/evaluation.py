@@ -51,9 +51,7 @@ class Evaluations(RunCallback):
         if trainer.global_step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
             self._evaluate(trainer, pl_module)  # the row of this step was dropped, or the evaluation interrupted
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if is_due(trainer, self.every_steps) and not trainer.should_stop:
             self._evaluate(trainer, pl_module)
 

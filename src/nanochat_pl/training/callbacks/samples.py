@@ -130,9 +130,7 @@ class PromptSamples(RunCallback):
             if step > 0 and is_due(trainer, self.every_steps) and not trainer.should_stop:
                 self._sample(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if is_due(trainer, self.every_steps) and trainer.is_global_zero and not trainer.should_stop:
             self._sample(trainer, pl_module)
 

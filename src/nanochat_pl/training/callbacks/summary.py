@@ -55,9 +55,7 @@ class Summary(RunCallback):
             self.when_training()
         self.write(trainer, "running")
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write(trainer, "running")
 

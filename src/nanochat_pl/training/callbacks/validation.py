@@ -59,9 +59,7 @@ class Validation(RunCallback):
         if is_due(trainer, self.every_steps):
             self._measure(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if is_due(trainer, self.every_steps) and not trainer.should_stop:
             self._measure(trainer, pl_module)
 
