@@ -20,6 +20,7 @@ from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_pr
 from nanochat_pl.eval.results import PROMPT_TAIL_CHARS, Evaluation, ExampleLog, MetricRow, proportion_row
 from nanochat_pl.eval.stats import Interval, weighted_sum_interval
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.runtime import gather
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = ["CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_core"]
@@ -122,8 +123,7 @@ def evaluate_core(
     records = QuestionLoop(questions, log, progress).run(answer) if questions else []
     num_answered = log.num_appended
     if world_size > 1:
-        shares: list[Any] = [None] * world_size
-        dist.all_gather_object(shares, (records, num_answered))
+        shares = gather((records, num_answered))
         by_id = {record["id"]: record for share, _ in shares for record in share}
         records = [by_id[f"{label}/{index}"] for label, sample in samples.items() for index in range(len(sample))]
         num_answered = sum(number for _, number in shares)
