@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def _log_as_it_was() -> Iterator[None]:
     for handler in set(log.handlers) - set(handlers):
         log.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Let SIGHUP end processes also where the tests themselves run under nohup, which makes it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def _folder(variable: str, default: str) -> Path:

@@ -40,6 +40,7 @@ def send_after_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -
     monkeypatch.setattr(Summary, "on_train_batch_end", hook)
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [n for n in SIGNALS if n not in (signal.SIGINT, signal.SIGTERM)])
 def test_every_signal_that_ends_processes_saves_first(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -129,6 +130,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_is_saved(world: Path, tmp_path: Path):
     child, master = pty.fork()

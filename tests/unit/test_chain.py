@@ -32,6 +32,7 @@ time.sleep(30)
 """
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_stage_gets_the_signal_and_time_to_save(number: signal.Signals):
     before = signal.getsignal(number)

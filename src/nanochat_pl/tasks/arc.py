@@ -22,9 +22,13 @@ class ARC(HubTask):
 
     Args:
         path: folder with the folders ARC-Easy and ARC-Challenge, which hold `<split>.parquet` or the hub's files.
-        subset: one of `SUBSETS`.
+        subset: ARC-Easy or ARC-Challenge.
         split: train, validation or test.
-        options: see `HubTask`, which also lists the errors.
+        options: see `HubTask`.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: for another subset, a missing column, or a row whose answer is none of its labels.
     """
 
     kind = "categorical"

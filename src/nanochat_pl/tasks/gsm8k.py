@@ -41,6 +41,15 @@ class GSM8K(HubTask):
     Extras of a conversation: `id` (split/row of the file), `question`, `answer` (the number as text, without commas).
 
     The splits are train and test; `HubTask` explains the arguments and the errors.
+
+    Args:
+        path: folder with `<split>.parquet`, or the hub's files.
+        split: train or test.
+        options: see `HubTask`.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: if a column is missing, or a solution names no answer.
     """
 
     hub_repo, hub_folder = "openai/gsm8k", "main"

@@ -95,11 +95,16 @@ class HumanEval(HubTask):
     Extras of a conversation: `id` (the task_id), `prompt`, `test`, `entry_point`.
 
     Args:
+        path: folder with `<split>.parquet`, or the hub's files.
         split: test is the only one there is.
-        sandbox: how answers run: auto (the strongest isolation that works), weak (limits only), see `run_python`.
+        sandbox: how answers run: auto (the strongest isolation that holds), weak (limits only), see `run_python`.
         timeout_s: seconds that an answer with its tests may take.
-        options: see `HubTask`, which also lists the errors; with strict=stated, code is found in any Python fence, even
-            one that is not closed.
+        options: see `HubTask`; with strict=stated, code is found in any Python fence, also one that is not closed.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: if a column is missing, or a row has no prompt, no entry point that its prompt names, or no test
+            that checks something.
     """
 
     grading_threads = 4  # they wait for programs

@@ -24,10 +24,15 @@ class MMLU(HubTask):
     `subject` (empty for the auxiliary questions).
 
     Args:
-        path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files. Their columns may be inside a
+        path: folder with `<split>.parquet` (or .csv, .json, .jsonl), or the hub's files. Their columns may lie in a
             single column `train`, as in the hub's older form of the auxiliary questions.
         split: auxiliary_train (to learn from), dev, validation or test.
-        options: see `HubTask`, which also lists the errors.
+        options: see `HubTask`.
+
+    Raises:
+        FileNotFoundError: if the split is not there, or cannot be fetched.
+        ValueError: for another split, a missing column, a value that cannot be read as its column's (see `columns`), or
+            a row without four choices and an answer among them.
     """
 
     kind = "categorical"

@@ -175,9 +175,17 @@ class SpellingBee(_WordTask):
     drawn anew in each epoch.
 
     Args:
-        path, split, size, chosen: as for `SimpleSpelling`, with one question about each word.
+        path: text file with one word a line.
+        split: train or test; no word is in both.
+        size: number of questions, each about another word, or one about every word where there are fewer; None = one
+            about every word. In each epoch letter and wording are drawn anew.
         strict: how answers are read: stated (the number that an answer states) or original (nanochat's rule), see
             docs/evaluation.md.
+        chosen: which of these, see `Task`.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: for another split, a size below 1, or a line that is not one word.
     """
 
     def __init__(
