@@ -82,9 +82,8 @@ class Worker:
         self._engine = engine
         self._session: DecodingSession | None = None
         self._changed = threading.Condition()  # guards all that follows
-        self._queues: OrderedDict[str, deque[GenerationHandle]] = (
-            OrderedDict()
-        )  # the client that got a row last is last
+        # The client that got a row last is last.
+        self._queues: OrderedDict[str, deque[GenerationHandle]] = OrderedDict()
         self._num_waiting = 0
         self._active: dict[int, GenerationHandle] = {}  # by the session's number
         self._rows_of: Counter[str] = Counter()

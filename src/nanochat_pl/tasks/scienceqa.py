@@ -13,10 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from nanochat_pl.paths import atomic_file
 from nanochat_pl.tasks import columns
 from nanochat_pl.tasks.answers import choice_letters, strict_letter
@@ -174,6 +170,9 @@ class ScienceQA(Task):
 
     def _save(self, file: Path) -> None:
         """Write the formatted split: the records, and the messages as they are worded without shuffling."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         shuffle, self._shuffle_choices = self._shuffle_choices, False
         rows = [record | {"messages": self.conversation(i, 0)["messages"]} for i, record in enumerate(self._records)]
         self._shuffle_choices = shuffle
@@ -201,6 +200,10 @@ def _read_split(files: Sequence[Path], split: str) -> list[dict[str, Any]]:
 
 def _has_image(file: Path, num_rows: int) -> list[bool]:
     """Return for each row whether it has a picture: its path or its bytes are there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     if file.suffix != ".parquet":
         return [_is_picture(row.get("image")) for row in read_rows(file, (), ("image",))]
     schema = pq.read_schema(file)
@@ -272,6 +275,9 @@ def _content_key(files: Sequence[Path]) -> str:
 
 
 def _read_formatted(file: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     log.info("reading formatted conversations from %s", file)
     try:
         names = [name for name in pq.read_schema(file).names if name != "messages"]

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nanochat_pl.downloads import fetch_hub_file, list_hub_files
 from nanochat_pl.paths import first_line
@@ -30,6 +27,7 @@ from nanochat_pl.tasks.repairs import Unfit, answer_labels, answer_numbers, as_n
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 __all__ = [
     "ENDINGS",
@@ -172,6 +170,8 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
             count from 1; the message names file, row and column.
     """
     import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from datasets.table import InMemoryTable, concat_tables
 
     repairs: dict[str, Counter[str]] = {}
@@ -223,8 +223,11 @@ def read_table(files: Sequence[Path], columns: Columns) -> SplitTable:
     return table
 
 
-def _first_blank(column: pa.ChunkedArray) -> int | None:
+def _first_blank(column: "pa.ChunkedArray") -> int | None:
     """Return the first row with a text, or a text in a list, that is empty or white space; None if there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     start = 0
     for chunk in column.chunks:
         parents, texts = None, chunk
@@ -279,6 +282,9 @@ def read_rows(
 def _read_parquet(
     file: Path, columns: Sequence[str], optional: Sequence[str], rewrite: Any
 ) -> tuple[list[str], list[dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(file)
         wrapped = _is_wrapped(schema)
@@ -300,7 +306,9 @@ def _read_parquet(
     return names, [row[schema.names[0]] or {} for row in rows] if wrapped else rows
 
 
-def _is_wrapped(schema: pa.Schema) -> bool:
+def _is_wrapped(schema: "pa.Schema") -> bool:
+    import pyarrow as pa
+
     return len(schema) == 1 and pa.types.is_struct(schema.types[0])
 
 
@@ -309,7 +317,7 @@ def _check_unique(file: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{file} has two columns of the name {', '.join(twice)}; rename or drop one of them")
 
 
-def _not_utf8(file: Path, table: pa.Table) -> ValueError:
+def _not_utf8(file: Path, table: "pa.Table") -> ValueError:
     """Return the error that names the first value that is not UTF-8."""
     for name in table.column_names:
         for row, value in enumerate(table.column(name)):
@@ -344,8 +352,10 @@ def _json_rows(file: Path, lists: bool) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def _typed(file: Path, columns: Columns) -> pa.Table | None:
+def _typed(file: Path, columns: Columns) -> "pa.Table | None":
     """Read a parquet file of the declared types without nulls, without Python objects; None for other files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets.table import table_cast
 
     if file.suffix != ".parquet" or columns.labelled:
@@ -370,6 +380,8 @@ def _typed(file: Path, columns: Columns) -> pa.Table | None:
 
 def _matches(kind: Any, feature: Any) -> bool:
     """Return whether an Arrow type is the declared one, or differs from it only in its width."""
+    import pyarrow as pa
+
     if isinstance(feature, dict):
         fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
         return set(fields) == set(feature) and all(_matches(fields[name], feature[name]) for name in feature)
@@ -380,7 +392,9 @@ def _matches(kind: Any, feature: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _has_null(array: pa.Array) -> bool:
+def _has_null(array: "pa.Array") -> bool:
+    import pyarrow as pa
+
     if array.null_count:
         return True
     if pa.types.is_struct(array.type):
@@ -390,8 +404,10 @@ def _has_null(array: pa.Array) -> bool:
     return False
 
 
-def _repaired(rows: list[dict[str, Any]], file: Path, columns: Columns, repairs: dict[str, Counter[str]]) -> pa.Table:
+def _repaired(rows: list[dict[str, Any]], file: Path, columns: Columns, repairs: dict[str, Counter[str]]) -> "pa.Table":
     """Convert every value to its declared type, column by column."""
+    import pyarrow as pa
+
     names = [name for name in columns.features if (rows and name in rows[0]) or name in columns.names[0]]
     fitted: dict[str, list[Any]] = {}
     labels: dict[int, list[str]] = {}
