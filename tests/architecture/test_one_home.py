@@ -5,11 +5,10 @@ import ast
 import pytest
 from tests.architecture.test_imports import MODULES, REPO, tree
 
-from nanochat_pl.cli.workspace import SECTIONS
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.stages import MODEL_STAGES, STAGES, StageName
 from nanochat_pl.eval.metrics import METRICS
-from nanochat_pl.optim.groups import ROLES
+from nanochat_pl.optim.config import ROLES
 
 STAGE_TABLE = "config.stages"
 FOREIGN = {"checkpoint.nanochat": "names of folders that nanochat gives its stages"}
@@ -57,7 +56,7 @@ def test_no_list_of_metrics_stands_outside_its_table(module: str):
     assert not found, f"{module} lists metrics in {', '.join(found)}; ask nanochat_pl.eval.metrics"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "optim.groups"])
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "optim.config"])
 def test_no_list_of_roles_stands_outside_its_table(module: str):
     # A model says which parameters play a role, and the accounting how many: each as a dict from role to its own fact.
     found = [
@@ -66,14 +65,7 @@ def test_no_list_of_roles_stands_outside_its_table(module: str):
         if isinstance(node, ast.Tuple | ast.List | ast.Set)
         and len({part.value for part in node.elts if isinstance(part, ast.Constant)} & set(ROLES)) > 1
     ]
-    assert not found, f"{module} lists roles in {', '.join(found)}; ask optim.groups.ROLES"
-
-
-def test_the_dashboard_has_a_curve_for_every_role():
-    # The layout is read without torch, so it cannot ask the table of roles.
-    curves = {name for panels in SECTIONS.values() for panel in panels for name in getattr(panel, "metrics", ())}
-    prefix = "health/update_ratio_"
-    assert {name.removeprefix(prefix) for name in curves if name.startswith(prefix)} == set(ROLES)
+    assert not found, f"{module} lists roles in {', '.join(found)}; ask optim.config.ROLES"
 
 
 def test_the_search_for_lists_of_stages_finds_the_table_itself():

@@ -30,11 +30,11 @@ EDITS = {
             "        if self.toy_block is not None:\n            x = x * self.toy_block.to(x.dtype)\n",
         ),
         (
-            "        cos, sin = rotary_tables(config)\n",
+            "        cos, sin = rotary_tables(config, compute_dtype)\n",
             "        self.toy_root = nn.Parameter(torch.empty(config.n_embd)) if config.toy_gains else None\n",
         ),
         (
-            "        self.cos, self.sin = rotary_tables(self.config, self.device)\n",
+            "        self.cos, self.sin = rotary_tables(self.config, self.compute_dtype, self.device)\n",
             "        for name, p in self.named_parameters():\n"
             '            if "toy_" in name:\n                p.fill_(1.0)\n',
         ),
@@ -51,17 +51,17 @@ EDITS = {
             '            "gain": [p for name, p in self.named_parameters() if "toy_" in name],\n',
         ),
         (
-            "        for block in self.transformer.h:\n",
+            "        for layer, block in enumerate(self.transformer.h):\n",
             "        if self.toy_root is not None:\n            x = x * self.toy_root.to(x.dtype)\n",
         ),
     ],
     "model/accounting.py": [
         (
-            '    return {"matrix": config',
-            '    gains = {"gain": config.n_layer * (width + config.n_head) + width} if config.toy_gains else {}\n',
+            '        "short_conv": config',
+            '        "gain": (config.n_layer * (width + config.n_head) + width) * config.toy_gains,\n',
         ),
     ],
-    "optim/groups.py": [
+    "optim/config.py": [
         (
             '    "embedding": Role(',
             '    "gain": Role(lambda cfg: "adamw", lambda cfg: 0.01),\n',
@@ -85,8 +85,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             head, found, tail = text.rpartition(line)
             text = head + added + found + tail
         file.write_text(text)
-    counts = root / "src" / "nanochat_pl" / "model" / "accounting.py"
-    counts.write_text(counts.read_text().replace('"unembedding": vocabulary}', '"unembedding": vocabulary, **gains}'))
     return root
 
 

@@ -9,7 +9,8 @@ import torch
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, check_roles, clip_gradients, set_schedule
-from nanochat_pl.optim.muon import Muon, newton_schulz
+from nanochat_pl.optim.muon import Muon
+from nanochat_pl.optim.orthogonalize import newton_schulz
 from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
 from tests.parity.reference import load, main_weights, read
 

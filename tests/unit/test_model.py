@@ -188,7 +188,7 @@ def test_rotary_tables_are_not_saved():
         ({"vocab_size": 0}, "model.vocab_size=0 must be at least 1"),
         ({"softcap": 0.0}, r"model.softcap=0.0 must lie in \(0, 40\]"),
         ({"softcap": 100.0}, r"model.softcap=100.0 must lie in \(0, 40\]"),
-        ({"rope_table_dtype": "float16"}, "set it to bfloat16 or float32"),
+        ({"rope_table_dtype": "float16"}, "set it to bfloat16, float32 or compute"),
         ({"rope_base": 1.0}, "model.rope_base=1.0"),
         ({"pad_vocab_to": 0}, "model.pad_vocab_to=0"),
     ],

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from nanochat_pl.optim.muon import MAX_BATCH_ELEMENTS, Muon, assign_owners, newton_schulz
+from nanochat_pl.optim.muon import MAX_BATCH_ELEMENTS, Muon, assign_owners
+from nanochat_pl.optim.orthogonalize import newton_schulz
 
 SHAPES = [(16, 16), (64, 16), (16, 64), (16, 16), (64, 16)]
 
@@ -207,3 +208,32 @@ def test_each_shape_is_spread_evenly(world_size):
         counts = [sum(s == shape and o == rank for s, o in zip(GPT_SHAPES, owners)) for rank in range(world_size)]
         assert max(counts) - min(counts) <= 3
         assert max(counts) <= -(-sum(counts) // world_size) + 1
+
+
+def one_step(gradient: torch.Tensor, **settings) -> torch.Tensor:
+    """Return what one step of rate 1 takes off a matrix of ones."""
+    weight = torch.nn.Parameter(torch.ones_like(gradient))
+    weight.grad = gradient
+    Muon([weight], lr=1.0, ns_dtype="float32", **settings).step()
+    return 1 - weight.detach()
+
+
+def test_a_snapped_update_has_the_norm_of_an_orthogonal_matrix():
+    gradient = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.linalg.vector_norm(one_step(gradient, frobenius_snap=True)).item() == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+def test_evened_out_rows_or_columns_keep_the_norm_of_the_update(shape: tuple[int, int]):
+    gradient = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    plain, even = one_step(gradient), one_step(gradient, second_moment_beta=0.9)
+    assert torch.linalg.vector_norm(even).item() == pytest.approx(torch.linalg.vector_norm(plain).item(), rel=1e-5)
+    norms = torch.linalg.vector_norm(even, dim=1 if shape[0] >= shape[1] else 0)
+    torch.testing.assert_close(norms, norms.mean().expand_as(norms))
+
+
+def test_cautious_decay_shrinks_only_weights_that_the_update_shrinks():
+    gradient = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    plain = one_step(gradient)
+    torch.testing.assert_close(one_step(gradient, weight_decay=0.1), plain + 0.1)
+    torch.testing.assert_close(one_step(gradient, weight_decay=0.1, cautious=True), plain + 0.1 * (plain >= 0))

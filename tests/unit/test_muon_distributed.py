@@ -1,6 +1,9 @@
-"""Two ranks that share the matrices compute what one process computes on twice the micro-batches."""
+"""Ranks that share the matrices compute what one process computes on as many micro-batches."""
 
+import os
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,8 +20,33 @@ from nanochat_pl.optim.muon import Muon
 
 pytestmark = pytest.mark.dist
 
-VOCAB, WIDTH, STEPS, WORLD = 50, 16, 6, 2
-CFG = OptimConfig(warmdown_frac=0.5, ns_dtype="float32")
+VOCAB, WIDTH, STEPS = 50, 16, 6
+CLASSIC = OptimConfig(warmdown_frac=0.5, ns_dtype="float32")
+MODERN = replace(
+    CLASSIC,
+    orthogonalizer="polar_express",
+    row_equilibration=True,
+    frobenius_snap=True,
+    second_moment_beta=0.9,
+    matrix_weight_decay=0.5,
+    matrix_weight_decay_schedule="cosine",
+    cautious_weight_decay=True,
+    momentum_final=0.8,
+    warmup_steps=2,
+)
+# Ranks are processes of their own, which read this module anew.
+CFG = MODERN if os.environ.get("NANOCHAT_TEST_OPTIM") == "modern" else CLASSIC
+WORLD = int(os.environ.get("NANOCHAT_TEST_WORLD", "2"))
+
+
+@pytest.fixture(params=["classic-2", "modern-2", "modern-4"])
+def recipe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose the optimizers and the number of ranks, here and in the ranks."""
+    name, world = request.param.split("-")
+    monkeypatch.setenv("NANOCHAT_TEST_OPTIM", name)
+    monkeypatch.setenv("NANOCHAT_TEST_WORLD", world)
+    monkeypatch.setattr(sys.modules[__name__], "CFG", MODERN if name == "modern" else CLASSIC)
+    monkeypatch.setattr(sys.modules[__name__], "WORLD", int(world))
 
 
 class Toy(nn.Module):
@@ -84,7 +112,7 @@ def run_rank(rank: int, folder: Path, body: Callable) -> None:
         dist.destroy_process_group()
 
 
-def on_two_ranks(folder: Path, body: Callable) -> None:
+def on_ranks(folder: Path, body: Callable) -> None:
     mp.spawn(run_rank, args=(folder, body), nprocs=WORLD)
 
 
@@ -128,28 +156,31 @@ def assert_same(one: dict, two: dict, norms: slice = slice(None)) -> None:
                 torch.testing.assert_close(theirs["state"][key][name], value, atol=1e-6, rtol=1e-5)
 
 
-def test_two_ranks_equal_one_process_with_twice_the_micro_batches(tmp_path):
+@pytest.mark.usefixtures("recipe")
+def test_ranks_equal_one_process_with_as_many_micro_batches(tmp_path):
     straight = one_process(tmp_path, "one.pt", range(STEPS))
-    on_two_ranks(tmp_path, train_and_save)
+    on_ranks(tmp_path, train_and_save)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
     assert_same(straight, ranks[0])
     for name, weight in ranks[0]["model"].items():  # replicas agree to the bit
         assert torch.equal(weight, ranks[1]["model"][name])
     for index, entry in ranks[0]["optimizers"][0]["state"].items():  # and each rank's state is whole
-        assert torch.equal(entry["momentum_buffer"], ranks[1]["optimizers"][0]["state"][index]["momentum_buffer"])
+        assert all(torch.equal(value, ranks[1]["optimizers"][0]["state"][index][name]) for name, value in entry.items())
 
 
-def test_a_state_of_two_ranks_continues_in_one_process(tmp_path):
+@pytest.mark.usefixtures("recipe")
+def test_a_state_of_several_ranks_continues_in_one_process(tmp_path):
     straight = one_process(tmp_path, "one.pt", range(STEPS))
-    on_two_ranks(tmp_path, first_half)
+    on_ranks(tmp_path, first_half)
     resumed = one_process(tmp_path, "resumed.pt", range(STEPS // 2, STEPS), start=tmp_path / "rank0.pt")
     assert_same(straight, resumed, slice(STEPS // 2, None))
 
 
-def test_a_state_of_one_process_continues_on_two_ranks(tmp_path):
+@pytest.mark.usefixtures("recipe")
+def test_a_state_of_one_process_continues_on_several_ranks(tmp_path):
     straight = one_process(tmp_path, "one.pt", range(STEPS))
     one_process(tmp_path, "half.pt", range(STEPS // 2))
-    on_two_ranks(tmp_path, second_half)
+    on_ranks(tmp_path, second_half)
     assert_same(straight, torch.load(tmp_path / "rank0.pt", weights_only=True), slice(STEPS // 2, None))
 
 
@@ -181,7 +212,7 @@ def check_shares(rank: int, folder: Path) -> None:
 
 
 def test_each_rank_keeps_momentum_for_its_own_matrices_only(tmp_path):
-    on_two_ranks(tmp_path, check_shares)
+    on_ranks(tmp_path, check_shares)
 
 
 def leave_one_matrix_out(rank: int, folder: Path) -> None:
@@ -201,4 +232,4 @@ def leave_one_matrix_out(rank: int, folder: Path) -> None:
 
 
 def test_a_matrix_without_gradient_stays_and_the_ranks_agree(tmp_path):
-    on_two_ranks(tmp_path, leave_one_matrix_out)
+    on_ranks(tmp_path, leave_one_matrix_out)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nanochat_pl import runtime
-from nanochat_pl.optim import muon
-from nanochat_pl.optim.muon import choose_ns_dtype, newton_schulz
+from nanochat_pl.optim import orthogonalize
+from nanochat_pl.optim.orthogonalize import choose_ns_dtype, equilibrate_rows, newton_schulz, polar_express
 
 SHAPES = [(24, 24), (24, 64), (64, 24), (1, 7), (7, 1)]
 
@@ -92,7 +92,7 @@ def test_bfloat16_by_rounding_float32_is_what_the_device_computes(monkeypatch):
     matrices = random_matrices(2, 48, 96)
     found = []
     for rounded in (False, True):
-        monkeypatch.setattr(muon, "_rounding", lambda *_, rounded=rounded: rounded)
+        monkeypatch.setattr(orthogonalize, "_rounding", lambda *_, rounded=rounded: rounded)
         found.append(newton_schulz(matrices, 5, torch.bfloat16))
     own, by_rounding = found
     assert by_rounding.dtype == torch.bfloat16
@@ -100,3 +100,21 @@ def test_bfloat16_by_rounding_float32_is_what_the_device_computes(monkeypatch):
     apart = [(x.float() - exact).abs().mean().item() for x in found]
     assert apart[1] <= 1.5 * apart[0]
     torch.testing.assert_close(by_rounding, own, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_polar_express_comes_nearer_to_one_than_newton_schulz(shape):
+    matrices = random_matrices(3, *shape)
+    results = [step(matrices, 5, torch.float32) for step in (polar_express, newton_schulz)]
+    far = [(torch.linalg.svdvals(result) - 1).abs().mean() for result in results]
+    assert far[0] < far[1] and far[0] < 0.15
+    assert torch.equal(polar_express(torch.zeros(2, *shape), 5, torch.float32), torch.zeros(2, *shape))
+
+
+def test_equilibrated_rows_have_the_mean_norm_of_the_matrix_and_their_directions():
+    matrices = random_matrices(2, 5, 7)
+    even = equilibrate_rows(matrices)
+    norms = torch.linalg.vector_norm(even, dim=-1)
+    mean = torch.linalg.vector_norm(matrices, dim=(-2, -1)) / 5**0.5
+    torch.testing.assert_close(norms, mean[:, None].expand(2, 5))
+    torch.testing.assert_close(torch.cosine_similarity(even, matrices, dim=-1), torch.ones(2, 5))

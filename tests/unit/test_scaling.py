@@ -2,11 +2,23 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import yaml
 
-from nanochat_pl.config.sizing import micro_batches, plan_horizon, shape_for_depth
-from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.config.compose import config_dir
+from nanochat_pl.config.sizing import (
+    batch_for_horizon,
+    micro_batches,
+    plan_horizon,
+    scale_optim,
+    scaling_parameters,
+    shape_for_depth,
+)
+from nanochat_pl.model.accounting import flops_per_token, num_parameters
+from nanochat_pl.model.config import MODERN, GPTConfig
+from nanochat_pl.optim.config import OptimConfig
 
 BATCH = 524_288
 
@@ -101,3 +113,40 @@ def test_empty_micro_batches_are_refused():
 def test_planning_needs_no_torch():
     program = "import sys, nanochat_pl.config.sizing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "sequence_len", "depth", "total", "scaling", "flops", "batch", "decay"),
+    [
+        (2_560, 256, 2, 1_376_298, 720_908, 4_915_416, 65_536, 11.93),
+        (2_560, 256, 4, 5_767_250, 3_801_136, 24_773_040, 131_072, 3.201),
+        (8_192, 512, 8, 50_331_882, 29_360_320, 187_172_112, 262_144, 0.6152),
+        (8_192, 512, 12, 135_266_786, 91_226_544, 572_132_016, 524_288, 0.28),
+        (32_768, 2_048, 6, 73_531_538, 23_199_852, 167_510_808, 262_144, 0.9396),
+        (32_768, 2_048, 24, 1_384_122_122, 729_810_624, 4_775_225_616, 1_048_576, 0.0597),
+        (32_768, 2_048, 32, 2_818_575_450, 1_677_724_672, 10_770_991_248, 2_097_152, 0.0368),
+    ],
+)
+def test_sizes_and_scaling_of_the_modern_model_are_nanochats(
+    vocab_size: int, sequence_len: int, depth: int, total: int, scaling: int, flops: int, batch: int, decay: float
+):
+    config = GPTConfig(vocab_size=vocab_size, sequence_len=sequence_len, **shape_for_depth(depth), **MODERN)
+    assert (num_parameters(config), scaling_parameters(config)) == (total, scaling)
+    assert (flops_per_token(config), batch_for_horizon(config)) == (flops, batch)
+    optim = OptimConfig(reference_batch_tokens=2**19, matrix_weight_decay=0.28, wd_horizon="ratio", scale_smear=False)
+    scaled, factor = scale_optim(optim, config, batch, 100), (batch / 2**19) ** 0.5
+    assert scaled.matrix_weight_decay == pytest.approx(decay, rel=2e-3)
+    assert (scaled.matrix_lr, scaled.smear_lr) == (pytest.approx(0.02 * factor), optim.smear_lr)
+    # The real horizon is the one of the rule where a run has as many tokens for each parameter.
+    actual = scale_optim(replace(optim, wd_horizon="actual"), config, batch, 12 * scaling // batch)
+    assert actual.matrix_weight_decay == pytest.approx(decay, rel=1e-2)
+
+
+def test_nothing_is_scaled_by_default():
+    config = GPTConfig(**shape_for_depth(4))
+    assert scale_optim(OptimConfig(), config, 4096, 10) == OptimConfig()
+    assert scale_optim(OptimConfig(reference_batch_tokens=2**19), config, None, 10).matrix_lr == 0.02
+
+
+def test_the_choice_model_modern_is_the_era_that_nanochats_folders_are_read_as():
+    assert yaml.safe_load((config_dir() / "model" / "modern.yaml").read_text()) == MODERN

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from nanochat_pl.optim.config import OptimConfig
-from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
+from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum, weight_decay_multiplier
 
 
 def curve(num_steps: int, **settings: float) -> list[float]:
@@ -91,3 +93,68 @@ def test_warmup_and_warmdown_may_fill_the_run_despite_rounding():
 def test_config_and_schedules_import_without_torch():
     code = "import sys, nanochat_pl.optim.config, nanochat_pl.optim.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MODERN = OptimConfig(
+    warmup_steps=40,
+    warmdown_frac=0.65,
+    final_lr_frac=0.05,
+    momentum=0.97,
+    momentum_ramp_steps=400,
+    momentum_final=0.9,
+    momentum_ramp_wins=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "step", "rate", "momentum"),
+    [
+        *((200, 0, 0.025, 0.85), (200, 39, 1, 0.8617), (200, 70, 1, 0.871), (200, 71, 0.9927, 0.8713)),
+        *((200, 199, 0.0573, 0.9097), (528, 185, 1, 0.9055), (528, 399, 0.4073, 0.9697), (528, 400, 0.4045, 0.9261)),
+        *((528, 527, 0.0528, 0.9002), (2520, 400, 1, 0.97), (2520, 882, 1, 0.97), (2520, 883, 0.9994, 0.97)),
+        (2520, 2519, 0.0506, 0.90),
+    ],
+)
+def test_the_schedules_of_2026_are_nanochats(num_steps: int, step: int, rate: float, momentum: float):
+    assert lr_multiplier(step, num_steps, MODERN) == pytest.approx(rate, abs=6e-5)
+    assert muon_momentum(step, MODERN, num_steps) == pytest.approx(momentum, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [10, 200, 528, 2520])
+def test_the_momentum_does_not_jump_where_the_lower_of_rise_and_fall_counts(num_steps: int):
+    cfg = replace(MODERN, momentum_ramp_wins=False, momentum_ramp_max_frac=0.15)
+    momenta = [muon_momentum(step, cfg, num_steps) for step in range(num_steps)]
+    steepest = max(0.12 / max(1, round(0.15 * num_steps)), 0.07 / round(0.65 * num_steps))
+    assert max(abs(one - other) for one, other in pairwise(momenta)) <= steepest + 1e-9
+    assert momenta[0] == pytest.approx(0.85) and momenta[-1] < 0.92
+
+
+def test_short_runs_warm_up_for_a_share_of_their_steps_only():
+    cfg = OptimConfig(warmup_steps=40, warmup_max_frac=0.02)
+    assert [lr_multiplier(0, num_steps, cfg) for num_steps in (10, 200, 10_000)] == [1, 0.25, 0.025]
+
+
+def test_weight_decay_stays_or_falls_along_half_a_cosine():
+    assert weight_decay_multiplier(5, 10, OptimConfig()) == 1
+    cosine = OptimConfig(matrix_weight_decay_schedule="cosine")
+    assert [weight_decay_multiplier(step, 8, cosine) for step in (0, 4, 8, 9)] == pytest.approx([1, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"orthogonalizer": "svd"}, "should be one of newton_schulz, polar_express"),
+        ({"orthogonalizer": "polar_express", "ns_steps": 6}, "at most 5 with optim.orthogonalizer=polar_express"),
+        ({"warmup_steps": 3, "warmup_frac": 0.1}, "set one of them"),
+        ({"warmup_steps": 0}, "or null"),
+        ({"second_moment_beta": 1.0}, r"a number in \[0, 1\), or null"),
+        ({"role_betas": {"smears": [0.8, 0.9]}}, "optim.role_betas names smears; the roles are matrix, "),
+        ({"role_betas": {"smear": [0.8]}}, r"should be two numbers in \[0, 1\)"),
+        ({"role_weight_decay": {"smear": -1.0}}, "should be a number >= 0"),
+        ({"wd_horizon": "long"}, "should be one of none, ratio, actual"),
+        ({"matrix_weight_decay": -0.1}, "should be a number >= 0"),
+    ],
+)
+def test_settings_of_2026_out_of_range_are_refused_with_what_is_expected(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**changes)

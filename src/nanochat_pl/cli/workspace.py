@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nanochat_pl.cli.arguments import Arguments, refuse
+from nanochat_pl.optim.config import ROLES
 from nanochat_pl.paths import write_atomically
 
 __all__ = ["SECTIONS", "Curves", "Table", "layout", "main"]
@@ -68,10 +69,7 @@ SECTIONS: dict[str, list[Curves | Table]] = {
     ],
     "health": [
         Curves("gradient norm before clipping", ["train/grad_norm"]),
-        Curves(
-            "update over weight",
-            ["health/update_ratio_matrix", "health/update_ratio_embedding", "health/update_ratio_unembedding"],
-        ),
+        Curves("update over weight", [f"health/update_ratio_{role}" for role in ROLES]),
         Curves("largest logit over the softcap", ["health/logit_max_frac"]),
         Curves("share of padding, and of what was cut off", ["health/padding_frac", "health/cut_frac"]),
         Curves("peak memory, GiB", ["health/peak_memory_gib"]),

@@ -43,7 +43,10 @@ PATH_KEYS = (
     *("ckpt", "init_from", "resume", "data.root", "data.formatted_dir", "tokenizer.path", "outputs", "output"),
     *("eval.bundle", "eval.checks", "eval.include_path", "eval.bertscore"),
 )
-OPEN_KEYS = ("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts")
+OPEN_KEYS = (
+    *("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts"),
+    *("optim.role_weight_decay", "optim.role_betas"),
+)
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 
 

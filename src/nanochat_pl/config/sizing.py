@@ -5,12 +5,31 @@ Pure functions, so that a plan can be printed and refused before torch is import
 FLOPs.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from nanochat_pl.model.accounting import flops_per_token, num_parameters
+from nanochat_pl.model.accounting import flops_per_token, num_parameters, parameters_by_role
 from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.optim.config import OptimConfig
 
-__all__ = ["Plan", "micro_batches", "plan_horizon", "shape_for_depth"]
+__all__ = [
+    "Plan",
+    "batch_for_horizon",
+    "micro_batches",
+    "plan_horizon",
+    "scale_optim",
+    "scaling_parameters",
+    "shape_for_depth",
+]
+
+
+REFERENCE_DEPTH = 12
+"""The rules of 2026 were measured at this depth, from which others are scaled."""
+REFERENCE_RATIO = 12
+"""Tokens for each of `scaling_parameters` at that measurement."""
+REFERENCE_BATCH_TOKENS = 2**19
+"""Tokens of one of its steps."""
 
 
 def shape_for_depth(depth: int, aspect_ratio: int = 64, head_dim: int = 128) -> dict[str, int]:
@@ -106,6 +125,53 @@ def plan_horizon(
     return Plan(
         num_steps=steps, total_batch_tokens=total_batch_tokens, num_parameters=parameters, flops_per_token=flops
     )
+
+
+def scaling_parameters(config: GPTConfig) -> int:
+    """Count the parameters that scaling rules go by: the blocks' matrices and the unembedding (nanochat, 2026-01)."""
+    roles = parameters_by_role(config)
+    return roles["matrix"] + roles["unembedding"]
+
+
+def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None, num_steps: int) -> OptimConfig:
+    """Return the hyper-parameters for a batch and a horizon, as the scaling rules of `optim` say (nanochat, 2026).
+
+    Args:
+        optim: rates and decay of the reference batch and the reference horizon.
+        config: the model.
+        batch_tokens: tokens of one optimizer step; None = the stage does not count them, and nothing is scaled by them.
+        num_steps: steps of the run.
+    """
+    changes: dict[str, Any] = {}
+    batch_scale = 1.0
+    if optim.reference_batch_tokens is not None and batch_tokens is not None:
+        batch_scale = (batch_tokens / optim.reference_batch_tokens) ** 0.5
+        for field in fields(optim):
+            if field.name.endswith("_lr") and (field.name != "smear_lr" or optim.scale_smear):
+                changes[field.name] = getattr(optim, field.name) * batch_scale
+    reference = scaling_parameters(_at_reference_depth(config))
+    horizon = {
+        "none": 1.0,
+        "ratio": reference / scaling_parameters(config),
+        "actual": REFERENCE_RATIO * reference / (num_steps * (batch_tokens or 1)),
+    }
+    if optim.wd_horizon != "actual" or batch_tokens is not None:
+        changes["matrix_weight_decay"] = optim.matrix_weight_decay * batch_scale * horizon[optim.wd_horizon]
+    return replace(optim, **changes)
+
+
+def _at_reference_depth(config: GPTConfig) -> GPTConfig:
+    shape: dict[str, Any] = dict(shape_for_depth(REFERENCE_DEPTH))
+    return replace(config, **shape)
+
+
+def batch_for_horizon(config: GPTConfig) -> int:
+    """Return the tokens of a step that suit a model trained on a given number of tokens for each parameter.
+
+    It is the power of two next to 2^19 (D / D12)^0.383, D12 the tokens of a model of depth 12 (nanochat, 2026-02).
+    """
+    ratio = scaling_parameters(config) / scaling_parameters(_at_reference_depth(config))
+    return int(2 ** round(math.log2(REFERENCE_BATCH_TOKENS * ratio**0.383)))
 
 
 def micro_batches(total_batch_tokens: int, device_batch: int, sequence_len: int, world: int) -> int:

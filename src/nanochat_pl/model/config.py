@@ -5,9 +5,11 @@ no torch, so that a misspelt or impossible configuration is refused within milli
 of `Architecture`, off by default: the default is the classic model of nanochat (2025-11).
 """
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Architecture", "GPTConfig"]
+__all__ = ["MODERN", "Architecture", "GPTConfig"]
 
 MAX_SOFTCAP = 40.0
 """Softcapped logits lie in [-softcap, softcap]; up to here exp(-2 * softcap) is a normal fp32 number, so that the loss
@@ -23,6 +25,21 @@ LIMITS = {
     "pad_vocab_to": 2**24,
 }
 """The largest values that are accepted: configs come from files too, and no memory may be taken for a wrong one."""
+
+MAX_QK_SCALE = 10.0
+"""Scores of 100 x sqrt(D): attention is a maximum long before."""
+
+MAX_SHORT_CONV = 64
+"""The widest short convolution; beyond, attention does the same."""
+
+GATE_CHANNELS = 12
+"""The gates of value embeddings read this many channels of a block's input (nanochat, 2026-03)."""
+
+SMEAR_CHANNELS = 24
+"""The gate of smear reads this many channels of the embedding (nanochat, 2026-03)."""
+
+SWITCHES = (*("value_embeddings", "residual_lambdas", "input_lambdas", "smear", "smear_across_documents", "backout"),)
+"""The fields that are on or off."""
 
 MAX_ROTARY_CHANNELS = 2**24
 """The largest sequence_len x channels a head: the rotary tables, which no weights confirm, then take 0.7 GB at most."""
@@ -61,7 +78,8 @@ class Architecture:
     """Base of the geometric series of rotary wavelengths (RoFormer, Su et al. 2021)."""
 
     rope_table_dtype: str = "bfloat16"
-    """What cos and sin are rounded to, `bfloat16` or `float32`; nanochat rounds to bfloat16 on every device."""
+    """What cos and sin are rounded to: `bfloat16`, `float32`, or `compute` = the dtype of the activations. nanochat
+    rounded to bfloat16 on every device until March 2026, to the dtype of the computation since."""
 
     softcap: float = 15.0
     """Logits become softcap * tanh(logits / softcap) (Gemma 2, 2024)."""
@@ -70,15 +88,50 @@ class Architecture:
     """Round the rows of both embedding matrices up to a multiple of this; null = no padding. Padded rows are never
     predicted and get no gradient."""
 
+    qk_scale: float = 1.0
+    """Queries and keys are multiplied by this after their norm, which sharpens attention (nanochat, 2026-03: 1.2)."""
+
+    window_pattern: str | None = None
+    """One letter a layer, repeated: `S` sees the last quarter of `sequence_len`, rounded up to a multiple of 128, `L`
+    the last `sequence_len` tokens; the last layer is always `L`. null = every layer sees all that came before
+    (nanochat, 2026-01: SSSL)."""
+
+    value_embeddings: bool = False
+    """Every second layer, the last among them, adds to its values a vector that each token has in a table of its own,
+    by a gate for each key/value head (nanochat, 2026-01, after modded-nanogpt)."""
+
+    residual_lambdas: bool = False
+    """Multiply the residual stream by a learned scalar before each block (nanochat, 2026-01)."""
+
+    input_lambdas: bool = False
+    """Add to the residual stream, before each block, the embedding times a learned scalar (nanochat, 2026-01)."""
+
+    smear: bool = False
+    """Add to each embedding that of the token before it, by a learned gate (nanochat, 2026-03)."""
+
+    smear_across_documents: bool = False
+    """Let the first token of a document receive the last one of the document before it in a packed row, as nanochat
+    does; it means something only with `smear`."""
+
+    backout: bool = False
+    """Subtract from the end of the residual stream a learned share of what it was in the middle (nanochat, 2026-03)."""
+
+    short_conv: int = 0
+    """Width of a causal convolution over time, one filter a channel, on what each attention reads; 0 = none. It lets
+    an attention match tokens by those next to them (Canon layers, Allen-Zhu 2025)."""
+
+    init: str = "classic"
+    """How weights begin: `classic` (nanochat, 2025-11) or `modern` (nanochat, 2026-03)."""
+
     def __post_init__(self) -> None:
-        for name in ("rope_base", "softcap"):
+        for name in ("rope_base", "softcap", "qk_scale", "short_conv"):
             _require_number(name, getattr(self, name))
         if self.pad_vocab_to is not None:
             _require_number("pad_vocab_to", self.pad_vocab_to)
         _require(self.rope_base > 1, f"model.rope_base={self.rope_base} must be above 1; the classic value is 10000")
         _require(
-            self.rope_table_dtype in ("bfloat16", "float32"),
-            f"model.rope_table_dtype={self.rope_table_dtype!r} is unknown; set it to bfloat16 or float32",
+            self.rope_table_dtype in ("bfloat16", "float32", "compute"),
+            f"model.rope_table_dtype={self.rope_table_dtype!r} is unknown; set it to bfloat16, float32 or compute",
         )
         _require(
             0 < self.softcap <= MAX_SOFTCAP,
@@ -89,6 +142,29 @@ class Architecture:
             f"model.pad_vocab_to={self.pad_vocab_to} must be a positive multiple such as 64, or null for no padding",
         )
         _require_below_limit("pad_vocab_to", self.pad_vocab_to or 1)
+        for name in SWITCHES:
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"model.{name}={str(value)[:40]!r} must be true or false")
+        _require(
+            0 < self.qk_scale <= MAX_QK_SCALE,
+            f"model.qk_scale={self.qk_scale} must lie in (0, {MAX_QK_SCALE:g}]; the classic value is 1",
+        )
+        pattern = self.window_pattern
+        _require(
+            pattern is None or (isinstance(pattern, str) and re.fullmatch("[SL]{1,4096}", pattern) is not None),
+            f"model.window_pattern={str(pattern)[:40]!r} must consist of the letters S and L, such as SSSL, or be null",
+        )
+        _require(
+            isinstance(self.short_conv, int) and (self.short_conv == 0 or 2 <= self.short_conv <= MAX_SHORT_CONV),
+            f"model.short_conv={self.short_conv} must be a width from 2 to {MAX_SHORT_CONV}, or 0 for none",
+        )
+        _require(
+            not self.smear_across_documents or self.smear,
+            "model.smear_across_documents=true means nothing without model.smear=true; set both, or neither",
+        )
+        _require(
+            self.init in ("classic", "modern"), f"model.init={self.init!r} is unknown; set it to classic or modern"
+        )
 
 
 @dataclass(kw_only=True)
@@ -145,6 +221,13 @@ class GPTConfig(Architecture):
             f"set model.n_kv_head to one of {[n for n in range(1, self.n_head + 1) if self.n_head % n == 0]}",
         )
 
+        channels = SMEAR_CHANNELS if self.smear else GATE_CHANNELS if self.value_embeddings else 1
+        _require(
+            self.n_embd >= channels,
+            f"model.n_embd={self.n_embd} is too small for a gate that reads {channels} channels; "
+            "set model.smear=false and model.value_embeddings=false, or a wider model",
+        )
+
     @property
     def head_dim(self) -> int:
         """Channels of one attention head, D."""
@@ -160,3 +243,31 @@ class GPTConfig(Architecture):
     def rotary_rows(self) -> int:
         """Positions the rotary tables know: ten times the context, as in nanochat."""
         return 10 * self.sequence_len
+
+    def window(self, layer: int) -> int | None:
+        """Return how many tokens before itself a token sees in a layer; None = all of them."""
+        if self.window_pattern is None:
+            return None
+        letter = "L" if layer == self.n_layer - 1 else self.window_pattern[layer % len(self.window_pattern)]
+        return self.sequence_len if letter == "L" else -(-self.sequence_len // 512) * 128
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Tell whether a layer adds value embeddings: the last one does, and every second before it."""
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+
+MODERN: dict[str, Any] = {
+    "rope_base": 100000.0,
+    "rope_table_dtype": "compute",
+    "qk_scale": 1.2,
+    "window_pattern": "SSSL",
+    "value_embeddings": True,
+    "residual_lambdas": True,
+    "input_lambdas": True,
+    "smear": True,
+    "backout": True,
+    "init": "modern",
+    "pad_vocab_to": 64,
+}
+"""The fields of `Architecture` that nanochat's model of 2026-03 sets, as configs/model/modern.yaml has them; its smear
+also crosses documents, which matters in training alone."""

@@ -64,7 +64,10 @@ class DecodingAttention(CausalSelfAttention):
         B, T, _ = x.shape
         qkv = self.product(x, self.joined).view(B, T, -1, self.head_dim)
         qk, v = qkv.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
-        q, k = norm(_rotate_whole(qk, rotary)).split((self.n_head, self.n_kv_head), dim=2)
+        qk = norm(_rotate_whole(qk, rotary))
+        if self.qk_scale != 1.0:
+            qk = qk * self.qk_scale
+        q, k = qk.split((self.n_head, self.n_kv_head), dim=2)
         return q, k, v
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.optim.config import ROLES, OptimConfig
 from nanochat_pl.optim.muon import Muon
-from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum
+from nanochat_pl.optim.schedules import lr_multiplier, muon_momentum, weight_decay_multiplier
 
 __all__ = ["build_optimizers", "check_roles", "clip_gradients", "set_schedule"]
 
@@ -29,8 +29,10 @@ class OptimizerRule(NamedTuple):
 
 
 def _muon_settings(cfg: OptimConfig) -> dict[str, Any]:
-    settings = {name: getattr(cfg, name) for name in ("nesterov", "ns_steps", "ns_dtype")}
-    return {"momentum": muon_momentum(0, cfg), **settings}
+    same = ("nesterov", "ns_steps", "ns_dtype", "orthogonalizer", "row_equilibration", "frobenius_snap")
+    settings = {name: getattr(cfg, name) for name in (*same, "second_moment_beta")}
+    decay = {"weight_decay": cfg.matrix_weight_decay, "cautious": cfg.cautious_weight_decay}
+    return {"momentum": muon_momentum(0, cfg), **settings, **decay}
 
 
 def _adamw_settings(cfg: OptimConfig) -> dict[str, Any]:
@@ -49,23 +51,6 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
 """Every optimizer that a role may have, by its name in `optim.matrix_optimizer`."""
 
 
-class Role(NamedTuple):
-    """The optimizer and the learning rate of the parameters of one role."""
-
-    optimizer: Callable[[OptimConfig], str]
-    learning_rate: Callable[[OptimConfig], float]
-    """Before the optimizer's own scale; `init_lr_frac` is applied to all roles alike."""
-
-
-# `unembedding` comes before `embedding`, because nanochat's saved AdamW states count the output layer first.
-ROLES: dict[str, Role] = {
-    "matrix": Role(lambda cfg: cfg.matrix_optimizer, lambda cfg: cfg.matrix_lr),
-    "unembedding": Role(lambda cfg: "adamw", lambda cfg: cfg.unembedding_lr),
-    "embedding": Role(lambda cfg: "adamw", lambda cfg: cfg.embedding_lr),
-}
-"""Every role of a parameter, by its name in `GPT.param_roles()`."""
-
-
 def check_roles(
     roles: Mapping[str, Sequence[Parameter]], named_parameters: Iterable[tuple[str, Parameter]] | None = None
 ) -> None:
@@ -82,7 +67,7 @@ def check_roles(
         if role not in ROLES:
             raise ValueError(
                 f"parameter role {role!r} has no optimizer; known roles are {', '.join(ROLES)}: "
-                f"add it to ROLES in optim/groups.py"
+                f"add it to ROLES in optim/config.py"
             )
     names = {id(p): name for name, p in named_parameters or ()}
     role_of: dict[int, str] = {}
@@ -125,8 +110,13 @@ def build_optimizers(
         groups: list[dict[str, Any]] = []
         for name, role in ROLES.items():
             if roles.get(name) and role.optimizer(cfg) == kind:
-                lr = role.learning_rate(cfg) * rule.lr_scale(cfg, width) * cfg.init_lr_frac
-                groups.append({"params": list(roles[name]), "name": name, "lr": lr, "initial_lr": lr})
+                scale = rule.lr_scale(cfg, width) if role.by_width else 1.0
+                lr = role.learning_rate(cfg) * scale * cfg.init_lr_frac
+                group = {"params": list(roles[name]), "name": name, "lr": lr, "initial_lr": lr}
+                if kind == "adamw":
+                    group |= {"weight_decay": cfg.role_weight_decay[name]} if name in cfg.role_weight_decay else {}
+                    group |= {"betas": tuple(cfg.role_betas[name])} if name in cfg.role_betas else {}
+                groups.append(group)
         if not groups:
             continue
         settings = rule.settings(cfg)
@@ -137,7 +127,7 @@ def build_optimizers(
 
 
 def set_schedule(optimizers: Iterable[torch.optim.Optimizer], step: int, num_steps: int, cfg: OptimConfig) -> float:
-    """Set learning rates and Muon's momentum for the update after `step` updates.
+    """Set learning rates, Muon's momentum and its weight decay for the update after `step` updates.
 
     `num_steps` counts the updates of the whole run. Returns the current multiplier of all learning rates, for the log.
     """
@@ -146,7 +136,8 @@ def set_schedule(optimizers: Iterable[torch.optim.Optimizer], step: int, num_ste
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
             if isinstance(optimizer, Muon):
-                group["momentum"] = muon_momentum(step, cfg)
+                group["momentum"] = muon_momentum(step, cfg, num_steps)
+                group["weight_decay"] = cfg.matrix_weight_decay * weight_decay_multiplier(step, num_steps, cfg)
     return multiplier
 
 

@@ -22,18 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat_pl import runtime
-from nanochat_pl.optim.config import NS_DTYPES
+from nanochat_pl.optim.orthogonalize import (
+    SMALLEST_NORM,
+    choose_ns_dtype,
+    equilibrate_rows,
+    newton_schulz,
+    polar_express,
+)
 
-__all__ = ["Muon", "assign_owners", "choose_ns_dtype", "newton_schulz"]
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""p(s) = a s + b s^3 + c s^5, applied to every singular value (Keller Jordan).
-
-It rises steeply at zero rather than converges: after five iterations singular values lie between about 0.7 and 1.2.
-"""
-
-NORM_EPS = 1e-7
-"""Added to the norm, so that a zero gradient (a layer that starts at zero) gives a zero update and no NaN."""
+__all__ = ["Muon", "assign_owners"]
 
 MAX_BATCH_ELEMENTS = 2**26
 """The most elements in a batch of matrices of one shape (256 MiB of float32), which bounds the temporaries; the largest
@@ -43,64 +40,6 @@ Bucket = list[Tensor]
 
 # torch 2.13 gave it a new name and warns of the old one.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-
-@functools.cache  # asking a CPU means reading a file
-def choose_ns_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Resolve `optim.ns_dtype` on `device`: auto is bfloat16 where the device is fast at it, else float32.
-
-    The answer depends on the device alone, so that ranks with equal devices compute alike. On a CPU with AVX512-bf16 or
-    AMX bfloat16 is about three times faster (`benchmarks/bench_muon.py`); on others it is emulated and slower.
-
-    Raises:
-        ValueError: If the name is not one of auto, float32, bfloat16.
-    """
-    if name not in NS_DTYPES:
-        raise ValueError(f"ns_dtype={name!r} is unknown; set optim.ns_dtype to auto, float32 or bfloat16")
-    return runtime.pick_compute_dtype(name, device)
-
-
-def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Orthogonalize each matrix of a batch approximately.
-
-    Args:
-        matrices: `(..., M, N)`, floating point; left as it is.
-        steps: Iterations; 5 is the usual number.
-        dtype: Arithmetic of the iterations. The norm before them is taken in the dtype of `matrices`.
-
-    Returns:
-        `(..., M, N)` in `dtype`, singular values near 1 (a zero matrix stays zero).
-    """
-    a, b, c = COEFFICIENTS
-    rows, cols = matrices.shape[-2:]
-    # The Frobenius norm bounds the largest singular value: after the division all lie in [0, 1], where p is tame.
-    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-    x = (matrices / (norm + NORM_EPS)).to(dtype).reshape(-1, rows, cols)
-    if rows > cols:  # X X^T of the wide form is the smaller square
-        x = x.mT
-    rounded = _rounding(dtype, x.device)
-    x = x.float() if rounded else x
-    for _ in range(steps):
-        gram = _round(x @ x.mT, rounded)
-        poly = _round(torch.baddbmm(gram, gram, gram, beta=b, alpha=c), rounded)  # b A + c A^2
-        x = _round(torch.baddbmm(x, poly, x, beta=a), rounded)  # a X + (b A + c A^2) X
-    if rows > cols:
-        x = x.mT
-    return x.to(dtype).reshape(matrices.shape)
-
-
-@functools.cache
-def _rounding(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether bfloat16 arithmetic is imitated by rounding the results of float32 products.
-
-    A CPU without bfloat16 in hardware would emulate it a hundred times slower; hardware, too, adds up in float32 and
-    rounds once.
-    """
-    return dtype == torch.bfloat16 and device.type == "cpu" and not runtime.has_fast_bf16(device)
-
-
-def _round(x: Tensor, rounded: bool) -> Tensor:
-    return x.bfloat16().float() if rounded else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -132,8 +71,26 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         ns_dtype: str = "auto",
+        orthogonalizer: str = "newton_schulz",
+        row_equilibration: bool = False,
+        frobenius_snap: bool = False,
+        second_moment_beta: float | None = None,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "ns_dtype": ns_dtype}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_steps": ns_steps,
+            "ns_dtype": ns_dtype,
+            "orthogonalizer": orthogonalizer,
+            "row_equilibration": row_equilibration,
+            "frobenius_snap": frobenius_snap,
+            "second_moment_beta": second_moment_beta,
+            "weight_decay": weight_decay,
+            "cautious": cautious,
+        }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -155,8 +112,10 @@ class Muon(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # nanochat's states lack it
-            group.setdefault("ns_dtype", self.defaults["ns_dtype"])
+        for group in self.param_groups:  # states of nanochat and of earlier versions lack some
+            for name, value in self.defaults.items():
+                if name != "differentiable":  # torch's own, which it adds to the defaults here
+                    group.setdefault(name, value)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -192,12 +151,18 @@ class Muon(torch.optim.Optimizer):
         if runtime.world_size() == 1:
             return
         rank, owners = runtime.rank(), self._owners()
-        gathered: dict[Tensor, Tensor] = {}
-        for _, bucket in self._buckets():
-            own = [self._momentum(p) for p in bucket if owners[p] == rank]
-            for param, _, momentum in _Exchange(bucket, owners, own).wait():
-                gathered[param] = momentum.to("cpu", copy=True)
-        self._consolidated = {i: {"momentum_buffer": gathered[p]} for i, p in enumerate(self._parameters())}
+        gathered: dict[Tensor, dict[str, Tensor]] = {p: {} for p in self._parameters()}
+        for group, bucket in self._buckets():
+            own = [p for p in bucket if owners[p] == rank]
+            kinds = {"momentum_buffer": bucket[0]}
+            if group["second_moment_beta"] is not None:
+                rows, cols = bucket[0].shape
+                kinds["second_moment"] = bucket[0][:, :1] if rows >= cols else bucket[0][:1]
+            for name, like in kinds.items():
+                exchange = _Exchange(bucket, owners, [self._state(p, name, like) for p in own], like.shape)
+                for param, _, value in exchange.wait():
+                    gathered[param][name] = value.to("cpu", copy=True)
+        self._consolidated = {i: gathered[p] for i, p in enumerate(self._parameters())}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in the standard layout, whole and alike on every rank.
@@ -237,18 +202,56 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         directions = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
         # 2) Its nearest orthogonal matrix: all directions of the update get the same length.
+        x = torch.stack(list(directions))
         dtype = choose_ns_dtype(group["ns_dtype"], params[0].device)
-        updates = newton_schulz(torch.stack(list(directions)), group["ns_steps"], dtype).to(params[0].dtype)
+        if group["row_equilibration"]:
+            x = equilibrate_rows(x.to(dtype))
+        orthogonalize = polar_express if group["orthogonalizer"] == "polar_express" else newton_schulz
+        updates = orthogonalize(x, group["ns_steps"], dtype).to(params[0].dtype)
+        if group["frobenius_snap"]:
+            updates = self._snap(updates)
+        if group["second_moment_beta"] is not None:
+            updates = self._even_out(params, updates, group["second_moment_beta"])
         # 3) The step. A tall matrix gets a longer one, so that each output moves by about as much as in a square one.
         rows, cols = params[0].shape
-        torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
+        lr = group["lr"] * max(1, rows / cols) ** 0.5
+        if group["weight_decay"]:
+            weights = torch.stack(list(params))
+            # Cautious: a weight decays only where the step makes it smaller anyway (Liang et al. 2024).
+            kept = weights * (updates * weights >= 0) if group["cautious"] else weights
+            updates = updates + group["weight_decay"] * kept
+        torch._foreach_add_(params, list(updates.unbind()), alpha=-lr)
+
+    @staticmethod
+    def _snap(updates: Tensor) -> Tensor:
+        """Give each update (K, M, N) the Frobenius norm of an orthogonal matrix, sqrt(min(M, N)), exactly (Muon+)."""
+        norm = torch.linalg.vector_norm(updates, dim=(-2, -1), keepdim=True)
+        return updates * (min(updates.shape[-2:]) ** 0.5 / norm.clamp(min=SMALLEST_NORM))
+
+    def _even_out(self, params: Bucket, updates: Tensor, beta: float) -> Tensor:
+        """Divide rows, or columns of a wide matrix, by their running root mean square; the whole keeps its norm.
+
+        This is NorMuon (Li et al. 2025). The running mean begins at zero and is not corrected for it: the norm is
+        restored, so that only ratios count.
+        """
+        rows, cols = updates.shape[-2:]
+        mean_square = updates.square().mean(dim=-1 if rows >= cols else -2, keepdim=True)
+        moments = [self._state(p, "second_moment", mean_square[0]) for p in params]
+        torch._foreach_lerp_(moments, list(mean_square.unbind()), 1 - beta)
+        scale = torch.stack(moments).clamp(min=1e-10).rsqrt()
+        norms = [torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (updates, updates * scale)]
+        return updates * (scale * (norms[0] / norms[1].clamp(min=1e-10)))
 
     def _momentum(self, param: Tensor) -> Tensor:
-        """Return the momentum of a parameter that this rank owns; it begins at zero."""
+        """Return the momentum of a parameter that this rank owns."""
+        return self._state(param, "momentum_buffer", param)
+
+    def _state(self, param: Tensor, name: str, like: Tensor) -> Tensor:
+        """Return a running mean of a parameter that this rank owns; it begins at zero."""
         state = self.state[param]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
-        return state["momentum_buffer"]
+        if name not in state:
+            state[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return state[name]
 
     def _parameters(self) -> Iterator[Tensor]:
         """Yield all parameters in the order in which a state dict numbers them."""
@@ -294,7 +297,9 @@ def assign_owners(shapes: tuple[tuple[int, ...], ...], world_size: int) -> tuple
 class _Exchange:
     """One all-gather of a bucket, begun on construction: every rank sends its tensors for the parameters it owns."""
 
-    def __init__(self, bucket: Bucket, owners: dict[Tensor, int], own: list[Tensor]) -> None:
+    def __init__(
+        self, bucket: Bucket, owners: dict[Tensor, int], own: list[Tensor], shape: torch.Size | None = None
+    ) -> None:
         world_size = runtime.world_size()
         counts = [0] * world_size
         self._places: list[tuple[Tensor, int, int]] = []  # parameter, its owner, which of the owner's it is
@@ -302,7 +307,10 @@ class _Exchange:
             owner = owners[param]
             self._places.append((param, owner, counts[owner]))
             counts[owner] += 1
-        shape, self._slots = bucket[0].shape, max(counts)  # all ranks send the same size; unused slots are never read
+        shape, self._slots = (
+            shape or bucket[0].shape,
+            max(counts),
+        )  # all ranks send equally much; what is over is never read
         self._sent = bucket[0].new_empty((self._slots, *shape))
         if own:
             torch._foreach_copy_(list(self._sent[: len(own)].unbind()), own)

@@ -25,6 +25,7 @@ from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.run_folder import clear_run, is_first_process, resume_file, warn_of_older_checkpoint
 from nanochat_pl.config.schema import RLConfig, TrainConfig
+from nanochat_pl.config.sizing import scale_optim
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import make
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
@@ -135,7 +136,10 @@ def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: St
         model.load_state_dict(start.weights)
     compiled = compile_model(model, cfg, device, data.num_steps)
     metadata = checkpoint_metadata(str(cfg.stage.name), start.config, plain, start.tokenizer)
-    what = (model, cfg.optim, data.num_steps, cfg.trainer.log_every_steps, metadata)
+    stage = cfg.stage
+    batch_tokens = stage.total_batch_tokens or (stage.total_batch_rows or 0) * stage.sequence_len or None
+    optim = scale_optim(cfg.optim, start.config, batch_tokens, data.num_steps)
+    what = (model, optim, data.num_steps, cfg.trainer.log_every_steps, metadata)
     if isinstance(data, QuestionData):
         module: LanguageModel = PolicyModel(
             *what,

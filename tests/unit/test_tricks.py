@@ -1,0 +1,191 @@
+"""Laws that hold for each trick of the architecture alone and for all of them together."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanochat_pl.model.accounting import flops_per_token, num_parameters, parameters_by_role
+from nanochat_pl.model.attention import causal_attention
+from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.gpt import GPT, Linear
+from nanochat_pl.model.inference import InferenceCopy
+from nanochat_pl.model.kv_cache import KVCache
+from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.optim.groups import build_optimizers, check_roles
+from tests.unit.tricks import TRICKS
+
+VOCAB = 61
+SHAPE = {"vocab_size": VOCAB, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
+
+
+def trained(**changes) -> GPT:
+    """Return a model in which nothing is at the value where it does nothing."""
+    model = GPT(GPTConfig(**{"sequence_len": 9} | SHAPE | changes))  # rows of 20 tokens pass its windows
+    generator = torch.Generator().manual_seed(0)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+@pytest.fixture(scope="module", params=TRICKS)
+def model(request) -> GPT:
+    return trained(**TRICKS[request.param])
+
+
+def tokens(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def cache_for(model: GPT, batch: int, capacity: int = 20) -> KVCache:
+    return KVCache(model.config, batch, capacity, model.device, torch.float32)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 1, 1, 11], [1, 19]], ids=str)
+def test_cached_decode_equals_full_forward(model: GPT, chunks: list[int]):
+    idx = tokens(2, 20)
+    cache = cache_for(model, 2)
+    pieces = []
+    for piece in idx.split(chunks, dim=1):
+        pieces.append(model(piece, kv_cache=cache))
+        cache.advance(piece.size(1))
+    assert_close(torch.cat(pieces, dim=1), model(idx))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_rows_of_different_lengths_equal_each_row_alone(model: GPT, chunk: int):
+    lengths, more = [12, 1, 5], 6
+    idx = tokens(3, max(lengths) + more)
+    cache = cache_for(model, 3)
+    model(idx[:, : max(lengths)], kv_cache=cache)
+    cache.advance(lengths)
+    pieces = []
+    for step in range(0, more, chunk):
+        piece = torch.stack([row[n + step : n + step + chunk] for row, n in zip(idx, lengths, strict=True)])
+        pieces.append(model(piece, kv_cache=cache))
+        cache.advance(chunk)
+    for ours, row, n in zip(torch.cat(pieces, dim=1), idx, lengths, strict=True):
+        assert_close(ours, model(row[None, : n + more])[0, n:])
+
+
+@torch.inference_mode()
+def test_rows_can_leave_be_copied_and_be_added(model: GPT):
+    idx = tokens(4, 12)
+    cache = cache_for(model, 4, capacity=9)
+    model(idx[:, :8], kv_cache=cache)
+    cache.advance([8, 3, 6, 7])
+    order = cache.drop_rows([0, 2])
+    small = cache_for(model, 2, capacity=5)
+    model(idx[:2, :5], kv_cache=small)
+    small.advance([4, 5])
+    cache.reserve(5, 12)
+    cache.add_rows(small, [0, 1, 0])
+    rows = [*order, 0, 1, 0]
+    for _ in range(4):
+        logits = model(torch.stack([idx[row, n : n + 1] for row, n in zip(rows, cache.lengths)]), kv_cache=cache)[:, 0]
+        cache.advance(1)
+        for ours, row, n in zip(logits, rows, cache.lengths, strict=True):
+            assert_close(ours, model(idx[row : row + 1, :n])[0, -1])
+
+
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_its_neighbours_nor_on_what_follows(model: GPT):
+    idx = tokens(3, 20)
+    together = model(idx)
+    for row, logits in zip(idx, together, strict=True):
+        assert_close(model(row[None])[0], logits)
+        assert_close(model(row[None, :11])[0], logits[:11])
+
+
+@torch.inference_mode()
+def test_packed_documents_equal_each_document_alone(model: GPT):
+    idx, lengths = tokens(2, 20), [[3, 12, 5], [1, 1, 18]]
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    packed = model(idx, positions=positions)
+    for row, logits, own in zip(idx, packed, lengths, strict=True):
+        for document, ours in zip(row.split(own), logits.split(own), strict=True):
+            assert_close(ours, model(document[None])[0])
+
+
+@torch.inference_mode()
+def test_smear_across_documents_is_the_only_thing_that_crosses_them():
+    idx, positions = tokens(1, 8), torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    crossing = trained(smear=True, smear_across_documents=True)
+    alone = trained(smear=True)
+    ours, theirs = crossing(idx, positions=positions)[0], alone(idx, positions=positions)[0]
+    assert_close(ours[:3], theirs[:3])
+    assert not torch.allclose(ours[3], theirs[3], atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_inference_copy_computes_the_same(model: GPT, dtype: torch.dtype):
+    idx = tokens(3, 12)
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.6, "rtol": 0.0}
+    torch.testing.assert_close(InferenceCopy(model, dtype).follow()(idx), model(idx), **tolerance)
+
+
+def test_parameters_are_counted_as_built_and_each_has_one_role(model: GPT):
+    roles = model.param_roles()
+    check_roles(roles, model.named_parameters())
+    assert {role: sum(p.numel() for p in params) for role, params in roles.items()} == parameters_by_role(model.config)
+    assert num_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    optimized = [
+        p for o in build_optimizers(roles, 32, OptimConfig()) for group in o.param_groups for p in group["params"]
+    ]
+    assert {id(p) for p in optimized} == {id(p) for p in model.parameters()}
+
+
+def test_flops_are_those_of_the_matrices_and_of_what_layers_see(model: GPT):
+    config = model.config
+    multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
+    seen = sum(min(config.window(layer) or 9, 9) for layer in range(3))
+    assert flops_per_token(config) == 6 * multiplied + 12 * 32 * seen
+
+
+def test_every_parameter_gets_a_gradient(model: GPT):
+    model.zero_grad()
+    idx = tokens(2, 20)
+    model(idx, idx.roll(-1, 1)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_initial_weights_are_whole_and_the_first_loss_is_near_ln_of_the_vocabulary(model: GPT):
+    new = GPT(model.config)
+    new.init_weights(torch.Generator().manual_seed(3))
+    assert all(p.isfinite().all() for p in new.parameters())
+    assert new(tokens(2, 20), tokens(2, 20).roll(-1, 1)).item() == pytest.approx(
+        torch.tensor(VOCAB).log().item(), abs=0.02
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("length", "window"), [(1, 3), (4, 3), (5, 3), (6, 3), (7, 3), (24, 8), (25, 8), (31, 8), (9, 1)]
+)
+def test_a_window_shows_the_last_tokens_and_nothing_else(length: int, window: int, kv_heads: int):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, length, 6, generator=generator) for heads in (4, kv_heads, kv_heads))
+    t = torch.arange(length)
+    seen = (t[:, None] >= t) & (t[:, None] - t <= window)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+    torch.testing.assert_close(causal_attention(q, k, v, window), expected)
+
+
+def test_windows_follow_the_pattern_and_end_with_a_long_one():
+    config = GPTConfig(sequence_len=2048, n_layer=6, window_pattern="SSSL")
+    assert [config.window(layer) for layer in range(6)] == [512, 512, 512, 2048, 512, 2048]
+    assert [GPTConfig(sequence_len=T, window_pattern="SL").window(0) for T in (128, 512, 513, 1024)] == [
+        128,
+        128,
+        256,
+        256,
+    ]
+    assert GPTConfig(n_layer=2).window(0) is None
