@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat_pl.checkpoint import check_model, load_model, nanochat, read_model, sciassist
-from nanochat_pl.checkpoint.formats import Candidate, choose, find_model_files
+from nanochat_pl.checkpoint import check_model, huggingface, load_model, nanochat, read_model, sciassist
+from nanochat_pl.checkpoint.formats import SHAPE, Candidate, choose, find_model_files
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.state import ModelState, weight_shapes
-from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.config import MODERN, GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -256,25 +256,63 @@ def test_a_folder_without_a_model_says_what_it_holds_and_what_opens(tmp_path: Pa
 # ---------------------------------------------------------------------------------------------------- refusal
 
 
-LATER = {
+BETWEEN = {
     "January 11 to 17, 2026": {"resid_lambdas": (1,), "x0_lambdas": (1,)},
     "January 18 to March 9, 2026": {"resid_lambdas": (1,), "transformer.h.0.attn.ve_gate.weight": (2, 32)},
     "March 9 to 14, 2026": {"x0_lambdas": (1,), "transformer.h.0.attn.ve_gate.weight": (2, 12)},
-    "March 14, 2026 or later": {
-        "smear_lambda": (1,),
-        "backout_lambda": (1,),
-        "transformer.h.0.attn.ve_gate.weight": (2, 12),
-    },
 }
 
 
-@pytest.mark.parametrize("when", LATER)
-def test_later_nanochats_are_refused_by_the_names_that_tell_them(stored: ModelState, tmp_path: Path, when: str):
+@pytest.mark.parametrize("when", BETWEEN)
+def test_nanochats_between_classic_and_modern_are_refused_by_the_names_that_tell_them(
+    stored: ModelState, tmp_path: Path, when: str
+):
     nanochat.write(stored, tmp_path)
-    spoil(tmp_path, lambda state: state | {name: torch.zeros(shape) for name, shape in LATER[when].items()})
-    with pytest.raises(ValueError, match=rf"nanochat of {when}, .*gave it away.*only the classic") as error:
+    spoil(tmp_path, lambda state: state | {name: torch.zeros(shape) for name, shape in BETWEEN[when].items()})
+    with pytest.raises(
+        ValueError,
+        match=rf"nanochat of {when}, .*gave it away.*classic files, until January 10, and those since March 14",
+    ) as error:
         load_model(tmp_path)
-    assert any(name in str(error.value) for name in LATER[when])
+    assert any(name in str(error.value) for name in BETWEEN[when])
+
+
+MODERN_CONFIG = replace(CONFIG, n_layer=2, sequence_len=600, **MODERN)
+
+
+def test_a_modern_model_goes_to_nanochats_files_and_back(tokenizer: Tokenizer, tmp_path: Path):
+    stored = stored_model(tokenizer, MODERN_CONFIG)
+    nanochat.write(stored, tmp_path)
+    meta = json.loads((tmp_path / "meta_000012.json").read_text())["model_config"]
+    assert meta == {name: getattr(MODERN_CONFIG, name) for name in SHAPE} | {"window_pattern": "SSSL"}
+    again = read_model(tmp_path)
+    assert again.config == MODERN_CONFIG
+    assert list(again.state) == list(stored.state)
+    assert all(torch.equal(again.state[name], tensor) for name, tensor in stored.state.items())
+    assert any("assumed" in note and "rope_base=100000" in note and "qk_scale=1.2" in note for note in again.notes)
+
+
+def test_a_modern_model_without_short_windows_has_long_ones(tokenizer: Tokenizer, tmp_path: Path):
+    config = replace(MODERN_CONFIG, window_pattern="L")
+    nanochat.write(stored_model(tokenizer, config), tmp_path)
+    assert read_model(tmp_path).config == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [({"short_conv": 4}, "short_conv=4"), ({"qk_scale": 1.1}, "qk_scale=1.1"), ({"smear": False}, "backout=True")],
+)
+def test_a_model_that_neither_nanochat_computes_is_not_written(tokenizer: Tokenizer, tmp_path: Path, changes, lost):
+    with pytest.raises(ValueError, match=rf"lost would be: .*{lost}"):
+        nanochat.write(stored_model(tokenizer, replace(MODERN_CONFIG, **changes)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_modern_model_is_no_science_tutor_s_and_no_hugging_face_folder(tokenizer: Tokenizer, tmp_path: Path):
+    stored = stored_model(tokenizer, MODERN_CONFIG)
+    for module in (sciassist, huggingface):
+        with pytest.raises(ValueError, match=r"smear=True.*backout=True"):
+            module.write(stored, tmp_path)
 
 
 def _without(state):

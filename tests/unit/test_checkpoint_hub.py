@@ -126,10 +126,10 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(shelf: 
     folder = tmp_path / "made"
     nanochat.write(stored, folder)
     meta = json.loads((folder / "meta_000012.json").read_text())
-    meta["model_config"]["window_pattern"] = "SSSL"
+    meta["model_config"]["window_pattern"] = "SXL"
     (folder / "meta_000012.json").write_text(json.dumps(meta))
     shelf.put(folder)
-    with pytest.raises(ValueError, match="sliding windows"):
+    with pytest.raises(ValueError, match="must consist of the letters S and L"):
         load_model("hf://owner/repo")
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')

@@ -317,7 +317,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def model_config(meta: Mapping[str, Any], where: Path) -> GPTConfig:
-    """Return the config that metadata describe, in the classic architecture.
+    """Return the shape that metadata describe, and its windows; what else the model is, its weights tell.
 
     Raises:
         ValueError: if fields are missing, unknown or impossible; the message names them.
@@ -328,17 +328,14 @@ def model_config(meta: Mapping[str, Any], where: Path) -> GPTConfig:
             f"{where} has no model_config, so that the shape of the model is unknown; it is no nanochat file"
         )
     shape = dict(stored)
-    windows = shape.pop("window_pattern", "L")  # later nanochats write it; L is attention to everything
-    if not isinstance(windows, str) or set(windows.upper()) != {"L"}:
-        raise ValueError(
-            f"{where} has window_pattern={windows!r}: sliding windows, which the classic model does not have"
-        )
+    windows = shape.pop("window_pattern", "L")
+    windows = windows.upper() if isinstance(windows, str) else windows
     wrong = [f"no {name}" for name in SHAPE if name not in shape]
     wrong += [f"the unknown {name}={shape[name]!r}" for name in shape if name not in SHAPE]
     wrong += [f"{name}={shape[name]!r}, no whole number" for name in SHAPE if type(shape.get(name, 0)) is not int]
     if wrong:
-        raise ValueError(f"model_config in {where} is not that of a classic nanochat: it has {', '.join(wrong)}")
+        raise ValueError(f"model_config in {where} is not that of a nanochat: it has {', '.join(wrong)}")
     try:
-        return GPTConfig(**shape)
+        return GPTConfig(**shape, window_pattern=None if windows == "L" else windows)
     except ValueError as error:
         raise ValueError(f"model_config in {where} is impossible: {error}") from None

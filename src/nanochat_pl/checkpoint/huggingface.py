@@ -48,7 +48,7 @@ _OURS = "nanochat_pl.json"
 _INDEX = "model.safetensors.index.json"
 _FORMAT = "nanochat_pl.huggingface/1"
 
-_SUPPORTED = ("rope_base", "softcap", "rope_table_dtype", "pad_vocab_to")
+_SUPPORTED = ("rope_base", "softcap", "rope_table_dtype", "pad_vocab_to", "init")
 """Architecture fields that a folder can hold: in config.json, in nanochat_pl.json, or by leaving out unused rows."""
 
 _LAYER_NAMES = {

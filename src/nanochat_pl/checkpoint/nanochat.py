@@ -1,16 +1,17 @@
 """nanochat's own files, read and written: `model_NNNNNN.pt`, `meta_NNNNNN.json` and `tokenizer.pkl`.
 
 nanochat's files do not say which model they are of: the rotary base, the softcap and more stand in the program alone.
-The names of their tensors tell it, because each later model added some. Only the classic one (until January 10, 2026)
-computes what `GPT` does by default; files of a later one are refused with the names that gave them away.
+The names of their tensors tell it, because each later model added some. Two of them open: the classic one (until
+January 10, 2026) and the modern one (since March 14, 2026); files of the models between are refused with the names that
+gave them away.
 """
 
 import base64
 import json
 import pickle
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ import torch
 from nanochat_pl.checkpoint.formats import SHAPE, metadata_path, model_config, read_json, tokenizer_file
 from nanochat_pl.checkpoint.safe_load import read_tensors
 from nanochat_pl.checkpoint.state import UNKNOWN_STAGE, ModelState, check_tokenizer, check_weights
-from nanochat_pl.model.config import Architecture, GPTConfig
+from nanochat_pl.model.config import MODERN, Architecture, GPTConfig
 from nanochat_pl.paths import atomic_file, write_atomically
 from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = [
     "classic_config",
-    "classic_weights",
     "read",
     "read_tokenizer",
+    "read_weights",
     "token_bytes",
     "tokenizer_pickle",
     "unsupported",
@@ -38,6 +39,9 @@ __all__ = [
 
 PADDED_ROWS = 64
 """Between December 23, 2025 and January 10, 2026 both ends of the vocabulary were padded to a multiple of this."""
+
+MODERN_NAMES = ("smear_lambda", "smear_gate", "backout_lambda")
+"""Weights that models since March 14, 2026 have and no earlier one."""
 
 STAGES = {
     "base_checkpoints": "base",
@@ -57,7 +61,7 @@ def read(path: Path) -> ModelState:
     """
     meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
-    config, state, notes = classic_weights(path, model_config(meta, meta_file))
+    config, state, notes = read_weights(path, model_config(meta, meta_file))
     step = int(found[1]) if (found := re.fullmatch(r"model_(\d+)", path.stem)) else 0
     if meta.get("step", step) != step:
         raise ValueError(
@@ -76,7 +80,7 @@ def read(path: Path) -> ModelState:
     )
 
 
-def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str, torch.Tensor], tuple[str, ...]]:
+def read_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str, torch.Tensor], tuple[str, ...]]:
     """Read a file of weights in nanochat's form, whose metadata have this config.
 
     Returns:
@@ -90,16 +94,28 @@ def classic_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str,
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
     if len(state) < len(found):
         raise ValueError(f"{path} holds weights twice, with and without the prefix _orig_mod.; keep one of each")
-    if later := _later_model(state):
-        raise ValueError(f"{path} {later}; only the classic nanochat, until January 10, 2026, opens here")
+    if between := _model_between(state):
+        raise ValueError(f"{path} {between}; classic files, until January 10, and those since March 14, 2026 open here")
     notes = ["the prefix _orig_mod. was taken off its names"] if state.keys() != found.keys() else []
+    if _named(state, *MODERN_NAMES):
+        config = replace(config, **MODERN | {"window_pattern": config.window_pattern or "L"})
+        notes.append(
+            "it is of a nanochat since March 14, 2026, and assumed to be what the file does not say: model.rope_base="
+            f"{config.rope_base:g}, model.softcap={config.softcap:g}, model.qk_scale={config.qk_scale:g}, short "
+            "windows of a quarter, gates of value embeddings up to 3"
+        )
+    elif config.window_pattern is not None:
+        raise ValueError(
+            f"{path} has window_pattern={config.window_pattern!r}: sliding windows, which the classic model, whose "
+            "weights these are, does not have"
+        )
     rows = {
         len(state[name]) if state[name].dim() else 0
         for name in ("transformer.wte.weight", "lm_head.weight")
         if name in state
     }
-    padded = GPTConfig(**asdict(config) | {"pad_vocab_to": PADDED_ROWS})
-    if rows == {padded.padded_vocab_size} != {config.vocab_size}:
+    padded = replace(config, pad_vocab_to=PADDED_ROWS)
+    if config.pad_vocab_to is None and rows == {padded.padded_vocab_size} != {config.vocab_size}:
         config = padded
         notes.append(f"its vocabulary of {config.vocab_size} is padded to {config.padded_vocab_size} rows")
     check_weights(state, config, path)
@@ -134,36 +150,51 @@ def unsupported(model: ModelState) -> list[str]:
 
     Written nevertheless, the model would compute something else over there.
     """
-    config, classic = model.config, Architecture()
-    settings = {field.name: getattr(config, field.name) for field in fields(Architecture)}
+    return _differences(model.config, "classic", Architecture())
+
+
+def _differences(config: GPTConfig, era: str, nanochats: Architecture) -> list[str]:
+    """List the settings that one of nanochat's models has otherwise; how weights began does not matter any more."""
+    settings = {field.name: getattr(config, field.name) for field in fields(Architecture) if field.name != "init"}
     if config.padded_vocab_size == config.vocab_size:  # padding that adds no row is none
-        settings["pad_vocab_to"] = classic.pad_vocab_to
+        settings["pad_vocab_to"] = nanochats.pad_vocab_to
     return [
-        f"model.{name}={value} (classic: {getattr(classic, name)})"
+        f"model.{name}={value} ({era}: {getattr(nanochats, name)})"
         for name, value in settings.items()
-        if value != getattr(classic, name)
+        if value != getattr(nanochats, name)
     ]
+
+
+def _is_modern(config: GPTConfig) -> bool:
+    """Return whether nanochat's program since March 14, 2026 computes what a model does."""
+    free = {"window_pattern": config.window_pattern or "none", "smear_across_documents": config.smear_across_documents}
+    return config.window_pattern is not None and not _differences(config, "modern", Architecture(**MODERN | free))
 
 
 def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
     """Write a model so that nanochat opens it: put the files where its base folder has checkpoints and tokenizer.
 
     Written are `model_NNNNNN.pt`, `meta_NNNNNN.json`, `tokenizer/tokenizer.pkl` and `tokenizer/token_bytes.pt`. The
-    embedding is written in bfloat16, as nanochat does after training on a GPU, where that loses nothing. `meta` holds
-    further entries of the metadata, such as `val_bpb` or `user_config`.
+    tables of embeddings are written in bfloat16, as nanochat does after training on a GPU, where that loses nothing.
+    `meta` holds further entries of the metadata, such as `val_bpb` or `user_config`.
 
     Raises:
         ValueError: if the format cannot hold the model; the message lists what would be lost.
         FileExistsError: if there is such a file already; nothing was written.
     """
     stage = {} if model.stage == UNKNOWN_STAGE else {"stage": model.stage}  # ours: nanochat tells it by the folder
-    details = {"step": model.step} | stage | dict(meta or {}) | {"model_config": classic_config(model.config)}
-    return write_files(model, folder, f"{model.step:06d}", details)
+    windows = {"window_pattern": model.config.window_pattern} if _is_modern(model.config) else {}
+    details = {"step": model.step} | stage | dict(meta or {})
+    details["model_config"] = classic_config(model.config) | windows
+    lost = [] if _is_modern(model.config) else unsupported(model)
+    return write_files(model, folder, f"{model.step:06d}", details, lost)
 
 
-def write_files(model: ModelState, folder: Path, suffix: str, meta: Mapping[str, Any]) -> list[Path]:
+def write_files(
+    model: ModelState, folder: Path, suffix: str, meta: Mapping[str, Any], lost: Sequence[str]
+) -> list[Path]:
     """Write `model_<suffix>.pt`, `meta_<suffix>.json` and `tokenizer/` with nanochat's two files; see `write`."""
-    if lost := unsupported(model):
+    if lost:
         raise ValueError(f"nanochat's files cannot hold {model.file}; lost would be: {'; '.join(lost)}")
     weights, details = folder / f"model_{suffix}.pt", folder / f"meta_{suffix}.json"
     vocabulary, lengths = folder / "tokenizer" / "tokenizer.pkl", folder / "tokenizer" / "token_bytes.pt"
@@ -174,9 +205,10 @@ def write_files(model: ModelState, folder: Path, suffix: str, meta: Mapping[str,
     _save(token_bytes(model.tokenizer), lengths)
     write_atomically(details, json.dumps(dict(meta), indent=2))
     state = dict(model.state)
-    embedding = state["transformer.wte.weight"]
-    if torch.equal(embedding, embedding.to(torch.bfloat16).to(embedding.dtype)):
-        state["transformer.wte.weight"] = embedding.to(torch.bfloat16)
+    for name in [name for name in state if name == "transformer.wte.weight" or name.startswith("value_embeds.")]:
+        table = state[name]
+        if torch.equal(table, table.to(torch.bfloat16).to(table.dtype)):
+            state[name] = table.to(torch.bfloat16)
     _save(state, weights)  # last: where it is, the others are
     return files
 
@@ -214,12 +246,13 @@ def _save(content: Any, path: Path) -> None:
         torch.save(content, file)
 
 
-def _later_model(state: Mapping[str, torch.Tensor]) -> str | None:
-    """Return which later nanochat made these weights, and which names tell; None for the classic one."""
+def _model_between(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Return which nanochat between classic and modern made these weights, and which names tell; None for neither."""
+    if _named(state, *MODERN_NAMES):
+        return None
     gates = [name for name in state if name.endswith(".ve_gate.weight")]
     widths = {state[name].shape[-1] for name in gates if state[name].dim()}
     marks = {
-        "March 14, 2026 or later": _named(state, "smear_lambda", "smear_gate", "backout_lambda"),
         "March 9 to 14, 2026": gates if 12 in widths else [],
         "January 18 to March 9, 2026": gates + _named(state, "value_embeds", "bigram_embed", "bigram_lambdas"),
         "January 11 to 17, 2026": _named(state, "resid_lambdas", "x0_lambdas"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat_pl.checkpoint import nanochat
 from nanochat_pl.checkpoint.formats import metadata_path, model_config, read_json
-from nanochat_pl.checkpoint.nanochat import classic_config, classic_weights, read_tokenizer, unsupported
+from nanochat_pl.checkpoint.nanochat import classic_config, read_tokenizer, read_weights, unsupported
 from nanochat_pl.checkpoint.state import ModelState
 
 __all__ = ["read", "unsupported", "write"]
@@ -27,7 +27,7 @@ def read(path: Path) -> ModelState:
     """
     meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
-    config, state, notes = classic_weights(path, model_config(meta, meta_file))
+    config, state, notes = read_weights(path, model_config(meta, meta_file))
     step = next((meta[key] for key in ("best_step", "step") if type(meta.get(key)) is int), None)
     if step is None:
         notes += (f"{meta_file.name} names no step; 0 is assumed",)
@@ -51,7 +51,7 @@ def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None
     """
     run = {"config": model.run_config} | _training(model.run_config) if model.run_config else {}
     details = {"best_step": model.step} | run | dict(meta or {}) | {"model_config": classic_config(model.config)}
-    return nanochat.write_files(model, folder, "finetuned", details)
+    return nanochat.write_files(model, folder, "finetuned", details, unsupported(model))
 
 
 def _training(run: Mapping[str, Any]) -> dict[str, Any]:
