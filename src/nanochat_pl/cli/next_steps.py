@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.compose import CommandLine, compose_jobs, config_dir, in_hydra, quote, quote_texts
 from nanochat_pl.config.evaluations import EvalName
@@ -76,6 +78,7 @@ def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[st
             usual = start_weights(later, cfg.run_name, None, cfg.outputs)
         if usual is None or Path(usual).resolve() != folder.resolve():
             first.append(typed("tokenizer.path" if cfg.stage.name == StageName.tokenizer else "init_from", str(folder)))
+        first += model_choice(cfg)
         bare = checked(first, flags)
         shape, batch = [*differing(cfg, bare)], [*differing_batch(cfg, bare)]
         # such as device_batch=12, which does not divide the batch of the later stage, or compile=true for stage=rl
@@ -93,6 +96,15 @@ def stage_after(cfg: TrainConfig, folder: Path, later: StageName, flags: list[st
     finally:
         logging.getLogger("nanochat_pl").setLevel(level)
     return None
+
+
+def model_choice(cfg: TrainConfig) -> list[str]:
+    """Return the choice of `model=` whose file the model of a run agrees with; none where only defaults agree."""
+    for file in sorted((config_dir() / "model").glob("*.yaml")):
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if settings and all(value_of(cfg, f"model.{name}") == value for name, value in settings.items()):
+            return [f"model={file.stem}"]
+    return []
 
 
 def data_root_override(cfg: TrainConfig, folder: Path) -> list[str]:
