@@ -1,0 +1,119 @@
+"""Measure what the tricks of 2026 cost: an optimizer step with each alone and with all, and attention with a window.
+
+Variants take turns within each round, and ratios are medians over rounds of the rounds' ratios to the classic recipe,
+so that a busy machine slows all alike. Weights are random, rows are whole documents, everything is eager. Prints
+Markdown or JSON.
+
+    python benchmarks/bench_modern.py                                  # d4, 4 rows of 512 tokens, vocabulary 8,192
+    python benchmarks/bench_modern.py --threads 1 --clock cpu          # on a machine that others use, too
+    python benchmarks/bench_modern.py --only windows --dtype bfloat16
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+from timing import CLOCKS, parse_arguments, timed
+
+from nanochat_pl.config.sizing import shape_for_depth
+from nanochat_pl.model.attention import causal_attention
+from nanochat_pl.model.config import MODERN, GPTConfig
+from nanochat_pl.model.gpt import GPT
+from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.optim.groups import build_optimizers, set_schedule
+from nanochat_pl.runtime import pick_device
+
+OPTIMIZERS = {
+    "orthogonalizer=polar_express": {"orthogonalizer": "polar_express"},
+    "row_equilibration": {"row_equilibration": True},
+    "frobenius_snap": {"frobenius_snap": True},
+    "second_moment_beta": {"second_moment_beta": 0.9},
+    "cautious weight decay": {"matrix_weight_decay": 0.1, "cautious_weight_decay": True},
+}
+ALL_OPTIMIZERS = {name: value for settings in OPTIMIZERS.values() for name, value in settings.items()}
+
+
+def training_step(args: argparse.Namespace, model_settings: Mapping, optim_settings: Mapping) -> Callable[[], None]:
+    """Return one whole step: forward, backward, optimizers."""
+    device = pick_device(args.device)
+    shape = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size, **shape_for_depth(args.depth)}
+    model = GPT(GPTConfig(**shape, **model_settings), getattr(torch, args.dtype)).to(device)
+    model.init_weights()
+    cfg = OptimConfig(**optim_settings)
+    optimizers = build_optimizers(model.param_roles(), model.config.n_embd, cfg)
+    ids = torch.randint(args.vocab_size, (args.rows, args.sequence_len + 1), device=device)
+
+    def step() -> None:
+        set_schedule(optimizers, 10, 100, cfg)
+        model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def attention(args: argparse.Namespace, window: int | None) -> Callable[[], None]:
+    """Return forward and backward of one attention."""
+    shape = (args.rows, args.depth // 2, args.sequence_len, 128)
+    q, k, v = (
+        torch.randn(shape, device=pick_device(args.device), dtype=getattr(torch, args.dtype), requires_grad=True)
+        for _ in range(3)
+    )
+    return lambda: causal_attention(q, k, v, window).sum().backward()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("steps", "windows"))
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--sequence-len", type=int, default=512)
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parse_arguments(parser)
+    work: dict[str, Callable[[], None]] = {}
+    if args.only != "windows":
+        work["classic"] = training_step(args, {}, {})
+        for name, value in (MODERN | {"short_conv": 4}).items():
+            work[f"model.{name}={value}"] = training_step(args, {name: value}, {})
+        work |= {f"optim: {name}": training_step(args, {}, settings) for name, settings in OPTIMIZERS.items()}
+        work["model: all of 2026"] = training_step(args, MODERN, {})
+        work["model and optim: all of 2026"] = training_step(args, MODERN, ALL_OPTIMIZERS)
+    groups = {"a step": list(work)} if work else {}
+    if args.only != "steps":
+        short = -(-args.sequence_len // 512) * 128
+        work |= {"every token": attention(args, None), f"window of {short}": attention(args, short)}
+        groups["attention alone"] = list(work)[-2:]
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for round_number in range(args.rounds + 1):
+        for name, step in work.items():
+            took = timed(step, pick_device(args.device), CLOCKS[args.clock])[1]
+            if round_number:  # the first warms up
+                seconds[name].append(took)
+    found = {
+        name: {
+            "ms": 1000 * statistics.median(seconds[name]),
+            "ratio": statistics.median(one / base for one, base in zip(seconds[name], seconds[names[0]], strict=True)),
+        }
+        for names in groups.values()
+        for name in names
+    }
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    size = f"d{args.depth}, V={args.vocab_size:,}, {args.rows} rows of {args.sequence_len}"
+    print(f"{size}, {args.dtype}, {args.clock} clock\n")
+    for title, names in groups.items():
+        print(f"| {title} | ms, median | ratio |\n|---|---:|---:|")
+        for name in names:
+            print(f"| {name} | {found[name]['ms']:.1f} | {found[name]['ratio']:.2f} |")
+        print()
+
+
+if __name__ == "__main__":
+    main()
