@@ -198,7 +198,7 @@ def test_figures_of_an_evaluation_are_named_by_task_and_metric():
 
 
 def test_every_panel_shows_what_is_logged(train: Train, tmp_path: Path):
-    train(*BASE, "stage.num_steps=2")
+    train(*BASE, "stage.num_steps=2", "model=modern", "model.short_conv=2")  # parameters of every role
     logged = set((tmp_path / "base" / "tiny" / "metrics.csv").read_text().splitlines()[0].split(","))
     files = [path for path in SOURCE.rglob("*.py") if path.name != "workspace.py"]
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)

@@ -116,8 +116,8 @@ def rewrite(zip_file: Path, **entries: Any) -> None:
         ({"meta_json": b'{"format": "other/1"}'}, r"format 'other/1', expected 'nanochat_pl\.package/1'"),
         ({"meta_json": b'{"format": "nanochat_pl.package/1"}'}, "damaged or of a later version"),
         (
-            {"meta_json": b'{"format": "nanochat_pl.package/1", "model_config": {"smear": true}}'},
-            "later version.*smear",
+            {"meta_json": b'{"format": "nanochat_pl.package/1", "model_config": {"mtp_heads": 2}}'},
+            "later version.*mtp_heads",
         ),
         ({"tokenizer_json": b"{}"}, r"tokenizer\.json cannot be used"),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from nanochat_pl.checkpoint import huggingface, read_model
 from nanochat_pl.checkpoint.huggingface_tokenizer import from_tokenizer_json, learned_tokens, to_tokenizer_json
 from nanochat_pl.checkpoint.state import ModelState
-from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.config import MODERN, Architecture, GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tokenizer import Tokenizer
 from tests.parity.reference import main_weights, read
@@ -183,13 +183,14 @@ def test_what_the_format_cannot_hold_is_refused_with_the_list(tokenizer: Tokeniz
 
 
 def test_every_architecture_field_is_held_or_refused(tokenizer: Tokenizer):
-    changed = {"rope_base": 5e5, "rope_table_dtype": "float32", "softcap": 20.0, "pad_vocab_to": 64}
-    from nanochat_pl.model.config import Architecture
-
-    assert changed.keys() == {field.name for field in dataclasses.fields(Architecture)}, "a new field needs a decision"
-    for name, value in changed.items():
-        stored = make_stored(tokenizer, **{name: value})
-        assert huggingface.unsupported(stored) == []
+    held = {"rope_base": 5e5, "rope_table_dtype": "float32", "softcap": 20.0, "pad_vocab_to": 64, "init": "modern"}
+    refused = {name: value for name, value in MODERN.items() if name not in held} | {"short_conv": 4}
+    decided = held.keys() | refused.keys() | {"smear_across_documents"}
+    assert decided == {field.name for field in dataclasses.fields(Architecture)}, "a new field needs a decision"
+    for name, value in held.items():
+        assert huggingface.unsupported(make_stored(tokenizer, **{name: value})) == []
+    for name, value in refused.items():
+        assert f"model.{name}={value}" in huggingface.unsupported(make_stored(tokenizer, **{name: value}))
 
 
 def test_a_split_pattern_that_means_something_else_to_the_other_library_is_refused(tokenizer: Tokenizer):

@@ -112,7 +112,7 @@ class OptimConfig:
     warmup_steps: int | None = None
     """Steps over which the learning rate rises linearly, in place of `warmup_frac`."""
     warmup_max_frac: float | None = None
-    """`warmup_steps` last at most this fraction of the run, which short runs need; null = no such limit."""
+    """That rise lasts at most this fraction of the run, which short runs need; null = no such limit."""
     warmdown_frac: float = 0.2
     """Fraction of the steps, the last ones, over which the learning rate falls linearly; 1.0 = it falls all the way."""
     final_lr_frac: float = 0.0
