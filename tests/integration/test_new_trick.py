@@ -51,7 +51,7 @@ EDITS = {
             '            "gain": [p for name, p in self.named_parameters() if "toy_" in name],\n',
         ),
         (
-            "        for layer, block in enumerate(self.blocks):\n",
+            "        for layer, block in enumerate(self.transformer.h):\n",
             "        if self.toy_root is not None:\n            x = x * self.toy_root.to(x.dtype)\n",
         ),
     ],

@@ -9,13 +9,20 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.model.kv_cache import KVCache
+from tests.unit.tricks import TRICKS
 
 VOCAB = 61
 
 
-@pytest.fixture(scope="module", params=[4, 2, 1], ids=lambda n: f"{n} kv heads")
+MODELS: dict[str, dict] = {f"{heads} kv heads": {"n_kv_head": heads} for heads in (4, 2, 1)}
+MODELS |= {name: {"n_kv_head": 2, "sequence_len": 9} | changes for name, changes in TRICKS.items()}  # past all windows
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request) -> GPT:
-    model = GPT(GPTConfig(sequence_len=32, vocab_size=VOCAB, n_layer=3, n_head=4, n_kv_head=request.param, n_embd=32))
+    """A model in which nothing is at the value where it does nothing."""
+    shape = {"sequence_len": 32, "vocab_size": VOCAB, "n_layer": 3, "n_head": 4, "n_embd": 32}
+    model = GPT(GPTConfig(**shape | MODELS[request.param]))
     generator = torch.Generator().manual_seed(0)
     model.init_weights(generator)
     with torch.no_grad():
@@ -47,7 +54,7 @@ def test_cached_decode_equals_full_forward(model, chunks):
 @torch.inference_mode()
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_ragged_rows_equal_each_row_alone(model, chunk):
-    lengths, more = [9, 1, 5], 6
+    lengths, more = [12, 1, 5], 6
     idx = tokens(3, max(lengths) + more)
     cache = cache_for(model, 3)
     model(idx[:, : max(lengths)], kv_cache=cache)  # beyond a row's length this is padding

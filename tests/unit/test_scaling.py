@@ -146,6 +146,8 @@ def test_nothing_is_scaled_by_default():
     config = GPTConfig(**shape_for_depth(4))
     assert scale_optim(OptimConfig(), config, 4096, 10) == OptimConfig()
     assert scale_optim(OptimConfig(reference_batch_tokens=2**19), config, None, 10).matrix_lr == 0.02
+    uncounted = OptimConfig(reference_batch_tokens=2**19, matrix_weight_decay=0.28, wd_horizon="ratio")
+    assert scale_optim(uncounted, config, None, 10) == uncounted  # such as rewards: no batch, no horizon in tokens
 
 
 def test_the_choice_model_modern_is_the_era_that_nanochats_folders_are_read_as():

@@ -1,4 +1,5 @@
-"""Laws that hold for each trick of the architecture alone and for all of them together."""
+"""Laws that hold for each trick of the architecture alone and for all of them together; cached decoding has its own in
+`test_kv_cache.py`."""
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from nanochat_pl.model.attention import causal_attention
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT, Linear
 from nanochat_pl.model.inference import InferenceCopy
-from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, check_roles
 from tests.unit.tricks import TRICKS
@@ -38,61 +38,8 @@ def tokens(rows: int, length: int) -> torch.Tensor:
     return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def cache_for(model: GPT, batch: int, capacity: int = 20) -> KVCache:
-    return KVCache(model.config, batch, capacity, model.device, torch.float32)
-
-
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 1, 1, 11], [1, 19]], ids=str)
-def test_cached_decode_equals_full_forward(model: GPT, chunks: list[int]):
-    idx = tokens(2, 20)
-    cache = cache_for(model, 2)
-    pieces = []
-    for piece in idx.split(chunks, dim=1):
-        pieces.append(model(piece, kv_cache=cache))
-        cache.advance(piece.size(1))
-    assert_close(torch.cat(pieces, dim=1), model(idx))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_rows_of_different_lengths_equal_each_row_alone(model: GPT, chunk: int):
-    lengths, more = [12, 1, 5], 6
-    idx = tokens(3, max(lengths) + more)
-    cache = cache_for(model, 3)
-    model(idx[:, : max(lengths)], kv_cache=cache)
-    cache.advance(lengths)
-    pieces = []
-    for step in range(0, more, chunk):
-        piece = torch.stack([row[n + step : n + step + chunk] for row, n in zip(idx, lengths, strict=True)])
-        pieces.append(model(piece, kv_cache=cache))
-        cache.advance(chunk)
-    for ours, row, n in zip(torch.cat(pieces, dim=1), idx, lengths, strict=True):
-        assert_close(ours, model(row[None, : n + more])[0, n:])
-
-
-@torch.inference_mode()
-def test_rows_can_leave_be_copied_and_be_added(model: GPT):
-    idx = tokens(4, 12)
-    cache = cache_for(model, 4, capacity=9)
-    model(idx[:, :8], kv_cache=cache)
-    cache.advance([8, 3, 6, 7])
-    order = cache.drop_rows([0, 2])
-    small = cache_for(model, 2, capacity=5)
-    model(idx[:2, :5], kv_cache=small)
-    small.advance([4, 5])
-    cache.reserve(5, 12)
-    cache.add_rows(small, [0, 1, 0])
-    rows = [*order, 0, 1, 0]
-    for _ in range(4):
-        logits = model(torch.stack([idx[row, n : n + 1] for row, n in zip(rows, cache.lengths)]), kv_cache=cache)[:, 0]
-        cache.advance(1)
-        for ours, row, n in zip(logits, rows, cache.lengths, strict=True):
-            assert_close(ours, model(idx[row : row + 1, :n])[0, -1])
 
 
 @torch.inference_mode()

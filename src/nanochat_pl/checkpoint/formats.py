@@ -157,7 +157,7 @@ def _of_folder(folder: Path) -> Candidate | None:
     names = sorted({file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern)})
     choice = choose(names, str(folder), ["best.ckpt or last.ckpt"] if run and _candidates(names) else [])
     if choice is None and not run:
-        expected = "; ".join(format.files for format in FORMATS.values())
+        expected = "; ".join(known.files for known in FORMATS.values())
         raise FileNotFoundError(f"no model in {folder}, which holds {listing(folder)}; expected one of: {expected}")
     return choice
 
@@ -227,8 +227,10 @@ def _candidates(names: Iterable[str]) -> list[Candidate]:
 
 def _by_name(name: str) -> Candidate | None:
     last = PurePosixPath(name).name
-    of = (kind for kind, format in FORMATS.items() if format.weights and re.fullmatch(format.weights, last))
-    return next((Candidate(kind, name) for kind in of), None)
+    for kind, known in FORMATS.items():
+        if known.weights is not None and re.fullmatch(known.weights, last):
+            return Candidate(kind, name)
+    return None
 
 
 def _of_file(path: Path) -> Candidate | None:

@@ -139,7 +139,7 @@ class HubModel:
         choice = choose(within, self.address)
         if choice is None:
             shown = ", ".join(within[:12]) + (f" and {len(within) - 12} more" if len(within) > 12 else "")
-            kinds = "; ".join(format.files for kind, format in FORMATS.items() if kind not in ("lightning", "package"))
+            kinds = "; ".join(known.files for kind, known in FORMATS.items() if kind not in ("lightning", "package"))
             raise FileNotFoundError(
                 f"no model at {self.address}, which holds {shown or 'nothing'}; expected one of: {kinds}"
             )

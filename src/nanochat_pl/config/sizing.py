@@ -139,12 +139,14 @@ def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None,
     Args:
         optim: rates and decay of the reference batch and the reference horizon.
         config: the model.
-        batch_tokens: tokens of one optimizer step; None = the stage does not count them, and nothing is scaled by them.
+        batch_tokens: tokens of one optimizer step; None = the stage does not count them, and nothing is scaled.
         num_steps: steps of the run.
     """
+    if batch_tokens is None:
+        return optim
     changes: dict[str, Any] = {}
     batch_scale = 1.0
-    if optim.reference_batch_tokens is not None and batch_tokens is not None:
+    if optim.reference_batch_tokens is not None:
         batch_scale = (batch_tokens / optim.reference_batch_tokens) ** 0.5
         for field in fields(optim):
             if field.name.endswith("_lr") and (field.name != "smear_lr" or optim.scale_smear):
@@ -153,10 +155,9 @@ def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None,
     horizon = {
         "none": 1.0,
         "ratio": reference / scaling_parameters(config),
-        "actual": REFERENCE_RATIO * reference / (num_steps * (batch_tokens or 1)),
+        "actual": REFERENCE_RATIO * reference / (num_steps * batch_tokens),
     }
-    if optim.wd_horizon != "actual" or batch_tokens is not None:
-        changes["matrix_weight_decay"] = optim.matrix_weight_decay * batch_scale * horizon[optim.wd_horizon]
+    changes["matrix_weight_decay"] = optim.matrix_weight_decay * batch_scale * horizon[optim.wd_horizon]
     return replace(optim, **changes)
 
 

@@ -6,7 +6,7 @@ of `Architecture`, off by default: the default is the classic model of nanochat 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = ["MODERN", "Architecture", "GPTConfig"]
@@ -37,9 +37,6 @@ GATE_CHANNELS = 12
 
 SMEAR_CHANNELS = 24
 """The gate of smear reads this many channels of the embedding (nanochat, 2026-03)."""
-
-SWITCHES = (*("value_embeddings", "residual_lambdas", "input_lambdas", "smear", "smear_across_documents", "backout"),)
-"""The fields that are on or off."""
 
 MAX_ROTARY_CHANNELS = 2**24
 """The largest sequence_len x channels a head: the rotary tables, which no weights confirm, then take 0.7 GB at most."""
@@ -142,9 +139,10 @@ class Architecture:
             f"model.pad_vocab_to={self.pad_vocab_to} must be a positive multiple such as 64, or null for no padding",
         )
         _require_below_limit("pad_vocab_to", self.pad_vocab_to or 1)
-        for name in SWITCHES:
-            value = getattr(self, name)
-            _require(isinstance(value, bool), f"model.{name}={str(value)[:40]!r} must be true or false")
+        for field in fields(Architecture):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool):
+                _require(isinstance(value, bool), f"model.{field.name}={str(value)[:40]!r} must be true or false")
         _require(
             0 < self.qk_scale <= MAX_QK_SCALE,
             f"model.qk_scale={self.qk_scale} must lie in (0, {MAX_QK_SCALE:g}]; the classic value is 1",
@@ -269,5 +267,5 @@ MODERN: dict[str, Any] = {
     "init": "modern",
     "pad_vocab_to": 64,
 }
-"""The fields of `Architecture` that nanochat's model of 2026-03 sets, as configs/model/modern.yaml has them; its smear
-also crosses documents, which matters in training alone."""
+"""The fields of `Architecture` that nanochat's model of 2026-03 sets, as configs/model/modern.yaml has them. Its smear
+crosses the border of documents as well, which matters in training alone."""

@@ -9,7 +9,6 @@ the model that reads its weights faster in `inference.py`.
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -211,6 +210,11 @@ class Trunk(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
 
 
+def _scalars(count: int, is_on: bool) -> nn.Parameter | None:
+    """Return learned scalars, NaN like all new weights; None where the trick that has them is off."""
+    return nn.Parameter(torch.full((count,), torch.nan)) if is_on else None
+
+
 class GPT(nn.Module):
     """A decoder-only transformer.
 
@@ -229,14 +233,13 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         # Names and order of what a trick adds are nanochat's (2026-03), so that its newer checkpoints load as well.
-        scalars, absent = partial(torch.full, fill_value=torch.nan), None
-        self.resid_lambdas = nn.Parameter(scalars((config.n_layer,))) if config.residual_lambdas else absent
-        self.x0_lambdas = nn.Parameter(scalars((config.n_layer,))) if config.input_lambdas else absent
-        self.smear_lambda = nn.Parameter(scalars((1,))) if config.smear else absent
-        self.backout_lambda = nn.Parameter(scalars((1,))) if config.backout else absent
+        self.resid_lambdas = _scalars(config.n_layer, config.residual_lambdas)
+        self.x0_lambdas = _scalars(config.n_layer, config.input_lambdas)
+        self.smear_lambda = _scalars(1, config.smear)
+        self.backout_lambda = _scalars(1, config.backout)
         self.transformer = Trunk(config)
         self.lm_head = Linear(config.n_embd, config.padded_vocab_size)
-        self.smear_gate = Linear(SMEAR_CHANNELS, 1) if config.smear else absent
+        self.smear_gate = Linear(SMEAR_CHANNELS, 1) if config.smear else None
         kv_width = config.n_kv_head * config.head_dim
         self.value_embeds = nn.ModuleDict(
             {
@@ -245,6 +248,7 @@ class GPT(nn.Module):
                 if config.has_value_embedding(layer)
             }
         )
+        self.windows = {config.window(layer) for layer in range(config.n_layer)}
         cos, sin = rotary_tables(config, compute_dtype)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -268,7 +272,7 @@ class GPT(nn.Module):
         """
         draw = self._draw_classic if self.config.init == "classic" else self._draw_modern
         draw(generator)
-        tables = [self.transformer.wte, *self._value_tables().values()]
+        tables = [self.transformer.wte, *self._value_tables()]
         for weight in (self.lm_head.weight, *(table.weight for table in tables)):
             weight[self.config.vocab_size :].zero_()
         # The stream begins as what it was and a little of the embedding, less of it the deeper the layer.
@@ -321,7 +325,7 @@ class GPT(nn.Module):
         if self.smear_gate is not None:
             self.smear_gate.weight.uniform_(0.0, 0.02, generator=generator)
         bound = math.sqrt(3 / self.config.n_embd)
-        for table in self._value_tables().values():
+        for table in self._value_tables():
             table.weight.uniform_(-bound, bound, generator=generator)
         for block in self.blocks:
             if block.attn.ve_gate is not None:
@@ -336,7 +340,7 @@ class GPT(nn.Module):
             "matrix": [module.weight for module in self.transformer.h.modules() if isinstance(module, Linear)],
             "embedding": [self.transformer.wte.weight],
             "unembedding": [self.lm_head.weight],
-            "value_embedding": [table.weight for table in self._value_tables().values()],
+            "value_embedding": [table.weight for table in self._value_tables()],
             "residual_lambda": [p for name, p in self.named_parameters() if name == "resid_lambdas"],
             "input_lambda": [p for name, p in self.named_parameters() if name == "x0_lambdas"],
             "smear": [p for name, p in self.named_parameters() if name.startswith(("smear_", "backout_"))],
@@ -358,22 +362,21 @@ class GPT(nn.Module):
                 `kv_cache` are given.
         """
         # 1) Who sees whom, and where each token stands. Masks and angles are made once and shared by all layers.
-        windows = {block.attn.window for block in self.blocks}
         documents, start = positions, 0 if positions is None else None
         masks: Mapping[int | None, Tensor | None]
         if kv_cache is not None:
             if positions is not None:
                 raise ValueError("positions and kv_cache exclude each other: cached rows know their own positions")
             self._check_length(kv_cache.longest + idx.size(1))
-            ahead = kv_cache.next_position(idx.size(1), windows)
+            ahead = kv_cache.next_position(idx.size(1), self.windows)
             start, positions, masks = ahead.start, ahead.positions, ahead.masks
         else:
             self._check_length(idx.size(1))
             if positions is None:
-                masks = dict.fromkeys(windows)
+                masks = dict.fromkeys(self.windows)
             else:
                 own = document_mask(positions)
-                masks = {window: in_window(own, window) for window in windows}
+                masks = {window: in_window(own, window) for window in self.windows}
         if start is not None:  # all rows stand at the same place: a slice of the tables
             rotary = self.cos[:, start : start + idx.size(1)], self.sin[:, start : start + idx.size(1)]
         else:
@@ -381,23 +384,25 @@ class GPT(nn.Module):
         context = Context(rotary, masks, documents, kv_cache)
         # 2) One vector a token goes up the residual stream: each block adds to it, none replaces it.
         x = self._embed(idx, context)
-        x0, middle, tables = x, x, self._value_tables()
-        for layer, block in enumerate(self.blocks):
+        x0 = middle = x
+        for layer, block in enumerate(self.transformer.h):
             if self.resid_lambdas is not None:
                 x = self.resid_lambdas[layer] * x
             if self.x0_lambdas is not None:
                 x = x + self.x0_lambdas[layer] * x0
-            table = tables.get(layer)
-            x = block(x, context, None if table is None else table(idx).to(self.compute_dtype))
+            value_embedding = None
+            if self.config.has_value_embedding(layer):
+                value_embedding = self.value_embeds[str(layer)](idx).to(self.compute_dtype)
+            x = block(x, context, value_embedding)
             if layer == self.config.n_layer // 2:
                 middle = x
         if self.backout_lambda is not None:
             x = x - self.backout_lambda.to(x.dtype) * middle
         return norm(x)
 
-    def _value_tables(self) -> dict[int, nn.Embedding]:
-        """Return the tables of value embeddings by the layer that reads them."""
-        return {int(name): table for name, table in self.value_embeds.items() if isinstance(table, nn.Embedding)}
+    def _value_tables(self) -> list[nn.Embedding]:
+        """Return the tables of value embeddings in the order of their layers."""
+        return [table for table in self.value_embeds.values() if isinstance(table, nn.Embedding)]
 
     def _embed(self, idx: Tensor, context: Context) -> Tensor:
         """Return the normed embeddings (B, T, C), each with a share of its predecessor's where `smear` is on."""
