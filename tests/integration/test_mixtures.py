@@ -66,7 +66,7 @@ def test_sets_without_a_common_question_are_said_to_have_none(folder: Path, capl
 @pytest.mark.parametrize("chosen", ["stage=sft", "stage=mid", "stage=mid mixture=microworld_mid"])
 def test_no_shipped_mixture_trains_on_what_it_validates_with(world: Path, chosen: str):
     cfg = compose([*chosen.split(), "run_name=r", f"data.root={world / 'data'}"])
-    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+    rows, val_rows = (build_tasks(tasks, cfg, cfg.seed) for tasks in (cfg.mixture.tasks, cfg.mixture.val_tasks))
     assert len(rows) > 1000 and len(val_rows) >= 100 and overlap(rows, val_rows) == []
 
 

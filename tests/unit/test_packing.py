@@ -169,7 +169,7 @@ def test_every_bestfit_row_begins_with_a_document(files):
 def test_ranks_workers_and_stops_never_change_the_global_stream(files, packing, seed):
     rng = random.Random(seed)
     logical_shards = rng.choice([2, 4])
-    options = {"logical_shards": logical_shards, "packing": packing}
+    options = {"logical_shards": logical_shards, "packing": packing, "order_seed": rng.choice([None, seed])}
     straight, _ = run(files, 24, **options)
     assert len({str(micro_batch) for micro_batch in straight}) > 12  # several epochs of few documents, yet much differs
     pieces, cursor, done = [], None, 0
@@ -183,6 +183,17 @@ def test_ranks_workers_and_stops_never_change_the_global_stream(files, packing, 
         pieces += more
         done += steps
     assert pieces == straight
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_another_seed_of_the_order_gives_other_batches_and_goes_on_with_no_other(files, packing):
+    orders = {seed: run(files, 12, packing=packing, order_seed=seed) for seed in (None, 1, 2)}
+    assert len({str(micro_batches) for micro_batches, _ in orders.values()}) == 3
+    for (then, (_, cursor)), now in itertools.permutations([*orders.items()], 2):
+        now = now[0]
+        with pytest.raises(ValueError, match=rf"data\.order_seed={then or 'null'}, not {now or 'null'}; set it back"):
+            make(files, packing=packing, order_seed=now, cursor=cursor)
+    assert "order_seed" not in orders[None][1], "the cursors of runs without one are as they were"
 
 
 def test_another_number_of_micro_batches_goes_on_in_the_same_order(files):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat_pl.data import parquet
 from nanochat_pl.data.parquet import (
     BLOCK_DOCUMENTS,
     DocumentStream,
@@ -212,6 +213,59 @@ def test_block_size_does_not_change_order_or_addresses(tmp_path, size):
     for (address, text), (following, _) in itertools.pairwise(read):
         assert stream.following(address) == following
         assert stream.read([address]) == [text]
+
+
+def epochs(files, count, order_seed, logical_shards=1, shard=0):
+    """The first epochs of a stream, each as a list of texts."""
+    stream = DocumentStream(files, logical_shards, shard, order_seed=order_seed)
+    texts = [text for text, _ in itertools.islice(stream, count * stream.rows)]
+    return [texts[epoch * stream.rows : (epoch + 1) * stream.rows] for epoch in range(count)]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Four documents are held at a time, so that row groups of seven take two pieces."""
+    monkeypatch.setattr(parquet, "SHUFFLED_DOCUMENTS", 4)
+
+
+def test_a_seed_of_the_order_shuffles_each_epoch_and_every_document_comes_once(tmp_path, held):
+    files = [write(tmp_path / f"{name}.parquet", [f"{name}{i}" for i in range(40)], group_rows=7) for name in "abc"]
+    plain, shuffled, other = epochs(files, 2, None), epochs(files, 3, 5), epochs(files, 3, 6)
+    assert plain[0] == plain[1] == sorted(plain[0], key=lambda text: (text[0], int(text[1:])))
+    assert all(sorted(epoch) == sorted(plain[0]) for epoch in (*shuffled, *other))
+    assert len({str(epoch) for epoch in (plain[0], *shuffled, *other)}) == 7
+    groups = [[int(text[1:]) // 7 for text in epoch] for epoch in shuffled]
+    assert [len([*itertools.groupby(zip(epoch, group), key=lambda x: (x[0][0], x[1]))])
+            for epoch, group in zip(shuffled, groups)] == [18] * 3, "row groups are read whole"  # fmt: skip
+    assert epochs(files, 3, 5) == shuffled
+    dealt = [epochs(files, 1, 5, 3, shard)[0] for shard in range(3)]
+    assert sorted(itertools.chain(*dealt)) == sorted(plain[0])
+
+
+def test_even_a_single_row_group_is_shuffled(tmp_path):
+    files = [write(tmp_path / "a.parquet", [f"{i}" for i in range(30)], group_rows=30)]
+    assert len({str(epochs(files, 1, seed)) for seed in (None, 0, 1, 2)}) == 4
+
+
+@pytest.mark.parametrize(("logical_shards", "shard"), [(1, 0), (3, 2)])
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_a_shuffled_stream_resumes_at_any_document_and_reads_single_ones(tmp_path, held, logical_shards, shard, size):
+    files = [write(tmp_path / f"{name}.parquet", [f"{name}{i}" for i in range(18)], group_rows=7) for name in "ab"]
+
+    def stream(position=None):
+        return DocumentStream(files, logical_shards, shard, position, order_seed=1)
+
+    straight = list(itertools.islice(stream(), 80))
+    for start, (text, position) in enumerate(straight[:40]):
+        resumed = stream(json.loads(json.dumps(position)))
+        assert list(itertools.islice(resumed, 40)) == straight[start : start + 40]
+        assert resumed.rows_before(resumed.start) == start
+        assert resumed.read([resumed.start]) == [text]
+        assert resumed.following(resumed.start)._asdict() == straight[start + 1][1]
+    addresses = [stream().start._replace(**position) for _, position in straight]
+    assert stream().read(addresses) == [text for text, _ in straight]
+    read = [text for _, texts in itertools.islice(stream().blocks(size), 80) for text in texts]
+    assert read[:80] == [text for text, _ in straight]
 
 
 def test_single_documents_are_read_in_the_order_asked_for(folder):

@@ -5,13 +5,17 @@ import pytest
 import scipy.stats
 
 from nanochat_pl.report.compare import compare_runs, compare_seeds, group_by_seed
+from nanochat_pl.report.comparison_report import build_comparison, tables
 from nanochat_pl.report.evaluated import EvaluatedRun
 from tests.unit.evaluated import entrant, recalled
 
 
-def seeded(name: str, seed: int, lr: float, right: int, stage: str = "sft") -> EvaluatedRun:
+def seeded(
+    name: str, seed: int, lr: float, right: int, stage: str = "sft", order_seed: int | None = None
+) -> EvaluatedRun:
     run = {
         "seed": seed,
+        "data": {"root": "data"} | ({} if order_seed is None else {"order_seed": order_seed}),
         "run_name": name,
         "optim": {"lr": lr},
         "init_from": f"outputs/base/{name}/checkpoints/best.ckpt",
@@ -23,6 +27,12 @@ def test_runs_of_one_config_are_one_group_whatever_their_seed_and_name():
     runs = [seeded("x1", 1, 0.1, 20), seeded("y1", 1, 0.2, 30), seeded("x2", 2, 0.1, 22), seeded("y2", 2, 0.2, 31)]
     assert group_by_seed(runs) == [[0, 2], [1, 3]]
     assert group_by_seed([seeded("x", 1, 0.1, 20), seeded("x", 1, 0.1, 20, stage="mid")]) == [[0], [1]]
+    orders = [seeded("x1", 1, 0.1, 20), *(seeded(f"o{n}", 1, 0.1, 20, order_seed=n) for n in (0, 1))]
+    assert group_by_seed([*orders, seeded("y", 1, 0.2, 20, order_seed=1)]) == [[0, 1, 2], [3]]
+    report = build_comparison(orders[:2])
+    assert report.notes == ["x1, o0 differ in their seed only: --seeds gives their mean ± std"]
+    (_, _, _), (title, header, _) = tables(build_comparison(orders, seeds=True))
+    assert title.startswith("over seeds") and header == ["", "x1 (seed 1; data.order_seed null, 0, 1)"]
     with pytest.raises(ValueError, match=r"config\.yaml"):
         group_by_seed([entrant("a", recalled([True]))])
 

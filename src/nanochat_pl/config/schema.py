@@ -256,9 +256,12 @@ class DataConfig:
             raise ValueError(f"data.text_shards={self.text_shards} is more than names of five digits can number")
         if self.column != "text" and self.source != DataSource.local:
             raise ValueError(f"data.column={self.column} has no effect on data={self.source}; it is for data=local")
+    order_seed: int | None = None
+    """Seed of the order of the training data alone; null = texts in the order of their files, the rest by `seed`."""
         if self.num_workers < 0:
             raise ValueError(f"data.num_workers={self.num_workers} must be 0 (no threads) or more")
 
+        check_seed("data.order_seed", self.order_seed or 0)
 
 @dataclass(kw_only=True)
 class MixtureConfig:
@@ -335,7 +338,7 @@ class RunConfig:
     """What training and evaluation share."""
 
     seed: int = 42
-    """Seed of start weights, order of the data and sampling."""
+    """Seed of start weights and sampling, and of the order of the data where data.order_seed is null."""
     offline: bool = False
     """No code path may open a socket."""
     outputs: str = "outputs"
@@ -398,6 +401,11 @@ class EvaluateConfig(RunConfig):
     trainer: DeviceConfig = field(default_factory=DeviceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     output: str | None = None
+    @property
+    def data_seed(self) -> int:
+        """The seed in force of the order in which conversations and questions are trained on."""
+        return self.seed if self.data.order_seed is None else self.data.order_seed
+
     """Folder for results; null = eval/ beside each checkpoint's run."""
 
 

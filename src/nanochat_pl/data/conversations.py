@@ -297,12 +297,13 @@ def epoch_order(num_rows: int, seed: int, epoch: int, shuffle: bool = True) -> n
 
 
 def check_rows(cursor: Cursor, identity: Cursor) -> None:
-    """Raise ValueError unless a cursor was written for as many conversations and the same seed."""
+    """Raise ValueError unless a cursor was written for as many conversations in the same order."""
     for key, value in identity.items():
         if cursor.get(key) != value:
             raise ValueError(
                 f"the run to resume was made with {key}={cursor.get(key)} of the conversations, now it is {value}; "
-                "give it the same conversations and seed, or start a new run with resume=null"
+                "give it the same conversations and data.order_seed (where that is null, seed), or start a new run "
+                "with resume=null"
             )
 
 

@@ -78,9 +78,16 @@ class TextCorpus:
         files: in order.
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
         cursor: that of the run to resume; a run from before documents were dealt evenly continues as it began.
+        order_seed: seed of the order of the documents; None = that of the files.
     """
 
-    def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, cursor: Cursor | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        tokenizer: Encoder,
+        cursor: Cursor | None = None,
+        order_seed: int | None = None,
+    ) -> None:
         self._files = [read_footer(path) for path in files]
         self._tokenizer = tokenizer
         self.bos_id = tokenizer.bos_id
@@ -88,9 +95,19 @@ class TextCorpus:
         self._even = cursor is None or "dealing" in cursor
         if self._even:
             self.identity["dealing"] = "even"
+        self._order_seed = order_seed
+        if order_seed is not None:
+            self.identity["order_seed"] = order_seed
 
     def check(self, cursor: Cursor) -> None:
-        """Refuse a cursor of other files, naming the first that differs."""
+        """Refuse a cursor of another order, or of other files, naming the first that differs."""
+        if cursor.get("order_seed") != self._order_seed:
+            seeds = (cursor.get("order_seed"), self._order_seed)
+            before, after = ("null" if seed is None else seed for seed in seeds)
+            raise ValueError(
+                f"the run to resume was made with data.order_seed={before}, not {after}; set it back, or start a new "
+                "run with resume=null"
+            )
         then, now = cursor.get("files", []), self.identity["files"]
         if then == now:
             return
@@ -104,7 +121,9 @@ class TextCorpus:
 
     def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> DocumentStream:
         """Return the documents of one logical shard (see `nanochat_pl.data.parquet.deal`)."""
-        return DocumentStream(self._files, logical_shards, shard, position, even=self._even)
+        return DocumentStream(
+            self._files, logical_shards, shard, position, even=self._even, order_seed=self._order_seed
+        )
 
     def encode(self, documents: list[str]) -> list[Tokens]:
         """Encode texts one by one, because a list would be encoded by further threads of the tokenizer."""

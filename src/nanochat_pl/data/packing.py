@@ -143,11 +143,14 @@ class TokenBatches(PackedBatches):
     Args:
         files: parquet files of documents, in order.
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
+        order_seed: seed of the order of the documents; None = that of the files.
         options: see `PackedBatches`.
     """
 
-    def __init__(self, files: Sequence[str | Path], tokenizer: Encoder, **options: Any) -> None:
-        super().__init__(TextCorpus(files, tokenizer, options.get("cursor")), **options)
+    def __init__(
+        self, files: Sequence[str | Path], tokenizer: Encoder, order_seed: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(TextCorpus(files, tokenizer, options.get("cursor"), order_seed), **options)
 
 
 def fixed_batches(

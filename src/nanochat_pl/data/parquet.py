@@ -2,13 +2,13 @@
 
 Everything that can be wrong with a folder of text is found here from the files' footers, in seconds, before the first
 token is read. Each document has an address (epoch, file, row group, document), and the order depends on nothing but
-the files and the number of logical shards, so that reading can stop and resume anywhere. Files come in the order of
-their names; within each file, a stream reads row groups `shard, shard + logical_shards, …` (nanochat, 2025-11) where
-that makes streams of nearly equal length; otherwise documents are dealt evenly (see `deal`).
+the files, the number of logical shards and, where it is shuffled, its seed, so that reading can stop and resume
+anywhere. Files come in the order of their names; within each file, a stream reads row groups `shard, shard +
+logical_shards, …` (nanochat, 2025-11) where that makes streams of nearly equal length; otherwise documents are dealt
+evenly (see `deal`).
 Differs: after the last file the next epoch begins, where the original looped forever on nothing.
 """
 
-import bisect
 import filecmp
 import functools
 import itertools
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK_DOCUMENTS = 64
 """Documents that are read and encoded as one piece of work: about 50,000 tokens of web text, 10 ms."""
+SHUFFLED_DOCUMENTS = 4096
+"""Documents of a row group that are held and shuffled together: some 20 MB of web text, however large the group is."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Shards:
 
 
 class Address(NamedTuple):
-    """The address of a document: `file` counts in the reader's list, `doc` in the row group, all from 0."""
+    """The address of a document: `file` counts in the reader's list, `doc` in the row group, all from 0.
+
+    Where documents are shuffled, `doc` counts in the order in which the epoch reads the row group.
+    """
 
     epoch: int
     file: int
@@ -244,11 +250,36 @@ def deal(group_rows: tuple[tuple[int, ...], ...], logical_shards: int, even: boo
     return dealt
 
 
+class Order(NamedTuple):
+    """The order in which one epoch reads the parts of a logical shard."""
+
+    parts: Sequence[DocumentRange]
+    place: Mapping[tuple[int, int], int]
+    """Where the part of a (file, row group) stands among `parts`: a shard has one part of a row group at most."""
+    before: Sequence[int]
+    """Documents of the parts before each."""
+
+    @classmethod
+    def of(cls, parts: Sequence[DocumentRange]) -> "Order":
+        place = {(part.file, part.row_group): index for index, part in enumerate(parts)}
+        return cls(parts, place, [0, *itertools.accumulate(part.last - part.first for part in parts)])
+
+
+@functools.lru_cache(maxsize=64)
+def _shuffled(count: int, *key: int) -> np.ndarray:
+    """Return the numbers 0, … `count - 1` in an order that the key decides: (count,) int64."""
+    return np.random.default_rng(key).permutation(count)
+
+
 class DocumentStream:
     """The documents of one logical shard, epoch after epoch, from any address on.
 
     Iterating yields `(text, position)` forever; `position` is a plain dict with the document's epoch, file, row_group
     and doc, and a stream made with it begins with that document. A null counts as an empty document.
+
+    With an `order_seed` each epoch shuffles the row groups, over all files, and within each of them documents that lie
+    near each other, `SHUFFLED_DOCUMENTS` at a time: no more than these are ever held. Streams of equal length shuffle
+    alike, so that they still read about the same file at the same time.
 
     Args:
         files: paths or footers, in order.
@@ -256,6 +287,7 @@ class DocumentStream:
         shard: number of this stream, from 0.
         position: document to begin with; None = the first.
         even: see `deal`.
+        order_seed: seed of the order of the documents; None = that of the files, in every epoch.
 
     Raises:
         ValueError: if this shard gets no document at all, or `position` is not one of its documents.
@@ -269,32 +301,40 @@ class DocumentStream:
         position: Mapping[str, int] | None = None,
         *,
         even: bool = True,
+        order_seed: int | None = None,
     ) -> None:
         self.files = [file if isinstance(file, TextFile) else read_footer(file) for file in files]
         if not 0 <= shard < logical_shards:
             raise ValueError(f"shard={shard} is not one of {logical_shards} logical shards (0 … {logical_shards - 1})")
-        self._parts = deal(tuple(file.group_rows for file in self.files), logical_shards, even)[shard]
-        if not self._parts:
+        parts = deal(tuple(file.group_rows for file in self.files), logical_shards, even)[shard]
+        if not parts:
             rows = sum(file.rows for file in self.files)
             raise ValueError(
                 f"logical shard {shard} of {logical_shards} gets no document: the {len(self.files)} files hold "
                 f"{rows:,}; set data.logical_shards (and the number of devices) to {max(rows, 1)} or lower, or add text"
             )
-        self._before = [0, *itertools.accumulate(part.last - part.first for part in self._parts)]
-        self.start = Address(0, *self._parts[0][:3])
+        self._order_seed = order_seed
+        self._in_files = Order.of(parts)
+        self._shuffled_order = functools.lru_cache(maxsize=2)(self._shuffle_parts)  # buffers reach an epoch back
+        self.rows = self._in_files.before[-1]
+        """Documents of this shard in one epoch."""
+        self.start = Address(0, *self._order(0).parts[0][:3])
         if position is not None:
             self.start = Address(*(position[name] for name in Address._fields))
-            self._check(self.start)
+            self._document(self.start)
 
-    @property
-    def rows(self) -> int:
-        """Documents of this shard in one epoch."""
-        return self._before[-1]
+    def _order(self, epoch: int) -> Order:
+        return self._in_files if self._order_seed is None else self._shuffled_order(epoch)
+
+    def _shuffle_parts(self, epoch: int) -> Order:
+        parts = self._in_files.parts
+        return Order.of([parts[index] for index in _shuffled(len(parts), self._order_seed or 0, epoch)])
 
     def rows_before(self, address: Address) -> int:
         """Count this shard's documents before `address`, earlier epochs included."""
-        index = self._part_index(address)
-        return address.epoch * self.rows + self._before[index] + address.doc - self._parts[index].first
+        order = self._order(address.epoch)
+        index = order.place[address[1:3]]
+        return address.epoch * self.rows + order.before[index] + address.doc - order.parts[index].first
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, int]]]:
         for address, texts in self.blocks():
@@ -303,27 +343,48 @@ class DocumentStream:
 
     def blocks(self, size: int = BLOCK_DOCUMENTS) -> Iterator[tuple[Address, list[str]]]:
         """Yield runs of at most `size` consecutive documents of one row group, each with its first address."""
-        epoch, skip, index = self.start.epoch, self.start.doc, self._part_index(self.start)
+        epoch, skip = self.start.epoch, self.start.doc
+        index = self._order(epoch).place[self.start[1:3]]
+        read = self._runs if self._order_seed is None else self._shuffled_runs
         while True:
-            for file, row_group, first, last in self._parts[index:]:
+            for part in self._order(epoch).parts[index:]:
                 # only the first part may be entered in its middle, where the stream starts
-                first, skip, doc = max(first, skip), 0, 0
-                for column in self._columns(file, row_group, size):
-                    # the documents of this shard among these, which are numbered from `doc` on
-                    begin, end = max(first - doc, 0), min(last - doc, len(column))
-                    if begin < end:
-                        texts = self._strings(column.slice(begin, end - begin), file, row_group)
-                        yield Address(epoch, file, row_group, doc + begin), texts
-                    doc += len(column)
-                    if last <= doc < self.files[file].group_rows[row_group]:
-                        break  # the rest of the row group is another shard's
+                for doc, texts in read(epoch, part, max(part.first, skip), size):
+                    yield Address(epoch, part.file, part.row_group, doc), texts
+                skip = 0
             epoch, index = epoch + 1, 0
+
+    def _runs(self, epoch: int, part: DocumentRange, first: int, size: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield the documents of a part from `first` on in runs, each with the number of its first."""
+        doc = 0
+        for column in self._columns(part.file, part.row_group, size):
+            # the documents of this shard among these, which are numbered from `doc` on
+            begin, end = max(first - doc, 0), min(part.last - doc, len(column))
+            if begin < end:
+                yield doc + begin, self._strings(column.slice(begin, end - begin), part.file, part.row_group)
+            doc += len(column)
+            if part.last <= doc < self.files[part.file].group_rows[part.row_group]:
+                break  # the rest of the row group is another shard's
+
+    def _shuffled_runs(self, epoch: int, part: DocumentRange, first: int, size: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield the documents of a part from the `first`-th on in the epoch's order, in runs."""
+        begin = part.first + (first - part.first) // SHUFFLED_DOCUMENTS * SHUFFLED_DOCUMENTS
+        texts = (text for _, run in self._runs(epoch, part, begin, size) for text in run)
+        while held := list(itertools.islice(texts, SHUFFLED_DOCUMENTS)):
+            order = self._shuffle(epoch, part, begin, len(held))
+            for at in range(max(first - begin, 0), len(held), size):
+                yield begin + at, [held[index] for index in order[at : at + size]]
+            begin += len(held)
+
+    def _shuffle(self, epoch: int, part: DocumentRange, begin: int, count: int) -> np.ndarray:
+        """Return the order of the `count` documents of a part that lie at `begin` in the file."""
+        return _shuffled(count, self._order_seed or 0, epoch, part.file, part.row_group, begin)
 
     def read(self, addresses: Sequence[Address]) -> list[str]:
         """Read single documents; a row group that consecutive addresses share is read once."""
         texts: list[str] = []
         for (file, row_group), group in itertools.groupby(addresses, key=lambda a: (a.file, a.row_group)):
-            wanted = [address.doc for address in group if self._check(address)]
+            wanted = [self._document(address) for address in group]
             found: dict[int, str] = {}
             doc = 0
             for column in self._columns(file, row_group, BLOCK_DOCUMENTS):
@@ -336,25 +397,28 @@ class DocumentStream:
 
     def following(self, address: Address) -> Address:
         """Return the address of the next document of this shard, from the footers alone."""
-        index = self._part_index(address)
-        if address.doc + 1 < self._parts[index].last:
+        order = self._order(address.epoch)
+        index = order.place[address[1:3]]
+        if address.doc + 1 < order.parts[index].last:
             return address._replace(doc=address.doc + 1)
-        epoch, index = (address.epoch, index + 1) if index + 1 < len(self._parts) else (address.epoch + 1, 0)
-        return Address(epoch, *self._parts[index][:3])
+        if index + 1 < len(order.parts):
+            return Address(address.epoch, *order.parts[index + 1][:3])
+        return Address(address.epoch + 1, *self._order(address.epoch + 1).parts[0][:3])
 
-    def _part_index(self, address: Address) -> int:
-        """Find the part that holds an address: a shard has one part of a row group at most."""
-        return bisect.bisect_left(self._parts, (address.file, address.row_group))
-
-    def _check(self, address: Address) -> bool:
-        index = self._part_index(address)
-        for file, row_group, first, last in self._parts[index : index + 1]:
-            if address.epoch >= 0 and (file, row_group) == address[1:3] and first <= address.doc < last:
-                return True
-        raise ValueError(
-            f"position {address._asdict()} is no document of this logical shard; it was written for other files or "
-            "another data.logical_shards"
-        )
+    def _document(self, address: Address) -> int:
+        """Return which document of its row group, counted in the file, an address means; check that it is ours."""
+        index = self._in_files.place.get(address[1:3])
+        part = None if index is None else self._in_files.parts[index]
+        if part is None or address.epoch < 0 or not part.first <= address.doc < part.last:
+            raise ValueError(
+                f"position {address._asdict()} is no document of this logical shard; it was written for other files or "
+                "another data.logical_shards"
+            )
+        if self._order_seed is None:
+            return address.doc
+        begin = part.first + (address.doc - part.first) // SHUFFLED_DOCUMENTS * SHUFFLED_DOCUMENTS
+        count = min(SHUFFLED_DOCUMENTS, part.last - begin)
+        return begin + int(self._shuffle(address.epoch, part, begin, count)[address.doc - begin])
 
     def _strings(self, column: pa.Array, file: int, row_group: int) -> list[str]:
         try:

@@ -4,12 +4,13 @@ The others are compared with the first checkpoint given. Where both answered the
 answered better decide, and all such tests of one comparison are corrected together (Holm): otherwise one of twenty
 comparisons of equal models would find a winner. Figures without answers to pair are judged by their intervals alone,
 and the verdict says so. Runs that differ only in their seed can be grouped: one run says nothing about a recipe,
-because another seed may give another order; mean and standard deviation over seeds do.
+because another seed may give another order; mean and standard deviation over seeds do. Seeds are `seed` (start
+weights) and `data.order_seed` (order of the data).
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "compare_runs",
     "compare_seeds",
     "group_by_seed",
+    "seeds_of",
     "settings_that_differ",
 ]
 
@@ -251,7 +253,7 @@ def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
 
 
 def group_by_seed(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
-    """Return groups of indices of runs that have the same config but for the seed and their names.
+    """Return groups of indices of runs that have the same config but for their seeds and names.
 
     Raises:
         ValueError: The config of a run is not known.
@@ -264,11 +266,19 @@ def group_by_seed(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
                 f"{run.any_result.file}; give the run folder"
             )
         own = {key: value for key, value in run.config.items() if key not in ("seed", "run_name", "resume", "force")}
+        if isinstance(data := own.get("data"), Mapping):
+            own["data"] = {key: value for key, value in data.items() if key != "order_seed"}
         text = json.dumps([own, run.any_result.checkpoint.get("stage")], sort_keys=True, default=str)
         # Start weights of an earlier stage are in a folder of the run's own name.
         run_name = re.escape(str(run.config.get("run_name") or ""))
         groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
     return list(groups.values())
+
+
+def seeds_of(run: EvaluatedRun) -> tuple[int | None, int | None]:
+    """Return the seed of a run and that of the order of its data; None where it has none or its config is not known."""
+    config = run.config or {}
+    return config.get("seed"), (config.get("data") or {}).get("order_seed")
 
 
 def compare_seeds(

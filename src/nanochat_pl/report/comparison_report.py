@@ -19,6 +19,7 @@ from nanochat_pl.report.compare import (
     compare_runs,
     compare_seeds,
     group_by_seed,
+    seeds_of,
     settings_that_differ,
 )
 from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key, stage_order
@@ -114,7 +115,7 @@ def build_comparison(
             notes.append(f"no results of {name}: {labels}; {evaluate_command(without, name)}")
     if not seeds and len(runs) > 1 and all(run.config is not None for run in runs):
         for group in group_by_seed(runs):
-            if len(group) > 1 and len({(runs[i].config or {}).get("seed") for i in group}) > 1:
+            if len(group) > 1 and len({seeds_of(runs[i]) for i in group}) > 1:
                 labels = ", ".join(runs[index].label for index in group)
                 notes.append(f"{labels} differ in their seed only: --seeds gives their mean ± std")
     return ComparisonReport(
@@ -190,8 +191,14 @@ def _difference_text(difference: Difference | None, row: MetricRow | None) -> st
 
 def _group_text(report: ComparisonReport, group: Sequence[int]) -> str:
     runs = [report.runs[index] for index in group]
-    seeds = ", ".join(str((run.config or {}).get("seed")) for run in runs)
-    return f"{runs[0].label} (seed {seeds})"
+    seeds, orders = zip(*map(seeds_of, runs))
+    text = f"{runs[0].label} (seed {_each(seeds)}"
+    return text + (f"; data.order_seed {_each(orders)})" if any(order is not None for order in orders) else ")")
+
+
+def _each(values: Sequence[Any]) -> str:
+    shown = values if len({*values}) > 1 else values[:1]
+    return ", ".join("null" if value is None else str(value) for value in shown)
 
 
 def _spread_text(spread: Spread | None, share: bool) -> str:

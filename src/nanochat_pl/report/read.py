@@ -58,10 +58,11 @@ Record = Mapping[str, Any]
 PREFERRED = ("best", "last")
 """The checkpoints of a run that are shown before the others, in this order."""
 SETTINGS = (
-    "data.source", "data.root", "seed", "data.packing", "trainer.devices", "trainer.num_nodes", "stage.sequence_len",
-    "stage.device_batch", "stage.total_batch_tokens", "stage.total_batch_rows", "stage.num_steps", "stage.num_epochs",
-    "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr", "optim.unembedding_lr",
-    "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac", "optim.warmdown_frac",
+    "data.source", "data.root", "seed", "data.order_seed", "data.packing", "trainer.devices", "trainer.num_nodes",
+    "stage.sequence_len", "stage.device_batch", "stage.total_batch_tokens", "stage.total_batch_rows", "stage.num_steps",
+    "stage.num_epochs", "stage.tokens_per_param", "stage.target_flops", "optim.matrix_lr", "optim.embedding_lr",
+    "optim.unembedding_lr", "optim.weight_decay", "optim.grad_clip", "optim.init_lr_frac", "optim.warmup_frac",
+    "optim.warmdown_frac",
 )  # fmt: skip
 RL_SETTINGS = (
     "rl.algorithm", "rl.prompts_per_step", "rl.num_samples", "rl.max_new_tokens", "rl.temperature", "rl.top_k",

@@ -97,7 +97,7 @@ def text_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards:
     packed: list[Batch] = []  # made once, at the first validation, and kept as int32 in half the memory
 
     def train(cursor: Cursor | None) -> TokenBatches:
-        batches = TokenBatches(shards.train, tokenizer, **packed_shape(cfg, cursor))
+        batches = TokenBatches(shards.train, tokenizer, cfg.data.order_seed, **packed_shape(cfg, cursor))
         log_streams(batches.stream_rows, "documents")
         return batches
 
@@ -125,7 +125,7 @@ def conversation_text_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture
     Args:
         val_rows: the first ones, up to the number of validation tokens, are the fixed validation set.
     """
-    corpus = ConversationCorpus(rows, tokenizer, seed=cfg.seed, shuffle=not getattr(rows, "ordered", False))
+    corpus = ConversationCorpus(rows, tokenizer, seed=cfg.data_seed, shuffle=not getattr(rows, "ordered", False))
     packed: list[list[Batch]] = []  # made once, at the first validation
 
     def train(cursor: Cursor | None) -> PackedBatches:
@@ -181,7 +181,7 @@ def conversation_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val
             total_batch_rows=stage.total_batch_rows,
             packed=stage.packed,
             drop_long=drop_long,
-            seed=cfg.seed,
+            seed=cfg.data_seed,
             shuffle=not getattr(rows, "ordered", False),
             cursor=cursor,
             num_workers=cfg.data.num_workers,
@@ -202,7 +202,7 @@ def conversation_data(cfg: TrainConfig, tokenizer: Tokenizer, rows: Mixture, val
 
 def epoch_lengths(cfg: TrainConfig, rows: Mixture, tokenizer: Tokenizer) -> Lengths:
     """Measure the lengths of the conversations of an epoch, and log how it was done."""
-    lengths = measure_lengths(rows, tokenizer, cfg.seed, cfg.data.num_workers)
+    lengths = measure_lengths(rows, tokenizer, cfg.data_seed, cfg.data.num_workers)
     log.info("an epoch has %s tokens (%s)", f"{lengths.total:,}", lengths.method)
     return lengths
 
@@ -260,10 +260,14 @@ def check_validation(rows: Mixture, num_rows: int | None, tokenizer: Tokenizer, 
 def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
     """Build the mixtures of training and validation; log how much they share, and drop it if the config says so.
 
+    With data.order_seed the order of validation, whose first conversations are measured, is one for all seeds.
+
     Raises:
         ValueError: one has no tasks, or nothing is left to train on.
     """
-    rows, val_rows = build_tasks(cfg.mixture.tasks, cfg), build_tasks(cfg.mixture.val_tasks, cfg)
+    val_seed = cfg.seed if cfg.data.order_seed is None else TrainConfig.seed
+    rows = build_tasks(cfg.mixture.tasks, cfg, cfg.data_seed)
+    val_rows = build_tasks(cfg.mixture.val_tasks, cfg, val_seed)
     twice, drop = overlap(rows, val_rows), cfg.mixture.drop_train_duplicates
     if not twice:
         log.info("none of the %s training conversations asks what validation asks", f"{len(rows):,}")
@@ -284,12 +288,12 @@ def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
     return (rows.without(twice) if drop else rows), val_rows
 
 
-def build_tasks(specs: dict[str, Any], cfg: TrainConfig) -> Mixture:
-    """Build a mixture from the tasks that the config names.
+def build_tasks(specs: dict[str, Any], cfg: TrainConfig, seed: int) -> Mixture:
+    """Build a mixture, in the order of a seed, from the tasks that the config names.
 
     Raises:
         ValueError: there are none.
     """
     if not specs:
         raise ValueError(f"stage={cfg.stage.name} needs conversations, but the mixture has no tasks; try mixture=sft")
-    return Mixture({name: make(spec) for name, spec in specs.items()}, seed=cfg.seed)
+    return Mixture({name: make(spec) for name, spec in specs.items()}, seed=seed)

@@ -61,7 +61,8 @@ class QuestionBatches:
             if cursor is not None and cursor[key] != value:
                 raise ValueError(
                     f"the run to resume was saved with {key}={cursor[key]} of its questions or rollouts, now it is "
-                    f"{value}; give it the same, or start a new run with resume=null"
+                    f"{value}; give it the same (the seed is data.order_seed, or seed where that is null), or start a "
+                    "new run with resume=null"
                 )
         self.start = (cursor["epoch"], cursor["row"], cursor["part"]) if cursor else (0, 0, 0)
 
@@ -144,4 +145,4 @@ def question_data(rows: Mixture, val_rows: Mixture, tokenizer: Tokenizer, cfg: T
             )
     members = {**rows.tasks, **val_rows.tasks}
     sandbox = {name: task.isolation for name, task in members.items() if task.runs_programs}
-    return QuestionData(train, val, sandbox, cfg.rl, cfg.stage.horizon, cfg.seed)
+    return QuestionData(train, val, sandbox, cfg.rl, cfg.stage.horizon, cfg.data_seed)
