@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from omegaconf import DictConfig
 
-from nanochat_pl.config.compose import config_dir
+from nanochat_pl.config.checks import check_stage
+from nanochat_pl.config.compose import CommandLine, check, compose_jobs, config_dir, to_plain
+from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.sizing import (
     batch_for_horizon,
     micro_batches,
@@ -19,6 +22,7 @@ from nanochat_pl.config.sizing import (
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.config import MODERN, GPTConfig
 from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.tokenizer import Tokenizer
 
 BATCH = 524_288
 
@@ -140,6 +144,47 @@ def test_sizes_and_scaling_of_the_modern_model_are_nanochats(
     # The real horizon is the one of the rule where a run has as many tokens for each parameter.
     actual = scale_optim(replace(optim, wd_horizon="actual"), config, batch, 12 * scaling // batch)
     assert actual.matrix_weight_decay == pytest.approx(decay, rel=1e-2)
+
+
+def composed(*overrides: str) -> tuple[TrainConfig, DictConfig]:
+    [job] = compose_jobs("train", CommandLine(["run_name=r", *overrides], False, config_dir()))
+    return job.checked, job.config
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "sequence_len", "depth", "batch"),
+    [(2_560, 256, 2, 65_536), (8_192, 512, 4, 131_072), (8_192, 512, 8, 262_144), (32_768, 2_048, 24, 1_048_576)],
+)
+def test_a_batch_of_auto_is_nanochats_number_in_the_config_of_the_run(vocab_size, sequence_len, depth, batch, tmp_path):
+    shape = [f"tokenizer.vocab_size={vocab_size}", f"stage.sequence_len={sequence_len}", f"depth={depth}"]
+    auto = ["model=modern", "stage.total_batch_tokens=auto", *shape]
+    checked, config = composed(*auto)
+    assert checked.stage.total_batch_tokens == config.stage.total_batch_tokens == batch
+    assert to_plain(config)["stage"]["total_batch_tokens"] == batch
+    Tokenizer([bytes([byte]) for byte in range(256)]).save(tmp_path)  # of another size than the config says
+    checked, _ = composed(*auto, f"tokenizer.path={tmp_path}")
+    of_that = GPTConfig(vocab_size=265, sequence_len=sequence_len, **shape_for_depth(depth), **MODERN)
+    assert checked.stage.total_batch_tokens == batch_for_horizon(of_that)
+    assert check(config, TrainConfig).stage.total_batch_tokens == batch, "a config that is composed anew stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=sft", "stage.total_batch_tokens=auto"], r"stage=sft counts its batch in conversations: .*=null"),
+        (["stage=rl", "stage.total_batch_tokens=auto"], r"stage=rl counts its batch in questions"),
+        (["stage=mid", "stage.total_batch_tokens=auto"], r"stage=mid has its model from a checkpoint: .*<a number>"),
+        (["stage.total_batch_tokens=auto", "stage.device_batch=3"], r"=65536 is not a multiple of device_batch 3"),
+        (["stage.total_batch_tokens=automatic"], r"=automatic should be a whole number, auto or null"),
+        (["stage.total_batch_tokens=8192.5"], r"=8192.5 should be a whole number, auto or null"),
+        (["stage.total_batch_tokens=true"], r"=True should be a whole number"),
+        (["stage.total_batch_tokens=0"], r"must be positive"),
+        (["stage.total_batch_tokens=auto", "tokenizer.path=nowhere"], r"tokenizer\.path=nowhere does not exist"),
+    ],
+)
+def test_a_batch_of_auto_where_it_means_nothing_is_refused(overrides, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check_stage(composed(*overrides)[0])
 
 
 def test_nothing_is_scaled_by_default():

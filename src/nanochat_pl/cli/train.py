@@ -36,6 +36,7 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
         to_plain,
     )
     from nanochat_pl.config.run_folder import forget_run, is_first_process
+    from nanochat_pl.config.stages import StageName
     from nanochat_pl.eval.metrics import METRICS
     from nanochat_pl.paths import WriteError, run_dir, worded
     from nanochat_pl.training.claim import check_free
@@ -134,7 +135,10 @@ def full_errors() -> Iterator[None]:
 
 def job(cfg: DictConfig) -> int:
     """Train one job in its own folder."""
+    is_auto = cfg.stage.total_batch_tokens == "auto"
     config = check(cfg, schema.TrainConfig)
+    if is_auto and is_first_process() and config.stage.name != StageName.tokenizer:
+        print(f"stage.total_batch_tokens=auto is {config.stage.total_batch_tokens:,} tokens a step")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     arguments, of_sweep = sys.argv.copy(), HydraConfig.get().mode == RunMode.MULTIRUN
     if of_sweep:

@@ -19,7 +19,7 @@ from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, st
 from nanochat_pl.config.run_folder import imported_run, is_first_process, resume_file, run_config, weights_only_error
 from nanochat_pl.config.schema import DataSource, EvalConfig, LongConversations, RunConfig, TrainConfig
 from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
-from nanochat_pl.config.sizing import micro_batches, shape_for_depth
+from nanochat_pl.config.sizing import batch_for_horizon, micro_batches, shape_for_depth
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.config.targets import is_module
 from nanochat_pl.eval.core_tasks import check_bundle
@@ -47,6 +47,30 @@ def model_config(cfg: TrainConfig, vocab_size: int) -> GPTConfig:
         shape["n_kv_head"] = model.n_kv_head
     tricks = {field.name: getattr(model, field.name) for field in fields(Architecture)}
     return GPTConfig(sequence_len=cfg.stage.sequence_len, vocab_size=vocab_size, **shape, **tricks)
+
+
+def auto_batch(cfg: TrainConfig) -> int:
+    """Return the tokens of a step that stage.total_batch_tokens=auto means: those that suit the model of the config.
+
+    Raises:
+        ValueError: the stage does not count tokens, or has its model from a checkpoint.
+        FileNotFoundError: tokenizer.path, whose size the model's depends on, does not exist.
+    """
+    stage = cfg.stage.name
+    if stage != StageName.base:
+        unit = STAGES[stage].batch_unit
+        why = f"counts its batch in {unit}" if unit != "tokens" else "has its model from a checkpoint"
+        raise ValueError(
+            f"stage.total_batch_tokens=auto is for stage=base, whose model the config describes; stage={stage} {why}: "
+            f"give stage.total_batch_tokens={'<a number>' if unit == 'tokens' else 'null'}"
+        )
+    check_tokenizer_path(cfg)
+    vocab_size = cfg.tokenizer.vocab_size
+    if cfg.tokenizer.path is not None:
+        from nanochat_pl.tokenizer import Tokenizer
+
+        vocab_size = Tokenizer.load(cfg.tokenizer.path).vocab_size
+    return batch_for_horizon(model_config(cfg, vocab_size))
 
 
 def batch_micro_batches(cfg: TrainConfig) -> int:
@@ -342,8 +366,7 @@ def check_start(cfg: TrainConfig, folder: Path, resume: Path | None) -> None:
             raise ValueError(
                 f"force=true would throw away {source.file}, which the run starts from; give another run_name"
             )
-    if cfg.tokenizer.path is not None and not Path(cfg.tokenizer.path).exists():
-        raise FileNotFoundError(f"tokenizer.path={cfg.tokenizer.path} does not exist; make one with stage=tokenizer")
+    check_tokenizer_path(cfg)
     if start is None and cfg.tokenizer.path is None:
         tokenizer = run_dir(StageName.tokenizer, cfg.run_name, cfg.outputs)
         if (tokenizer / "tokenizer.json").is_file():
@@ -352,6 +375,12 @@ def check_start(cfg: TrainConfig, folder: Path, resume: Path | None) -> None:
             check_vocabulary(cfg, Tokenizer.load(tokenizer).vocab_size, tokenizer)
         elif cfg.data.source != DataSource.microworld:  # there one is trained
             raise no_tokenizer_error(cfg, tokenizer)
+
+
+def check_tokenizer_path(cfg: TrainConfig) -> None:
+    """Raise FileNotFoundError if tokenizer.path names nothing."""
+    if cfg.tokenizer.path is not None and not Path(cfg.tokenizer.path).exists():
+        raise FileNotFoundError(f"tokenizer.path={cfg.tokenizer.path} does not exist; make one with stage=tokenizer")
 
 
 def check_optimizer(then: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nanochat_pl.config import schema
+from nanochat_pl.config.checks import auto_batch
 from nanochat_pl.config.refusals import (
     did_you_mean,
     missing_folder,
@@ -37,6 +38,7 @@ from nanochat_pl.config.refusals import (
 )
 from nanochat_pl.config.settings import ROOTS, config_dir, group_options, settings
 from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
+from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.targets import arguments_of, defined_names, is_module
 
 PATH_KEYS = (
@@ -361,7 +363,7 @@ def check_override(override: Override, names: Mapping[str, bool], multirun: bool
 
 
 def check(cfg: DictConfig, root: type) -> Any:
-    """Check a composed config and return it as dataclasses.
+    """Check a composed config and return it as dataclasses; in both, the number takes the place of a batch of `auto`.
 
     Raises:
         ConfigError: a key is outside the schema, a `_target_` is outside the allow-list, or a value is missing.
@@ -391,7 +393,11 @@ def check(cfg: DictConfig, root: type) -> Any:
         for name, spec in plain["mixture"][group].items():
             if isinstance(spec, Mapping) and not spec.get("_target_"):
                 raise ConfigError(f"mixture.{group}.{name} has no _target_; give one, as nanochat_pl.tasks.jsonl.JSONL")
-    return OmegaConf.to_object(cfg)
+    checked: Any = OmegaConf.to_object(cfg)
+    stage = checked.stage if isinstance(checked, schema.TrainConfig) else None
+    if stage is not None and stage.total_batch_tokens == "auto" and stage.name != StageName.tokenizer:
+        cfg.stage.total_batch_tokens = stage.total_batch_tokens = auto_batch(checked)
+    return checked
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ a fraction of a second. Closed choices are enums; `null` switches a thing off; u
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from types import NoneType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -88,8 +89,9 @@ class StageConfig:
     """Tokens in a row."""
     device_batch: int = 32
     """Rows of one micro-batch on one device: the dial for memory."""
-    total_batch_tokens: int | None = None
-    """Tokens of one optimizer step over all devices (base and mid, which read one stream of tokens)."""
+    total_batch_tokens: Any = None
+    """Tokens of one optimizer step over all devices (base and mid, which read one stream of tokens); auto = the power
+    of two that suits the model's size (base; nanochat, 2026-02), which the run's config then holds."""
     total_batch_rows: int | None = None
     """Conversations of one optimizer step over all devices (stages that learn from the assistant's words alone)."""
     packed: bool = True
@@ -126,7 +128,13 @@ class StageConfig:
     """How many step_NNNNNN.ckpt files to keep, newest first."""
 
     def __post_init__(self) -> None:
-        positive(self, "stage", "sequence_len", "device_batch", "total_batch_tokens", "total_batch_rows")
+        positive(self, "stage", "sequence_len", "device_batch", "total_batch_rows")
+        if self.total_batch_tokens != "auto":
+            if type(self.total_batch_tokens) not in (int, NoneType):
+                raise ValueError(
+                    f"stage.total_batch_tokens={self.total_batch_tokens} should be a whole number, auto or null"
+                )
+            positive(self, "stage", "total_batch_tokens")
         positive(self, "stage", *HORIZONS, "val_every_steps", "val_tokens", "val_rows", "checkpoint_every_steps")
         positive(self, "stage", "keep_checkpoints", "eval_every_steps", "sample_every_steps", "sample_tokens")
         chosen = [name for name in HORIZONS if getattr(self, name) is not None]
