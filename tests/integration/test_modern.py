@@ -7,7 +7,7 @@ import torch
 
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.engine import Engine, Request
-from tests.integration.conftest import BASE, SFT, TINY, Train
+from tests.integration.conftest import BASE, SFT, TINY, Train, metrics
 
 MODERN = ("model=modern", "optim=modern", "depth=2", "model.short_conv=4", "model.window_pattern=SL")
 
@@ -34,6 +34,11 @@ def test_resume_equals_a_straight_run_bit_for_bit(train: Train, tmp_path: Path, 
     straight, halves = states(tmp_path / stage / "tiny"), states(tmp_path / stage / "halves")
     assert all(torch.equal(straight[0][name], halves[0][name]) for name in straight[0])
     assert straight[1] == halves[1] and "second_moment" in straight[1]
+    names = ["resid_lambdas_0", "resid_lambdas_1", "x0_lambdas_0", "x0_lambdas_1", "smear_lambda", "backout_lambda"]
+    for name in names:
+        logged = metrics(tmp_path / stage / "tiny", f"scalar/{name}")
+        assert [*logged] == [0, 6] and logged == metrics(tmp_path / stage / "halves", f"scalar/{name}"), name
+    assert float(logged[6]) == pytest.approx(float(straight[0]["model.backout_lambda"]))
 
 
 @pytest.mark.slow

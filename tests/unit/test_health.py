@@ -9,7 +9,14 @@ from nanochat_pl.data.batch import Batch
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.training.callbacks import is_logged, over_ranks
-from nanochat_pl.training.callbacks.diagnostics import Health, logit_max_frac, peak_memory_gib, update_ratio
+from nanochat_pl.training.callbacks.diagnostics import (
+    Health,
+    learned_scalars,
+    logit_max_frac,
+    peak_memory_gib,
+    update_ratio,
+)
+from tests.unit.tricks import TRICKS
 
 
 @pytest.fixture
@@ -17,6 +24,20 @@ def model() -> GPT:
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, vocab_size=50, sequence_len=16))
     model.init_weights(torch.Generator().manual_seed(0))
     return model
+
+
+def test_every_single_number_that_a_trick_learns_is_logged_under_its_name_and_layer(model: GPT):
+    assert learned_scalars(model) == {}, "the classic model has none"
+    for name, trick in TRICKS.items():
+        new = GPT(GPTConfig(n_layer=3, n_head=2, n_kv_head=2, n_embd=32, vocab_size=50, sequence_len=16, **trick))
+        new.init_weights()
+        numbers = {key: p for key, p in new.named_parameters() if "lambda" in key}
+        expected = {}
+        for key, p in numbers.items():
+            expected |= {f"scalar/{key}" + (f"_{i}" if len(p) > 1 else ""): float(x) for i, x in enumerate(p)}
+        assert learned_scalars(new) == expected, name
+    assert len(expected) == 3 + 3 + 1 + 1
+    assert learned_scalars(new)["scalar/resid_lambdas_2"] == pytest.approx(1.05)
 
 
 def test_an_update_ratio_is_one_rms_over_another():

@@ -71,6 +71,7 @@ SECTIONS: dict[str, list[Curves | Table]] = {
         Curves("gradient norm before clipping", ["train/grad_norm"]),
         Curves("update over weight", [f"health/update_ratio_{role}" for role in ROLES]),
         Curves("largest logit over the softcap", ["health/logit_max_frac"]),
+        Curves("learned scalars", pattern=r"^scalar/"),
         Curves("share of padding, and of what was cut off", ["health/padding_frac", "health/cut_frac"]),
         Curves("peak memory, GiB", ["health/peak_memory_gib"]),
     ],

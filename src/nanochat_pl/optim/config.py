@@ -189,6 +189,8 @@ class Role(NamedTuple):
     """Before the optimizer's own scale; `init_lr_frac` is applied to all roles alike."""
     by_width: bool = True
     """Whether the optimizer's scale by the width applies: it is for tables and matrices, not for single numbers."""
+    has_scalars: bool = False
+    """Whether its vectors hold single numbers, one a layer or one in all, each of which is worth a curve in the log."""
 
 
 # `unembedding` comes before `embedding`, because nanochat's saved AdamW states count the output layer first.
@@ -197,9 +199,9 @@ ROLES: dict[str, Role] = {
     "unembedding": Role(lambda cfg: "adamw", lambda cfg: cfg.unembedding_lr),
     "embedding": Role(lambda cfg: "adamw", lambda cfg: cfg.embedding_lr),
     "value_embedding": Role(lambda cfg: "adamw", lambda cfg: cfg.value_embedding_lr),
-    "residual_lambda": Role(lambda cfg: "adamw", lambda cfg: cfg.residual_lambda_lr, by_width=False),
-    "input_lambda": Role(lambda cfg: "adamw", lambda cfg: cfg.input_lambda_lr, by_width=False),
-    "smear": Role(lambda cfg: "adamw", lambda cfg: cfg.smear_lr, by_width=False),
+    "residual_lambda": Role(lambda cfg: "adamw", lambda cfg: cfg.residual_lambda_lr, by_width=False, has_scalars=True),
+    "input_lambda": Role(lambda cfg: "adamw", lambda cfg: cfg.input_lambda_lr, by_width=False, has_scalars=True),
+    "smear": Role(lambda cfg: "adamw", lambda cfg: cfg.smear_lr, by_width=False, has_scalars=True),
     "short_conv": Role(lambda cfg: "adamw", lambda cfg: cfg.short_conv_lr, by_width=False),
 }
 """Every role of a parameter, by its name in `GPT.param_roles()`."""

@@ -12,6 +12,8 @@ more. The gradient norm, another sign of health, is always logged as `train/grad
 | `health/cut_frac` | share of the conversations (data.packing=bestfit: tokens) read since the last row that were cut |
 | `health/data_wait_frac` | share of the time since the last row in which the loop waited for data |
 | `health/peak_memory_gib` | most memory held so far: of the GPU's, else of the process |
+
+What a model of 2026 has learned in single numbers, `learned_scalars`, is logged with each validation instead.
 """
 
 import resource
@@ -27,9 +29,10 @@ from torch.utils.hooks import RemovableHandle
 
 from nanochat_pl.data.batch import Batch
 from nanochat_pl.model.gpt import GPT
+from nanochat_pl.optim.config import ROLES
 from nanochat_pl.training.callbacks import DATA_WAIT_S, is_logged
 
-__all__ = ["Health", "logit_max_frac", "peak_memory_gib", "update_ratio"]
+__all__ = ["Health", "learned_scalars", "logit_max_frac", "peak_memory_gib", "update_ratio"]
 
 LOGIT_TOKENS = 256
 """Tokens whose logits are looked at: at a vocabulary of 65,536 they take 64 MiB."""
@@ -59,6 +62,19 @@ def logit_max_frac(model: GPT, tokens: Tensor, positions: Tensor | None = None) 
     with torch.no_grad():
         logits = model.logits(model.hidden(tokens, positions))
         return torch.stack(torch.aminmax(logits)).abs().amax() / model.config.softcap
+
+
+def learned_scalars(model: GPT) -> dict[str, float]:
+    """Return the single numbers that a model learns, as `scalar/<name of the parameter>`, with the layer where it has
+    one for each; empty where no trick of the architecture has any."""
+    roles = [parameters for role, parameters in model.param_roles().items() if ROLES[role].has_scalars]
+    vectors = {id(p) for parameters in roles for p in parameters if p.dim() == 1}
+    found = {name: p.detach().float() for name, p in model.named_parameters() if id(p) in vectors}
+    if not found:
+        return {}
+    values = torch.cat(list(found.values())).tolist()  # waits for the device once
+    names = [f"scalar/{name}" + f"_{i}" * (len(p) > 1) for name, p in found.items() for i in range(len(p))]
+    return dict(zip(names, values, strict=True))
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from nanochat_pl.eval.bpb import evaluate_loss
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
+from nanochat_pl.training.callbacks.diagnostics import learned_scalars
 from nanochat_pl.training.datamodules import StepBatches
 from nanochat_pl.training.state import RunState
 
@@ -75,13 +76,14 @@ class Validation(RunCallback):
             trainer.should_stop = True
             return
         # 2) The same batches each time: what differs between two validations is the weights alone.
-        pl_module.eval()
-        found = self.run.validation = self.measure(pl_module)
-        pl_module.train()
+        module: Any = pl_module
+        module.eval()
+        found = self.run.validation = self.measure(module)
+        module.train()
         self._measured_step = step
         # 3) The best state so far gets a second name for the bytes just written.
         best = step > 0 and self.run.checkpoints.keep_if_best(trainer, found[self.best], self.higher_is_better)
-        log_metrics(trainer, self.run, found, step)
+        log_metrics(trainer, self.run, found | learned_scalars(module.model), step)
         self.run.paused_seconds += time.perf_counter() - begin
         text = " | ".join(f"{name} {value:.4f}" for name, value in found.items())
         log.info("step %05d/%05d | %s%s", step, trainer.max_steps, text, " | best so far" if best else "")
