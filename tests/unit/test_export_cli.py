@@ -13,14 +13,15 @@ import torch
 import yaml
 
 from nanochat_pl import load_model
-from nanochat_pl.checkpoint.state import ModelState
+from nanochat_pl.checkpoint.state import ModelState, float16_notes
 from nanochat_pl.cli import export, import_
 from nanochat_pl.eval.results import Evaluation, proportion_row, results_document
-from nanochat_pl.model.config import GPTConfig
+from nanochat_pl.model.config import MODERN, GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.report.card import model_card, results_of
 from nanochat_pl.report.read import read_run
 from nanochat_pl.tokenizer import Tokenizer
+from tests.unit.tricks import TRICKS
 
 CONFIG = {
     "seed": 3,
@@ -68,6 +69,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place.mkdir(parents=True)
         (place / "results.json").write_text(json.dumps(content))
     return folder
+
+
+def test_what_float16_cannot_hold_is_noted_with_every_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert float16_notes(make_stored()) == ()
+    for name, trick in TRICKS.items():
+        drifts = {"residual_lambdas", "input_lambdas"} & {*trick}
+        assert len(float16_notes(make_stored(**trick))) == bool(drifts), name
+    modern = make_stored(**MODERN)
+    modern.state["x0_lambdas"][0] = 7e4
+    import_.write_run(modern, tmp_path / "run", "modern", "a test")
+    for form, out in (("nanochat", "folder"), ("zip", "model.zip")):
+        assert export.main(["run", "--format", form, "--out", out]) == 0
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: not for float16")]
+        assert "x0_lambdas hold numbers up to 7e+04; use bfloat16 or float32" in notes[0] and "drift" in notes[1]
+    assert "not for float16" in zipfile.ZipFile("model.zip").read("README.md").decode()
 
 
 def assert_same_model(one: str | Path, other: str | Path) -> None:

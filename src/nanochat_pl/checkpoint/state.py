@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["ModelState", "check_shape", "check_tokenizer", "check_weights", "weight_shapes"]
+__all__ = ["ModelState", "check_shape", "check_tokenizer", "check_weights", "float16_notes", "weight_shapes"]
 
 MAX_CONFIG_DEPTH = 100
 """Levels of nesting in a run's config; a real one has about six. Writers recurse into it."""
@@ -123,6 +123,19 @@ def check_weights(state: "Mapping[str, Tensor]", config: GPTConfig, where: str |
             f"weights in {where} are not finite ({_some(broken)}), so the model computes nothing; its training "
             "diverged or the file is damaged: open an earlier checkpoint of the run"
         )
+
+
+def float16_notes(model: ModelState) -> tuple[str, ...]:
+    """Return, in sentences for the user, why another program should not convert a model to float16, which ends at
+    65,504; none where nothing speaks against it."""
+    import torch
+
+    limit = torch.finfo(torch.float16).max
+    over = {name: top for name, w in model.state.items() if (top := float(w.abs().max())) > limit}
+    notes = [f"{_some([*over])} hold numbers up to {max(over.values()):.3g}"] if over else []
+    if model.config.input_lambdas or model.config.residual_lambdas:
+        notes.append("its residual stream is scaled by learned numbers, which drift, and may grow beyond that")
+    return tuple(f"not for float16, which ends at {limit:,.0f}: {note}; use bfloat16 or float32" for note in notes)
 
 
 def check_tokenizer(tokenizer: "Tokenizer", config: GPTConfig, where: str | Path) -> None:

@@ -72,8 +72,10 @@ def export_model(
     if out is not None:
         check_destination(out, FORMATS[form].files, force)  # before a large model is read
     from nanochat_pl.checkpoint import read_model
+    from nanochat_pl.checkpoint.state import float16_notes
 
     model = read_model(source)
+    model = replace(model, notes=(*model.notes, *float16_notes(model)))
     print(f"exporting: {model.file}, step {model.step:,}", flush=True)
     run = _run_of(model)
     name = _name(model, source)
