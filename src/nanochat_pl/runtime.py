@@ -11,7 +11,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["gather", "has_fast_bf16", "peak_flops", "pick_compute_dtype", "pick_device", "rank", "world_size"]
+__all__ = [
+    "check_fp8",
+    "gather",
+    "has_fast_bf16",
+    "peak_flops",
+    "pick_compute_dtype",
+    "pick_device",
+    "rank",
+    "world_size",
+]
 
 PEAK_BF16_FLOPS = {
     "GB200": 2500e12,
@@ -89,6 +98,30 @@ def pick_compute_dtype(name: str, device: torch.device | str, key: str = "traine
         raise ValueError(f"{key}={name!r} is unknown; set it to auto, float32 or bfloat16")
     is_bfloat16 = name == "bfloat16" or (name == "auto" and has_fast_bf16(device))
     return torch.bfloat16 if is_bfloat16 else torch.float32
+
+
+def check_fp8(device: torch.device | str, compute_dtype: torch.dtype) -> None:
+    """Check that a device multiplies in FP8: CUDA from SM89 on (Ada, Hopper), with activations in bfloat16.
+
+    Raises:
+        ValueError: it does not, or this torch has no public function for it.
+    """
+    device = torch.device(device)
+    found = f"the device is {device.type}"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) < (8, 9):
+            found = f"this is {torch.cuda.get_device_name(device)} of {major}.{minor}"
+        elif not hasattr(torch.nn.functional, "scaled_mm"):
+            found = f"torch {torch.__version__} lacks torch.nn.functional.scaled_mm, which 2.13 has"
+        elif compute_dtype != torch.bfloat16:
+            found = "trainer.compute_dtype is float32"
+        else:
+            return
+    raise ValueError(
+        "trainer.fp8=true needs a GPU of compute capability 8.9 or higher (Ada, Hopper) and computation in bfloat16, "
+        f"but {found}; set trainer.fp8=false"
+    )
 
 
 def rank() -> int:

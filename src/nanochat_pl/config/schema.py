@@ -256,20 +256,20 @@ class DataConfig:
     """Where formatted conversation splits are saved and read again."""
     seed: int = 0
     """Seed of the generated world (microworld)."""
+    order_seed: int | None = None
+    """Seed of the order of the training data alone; null = texts in the order of their files, the rest by `seed`."""
 
     def __post_init__(self) -> None:
         check_seed("data.seed", self.seed)
+        check_seed("data.order_seed", self.order_seed or 0)
         positive(self, "data", "text_shards", "logical_shards", "train_rows", "val_rows", "test_rows")
         if self.text_shards > 100_000:
             raise ValueError(f"data.text_shards={self.text_shards} is more than names of five digits can number")
         if self.column != "text" and self.source != DataSource.local:
             raise ValueError(f"data.column={self.column} has no effect on data={self.source}; it is for data=local")
-    order_seed: int | None = None
-    """Seed of the order of the training data alone; null = texts in the order of their files, the rest by `seed`."""
         if self.num_workers < 0:
             raise ValueError(f"data.num_workers={self.num_workers} must be 0 (no threads) or more")
 
-        check_seed("data.order_seed", self.order_seed or 0)
 
 @dataclass(kw_only=True)
 class MixtureConfig:
@@ -308,6 +308,8 @@ class TrainerConfig(DeviceConfig):
     strategy: Strategy = Strategy.auto
     compile: Any = "auto"
     """auto = compile where a probe succeeds; true = compile or fail; false = eager."""
+    fp8: bool = False
+    """Multiply the large matrices of the blocks in 8-bit floats while training (Ada and Hopper GPUs)."""
     stop_after_steps: int | None = None
     """Leave after this many steps as a preempted run would, state saved; the horizon stays."""
     log_every_steps: int = 10
@@ -399,6 +401,11 @@ class TrainConfig(RunConfig):
                     f"chain_overrides.{stage}={overrides}: give a setting, as chain_overrides.{stage}.depth=4"
                 )
 
+    @property
+    def data_seed(self) -> int:
+        """The seed in force of the order in which conversations and questions are trained on."""
+        return self.seed if self.data.order_seed is None else self.data.order_seed
+
 
 @dataclass(kw_only=True)
 class EvaluateConfig(RunConfig):
@@ -409,11 +416,6 @@ class EvaluateConfig(RunConfig):
     trainer: DeviceConfig = field(default_factory=DeviceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     output: str | None = None
-    @property
-    def data_seed(self) -> int:
-        """The seed in force of the order in which conversations and questions are trained on."""
-        return self.seed if self.data.order_seed is None else self.data.order_seed
-
     """Folder for results; null = eval/ beside each checkpoint's run."""
 
 

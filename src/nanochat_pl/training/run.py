@@ -31,7 +31,7 @@ from nanochat_pl.config.targets import make
 from nanochat_pl.model.accounting import flops_per_token, num_parameters
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.paths import read_record, writing
-from nanochat_pl.runtime import peak_flops, pick_compute_dtype, pick_device
+from nanochat_pl.runtime import check_fp8, peak_flops, pick_compute_dtype, pick_device
 from nanochat_pl.training.callbacks import by_priority
 from nanochat_pl.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from nanochat_pl.training.callbacks.conversations import ConversationCounts
@@ -134,6 +134,11 @@ def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: St
         model.init_weights()
     else:
         model.load_state_dict(start.weights)
+    if cfg.trainer.fp8:
+        check_fp8(device, model.compute_dtype)
+        from nanochat_pl.model.fp8 import use_fp8  # not every torch has what it needs
+
+        use_fp8(model)
     compiled = compile_model(model, cfg, device, data.num_steps)
     metadata = checkpoint_metadata(str(cfg.stage.name), start.config, plain, start.tokenizer)
     stage = cfg.stage
