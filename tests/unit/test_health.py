@@ -34,7 +34,7 @@ def test_every_single_number_that_a_trick_learns_is_logged_under_its_name_and_la
         numbers = {key: p for key, p in new.named_parameters() if "lambda" in key}
         expected = {}
         for key, p in numbers.items():
-            expected |= {f"scalar/{key}" + (f"_{i}" if len(p) > 1 else ""): float(x) for i, x in enumerate(p)}
+            expected |= {f"scalar/{key}" + (f"_{i}" if len(p) > 1 else ""): x for i, x in enumerate(p.tolist())}
         assert learned_scalars(new) == expected, name
     assert len(expected) == 3 + 3 + 1 + 1
     assert learned_scalars(new)["scalar/resid_lambdas_2"] == pytest.approx(1.05)

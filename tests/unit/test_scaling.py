@@ -174,7 +174,7 @@ def test_a_batch_of_auto_is_nanochats_number_in_the_config_of_the_run(vocab_size
         (["stage=sft", "stage.total_batch_tokens=auto"], r"stage=sft counts its batch in conversations: .*=null"),
         (["stage=rl", "stage.total_batch_tokens=auto"], r"stage=rl counts its batch in questions"),
         (["stage=mid", "stage.total_batch_tokens=auto"], r"stage=mid has its model from a checkpoint: .*<a number>"),
-        (["stage.total_batch_tokens=auto", "stage.device_batch=3"], r"=65536 is not a multiple of device_batch 3"),
+        (["stage.total_batch_tokens=auto", "stage.device_batch=3"], r"=\d+ is not a multiple of device_batch 3"),
         (["stage.total_batch_tokens=automatic"], r"=automatic should be a whole number, auto or null"),
         (["stage.total_batch_tokens=8192.5"], r"=8192.5 should be a whole number, auto or null"),
         (["stage.total_batch_tokens=true"], r"=True should be a whole number"),
