@@ -131,3 +131,20 @@ def test_a_verdict_says_points_of_shares_and_whether_the_better_one_is_above_cha
     assert verdict("base", "sft", -0.6, 0.01, 40, share=False, rows=(know, guess)).startswith(
         "base is better than sft by 0.6000 (p"
     )
+
+
+def test_weighted_scores_of_which_lower_are_better():
+    scores = [[3.0, 2.0, 5.0] * 15, [2.5, 2.25, 4.0] * 15]
+    weights = [1, 4, 2] * 15
+    first, second = (
+        [{"id": n, "score": score, "weight": weight} for n, (score, weight) in enumerate(zip(own, weights))]
+        for own in scores
+    )
+    outcome = compare(first, second, measure="score", share=False, direction=-1)
+    assert outcome.difference == pytest.approx((-0.5 + 4 * 0.25 - 2) / 7)
+    assert (outcome.accuracy_first, outcome.only_first, outcome.only_second) == (pytest.approx(3.0), 15, 30)
+    assert outcome.p_value == sign_flip_test(*(np.multiply(own, weights) for own in scores))
+    assert outcome.interval.low < outcome.difference < outcome.interval.high
+    assert outcome.verdict.startswith("second is better than first by 0.2143 (p")
+    with pytest.raises(ValueError, match="other weights"):
+        compare(first, [{**entry, "weight": 1} for entry in second], measure="score")

@@ -87,6 +87,24 @@ def test_bootstrap_agrees_with_scipy_within_resampling_noise():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
+def test_the_bootstrap_of_a_weighted_mean_is_that_of_a_ratio_of_sums():
+    draw = np.random.default_rng(1)
+    sizes = draw.integers(1, 30, 300).astype(float)
+    bits = sizes * draw.gamma(2.0, size=300)
+    ours = bootstrap_interval(bits / sizes, weights=sizes)
+    theirs = scipy.stats.bootstrap(
+        (bits, sizes),
+        lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=10_000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    even = bootstrap_interval(bits, weights=[3.0] * 300)
+    assert (even.low, even.high) == pytest.approx((bootstrap_interval(bits).low, bootstrap_interval(bits).high))
+
+
 def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_chunks(monkeypatch):
     values = np.random.default_rng(0).random(55)
     whole = bootstrap_interval(values, seed=3)
@@ -120,6 +138,8 @@ def test_pairing_narrows_the_interval_where_both_find_the_same_questions_easy():
         lambda: bootstrap_interval([]),
         lambda: bootstrap_interval([1.0, float("nan")]),
         lambda: bootstrap_interval([1.0], level=0.0),
+        lambda: bootstrap_interval([1.0, 2.0], weights=[1.0]),
+        lambda: bootstrap_interval([1.0, 2.0], weights=[1.0, 0.0]),
         lambda: paired_bootstrap([1, 0], [1]),
         lambda: mcnemar_exact(-1, 2),
         lambda: sign_flip_test([], []),

@@ -98,6 +98,8 @@ class EvalConfig:
     """Taken off the logit of each token that stands in the answer already. 0 = off."""
     sandbox: str = "auto"
     """How HumanEval's programs are kept in: auto = strictly or not at all, weak = by limits alone."""
+    answer_bpb: bool = True
+    """Of core, chat, scienceqa, arc and recall: also measure the bits per byte of the reference answers."""
     split: str = "test"
     """Questions that are asked: train, validation or test."""
     batch_size: int = 64

@@ -29,6 +29,7 @@ __all__ = [
     "by_room",
     "render_prompts",
     "warn_of_long",
+    "without_beginning",
 ]
 
 log = logging.getLogger(__name__)
@@ -127,11 +128,11 @@ def render_prompts(
     prompts = []
     for question in questions:
         ids = list(tokenizer.render_for_completion(question, max_tokens=2**31))
-        prompts.append(RenderedPrompt(_without_beginning(ids, user_start, limit), cut=len(ids) > limit))
+        prompts.append(RenderedPrompt(without_beginning(ids, user_start, limit), cut=len(ids) > limit))
     return prompts
 
 
-def _without_beginning(ids: list[int], user_start: int, limit: int) -> list[int]:
+def without_beginning(ids: list[int], user_start: int, limit: int) -> list[int]:
     """Drop the oldest turns, then the beginning of the user's last one, until at most `limit` ids remain."""
     if len(ids) <= limit:
         return ids

@@ -14,6 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypedDict
 
 from nanochat_pl.engine import Completion, Engine, Request
+from nanochat_pl.eval.answer_bpb import answer_rows
+from nanochat_pl.eval.answer_scoring import (
+    Answer,
+    answer_of_message,
+    answer_of_text,
+    score_answers,
+    warn_of_unmeasured,
+)
 from nanochat_pl.eval.ask import (
     CHUNK_ROWS,
     Progress,
@@ -75,6 +83,7 @@ def evaluate_chat(
     max_prompt_tokens: int | None = None,
     batch_size: int = 32,
     max_batch_tokens: int | None = None,
+    answer_bpb: bool = True,
     grading_threads: int = 1,
     seed: int = 0,
     log: ExampleLog | None = None,
@@ -98,6 +107,10 @@ def evaluate_chat(
         max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
             positions reach.
         max_batch_tokens: As in `score_letters`.
+        answer_bpb: Also measure the bits per byte of the reference answers (`answer_bpb.py`). Of a generative task that
+            is the assistant's message, read after its prompt: one forward a question. Of a categorical task it is the
+            text of each choice, read after the question alone: a forward a question and one a choice. Among the listed
+            choices, where a letter is asked for, a model has no reason to write the text.
         grading_threads: Answers graded at once: more than 1 where grading runs programs.
         seed: For sampling and the bootstrap. Each sample draws from a stream named by seed, question and number, so
             that neither an interruption nor the other questions change it.
@@ -158,8 +171,19 @@ def evaluate_chat(
 
     else:
         raise ValueError(f"{task}: kind={kind!r} is unknown; choose categorical or generative")
-    records = loop.run(answer)
+
+    def answer_and_measure(chunk: Sequence[Question]) -> list[dict[str, Any]]:
+        records = answer(chunk)
+        if model is None or not answer_bpb:
+            return records
+        pairs = [_reference(tokenizer, question) for question in chunk]
+        prompts, answers = [prompt for prompt, _ in pairs], [own for _, own in pairs]
+        fields = score_answers(model, tokenizer, prompts, answers, max_batch_tokens, max_prompt_tokens)
+        return [{**record, **own} for record, own in zip(records, fields, strict=True)]
+
+    records = loop.run(answer_and_measure)
     warn_of_long(task, records, config.sequence_len)
+    warn_of_unmeasured(task, records)
     return loop.evaluation(records, summarize_chat(records, task=task, seed=seed))
 
 
@@ -169,7 +193,8 @@ def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int
     The score is `accuracy`, or `pass@1` to `pass@n` of n samples (the unbiased estimate, with its interval over the
     questions). For categorical questions it comes with chance and the majority letter, and by subject where there are
     subjects. The other metrics are `prompt_cut_rate`, `prompt_tokens`, and for generated answers `truncation_rate`,
-    `output_tokens`, `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples.
+    `output_tokens`, `tool_calls` and `tool_error_rate` (of the answers that called a tool), over all samples; and those
+    of `answer_bpb.answer_rows` where answers were measured.
 
     Raises:
         ValueError: No records, or answers of different numbers of samples.
@@ -179,6 +204,7 @@ def summarize_chat(records: Sequence[Mapping[str, Any]], *, task: str, seed: int
     cut = [
         proportion_row(task, "prompt_cut_rate", [r["prompt_cut"] for r in records]),
         mean_row(task, "prompt_tokens", [r["prompt_tokens"] for r in records], seed=seed),
+        *answer_rows(records, task, seed),
     ]
     if "letters" in records[0]:
         return [*_letter_rows(records, task, seed), *cut]
@@ -337,6 +363,27 @@ def _grade_all(
         for output, completion, right in zip(outputs, completions, grades, strict=True)
     ]
     return [samples[start : start + num_samples] for start in range(0, len(samples), num_samples)]
+
+
+def _reference(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[Answer]]:
+    """Return a prompt and the answers to be measured after it, the right one first.
+
+    With choices it is the question without their list, each choice a message of its own; without, the conversation. An
+    answer that begins with the question, as HumanEval's with the function to be completed, is measured from its end on.
+    """
+    *before, last = question["messages"]
+    conversations = [question]
+    if question.get("letters") and question.get("choices") and question.get("question"):
+        asked = [*before[:-1], {"role": "user", "content": question["question"]}]
+        pairs = sorted(
+            zip(question["letters"], question["choices"], strict=True), key=lambda pair: pair[0] != question["answer"]
+        )
+        conversations = [{"messages": [*asked, {**last, "content": choice}]} for _, choice in pairs]
+    prompt = tokenizer.render_for_completion(conversations[0], max_tokens=2**31)
+    asked_again = before[-1]["content"]
+    if conversations == [question] and isinstance(last["content"], str) and last["content"].startswith(asked_again):
+        return prompt, [answer_of_text(tokenizer, last["content"], asked_again)]
+    return prompt, [answer_of_message(tokenizer, conversation) for conversation in conversations]
 
 
 def _judge_letter(task: str, question: Question, prompt: RenderedPrompt, logprobs: dict[str, float]) -> dict[str, Any]:

@@ -8,10 +8,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval, mcnemar_exact, p_text, paired_interval, sign_flip_test
+from nanochat_pl.eval.answer_bpb import answer_scores
+from nanochat_pl.eval.metrics import metric_of
+from nanochat_pl.eval.results import MetricRow, weighted_mean
+from nanochat_pl.eval.stats import (
+    Interval,
+    mcnemar_exact,
+    p_text,
+    paired_bootstrap,
+    paired_interval,
+    sign_flip_test,
+)
 from nanochat_pl.tasks.answers import pass_at_k
 
 __all__ = ["Comparison", "compare", "scores_behind", "verdict", "verdict_of_intervals"]
@@ -31,7 +40,7 @@ class Comparison:
     accuracy_second: float
     difference: float
     interval: Interval
-    """The interval of the difference (`stats.paired_interval`)."""
+    """The interval of the difference: `stats.paired_interval` of shares, else `stats.paired_bootstrap`."""
     only_first: int
     """Number of questions that only the first got right, or answered better."""
     only_second: int
@@ -47,20 +56,26 @@ def compare(
     first: str = "first",
     second: str = "second",
     measure: str = "correct",
+    share: bool = True,
+    direction: Literal[-1, 1] = 1,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Comparison:
     """Compare two checkpoints question by question; their records may be in any order and are matched by `id`.
 
+    Where records have a `weight`, the means are weighted by it; it is the same of a question in both.
+
     Args:
         first: Name of the first checkpoint in the verdict.
         second: Name of the second.
         measure: A field of the records: true or false, such as `correct`, or `likely_correct` for the likelihood of
-            letters; or a score, better where higher, such as `scores_behind` returns.
+            letters; or a score, such as `scores_behind` returns.
+        share: The scores are shares, from 0 to 1, whose differences are points.
+        direction: 1 = a higher score is better, -1 = a lower one.
         alpha: The verdict names a winner where p < alpha.
 
     Raises:
-        ValueError: The two did not answer the same questions, or none.
+        ValueError: The two did not answer the same questions, or none, or a question weighs differently in the two.
     """
     scores_first = {record["id"]: float(record[measure]) for record in records_first}
     scores_second = {record["id"]: float(record[measure]) for record in records_second}
@@ -70,37 +85,45 @@ def compare(
             f"{len(scores_first.keys() & scores_second.keys())} in common: a comparison needs the same "
             "questions; evaluate both with the same task, split and row limit"
         )
+    weight_first, weight_second = (
+        {record["id"]: record.get("weight", 1) for record in records} for records in (records_first, records_second)
+    )
+    if weight_first != weight_second:
+        raise ValueError(
+            f"{first} and {second} give the same questions other weights: answers of other lengths have been measured; "
+            "evaluate both anew"
+        )
     before = list(scores_first.values())
     after = [scores_second[key] for key in scores_first]
+    weights = [float(weight_first[key]) for key in scores_first]
     n = len(before)
-    only_first = sum(a > b for a, b in zip(before, after))
-    only_second = sum(b > a for a, b in zip(before, after))
-    if {*before, *after} <= {0.0, 1.0}:
+    only_first = sum(direction * (a - b) > 0 for a, b in zip(before, after))
+    only_second = sum(direction * (b - a) > 0 for a, b in zip(before, after))
+    share = share and all(0 <= score <= 1 for score in (*before, *after))
+    if share and {*before, *after} <= {0.0, 1.0}:
         p_value = mcnemar_exact(only_first, only_second)
     else:
-        p_value = sign_flip_test(before, after, seed=seed)
-    difference = (sum(after) - sum(before)) / n
+        # What adds up to the difference of the means is weight times score: it could as well have the other sign.
+        weighted_before, weighted_after = (
+            [w * score for w, score in zip(weights, scores)] for scores in (before, after)
+        )
+        p_value = sign_flip_test(weighted_before, weighted_after, seed=seed)
+    mean_first, mean_second = weighted_mean(before, weights), weighted_mean(after, weights)
     return Comparison(
         first=first,
         second=second,
         measure=measure,
         n=n,
-        accuracy_first=sum(before) / n,
-        accuracy_second=sum(after) / n,
-        difference=difference,
-        interval=paired_interval(before, after, seed=seed),
+        accuracy_first=mean_first,
+        accuracy_second=mean_second,
+        difference=mean_second - mean_first,
+        interval=paired_interval(before, after, seed=seed)
+        if share
+        else paired_bootstrap(before, after, seed=seed, weights=weights),
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,
-        verdict=verdict(
-            first,
-            second,
-            difference,
-            p_value,
-            n,
-            share=all(0 <= score <= 1 for score in (*before, *after)),
-            alpha=alpha,
-        ),
+        verdict=verdict(first, second, direction * (mean_second - mean_first), p_value, n, share=share, alpha=alpha),
     )
 
 
@@ -119,7 +142,8 @@ def verdict(
     """Return the one sentence of evaluate, compare and report: which of two is better on the same questions.
 
     Args:
-        difference: The value of the second minus that of the first; higher is better.
+        difference: By how much the second is better: its value minus that of the first, or reversed where lower is
+            better.
         p_value: Tests the hypothesis that they are equally good; corrected where there are several tests.
         share: The metric is a share, whose differences are points.
         rows: The metric of the first and the second, where known: even the better one may not be above chance.
@@ -130,7 +154,8 @@ def verdict(
     if p_value >= alpha:
         return f"not distinguishable ({test}, n = {n})"
     better, worse, row = (second, first, rows[1]) if difference > 0 else (first, second, rows[0])
-    by = f"{100 * abs(difference):.1f} points" if share else f"{abs(difference):.4f}"
+    unit = metric_of(row.metric).unit if row is not None else None
+    by = f"{100 * abs(difference):.1f} points" if share else f"{abs(difference):.4f} {unit or ''}".rstrip()
     return f"{better} is better than {worse} by {by} ({test}, n = {n}){_no_better_than_chance(row)}"
 
 
@@ -157,17 +182,22 @@ def _no_better_than_chance(row: MetricRow | None) -> str:
 def scores_behind(row: MetricRow, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the score of each question that a metric is the mean of, as `id` and `score`.
 
-    This works for shares of right answers, and for pass@k, whose score is the unbiased estimate for the one question.
-    The list is empty where the metric is of another kind, or not taken over these records.
+    This works for shares of right answers, for pass@k, whose score is the unbiased estimate for the one question, and
+    for the figures of `answer_bpb`, whose scores also have a `weight`. The list is empty where the metric is of another
+    kind, or not taken over these records.
     """
     try:
-        scores = [{"id": record["id"], "score": _score(row, record)} for record in records]
+        if metric_of(row.metric).unit == "bits per byte":
+            scores = answer_scores(records, row.metric)
+        else:
+            scores = [{"id": record["id"], "score": _score(row, record)} for record in records]
     except (KeyError, ValueError):  # records of another kind, or of too few samples
         return []
     if row.value is None or len(scores) != row.n:
         return []
     # The value itself must come out of the answers, or they are not the ones it was taken over.
-    mean = math.fsum(entry["score"] for entry in scores) / row.n
+    weights = [entry.get("weight", 1) for entry in scores]
+    mean = weighted_mean([entry["score"] for entry in scores], weights)
     return scores if math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12) else []
 
 

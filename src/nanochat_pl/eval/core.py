@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 
 import torch.distributed as dist
 
+from nanochat_pl.eval.answer_bpb import AnswerFields, answer_rows, mean_over_tasks
+from nanochat_pl.eval.answer_scoring import answer_fields, num_bytes, warn_of_unmeasured
 from nanochat_pl.eval.ask import Progress, Question, QuestionLoop
 from nanochat_pl.eval.core_scoring import LineEncoder, Row, RowScore, common_prefix, score_items
 from nanochat_pl.eval.core_tasks import CorePrompts, CoreTask, TaskType, make_prompts
@@ -27,7 +29,7 @@ __all__ = ["CoreRecord", "core_csv", "evaluate_core", "make_rows", "summarize_co
 
 
 class CoreRecord(TypedDict):
-    """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
+    """One answered question, a line of `examples.jsonl`. (The log adds `config`, `answer_bpb` its `AnswerFields`.)"""
 
     id: str
     """`<task>/<index>`, where the index counts in the order asked."""
@@ -60,6 +62,7 @@ def evaluate_core(
     *,
     max_per_task: int | None = None,
     max_batch_tokens: int | None = None,
+    answer_bpb: bool = True,
     rank: int = 0,
     world_size: int = 1,
     log: ExampleLog | None = None,
@@ -76,6 +79,8 @@ def evaluate_core(
         max_per_task: Ask this many questions of each task, chosen by a fixed shuffle. They are also the pool of
             few-shot examples, so that scores of different `max_per_task` are not comparable. None = all.
         max_batch_tokens: As in `core_scoring.score_items`.
+        answer_bpb: Also measure whole answers (`answer_bpb.py`), from the same forwards. The accuracy's rows are scored
+            only where choices differ.
         rank: Which share of each task this process answers.
         world_size: Number of processes; beyond 1 all must call, in a process group, and all get all records.
         log: Answers that this process gave already, and where to put new ones. Its configuration must hold
@@ -104,7 +109,7 @@ def evaluate_core(
     ]
     encoder, last_label, limit = LineEncoder(tokenizer), "", model.config.rotary_rows
 
-    def answer(chunk: Sequence[Question]) -> list[CoreRecord]:
+    def answer(chunk: Sequence[Question]) -> list[dict[str, Any]]:
         nonlocal last_label
         rendered = []
         for question in chunk:
@@ -114,8 +119,9 @@ def evaluate_core(
                 last_label = task.label
             prompts = make_prompts(task, sample, question["index"])
             rows = make_rows(task.type, encoder.encode(prompts.texts))
-            rendered.append(_CoreQuestion(question["id"], task, sample[question["index"]], prompts, rows))
-        items = [[_cropped(row, limit) for row in question.rows] for question in rendered]
+            begins = _answer_begins(encoder, prompts, rows) if answer_bpb else None
+            rendered.append(_CoreQuestion(question["id"], task, sample[question["index"]], prompts, rows, begins))
+        items = [[_cropped(row, limit) for row in question.read] for question in rendered]
         scores = score_items(model, items, max_batch_tokens)
         return [_judge(question, score, limit, tokenizer) for question, score in zip(rendered, scores, strict=True)]
 
@@ -127,6 +133,8 @@ def evaluate_core(
         by_id = {record["id"]: record for share, _ in shares for record in share}
         records = [by_id[f"{label}/{index}"] for label, sample in samples.items() for index in range(len(sample))]
         num_answered = sum(number for _, number in shares)
+    for task in tasks:
+        warn_of_unmeasured(task.label, [record for record in records if record["task"] == task.label])
     return Evaluation(
         records=records,
         rows=summarize_core(records, tasks),
@@ -154,8 +162,9 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
     """Return all metrics of the records of all `tasks`.
 
     Each task has `accuracy`, `centered` ((a - c) / (1 - c) of accuracy a and chance c), `prompt_cropped_rate`, and the
-    means `num_fewshot` and `prompt_tokens`. The last row is `core_metric` of the task `CORE`: the mean of `centered`,
-    with an interval computed from those of the tasks.
+    means `num_fewshot` and `prompt_tokens`; where answers were measured, also the rows of `answer_bpb.answer_rows`. The
+    last row is `core_metric` of the task `CORE`: the mean of `centered`, with an interval computed from those of the
+    tasks. Before it come the means over tasks of `answer_bpb` and `answer_margin`, which bear its name as well.
 
     Raises:
         ValueError: A task without records.
@@ -183,9 +192,12 @@ def summarize_core(records: Sequence[Mapping[str, Any]], tasks: Sequence[CoreTas
                 MetricRow(task=task.label, metric=key, value=sum(r[key] for r in own) / n, n=n)
                 for key in ("num_fewshot", "prompt_tokens")
             ),
+            *answer_rows(own, task.label),
         ]
     return [
         *rows,
+        *mean_over_tasks(rows, "CORE", "answer_bpb"),
+        *mean_over_tasks(rows, "CORE", "answer_margin"),
         MetricRow(
             task="CORE",
             metric="core_metric",
@@ -220,6 +232,16 @@ def _cropped(row: Row, limit: int) -> Row:
     return Row(row.ids[lost:], max(1, row.start - lost)) if lost else row
 
 
+def _answer_begins(encoder: LineEncoder, prompts: CorePrompts, rows: Sequence[Row]) -> list[int]:
+    """Return the place in each row of the first token of the answer: the first that is not of what is given.
+
+    A token that takes in the end of what is given belongs to the answer, as it does to a continuation (`make_rows`).
+    """
+    texts = list(dict.fromkeys(prompts.given))
+    ids = dict(zip(texts, encoder.encode(texts), strict=True))
+    return [common_prefix([ids[given], row.ids]) for given, row in zip(prompts.given, rows, strict=True)]
+
+
 @dataclass(frozen=True)
 class _CoreQuestion:
     id: str
@@ -227,10 +249,42 @@ class _CoreQuestion:
     example: Mapping[str, Any]
     prompts: CorePrompts
     rows: list[Row]
+    """What decides about right and wrong."""
+    begins: list[int] | None
+    """Where the answer begins in each row; None = answers are not measured."""
+
+    @property
+    def read(self) -> list[Row]:
+        """The rows, scored from the first token on that anything asks for."""
+        if self.begins is None:
+            return self.rows
+        return [Row(row.ids, min(row.start, begin)) for row, begin in zip(self.rows, self.begins, strict=True)]
 
 
-def _judge(question: _CoreQuestion, scores: Sequence[RowScore], limit: int, tokenizer: Tokenizer) -> CoreRecord:
+def _last(score: RowScore, count: int) -> RowScore:
+    """Return the scores of the last `count` tokens."""
+    begin = len(score.losses) - count
+    return RowScore(score.losses[begin:], score.predictions[begin:])
+
+
+def _answers(question: _CoreQuestion, scores: Sequence[RowScore], limit: int) -> AnswerFields | dict[str, Any]:
+    """Return the fields of the answers; those that lost their beginning are not measured."""
+    if question.begins is None:
+        return {}
+    bits: list[float | None] = []
+    for row, begin, score in zip(question.rows, question.begins, scores, strict=True):
+        whole = begin > len(row.ids) - limit
+        bits.append(sum(_last(score, len(row.ids) - begin).losses) / math.log(2) if whole else None)
+    texts = question.prompts.texts[-len(bits) :]
+    sizes = [num_bytes(text[len(given) :]) for text, given in zip(texts, question.prompts.given, strict=True)]
+    bits = [found if size else None for found, size in zip(bits, sizes)]
+    return answer_fields(bits, sizes, question.example.get("gold", 0))
+
+
+def _judge(question: _CoreQuestion, scores: Sequence[RowScore], limit: int, tokenizer: Tokenizer) -> dict[str, Any]:
     task, example, rows = question.task, question.example, question.rows
+    answers = _answers(question, scores, limit)
+    scores = [_last(score, len(row.ids) - max(row.start, len(row.ids) - limit + 1)) for row, score in zip(rows, scores)]
     losses = [score.mean_loss for score in scores]
     choices: list[str] = []
     picked: int | None = None
@@ -248,7 +302,7 @@ def _judge(question: _CoreQuestion, scores: Sequence[RowScore], limit: int, toke
         prompt = prompt.removesuffix(choices[0]) if task.type == "multiple_choice" else example["continuation"]
         expected, output, correct = choices[example["gold"]], choices[picked], picked == example["gold"]
     longest = max(len(row.ids) for row in rows)
-    return CoreRecord(
+    record = CoreRecord(
         id=question.id,
         task=task.label,
         type=task.type,
@@ -263,3 +317,4 @@ def _judge(question: _CoreQuestion, scores: Sequence[RowScore], limit: int, toke
         num_fewshot=question.prompts.num_fewshot,
         cropped=max(0, longest - limit),
     )
+    return {**record, **answers}

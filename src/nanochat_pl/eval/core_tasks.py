@@ -84,6 +84,9 @@ class CorePrompts:
 
     texts: list[str]
     """One text for each choice; for language modelling, the prompt without and with its continuation."""
+    given: list[str]
+    """What precedes the answer in each text that has one (in the last for language modelling), without the space at its
+    end: that is the answer's, as it is in its token."""
     num_fewshot: int
     """Solved examples in front; fewer than the task's where the pool has no more."""
 
@@ -133,14 +136,16 @@ def make_prompts(task: CoreTask, sample: Sequence[Mapping[str, Any]], index: int
     before = "".join(f"{_solved(task, shot)}\n\n" for shot in shots)
     question, delimiter = sample[index], task.delimiter
     if task.type == "multiple_choice":
-        texts = [f"{before}{question['query']}{delimiter}{choice}" for choice in question["choices"]]
+        given = [f"{before}{question['query']}{delimiter}"] * len(question["choices"])
+        texts = [start + choice for start, choice in zip(given, question["choices"])]
     elif task.type == "schema":
-        texts = [f"{before}{option}{delimiter}{question['continuation']}" for option in question["context_options"]]
+        given = [f"{before}{option}{delimiter}" for option in question["context_options"]]
+        texts = [start + question["continuation"] for start in given]
     else:
-        prompt = f"{before}{question['context'].strip()}{delimiter}"
+        given = [f"{before}{question['context'].strip()}{delimiter}"]
         # stripped so that the space before a word is the word's, as it is in its token
-        texts = [prompt.strip(), prompt + question["continuation"]]
-    return CorePrompts(texts, len(shots))
+        texts = [given[0].strip(), given[0] + question["continuation"]]
+    return CorePrompts(texts, [start.rstrip(" ") for start in given], len(shots))
 
 
 def _solved(task: CoreTask, example: Mapping[str, Any]) -> str:

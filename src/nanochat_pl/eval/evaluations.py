@@ -129,8 +129,14 @@ class EvalContext:
             "max_questions": cfg.max_questions,
             "questions": config_hash({"questions": as_json(questions)}),
             "long_questions": "read on",
+            **self.measures,
             **own,
         }
+
+    @property
+    def measures(self) -> dict[str, bool]:
+        """What is measured in addition, as a setting; without it answers are those of before it existed."""
+        return {"answer_bpb": True} if self.cfg.eval.answer_bpb else {}
 
     @property
     def root(self) -> Path:
@@ -156,6 +162,7 @@ def scienceqa(context: EvalContext) -> EvalTask:
     """ScienceQA's questions, in the form that the training task gives them."""
     cfg = context.cfg.eval
     questions, settings = context.first(_tutor_questions(context)), context.answer_settings(EvalName.scienceqa)
+    settings["answer_bpb"] = cfg.answer_bpb
     if cfg.bertscore is not None and not Path(cfg.bertscore).is_dir():
         raise FileNotFoundError(f"eval.bertscore={cfg.bertscore} is no folder; give that of a local model, or null")
 
@@ -177,7 +184,7 @@ def arc(context: EvalContext) -> EvalTask:
     for subset in context.chosen(SUBSETS):
         task = ARC(root / "arc", subset, cfg.split, fetch=context.data.fetch, offline=context.cfg.offline)
         questions[subset] = [_as_tutor(question, persona, subset) for question in context.first(task)]
-    settings = context.answer_settings(EvalName.arc)
+    settings = {**context.answer_settings(EvalName.arc), "answer_bpb": cfg.answer_bpb}
 
     def run(log: ExampleLog, progress: Progress | None) -> Evaluation:
         begin, engine, total = time.perf_counter(), context.long_engine(), sum(map(len, questions.values()))
@@ -236,6 +243,7 @@ def recall(context: EvalContext) -> EvalTask:
     """Facts of the embedded world without choices, in the form of the training task."""
     spec = context.training_task("recall.Recall") | {"path": str(context.root / "recall")}
     questions, settings = context.first(make(spec)), context.answer_settings(EvalName.recall)
+    settings["model"] = context.model if context.cfg.eval.answer_bpb else None
 
     def run(log: ExampleLog, progress: Progress | None) -> Evaluation:
         engine = context.long_engine()
@@ -289,6 +297,7 @@ def chat(context: EvalContext) -> EvalTask:
                 questions[name],
                 task=name,
                 kind=task.kind,
+                answer_bpb=cfg.answer_bpb,
                 **how,
                 seed=context.cfg.seed,
                 log=log,
@@ -329,6 +338,7 @@ def core(context: EvalContext) -> EvalTask:
             context.tokenizer,
             tasks,
             max_per_task=cfg.max_questions,
+            answer_bpb=cfg.answer_bpb,
             rank=rank(),
             world_size=world_size(),
             log=log,
@@ -336,7 +346,7 @@ def core(context: EvalContext) -> EvalTask:
         )
 
     settings = {"max_per_task": cfg.max_questions, "tasks": {task.label: task.fingerprint() for task in tasks}}
-    return EvalTask(settings, run)
+    return EvalTask(settings | context.measures, run)
 
 
 def lm_eval(context: EvalContext) -> EvalTask:

@@ -50,6 +50,9 @@ METRICS: dict[str, Metric] = {
     r"loglikelihood/accuracy": Metric(direction=1, words="by likelihood", is_headline=True),
     r"pass_rate": Metric(direction=1, words="passed", is_headline=True),
     r"bpb": Metric(direction=-1, unit=BITS, words=BITS, is_headline=True),
+    r"answer_bpb": Metric(direction=-1, unit=BITS, words="bits per byte of the answer", is_headline=True),
+    r"answer_margin": Metric(direction=1, unit=BITS, words="margin of the answer", is_detail=True),
+    r"wrong_bpb": Metric(unit=BITS),  # who learns to write lowers both, so neither way is better
     r"pass@\d+": Metric(direction=1, unit="share", is_detail=True),
     r"(.*/)?pass@\d+": Metric(direction=1),
     r"(.*/)?[^/]*over_scored[^/]*": Metric(),  # each model leaves out other questions

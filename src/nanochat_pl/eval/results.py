@@ -9,6 +9,7 @@ writes to disk, because it must grow while the evaluation runs.
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "proportion_row",
     "read_rows",
     "results_document",
+    "weighted_mean",
 ]
 
 SCHEMA = 1
@@ -141,11 +143,24 @@ def proportion_row(
     )
 
 
-def mean_row(task: str, metric: str, values: Sequence[float], *, seed: int = 0) -> MetricRow:
-    """Return the row of a mean with its bootstrap interval; None where all values are equal, or there is but one."""
+def mean_row(
+    task: str, metric: str, values: Sequence[float], *, weights: Sequence[float] | None = None, seed: int = 0
+) -> MetricRow:
+    """Return the row of a mean with its bootstrap interval; None where all values are equal, or there is but one.
+
+    `weights` are those of a weighted mean, all above 0; None = all weigh the same.
+    """
     n = len(values)
-    interval = bootstrap_interval(values, seed=seed) if len(set(values)) > 1 else None
-    return MetricRow(task=task, metric=metric, value=sum(values) / n if n else None, n=n, interval=interval)
+    interval = bootstrap_interval(values, seed=seed, weights=weights) if len(set(values)) > 1 else None
+    value = weighted_mean(values, weights) if n else None
+    return MetricRow(task=task, metric=metric, value=value, n=n, interval=interval)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """Return the mean of one value or more; `weights` as for `mean_row`."""
+    if weights is None:
+        return sum(values) / len(values)
+    return math.fsum(map(operator.mul, values, weights)) / math.fsum(weights)
 
 
 def find_row(rows: Sequence[MetricRow], metric: str) -> MetricRow:

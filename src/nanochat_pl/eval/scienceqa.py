@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from nanochat_pl.engine import Engine
+from nanochat_pl.eval.answer_bpb import answer_rows
+from nanochat_pl.eval.answer_scoring import Answer, answer_of_text, score_answers, warn_of_unmeasured
 from nanochat_pl.eval.answers import explanation_agrees, explanation_of, names_own_choice, regex_letter, rouge_l
 from nanochat_pl.eval.ask import Answered, Progress, Question, QuestionLoop, answer_greedily, warn_of_long
-from nanochat_pl.eval.multiple_choice import letter_baseline, letter_tokens, majority_letter, score_letters
+from nanochat_pl.eval.multiple_choice import ANSWER_STEM, letter_baseline, letter_tokens, majority_letter, score_letters
 from nanochat_pl.eval.results import Evaluation, ExampleLog, MetricRow, mean_row, proportion_row
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tasks.answers import strict_letter
@@ -24,7 +26,7 @@ __all__ = ["ScienceQARecord", "evaluate_scienceqa", "summarize"]
 
 
 class ScienceQARecord(TypedDict):
-    """One answered question, a line of `examples.jsonl`. (The log adds `config`.)"""
+    """One answered question, a line of `examples.jsonl`. (The log adds `config`, `answer_bpb` its `AnswerFields`.)"""
 
     id: str
     task: str
@@ -72,6 +74,7 @@ def evaluate_scienceqa(
     max_prompt_tokens: int | None = None,
     batch_size: int = 32,
     max_batch_tokens: int | None = None,
+    answer_bpb: bool = True,
     seed: int = 0,
     log: ExampleLog | None = None,
     progress: Progress | None = None,
@@ -85,6 +88,8 @@ def evaluate_scienceqa(
         max_prompt_tokens: A longer prompt loses its beginning, see `ask.render_prompts`; None = as far as the model's
             positions reach.
         max_batch_tokens: As in `score_letters`.
+        answer_bpb: Also measure letter and text of each choice after "The correct answer is" (`answer_bpb.py`): the
+            question is read once more, and each choice once.
         seed: For the bootstrap; greedy answers do not depend on it.
         log: Answers already given, and where to put new ones; None = memory only.
 
@@ -95,7 +100,7 @@ def evaluate_scienceqa(
     _check_questions(loop.questions)
     tokens = letter_tokens(tokenizer, {letter for question in loop.questions for letter in question["letters"]})
 
-    def answer(chunk: Sequence[Question]) -> list[ScienceQARecord]:
+    def answer(chunk: Sequence[Question]) -> list[dict[str, Any]]:
         written = answer_greedily(
             tokenizer,
             engine,
@@ -107,9 +112,15 @@ def evaluate_scienceqa(
         )
         ids, letters = [answered.prompt.ids for answered in written], [question["letters"] for question in chunk]
         scores = score_letters(model, ids, letters, tokens, max_batch_tokens)
-        return [_judge(task, answered, logprobs) for answered, logprobs in zip(written, scores, strict=True)]
+        records = [dict(_judge(task, *answered)) for answered in zip(written, scores, strict=True)]
+        if answer_bpb:
+            answers = [_answers(tokenizer, question) for question in chunk]
+            fields = score_answers(model, tokenizer, ids, answers, max_batch_tokens)
+            records = [{**record, **own} for record, own in zip(records, fields, strict=True)]
+        return records
 
     records = loop.run(answer)
+    warn_of_unmeasured(task, records)
     warn_of_long(task, records, model.config.sequence_len)
     return loop.evaluation(records, summarize(records, task=task, seed=seed))
 
@@ -120,7 +131,8 @@ def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", 
     They are `loglikelihood/accuracy`; for each extractor E of strict and letter_regex `E/accuracy_over_asked`,
     `E/accuracy_over_scored` and `E/parse_rate`; `explanation/rouge_l` (over questions with a reference),
     `explanation/agrees_with_answer` and `explanation/names_own_choice` (over responses that can be judged);
-    `truncation_rate`, `prompt_cut_rate`, `output_tokens` and `prompt_tokens`. The accuracies by likelihood and by the
+    `truncation_rate`, `prompt_cut_rate`, `output_tokens` and `prompt_tokens`; `answer_bpb.answer_rows`, where answers
+    were measured. The accuracies by likelihood and by the
     strict extractor are also given by subject, grade, topic, number of choices and image. The majority letter is that
     of all records, also within a group.
 
@@ -158,6 +170,7 @@ def summarize(records: Sequence[Mapping[str, Any]], *, task: str = "scienceqa", 
         proportion_row(task, "prompt_cut_rate", [r["prompt_cut"] for r in records]),
         mean_row(task, "output_tokens", [r["output_tokens"] for r in records], seed=seed),
         mean_row(task, "prompt_tokens", [r["prompt_tokens"] for r in records], seed=seed),
+        *answer_rows(records, task, seed),
     ]
     for by, part_of in _BREAKDOWNS.items():
         parts: dict[str, list[Mapping[str, Any]]] = {}
@@ -228,6 +241,17 @@ def _check_questions(questions: Sequence[Question]) -> None:
                 f"question {index} has the answer {question['answer']!r}, the letters {question['letters']} and "
                 f"{len(question['choices'])} choices: a letter for each choice is needed, the answer among them"
             )
+
+
+def _answers(tokenizer: Tokenizer, question: Question) -> list[Answer]:
+    """Return letter and text of each choice as the tutor words them (`tasks.scienceqa.format_answer`), the right first.
+
+    Differs from training where an explanation follows: a mark at the end of a choice may share a token with the line
+    feeds behind it there.
+    """
+    pairs = list(zip(question["letters"], question["choices"], strict=True))
+    pairs.sort(key=lambda pair: pair[0] != question["answer"])
+    return [answer_of_text(tokenizer, f"{ANSWER_STEM}{letter}. {choice}", ANSWER_STEM) for letter, choice in pairs]
 
 
 def _judge(task: str, answered: Answered, letter_logprobs: dict[str, float]) -> ScienceQARecord:

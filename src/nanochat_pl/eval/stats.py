@@ -98,21 +98,35 @@ def weighted_sum_interval(parts: Sequence[tuple[float, float, Interval]]) -> Int
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    values: Sequence[float] | np.ndarray,
+    level: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> Interval:
     """Bound the mean of `values` by percentiles of the means of resamples drawn with replacement (Efron, 1979).
 
+    With `weights` it is the weighted mean, such as bits over bytes, and a resample draws values with their weights: a
+    ratio of two sums varies with both of them.
+
     Raises:
-        ValueError: No values, a value that is not finite, or `level` outside (0, 1).
+        ValueError: No values, a value that is not finite, a weight that is not above 0, or `level` outside (0, 1).
     """
     _check_level(level)
     sample = _finite(values, "bootstrap")
+    heavy = None if weights is None else _finite(weights, "bootstrap")
+    if heavy is not None and (heavy.shape != sample.shape or heavy.min() <= 0):
+        raise ValueError(f"a bootstrap needs a weight above 0 for each of {sample.size} values, got {heavy.size}")
     draw = np.random.default_rng(seed)
     means = np.empty(num_resamples)
     rows = max(1, _DRAWS_PER_CHUNK // sample.size)
     for start in range(0, num_resamples, rows):
         stop = min(start + rows, num_resamples)
-        means[start:stop] = sample[draw.integers(0, sample.size, (stop - start, sample.size))].mean(axis=1)
+        drawn = draw.integers(0, sample.size, (stop - start, sample.size))
+        if heavy is None:
+            means[start:stop] = sample[drawn].mean(axis=1)
+        else:
+            means[start:stop] = (sample * heavy)[drawn].sum(axis=1) / heavy[drawn].sum(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(low), float(high), level)
@@ -124,16 +138,17 @@ def paired_bootstrap(
     level: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> Interval:
     """Bound mean(second) - mean(first), where entry i of both is the same question.
 
     Questions are resampled, not answers: what both models find easy cancels, so the interval is narrower than that of
-    two independent samples.
+    two independent samples. `weights` are those of the questions, as for `bootstrap_interval`.
 
     Raises:
         ValueError: The lengths differ, or as `bootstrap_interval`.
     """
-    return bootstrap_interval(_paired_differences(first, second, "bootstrap"), level, num_resamples, seed)
+    return bootstrap_interval(_paired_differences(first, second, "bootstrap"), level, num_resamples, seed, weights)
 
 
 def paired_interval(
