@@ -169,6 +169,24 @@ def test_every_other_evaluation_measures_something(runs: Path, name: str):
     assert any(row["value"] is not None for row in results["metrics"])
 
 
+@pytest.mark.parametrize("name", ["core", "chat", "scienceqa", "arc", "recall"])
+def test_answers_are_measured_unless_they_are_not_to_be(runs: Path, bundle: Path, name: str, tmp_path: Path):
+    shutil.copytree(runs / "base" / "seed2", tmp_path / "base" / "seed2", ignore=shutil.ignore_patterns("eval"))
+    asked = [f"eval={name}", "eval.max_questions=2", "eval.max_new_tokens=2", f"eval.bundle={bundle}"]
+    without = measure(tmp_path, *asked, "eval.answer_bpb=false", names=["seed2"])
+    results = measure(tmp_path, *asked, names=["seed2"])
+    assert (without["config"] | {"answer_bpb": True}) == results["config"]
+    shown = {row["task"]: row for row in results["metrics"] if row["metric"] == "answer_bpb"}
+    tasks = {row["task"] for row in results["metrics"]} - {"ChatCORE"}
+    assert shown.keys() == tasks
+    assert all(row["value"] > 0 and row["n"] > 1 for row in shown.values())
+    assert not any("answer_" in row["metric"] for row in without["metrics"])
+    [log] = (tmp_path / "base" / "seed2" / "eval" / name).glob("*/examples.jsonl")
+    fields = {"answer_bits", "answer_bytes", "wrong_bits", "wrong_bytes"}
+    assert all(fields <= json.loads(line).keys() for line in log.read_text().splitlines())
+    assert measure(tmp_path, *asked, names=["seed2"])["examples_answered"] == 0
+
+
 def test_mended_questions_are_asked_anew_and_earlier_results_are_kept(
     runs: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -246,8 +264,8 @@ def test_compare_failures_and_report_read_what_was_written(
         return capsys.readouterr().out
 
     first, second = (str(runs / "base" / name) for name in ("seed1", "seed2"))
-    [verdict] = [line for line in say("compare", first, second).splitlines() if "not distinguishable" in line]
-    assert verdict.endswith("recall exact_match: not distinguishable (p = 1.000, n = 4)")
+    [verdict] = [line for line in say("compare", first, second).splitlines() if "recall exact_match: " in line]
+    assert verdict.endswith("recall exact_match: not distinguishable (p = 1.000, Holm over 2 tests, n = 4)")
     assert verdict in evaluated.splitlines(), "evaluate and compare say the same"
     assert "4 of 4" in say("failures", first)
     say("report", first, "--out", str(tmp_path))
@@ -262,6 +280,8 @@ def test_evaluations_during_training_are_those_of_evaluate(train: Train, tmp_pat
     assert list(found) == [2, 4]
     after = measure(tmp_path, *asked, names=("asked",))
     assert float(found[4]) == pytest.approx(after["metrics"][-1]["value"])
+    [bits] = [row["value"] for row in after["metrics"] if (row["task"], row["metric"]) == ("CORE", "answer_bpb")]
+    assert float(metrics(tmp_path / "base" / "asked", "core/CORE/answer_bpb")[4]) == pytest.approx(bits)
     losses = [metrics(tmp_path / "base" / name, "train/loss") for name in ("plain", "asked")]
     assert losses[0] == losses[1], "evaluating must not change training"
     assert plain["step"] == 4

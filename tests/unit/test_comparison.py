@@ -1,13 +1,17 @@
 """Comparisons of finished evaluations: who may be called better, and what cannot be compared."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from nanochat_pl.eval.answer_bpb import answer_rows, mean_over_tasks
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import MetricRow, mean_row, proportion_row
-from nanochat_pl.eval.stats import mcnemar_exact
+from nanochat_pl.eval.stats import mcnemar_exact, sign_flip_test
 from nanochat_pl.report.compare import compare_runs, settings_that_differ
+from nanochat_pl.report.comparison_report import build_comparison, comparison_markdown
 from nanochat_pl.report.evaluated import EvaluatedRun
 from nanochat_pl.report.read import EvaluationResult
 from tests.unit.evaluated import answers, entrant, pattern, recalled, result, sampled
@@ -122,9 +126,88 @@ def test_a_run_without_an_evaluation_leaves_the_others_comparable():
     assert line.differences[2].verdict.startswith("c is better than b")
 
 
+def measured(bits: Sequence[float | None], tasks: Sequence[str] = ("arc",), stage: str = "sft") -> EvaluationResult:
+    """Answers of 2 to 5 bytes, with wrong choices of 3 bytes and 9 bits."""
+    records: list[dict] = [
+        {**record, "answer_bits": b, "answer_bytes": 2 + n % 4, "wrong_bits": [9.0, 9.0], "wrong_bytes": [3, 3]}
+        for task in tasks
+        for n, (record, b) in enumerate(zip(answers([False] * len(bits), task), bits))
+    ]
+    for number, record in enumerate(records):
+        record["id"] = f"{record['task']}/{number}"
+    rows = [row for task in tasks for row in answer_rows([r for r in records if r["task"] == task], task)]
+    rows += [*mean_over_tasks(rows, "CORE", "answer_bpb"), *mean_over_tasks(rows, "CORE", "answer_margin")] * (
+        len(tasks) > 1
+    )
+    rows += [MetricRow(task="CORE", metric="core_metric", value=0.1, n=len(records))] * (len(tasks) > 1)
+    return result(rows, records, "core", stage)
+
+
+def test_bits_of_answers_are_compared_question_by_question_and_fewer_are_better():
+    draw = random.Random(0)
+    first = [draw.uniform(2, 20) for _ in range(40)]
+    second = [bits - draw.uniform(-0.5, 1) for bits in first]
+    lines = compare_runs([entrant("a", measured(first)), entrant("b", measured(second))])
+    assert [line.metric for line in lines] == ["answer_bpb", "answer_margin"]  # of wrong choices neither is better
+    for line, sign in zip(lines, (-1, 1), strict=True):
+        one, other = line.rows
+        judged = line.differences[1]
+        assert one is not None and other is not None and judged is not None and judged.interval is not None
+        assert judged.difference == pytest.approx((other.value or 0) - (one.value or 0))
+        assert sign * judged.difference > 0
+        assert judged.interval.low < judged.difference < judged.interval.high
+        assert one.interval is not None and other.interval is not None
+        assert one.interval.low < other.interval.high and other.interval.low < one.interval.high  # unpaired: nothing
+        assert judged.verdict.startswith(f"b is better than a by {abs(judged.difference):.4f} bits per byte (p")
+        assert judged.verdict.endswith(", Holm over 2 tests, n = 40)")
+    size = sum(2 + n % 4 for n in range(40))
+    pooled = lines[0].differences[1]
+    assert pooled is not None and pooled.p_value is not None
+    assert pooled.difference == pytest.approx((sum(second) - sum(first)) / size)
+    # What is tested are the bits saved, since those add up to the difference.
+    assert pooled.p_value == pytest.approx(sign_flip_test(first, second), abs=0.01)
+    worse = verdicts(entrant("b", measured(second)), entrant("a", measured(first)))
+    assert all(sentence.startswith("b is better than a by") for sentence in worse)
+
+
+def test_the_mean_over_tasks_is_paired_too_and_details_of_tasks_are_not_tested():
+    draw = random.Random(1)
+    first = [draw.uniform(2, 20) for _ in range(30)]
+    runs = [entrant("a", measured(first, "xyz")), entrant("b", measured([b - draw.random() for b in first], "xyz"))]
+    lines = compare_runs(runs)
+    assert [(line.task, line.metric) for line in lines] == [
+        *((task, "answer_bpb") for task in "xyz"),
+        ("CORE", "answer_bpb"),
+        ("CORE", "answer_margin"),
+        ("CORE", "core_metric"),
+    ]
+    paired = [line.differences[1].p_value is not None for line in lines if line.differences[1] is not None]
+    assert paired == [True] * 5 + [False]
+    assert "b is better than a" in str(lines[3].differences[1])
+    assert len(compare_runs(runs, metrics=["answer_margin"])) == 4
+
+
+def test_answers_that_only_one_measured_are_not_paired_and_a_run_from_before_says_what_it_lacks():
+    bits = [float(n % 7 + 3) for n in range(20)]
+    whole, cut = measured(bits), measured([None, *bits[1:]])
+    assert set(verdicts(entrant("a", whole), entrant("b", cut))) == {"not the same questions: 20 and 19 measured"}
+    before = replace(
+        whole, records=answers([False] * 20, "arc"), rows=[proportion_row("arc", "accuracy", [False] * 20)]
+    )
+    before = replace(before, records=[{**r, "id": w["id"]} for r, w in zip(before.records, whole.records)])
+    both = replace(whole, rows=[*before.rows, *whole.rows])
+    report = build_comparison([entrant("old", before), entrant("new", both)])
+    assert report.notes[0] == (
+        "old has no answer_bpb, answer_margin of core: it was evaluated before these were measured, or with other "
+        "settings; python evaluate.py 'ckpt=[outputs/sft/d4/checkpoints/best.ckpt]' eval=core"
+    )
+    assert "new" in comparison_markdown(report)
+
+
 @pytest.mark.parametrize(
     ("metric", "sign"),
     [
+        ("answer_bpb", -1), ("answer_margin", 1), ("wrong_bpb", 0),
         ("strict/accuracy_over_asked", 1), ("strict/accuracy_over_scored", 0), ("exact_match", 1), ("pass@8", 1),
         ("core_metric", 1), ("chatcore_metric", 1), ("bpb", -1), ("val/loss", -1), ("truncation_rate", 0),
         ("output_tokens", 0), ("strict/parse_rate", 0), ("centered", 0),

@@ -237,6 +237,27 @@ def test_the_best_step_marked_is_the_minimum_of_the_validation_curve(
     assert "nats per token" in svg["base_loss"]
 
 
+@pytest.mark.parametrize(
+    ("logged", "drawn"),
+    [
+        (["recall/recall/answer_bpb", "recall/recall/answer_margin"], ["recall"]),
+        (["chat/MMLU/answer_bpb", "chat/GSM8K/answer_bpb"], ["MMLU", "GSM8K"]),
+        (["core/arc/answer_bpb", "core/CORE/answer_bpb"], ["CORE"]),
+        ([f"core/{n}/answer_bpb" for n in range(22)], list("01234567")),
+    ],
+)
+def test_bits_of_answers_are_drawn_over_the_steps(logged: list[str], drawn: list[str], monkeypatch: pytest.MonkeyPatch):
+    seen: list[ChartLine] = []
+    draw = charts.line_chart
+    monkeypatch.setattr(charts, "line_chart", lambda lines, **options: seen.extend(lines) or draw(lines, **options))
+    curves = {"val/loss": ((0, 3.0), (20, 2.0)), **dict.fromkeys(logged, ((10, 2.5), (20, 2.0)))}
+    _, figure = curve_figures(curves, "sft")
+    assert figure.name == "sft_answers"
+    assert "bits per byte of the answer" in figure.drawing.svg
+    assert [line.label for line in seen[1:]] == drawn
+    assert all(line.sparse for line in seen[1:])
+
+
 def test_pass_at_1_is_best_where_it_is_highest():
     assert best_point(((0, 0.1), (5, 0.4), (9, 0.4)), higher=True) == (5, 0.4)
 
@@ -277,7 +298,8 @@ def test_a_long_run_stays_a_small_page(tmp_path: Path):
 def chain(outputs: Path) -> list[Run]:
     base, sft = write_run(outputs, "base"), write_run(outputs, "sft")
     core = MetricRow(task="CORE", metric="core_metric", value=0.0123, n=22, baseline={"chance": 0.0})
-    write_results(base, "core", [accuracy("piqa", 51, 100, chance=0.5), core])
+    bits = [MetricRow(task=task, metric="answer_bpb", value=2.5, n=22) for task in ("piqa", "CORE")]
+    write_results(base, "core", [accuracy("piqa", 51, 100, chance=0.5), *bits, core])
     write_results(base, "chat", [accuracy("MMLU", 20, 100)], checkpoint="last")
     write_results(base, "chat", [accuracy("MMLU", 30, 100)], checkpoint="best")
     chatcore = MetricRow(task="ChatCORE", metric="chatcore_metric", value=0.25, n=6, baseline={"MMLU": 0.25})
@@ -291,10 +313,26 @@ def test_the_summary_table_picks_the_best_checkpoints_headline_figures(tmp_path:
     table = summary_table(chain(tmp_path))
     assert table.head == ("Metric", "BASE", "MID", "SFT", "RL")
     cells = {row[0]: row[1:] for row in table.rows}
-    assert list(cells) == ["CORE", "ARC-Easy (chance 25.0%)", "MMLU (chance 25.0%)", "ChatCORE"]
+    bits = "CORE, bits per byte of the answer"
+    assert list(cells) == ["CORE", "ARC-Easy (chance 25.0%)", bits, "MMLU (chance 25.0%)", "ChatCORE"]
+    assert cells[bits] == ("2.5000", "-", "-", "-")
     assert cells["CORE"] == ("0.0123", "-", "-", "-")
     assert [cell.split(" ")[0] for cell in cells["MMLU (chance 25.0%)"]] == ["30.0%", "-", "40.0%", "-"]
     assert cells["ChatCORE"] == ("-", "-", "0.2500", "-")
+
+
+def test_figures_of_one_name_from_two_evaluations_stand_apart(tmp_path: Path):
+    run = write_run(tmp_path, "base")
+    for name, value in (("arc", 1.5), ("chat", 5.5)):
+        write_results(run, name, [MetricRow(task="ARC-Easy", metric="answer_bpb", value=value, n=9)])
+    write_results(run, "recall", [MetricRow(task="recall", metric="answer_bpb", value=2.5, n=9)])
+    cells = {row[0]: row[1] for row in summary_table([read_run(run)]).rows}
+    name = "bits per byte of the answer"
+    assert cells == {
+        f"ARC-Easy, {name} (arc)": "1.5000",
+        f"ARC-Easy, {name} (chat)": "5.5000",
+        f"recall, {name}": "2.5000",
+    }
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -76,6 +76,9 @@ SECTIONS: dict[str, list[Curves | Table]] = {
         Curves("peak memory, GiB", ["health/peak_memory_gib"]),
     ],
     "evals": [
+        Curves("CORE, bits per byte of the answer", ["core/CORE/answer_bpb"]),
+        Curves("tasks, bits per byte of the answer", pattern=r"/answer_bpb$"),
+        Curves("tasks, margin of the answer, bits per byte", pattern=r"/answer_margin$"),
         Curves("CORE tasks, accuracy", pattern=r"^core/.*/accuracy$"),
         Curves("chat tasks, accuracy", pattern=r"^chat/.*/(accuracy|pass@1)$"),
         Curves("ScienceQA, accuracy", pattern=r"^scienceqa/.*accuracy"),

@@ -267,15 +267,17 @@ def interval_chart(rows: Mapping[str, MetricRow], *, title: str) -> Drawing:
 def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
     """Draw what a run logged over its steps, with the best step marked on the curve that chose it."""
     chosen = validation_metric(curves)
+    answers = _answer_curves(curves)
 
     def line(metric: str, label: str) -> ChartLine:
-        validation = metric.startswith(("val/", "pass@"))
+        validation = metric.startswith(("val/", "pass@")) or metric in answers
         best = best_point(curves[metric], chosen[1]) if chosen and metric == chosen[0] else None
         return ChartLine(label=label, points=curves[metric], best=best, sparse=validation)
 
     charts: tuple[tuple[str, str, dict[str, str], bool], ...] = (
         ("loss", "loss (nats per token)", {"train/loss": "training", "val/loss": "validation"}, False),
         ("bpb", "bits per byte", {"val/bpb": "validation"}, False),
+        ("answers", "bits per byte of the answer", answers, False),
         ("reward", "mean reward", {"reward": "training"}, False),
         ("pass", "share solved", {"pass@1": "pass@1", "pass@1_greedy": "greedy"}, True),
         ("lr", "learning rate (× peak rate)", {"train/lrm": "multiplier"}, True),
@@ -289,6 +291,13 @@ def curve_figures(curves: Mapping[str, Curve], name: str) -> Iterator[Figure]:
         words += [f"best {plain(each.best[1])} at step {each.best[0]:,}" for each in lines if each.best]
         drawing = line_chart(lines, y_label=y_label, from_zero=from_zero)
         yield Figure(re.sub(r"\W+", "_", f"{name}_{key}"), drawing, f"{y_label} over steps: {'; '.join(words)}")
+
+
+def _answer_curves(curves: Mapping[str, Curve]) -> dict[str, str]:
+    """Return the curves of answer-BPB with the names of their tasks: that over all tasks alone, where there is one."""
+    found = [name for name in curves if re.fullmatch(r"[^/]+/.+/answer_bpb", name)]
+    found = [name for name in found if name == "core/CORE/answer_bpb"] or found[: len(OKABE_ITO)]
+    return {name: name.split("/", 1)[1].removesuffix("/answer_bpb") for name in found}
 
 
 def bar_figures(columns: Mapping[str, Sequence[MetricRow]], name: str) -> Iterator[Figure]:

@@ -27,6 +27,7 @@ __all__ = [
     "compare_runs",
     "compare_seeds",
     "group_by_seed",
+    "missing_figures",
     "seeds_of",
     "settings_that_differ",
 ]
@@ -39,7 +40,7 @@ class Difference:
     difference: float
     """This figure minus that of the reference."""
     interval: Interval | None = None
-    """Interval of the difference (`stats.paired_interval`); None where the answers could not be paired."""
+    """Interval of the difference (`eval.compare.compare`); None where the answers could not be paired."""
     p_value: float | None = None
     """The p-value of the paired answers alone (`eval.compare.compare`); None where they could not be paired."""
     corrected: float | None = None
@@ -97,7 +98,7 @@ def compare_runs(
 
     Args:
         metrics: Names of figures, or parts before or after their slash; None = all whose better direction is known, but
-            only the first and the last of pass@1 to pass@n.
+            only the first and the last of pass@1 to pass@n, and of several tasks no details.
         alpha: A verdict names a winner where the corrected p is below this.
 
     Raises:
@@ -155,23 +156,27 @@ def _metrics(runs: Sequence[EvaluatedRun], name: str, chosen: Sequence[str] | No
         else {}
         for run in runs
     ]
+    several = len({task for own in rows for task, _ in own}) > 1
     for task, metric in dict.fromkeys(key for own in rows for key in own):
         names = {metric, *metric.split("/"), "all"}
         others = [other for own in rows for of_task, other in own if of_task == task]
-        if names & set(chosen) if chosen else metric_of(metric).direction and not _between(metric, others):
+        if names & set(chosen) if chosen else metric_of(metric).direction and not _left_out(metric, others, several):
             figures = [own.get((task, metric)) for own in rows]
             yield ComparedMetric(
                 evaluation=name, task=task, metric=metric, rows=figures, differences=[None] * len(runs)
             )
 
 
-def _between(metric: str, others: Sequence[str]) -> bool:
-    """Return whether it is a pass@k between the first k and the last.
+def _left_out(metric: str, others: Sequence[str], several: bool) -> bool:
+    """Return whether another figure of the task says nearly the same.
 
-    They say nearly the same, and each would be one more test for which the others have to be corrected.
+    That is so of a pass@k between the first k and the last, and of a detail of one of several tasks, unless it is the
+    mean over them. Each would be one more test for which the others have to be corrected.
     """
     tries, *more = [int(k[1]) if (k := re.fullmatch(r"pass@(\d+)", name)) else 0 for name in (metric, *others)]
-    return 1 < tries < max(more)
+    if tries:
+        return 1 < tries < max(more)
+    return several and metric_of(metric).is_detail and not any(metric_of(other).is_composite for other in others)
 
 
 def _differences(metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int) -> Iterator[Difference | None]:
@@ -184,8 +189,9 @@ def _differences(metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int
             continue
         assert first is not None and first.value is not None
         difference = Difference(difference=row.value - first.value)
-        if own and before and metric_of(metric.metric).direction:
-            tested = compare(before, own, measure="score", seed=seed)
+        direction = metric_of(metric.metric).direction
+        if own and direction and _weights(own) == _weights(before):
+            tested = compare(before, own, measure="score", share=row.is_share, direction=direction, seed=seed)
             difference = replace(difference, interval=tested.interval, p_value=tested.p_value)
         yield difference
 
@@ -194,7 +200,13 @@ def _scores(metric: ComparedMetric, run: EvaluatedRun, row: MetricRow | None) ->
     if row is None:
         return []
     records = run.results[metric.evaluation].records
-    return scores_behind(row, [record for record in records if str(record.get("task") or metric.task) == metric.task])
+    of_task = [record for record in records if str(record.get("task") or metric.task) == metric.task]
+    return scores_behind(row, of_task or records)  # a task of no record's is one over all tasks, such as CORE
+
+
+def _weights(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what each question weighs: only scores of the same questions with the same weights can be paired."""
+    return {score["id"]: score.get("weight", 1) for score in scores}
 
 
 def _with_verdicts(
@@ -211,7 +223,7 @@ def _with_verdicts(
             sentence = verdict(
                 first,
                 run.label,
-                difference.difference,
+                metric_of(metric.metric).direction * difference.difference,
                 p,
                 row.n,
                 share=row.is_share,
@@ -230,6 +242,8 @@ def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow
     if not sign:
         return "no better or worse"
     if metric_of(metric.metric).unit == "bits per byte" and row.n != before.n:
+        if metric.metric != "bpb":
+            return f"not the same questions: {before.n:,} and {row.n:,} measured"
         return f"not the same text: {before.n:,} and {row.n:,} tokens"
     if row.interval is None or before.interval is None:
         return "no interval, no verdict" if row.value != before.value else "equal"
@@ -247,6 +261,21 @@ def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
             if plain and key not in ("checkpoint", "tokenizer") and any(value != values[0] for value in values):
                 sentences.append(f"{name}: {key} was not the same for all: {', '.join(map(str, values))}")
     return sentences
+
+
+def missing_figures(runs: Sequence[EvaluatedRun], metrics: Sequence[ComparedMetric]) -> list[str]:
+    """Return one sentence for each run whose results of an evaluation lack figures of a task that others have."""
+    lacking: dict[tuple[str, int], list[str]] = {}
+    for metric in metrics:
+        for index, (run, row) in enumerate(zip(runs, metric.rows)):
+            asked = run.results[metric.evaluation].rows if metric.evaluation in run.results else ()
+            if row is None and any(other.task == metric.task for other in asked):
+                lacking.setdefault((metric.evaluation, index), []).append(metric.metric)
+    return [
+        f"{runs[index].label} has no {', '.join(dict.fromkeys(names))} of {evaluation}: it was evaluated before these "
+        f"were measured, or with other settings; {evaluate_command([runs[index]], evaluation)}"
+        for (evaluation, index), names in lacking.items()
+    ]
 
 
 # --- runs that differ in their seed only ---

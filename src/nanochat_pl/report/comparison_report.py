@@ -19,6 +19,7 @@ from nanochat_pl.report.compare import (
     compare_runs,
     compare_seeds,
     group_by_seed,
+    missing_figures,
     seeds_of,
     settings_that_differ,
 )
@@ -108,7 +109,7 @@ def build_comparison(
     """
     compared = compare_runs(runs, metrics=metrics)
     groups = group_by_seed(runs) if seeds else []
-    notes = settings_that_differ(runs)
+    notes = [*missing_figures(runs, compared), *settings_that_differ(runs)]
     for name in evaluation_names(runs):
         if without := [run for run in runs if name not in run.results]:
             labels = ", ".join(run.label for run in without)

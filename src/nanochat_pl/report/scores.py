@@ -57,7 +57,7 @@ def summary_table(runs: Sequence[Run]) -> TextTable:
     CORE comes first and ChatCORE last. Other stages, and several runs of one stage, get their own columns.
     """
     labels = run_labels(runs)
-    columns = {label: _headline_rows(run) for run, label in zip(runs, labels) if run.stage != "tokenizer"}
+    columns = {label: _headline_rows(run, runs) for run, label in zip(runs, labels) if run.stage != "tokenizer"}
     order = sorted({key for rows in columns.values() for key in rows})
     if all(run.name == runs[0].name for run in runs):
         extra = [label for label in columns if label not in _SUMMARY_STAGES]
@@ -140,8 +140,8 @@ def progress_sentence(runs: Sequence[Run], labels: Sequence[str]) -> str:
         return ""
     figures: dict[str, list[tuple[str, MetricRow]]] = {}
     for run, label in zip(runs, labels):
-        for row in _headline_rows(run).values():
-            figures.setdefault(_name(row), []).append((label, row))
+        for (*_, name), row in _headline_rows(run, runs).items():
+            figures.setdefault(name.partition(" (chance")[0], []).append((label, row))
     moved = []
     for name, stages in figures.items():
         (before, first), (after, last) = stages[0], stages[-1]
@@ -248,16 +248,24 @@ def _headlines(result: EvaluationResult) -> list[MetricRow]:
     return [row for row in result.rows if row.group is None and metric_of(row.metric).is_headline]
 
 
-def _headline_rows(run: Run) -> dict[tuple[int, str, str], MetricRow]:
-    """Return the headline figures of a run by their position in the summary table and their names."""
+def _headline_rows(run: Run, runs: Sequence[Run]) -> dict[tuple[int, str, str], MetricRow]:
+    """Return the headline figures of a run by their position in the summary table and their names.
+
+    Where two evaluations of the `runs` have a figure of one name, such as chat and arc, it has theirs in addition.
+    """
+    homes: dict[str, set[str]] = {}
+    for result in (result for other in runs for result in other.results):
+        for row in _headlines(result):
+            homes.setdefault(_name(row), set()).add(result.name)
     found: dict[tuple[int, str, str], MetricRow] = {}
     for result in run.results:
         rows = _headlines(result)
-        if any(row.metric == "core_metric" for row in rows):  # its 22 tasks are in its own table
-            rows = [row for row in rows if row.metric == "core_metric"]
+        if core := {row.task for row in rows if row.metric == "core_metric"}:  # its 22 tasks are in its own table
+            rows = [row for row in rows if row.task in core]
         for row in rows:
             place = {"core_metric": 0, "chatcore_metric": 2}.get(row.metric, 1)
             name = _name(row)
+            name += f" ({result.name})" if len(homes[name]) > 1 else ""
             if row.count is not None and row.baseline and "chance" in row.baseline:
                 name += f" (chance {row.baseline['chance']:.1%})"
             found.setdefault((place, name.casefold(), name), row)

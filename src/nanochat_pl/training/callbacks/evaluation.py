@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -9,12 +10,16 @@ import lightning as L
 from nanochat_pl.config.checks import named_eval
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.eval.evaluations import EVAL_TASKS, EvalContext, EvalTask
+from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.results import Evaluation, ExampleLog, dashboard_metrics, headline_metrics
 from nanochat_pl.tokenizer import Tokenizer
 from nanochat_pl.training.callbacks import RunCallback, is_due, log_metrics
 from nanochat_pl.training.state import RunState
 
 log = logging.getLogger(__name__)
+
+_MANY = 20
+"""Above this number of rows the line of the log has only those over all tasks; metrics.csv has all."""
 
 
 class Evaluations(RunCallback):
@@ -66,7 +71,7 @@ class Evaluations(RunCallback):
         found = headlines(str(self.name), evaluation)
         log_metrics(trainer, self.run, found, step)
         self.run.paused_seconds += time.perf_counter() - begin
-        text = " | ".join(f"{key} {value:.4f}" for key, value in found.items())
+        text = " | ".join(f"{key} {value:.4f}" for key, value in told(str(self.name), evaluation).items())
         log.info("step %05d/%05d | %s (%.0f s)", step, trainer.max_steps, text, evaluation.seconds)
 
 
@@ -75,3 +80,15 @@ def headlines(name: str, evaluation: Evaluation) -> dict[str, float]:
     rows = [row for row in evaluation.rows if row.value is not None]
     shown = headline_metrics(rows)
     return dashboard_metrics(name, [row for row in rows if (row.task, row.metric) in shown])
+
+
+def told(name: str, evaluation: Evaluation) -> dict[str, float]:
+    """Return those of the headlines that the line of the log has room for.
+
+    They are those that have a better and a worse; of many tasks, such as CORE's, those over all tasks.
+    """
+    rows = [row for row in evaluation.rows if metric_of(row.metric).direction] or evaluation.rows
+    over_all = {row.task for row in rows if metric_of(row.metric).is_composite}
+    if over_all and len(rows) > _MANY:
+        rows = [row for row in rows if row.task in over_all]
+    return headlines(name, replace(evaluation, rows=rows))
