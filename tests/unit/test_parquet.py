@@ -234,9 +234,9 @@ def test_a_seed_of_the_order_shuffles_each_epoch_and_every_document_comes_once(t
     assert plain[0] == plain[1] == sorted(plain[0], key=lambda text: (text[0], int(text[1:])))
     assert all(sorted(epoch) == sorted(plain[0]) for epoch in (*shuffled, *other))
     assert len({str(epoch) for epoch in (plain[0], *shuffled, *other)}) == 7
-    groups = [[int(text[1:]) // 7 for text in epoch] for epoch in shuffled]
-    assert [len([*itertools.groupby(zip(epoch, group), key=lambda x: (x[0][0], x[1]))])
-            for epoch, group in zip(shuffled, groups)] == [18] * 3, "row groups are read whole"  # fmt: skip
+    groups = [[group for group, _ in itertools.groupby((t[0], int(t[1:]) // 7) for t in epoch)] for epoch in shuffled]
+    assert [len(order) for order in groups] == [18] * 3, "row groups are read whole"
+    assert len({str(order) for order in groups}) == 3 and all(order != sorted(order) for order in groups)
     assert epochs(files, 3, 5) == shuffled
     dealt = [epochs(files, 1, 5, 3, shard)[0] for shard in range(3)]
     assert sorted(itertools.chain(*dealt)) == sorted(plain[0])
