@@ -168,6 +168,11 @@ def test_a_batch_of_auto_is_nanochats_number_in_the_config_of_the_run(vocab_size
     assert check(config, TrainConfig).stage.total_batch_tokens == batch, "a config that is composed anew stays as it is"
 
 
+def test_a_batch_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("BATCH", "8192")
+    assert composed("stage.total_batch_tokens=${oc.env:BATCH}")[0].stage.total_batch_tokens == 8192
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -129,6 +129,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         positive(self, "stage", "sequence_len", "device_batch", "total_batch_rows")
+        if isinstance(self.total_batch_tokens, str) and self.total_batch_tokens.isdecimal():  # of the environment
+            self.total_batch_tokens = int(self.total_batch_tokens)
         if self.total_batch_tokens != "auto":
             if type(self.total_batch_tokens) not in (int, NoneType):
                 raise ValueError(
