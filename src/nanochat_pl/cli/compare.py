@@ -17,6 +17,7 @@ from nanochat_pl.report.comparison_report import (
     tables,
     text_chart,
 )
+from nanochat_pl.report.efficiency import efficiency_sentences
 from nanochat_pl.report.evaluated import load_evaluated_runs
 from nanochat_pl.report.terminal import print_table
 
@@ -65,7 +66,8 @@ def _print(report: ComparisonReport) -> None:
         print_table(title, header, rows)
     if chart := text_chart(report):
         print(f"over the stages (full: below the 95% interval, shaded: within it)\n{chart}\n")
-    for sentence in (*short_verdicts(report), *report.notes):
+    efficiency = efficiency_sentences(report.efficiency, report.labels) if report.efficiency else ()
+    for sentence in (*efficiency, *short_verdicts(report), *report.notes):
         print(sentence)
     for name, questions in report.answers.items():
         differ = sum(question.differ for question in questions)

@@ -11,6 +11,7 @@ COMMANDS = {
     "explain": ("what a setting or config group means", "stage.num_steps"),
     "evaluate": ("measure checkpoints", "ckpt=outputs/base/d4"),
     "compare": ("checkpoints beside each other, and who won", "outputs/base/d4 outputs/sft/d4"),
+    "power": ("how many questions or seeds are enough", "outputs/base/seed* --effect 0.005"),
     "failures": ("wrong answers sorted, and what to try", "outputs/sft/d4"),
     "workspace": ("a layout of panels for W&B", "--out workspace.yaml"),
     "chat": ("talk to a model, or to several at once", "outputs/sft/d4"),

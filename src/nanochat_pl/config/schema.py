@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from nanochat_pl.config.evaluations import EvalConfig
 from nanochat_pl.config.shorthand import task_specs
-from nanochat_pl.config.stages import STAGES, StageName
+from nanochat_pl.config.stages import HORIZONS, STAGES, StageName
 from nanochat_pl.config.values import check_seed, positive
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import OptimConfig
@@ -75,9 +75,6 @@ class ComputeDtype(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
-
-
-HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-__all__ = ["MODEL_STAGES", "STAGES", "Stage", "StageName", "training_order"]
+__all__ = ["HORIZONS", "MODEL_STAGES", "STAGES", "Stage", "StageName", "training_order"]
+
+HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
+"""The settings of a stage that say how long it trains; one of them holds."""
 
 
 class StageName(StrEnum):

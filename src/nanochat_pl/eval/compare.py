@@ -132,7 +132,7 @@ def verdict(
     second: str,
     difference: float,
     p_value: float,
-    n: int,
+    n: int | str,
     *,
     share: bool,
     rows: tuple[MetricRow | None, MetricRow | None] = (None, None),
@@ -145,6 +145,7 @@ def verdict(
         difference: By how much the second is better: its value minus that of the first, or reversed where lower is
             better.
         p_value: Tests the hypothesis that they are equally good; corrected where there are several tests.
+        n: The number of questions, or what else was compared.
         share: The metric is a share, whose differences are points.
         rows: The metric of the first and the second, where known: even the better one may not be above chance.
         num_tests: The number of tests that `p_value` was corrected for (Holm).

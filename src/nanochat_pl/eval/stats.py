@@ -7,8 +7,10 @@ standard library only; random resampling is seeded, so that equal records always
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, cos, exp, fsum, lgamma, log, pi, sin, sqrt, tan
+from functools import cache
+from math import comb, exp, fsum, lgamma, log, pi, sqrt, tan
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,12 @@ __all__ = [
     "paired_interval",
     "seed_spread",
     "sign_flip_test",
+    "std_interval",
+    "t_quantile",
+    "t_tail",
     "weighted_sum_interval",
+    "welch_freedom",
+    "welch_test",
     "wilson_interval",
 ]
 
@@ -288,29 +295,101 @@ def seed_spread(values: Sequence[float], level: float = 0.95) -> Spread:
     if n == 1:
         return Spread(mean, None, n, None)
     std = stdev(values)
-    reach = _t_quantile(level, n - 1) * std / sqrt(n)
+    reach = t_quantile(level, n - 1) * std / sqrt(n)
     return Spread(mean, std, n, Interval(mean - reach, mean + reach, level))
 
 
-def _t_quantile(level: float, freedom: int) -> float:
-    """Return the t for which Student's distribution lies within [-t, t] with probability `level`.
+def std_interval(std: float, freedom: int, level: float = 0.95) -> Interval:
+    """Bound a standard deviation by the chi-square distribution of its square over `freedom` degrees of freedom.
 
-    For whole degrees of freedom the distribution is a finite sum over the angle atan(t / sqrt(freedom))
-    (Abramowitz and Stegun, 26.7.3 and 26.7.4), which rises from 0 to 1 on [0, pi/2]: halving finds the angle.
+    Three seeds leave a factor of twelve between the ends.
     """
+    _check_level(level)
 
-    def within(angle: float) -> float:
-        odd = freedom % 2
-        term = cos(angle) if odd else 1.0
-        total = 0.0
-        for k in range(1 + odd, freedom, 2):
+    def within(x: float) -> float:  # the series of the incomplete gamma function (Abramowitz and Stegun, 6.5.29)
+        half = freedom / 2
+        term = total = exp(half * log(x / 2) - x / 2 - lgamma(half + 1))
+        for k in range(1, 100_000):
+            term *= x / 2 / (half + k)
             total += term
-            term *= cos(angle) ** 2 * k / (k + 1)
-        return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
+            if term < 1e-16 * total:
+                break
+        return total
 
-    low, high = 0.0, pi / 2
+    def quantile(share: float) -> float:
+        low, high = 0.0, 2.0 * freedom + 60
+        while low < (middle := (low + high) / 2) < high:
+            low, high = (middle, high) if within(middle) < share else (low, middle)
+        return low
+
+    tail = (1 - level) / 2
+    return Interval(std * sqrt(freedom / quantile(1 - tail)), std * sqrt(freedom / quantile(tail)), level)
+
+
+def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> tuple[float, Interval]:
+    """Test whether two recipes are equally good by a figure of several runs of each, which may vary unequally.
+
+    Returns:
+        The two-sided p-value of Welch's t test (1947), and the interval of mean(second) - mean(first).
+
+    Raises:
+        ValueError: Fewer than two values on a side, a value that is not finite, or `level` outside (0, 1).
+    """
+    _check_level(level)
+    if min(len(first), len(second)) < 2 or not np.isfinite([*first, *second]).all():
+        raise ValueError(f"a test over seeds needs two finite values of each, got {list(first)} and {list(second)}")
+    difference = fmean(second) - fmean(first)
+    before, after = (stdev(values) ** 2 / len(values) for values in (first, second))
+    error = sqrt(before + after)
+    if error <= 1e-12 * abs(difference) or error == 0:  # no run differs from the others of its recipe
+        return float(difference == 0), Interval(difference, difference, level)
+    freedom = float(welch_freedom(before, after, len(first), len(second)))
+    reach = t_quantile(level, freedom) * error
+    return t_tail(abs(difference) / error, freedom), Interval(difference - reach, difference + reach, level)
+
+
+def welch_freedom(first: Any, second: Any, n_first: int, n_second: int) -> Any:
+    """Return the degrees of freedom of the sum of two squared standard errors (Satterthwaite, 1946)."""
+    return (first + second) ** 2 / (first**2 / (n_first - 1) + second**2 / (n_second - 1))
+
+
+def t_tail(t: float, freedom: float) -> float:
+    """Return the probability that Student's t is outside [-t, t]; `freedom` need not be whole.
+
+    It is the incomplete beta function at freedom / (freedom + t^2) (Abramowitz and Stegun, 26.7.1 and 26.5.8).
+    """
+    a, b = freedom / 2, 0.5
+    x, rest = freedom / (freedom + t * t), t * t / (freedom + t * t)
+    if t <= 0:
+        return 1.0
+    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log(rest)) if x > 0 else 0.0
+    if x < (a + 1) / (a + b + 2):
+        return front * _beta_fraction(a, b, x) / a
+    return 1 - front * _beta_fraction(b, a, rest) / b
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """Evaluate the continued fraction of the incomplete beta function from its front (Lentz, 1976)."""
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 10_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return value
+
+
+@cache
+def t_quantile(level: float, freedom: float) -> float:
+    """Return the t for which Student's distribution lies within [-t, t] with probability `level`."""
+    low, high = 0.0, pi / 2  # the angle of t / sqrt(freedom), which has both ends
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if within(middle) < level else (low, middle)
+        within = 1 - t_tail(sqrt(freedom) * tan(middle), freedom) < level
+        low, high = (middle, high) if within else (low, middle)
     return sqrt(freedom) * tan(low)
 
 

@@ -4,20 +4,25 @@ The others are compared with the first checkpoint given. Where both answered the
 answered better decide, and all such tests of one comparison are corrected together (Holm): otherwise one of twenty
 comparisons of equal models would find a winner. Figures without answers to pair are judged by their intervals alone,
 and the verdict says so. Runs that differ only in their seed can be grouped: one run says nothing about a recipe,
-because another seed may give another order; mean and standard deviation over seeds do. Seeds are `seed` (start
-weights) and `data.order_seed` (order of the data).
+because another seed may give another order; mean and standard deviation over seeds do, and Welch's t test of them.
+Seeds are `seed` (start weights) and `data.order_seed` (order of the data). Every test says as well what it could have
+found.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
+from statistics import fmean, variance
 from typing import Any
 
+from nanochat_pl.config.stages import HORIZONS
 from nanochat_pl.eval.compare import compare, scores_behind, verdict, verdict_of_intervals
 from nanochat_pl.eval.metrics import metric_of
+from nanochat_pl.eval.power import Enough, PairedQuestions, Seeds, paired_design, what_is_enough
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval, Spread, holm_correction, seed_spread
+from nanochat_pl.eval.stats import Interval, Spread, holm_correction, seed_spread, welch_test
 from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key
 
 __all__ = [
@@ -27,6 +32,7 @@ __all__ = [
     "compare_runs",
     "compare_seeds",
     "group_by_seed",
+    "learn_design",
     "missing_figures",
     "seeds_of",
     "settings_that_differ",
@@ -40,12 +46,14 @@ class Difference:
     difference: float
     """This figure minus that of the reference."""
     interval: Interval | None = None
-    """Interval of the difference (`eval.compare.compare`); None where the answers could not be paired."""
+    """Interval of the difference (`eval.compare.compare`, over seeds Welch's); None where there is no test."""
     p_value: float | None = None
-    """The p-value of the paired answers alone (`eval.compare.compare`); None where they could not be paired."""
+    """The p-value of the paired answers alone (`eval.compare.compare`), over seeds Welch's; None without a test."""
     corrected: float | None = None
     """The p-value after Holm's correction over all tests of the comparison."""
     verdict: str = ""
+    enough: Enough | None = None
+    """What the test could have found; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +95,13 @@ class SeedMetric(_NamedMetric):
 
     spreads: Sequence[Spread | None]
     """One for each group; None where none of its runs has the figure."""
-    verdicts: Sequence[str]
-    """One for each group, against the first; empty for the first."""
+    differences: Sequence[Difference | None]
+    """One for each group, of its mean against that of the first; None for the first, and where there is no figure."""
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One for each group; empty where there is no difference."""
+        return [difference.verdict if difference else "" for difference in self.differences]
 
 
 def compare_runs(
@@ -117,9 +130,10 @@ def compare_runs(
         there = sorted({row.metric for run in runs for result in run.results.values() for row in result.rows})
         raise ValueError(f"no figure is called {' or '.join(metrics)}; there are {', '.join(there)}")
     # All tests must be known before one of them can be corrected, and only then a verdict can be worded.
-    tested = [replace(metric, differences=list(_differences(metric, runs, seed))) for metric in found]
+    designs: list[PairedQuestions] = []
+    tested = [replace(metric, differences=list(_differences(metric, runs, seed, designs))) for metric in found]
     p_values = [d.p_value for metric in tested for d in metric.differences if d is not None and d.p_value is not None]
-    corrected = iter(holm_correction(p_values))
+    corrected = zip(holm_correction(p_values), designs)
     return [
         replace(metric, differences=[*_with_verdicts(metric, runs, corrected, len(p_values), alpha)])
         for metric in tested
@@ -179,8 +193,10 @@ def _left_out(metric: str, others: Sequence[str], several: bool) -> bool:
     return several and metric_of(metric).is_detail and not any(metric_of(other).is_composite for other in others)
 
 
-def _differences(metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int) -> Iterator[Difference | None]:
-    """Yield differences, with tests where the answers can be paired."""
+def _differences(
+    metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int, designs: list[PairedQuestions]
+) -> Iterator[Difference | None]:
+    """Yield differences, with tests where the answers can be paired; how these differ is appended to `designs`."""
     scores = [_scores(metric, run, row) for run, row in zip(runs, metric.rows)]
     first, before = metric.rows[metric.reference], scores[metric.reference]
     for index, (row, own) in enumerate(zip(metric.rows, scores)):
@@ -193,7 +209,35 @@ def _differences(metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int
         if own and direction and _weights(own) == _weights(before):
             tested = compare(before, own, measure="score", share=row.is_share, direction=direction, seed=seed)
             difference = replace(difference, interval=tested.interval, p_value=tested.p_value)
+            designs.append(_design(before, own))
         yield difference
+
+
+def _design(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> PairedQuestions:
+    scores = {record["id"]: record["score"] for record in second}
+    return paired_design([record["score"] for record in first], [scores[record["id"]] for record in first])
+
+
+def learn_design(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[Seeds | PairedQuestions, int]:
+    """Learn how a figure varies: over the seeds of one recipe or several, else over questions that two runs answered.
+
+    Returns:
+        The design, and the degrees of freedom of its standard deviation, or the number of questions.
+
+    Raises:
+        ValueError: The runs show neither.
+    """
+    groups = group_by_seed(runs) if all(run.config is not None for run in runs) else []
+    seeds = [values for group in groups if len(values := _values(metric, group)) > 1]
+    if freedom := sum(len(values) - 1 for values in seeds):
+        return Seeds(std=sqrt(sum((len(own) - 1) * variance(own) for own in seeds) / freedom)), freedom
+    scores = [_scores(metric, run, row) for run, row in zip(runs, metric.rows)]
+    if len(runs) == 2 and all(scores):
+        return _design(*scores), len(scores[0])
+    raise ValueError(
+        f"{metric.evaluation} {metric.name} of {', '.join(run.label for run in runs)} does not say how it varies: give "
+        "two or more runs that differ in their seed only, or two checkpoints that answered the same questions"
+    )
 
 
 def _scores(metric: ComparedMetric, run: EvaluatedRun, row: MetricRow | None) -> list[dict[str, Any]]:
@@ -210,7 +254,11 @@ def _weights(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _with_verdicts(
-    metric: ComparedMetric, runs: Sequence[EvaluatedRun], corrected: Iterator[float], num_tests: int, alpha: float
+    metric: ComparedMetric,
+    runs: Sequence[EvaluatedRun],
+    corrected: Iterator[tuple[float, PairedQuestions]],
+    num_tests: int,
+    alpha: float,
 ) -> Iterator[Difference | None]:
     first = runs[metric.reference].label
     for difference, run, row in zip(metric.differences, runs, metric.rows):
@@ -219,7 +267,8 @@ def _with_verdicts(
         elif difference.p_value is None:
             yield replace(difference, verdict=_by_intervals(metric, first, run.label, row))
         else:
-            p = next(corrected)
+            p, design = next(corrected)
+            enough = what_is_enough(design, row.n, difference.difference, alpha / num_tests, found=p < alpha)
             sentence = verdict(
                 first,
                 run.label,
@@ -231,7 +280,7 @@ def _with_verdicts(
                 num_tests=num_tests,
                 alpha=alpha,
             )
-            yield replace(difference, corrected=p, verdict=sentence)
+            yield replace(difference, corrected=p, verdict=sentence, enough=enough)
 
 
 def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow) -> str:
@@ -281,8 +330,11 @@ def missing_figures(runs: Sequence[EvaluatedRun], metrics: Sequence[ComparedMetr
 # --- runs that differ in their seed only ---
 
 
-def group_by_seed(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
+def group_by_seed(runs: Sequence[EvaluatedRun], *, any_length: bool = False) -> list[list[int]]:
     """Return groups of indices of runs that have the same config but for their seeds and names.
+
+    Args:
+        any_length: How long they trained may differ, too.
 
     Raises:
         ValueError: The config of a run is not known.
@@ -297,6 +349,8 @@ def group_by_seed(runs: Sequence[EvaluatedRun]) -> list[list[int]]:
         own = {key: value for key, value in run.config.items() if key not in ("seed", "run_name", "resume", "force")}
         if isinstance(data := own.get("data"), Mapping):
             own["data"] = {key: value for key, value in data.items() if key != "order_seed"}
+        if any_length and isinstance(stage := own.get("stage"), Mapping):
+            own["stage"] = {key: value for key, value in stage.items() if key not in HORIZONS}
         text = json.dumps([own, run.any_result.checkpoint.get("stage")], sort_keys=True, default=str)
         # Start weights of an earlier stage are in a folder of the run's own name.
         run_name = re.escape(str(run.config.get("run_name") or ""))
@@ -311,29 +365,68 @@ def seeds_of(run: EvaluatedRun) -> tuple[int | None, int | None]:
 
 
 def compare_seeds(
-    runs: Sequence[EvaluatedRun], metrics: Sequence[ComparedMetric], groups: Sequence[Sequence[int]]
+    runs: Sequence[EvaluatedRun],
+    metrics: Sequence[ComparedMetric],
+    groups: Sequence[Sequence[int]],
+    *,
+    alpha: float = 0.05,
 ) -> list[SeedMetric]:
-    """Summarize each figure over the runs of each group by mean, standard deviation and t interval.
+    """Summarize each figure over the runs of each group, and compare the groups with the first.
 
-    Two groups differ only where the intervals of their means do not overlap.
+    The test is Welch's, because a recipe may vary more than another from seed to seed; all of them are corrected
+    together (Holm). A group of one run is not tested: it does not say how far another seed would lie.
     """
+    values = [[_values(metric, group) for group in groups] for metric in metrics]
+    tested = [[_seed_difference(metric, own[0], other) for other in own] for metric, own in zip(metrics, values)]
+    p_values = [d.p_value for found in tested for d in found[1:] if d is not None and d.p_value is not None]
+    corrected = iter(holm_correction(p_values))
     compared = []
-    for metric in metrics:
-        spreads: list[Spread | None] = []
-        for group in groups:
-            rows = [row for index in group if (row := metric.rows[index]) is not None]
-            values = [row.value for row in rows if row.value is not None]
-            spreads.append(seed_spread(values) if values else None)
-        names = [runs[group[0]].label for group in groups]
-        verdicts = [""]
-        for name, spread in zip(names[1:], spreads[1:]):
-            first, sign = spreads[0], metric_of(metric.metric).direction
-            if first is None or spread is None or not sign:
-                verdicts.append("")
-            elif first.interval is None or spread.interval is None:
-                verdicts.append("one seed is no spread: no verdict")
-            else:
-                verdicts.append(verdict_of_intervals(names[0], name, first.interval, spread.interval, sign))
+    for metric, own, found in zip(metrics, values, tested):
+        differences: list[Difference | None] = [None]
+        for other, group, difference in zip(own[1:], groups[1:], found[1:]):
+            if difference is not None and difference.p_value is not None:
+                names = runs[groups[0][0]].label, runs[group[0]].label
+                share = any(row is not None and row.is_share for row in metric.rows)
+                sign = metric_of(metric.metric).direction
+                p = next(corrected)
+                sentence = verdict(
+                    *names,
+                    sign * difference.difference,
+                    p,
+                    f"{len(own[0])} and {len(other)} seeds",
+                    share=share,
+                    num_tests=len(p_values),
+                    alpha=alpha,
+                )
+                enough = _enough_seeds(own[0], other, difference.difference, alpha / len(p_values), found=p < alpha)
+                difference = replace(difference, corrected=p, verdict=sentence, enough=enough)
+            differences.append(difference)
         key = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
-        compared.append(SeedMetric(**key, spreads=spreads, verdicts=verdicts))
+        spreads = [seed_spread(numbers) if numbers else None for numbers in own]
+        compared.append(SeedMetric(**key, spreads=spreads, differences=differences))
     return compared
+
+
+def _values(metric: ComparedMetric, group: Sequence[int]) -> list[float]:
+    return [row.value for index in group if (row := metric.rows[index]) is not None and row.value is not None]
+
+
+def _seed_difference(metric: ComparedMetric, first: Sequence[float], other: Sequence[float]) -> Difference | None:
+    if not first or not other or not metric_of(metric.metric).direction:
+        return None
+    difference = Difference(difference=fmean(other) - fmean(first))
+    if min(len(first), len(other)) < 2:
+        return replace(difference, verdict="one seed is no spread: no verdict")
+    p, interval = welch_test(first, other)
+    return replace(difference, interval=interval, p_value=p)
+
+
+def _enough_seeds(
+    first: Sequence[float], other: Sequence[float], difference: float, alpha: float, *, found: bool
+) -> Enough | None:
+    """Return what the seeds could have found if both groups vary equally; None where they do not vary at all."""
+    freedom = len(first) + len(other) - 2
+    std = sqrt(((len(first) - 1) * variance(first) + (len(other) - 1) * variance(other)) / freedom)
+    if std <= 1e-12 * abs(fmean(first)):
+        return None
+    return what_is_enough(Seeds(std=std, reference=len(first)), len(other), difference, alpha, found=found)

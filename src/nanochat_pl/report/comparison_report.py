@@ -23,6 +23,14 @@ from nanochat_pl.report.compare import (
     seeds_of,
     settings_that_differ,
 )
+from nanochat_pl.report.efficiency import (
+    Efficiency,
+    compare_efficiency,
+    efficiency_figure,
+    efficiency_sentences,
+    efficiency_table,
+)
+from nanochat_pl.report.enough import enough_cells, enough_text, size_text
 from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key, stage_order
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.read import Record
@@ -90,7 +98,13 @@ class ComparisonReport:
     seeds: Sequence[SeedMetric]
     answers: Mapping[str, Sequence[SharedQuestion]]
     """Questions by the name of the evaluation."""
+    efficiency: Efficiency | None
+    """What the bits per byte of training are worth; None where there are no curves to compare."""
     notes: Sequence[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return [run.label for run in self.runs]
 
 
 def build_comparison(
@@ -125,6 +139,7 @@ def build_comparison(
         groups=groups,
         seeds=compare_seeds(runs, compared, groups) if groups else [],
         answers=side_by_side(runs, limit),
+        efficiency=compare_efficiency(runs, groups),
         notes=notes,
     )
 
@@ -133,7 +148,7 @@ def build_comparison(
 
 
 def tables(report: ComparisonReport) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Yield title, header and rows of each table: one for each evaluation, then one over groups of seeds."""
+    """Yield title, header and rows of each table: one for each evaluation, one over seeds, one of training."""
     for name in dict.fromkeys(metric.evaluation for metric in report.metrics):
         rows = []
         for metric in report.metrics:
@@ -145,35 +160,62 @@ def tables(report: ComparisonReport) -> Iterator[tuple[str, list[str], list[list
     if report.seeds:
         rows = []
         for seeds, metric in zip(report.seeds, report.metrics):
-            share = any(row is not None and row.is_share for row in metric.rows)
-            spreads = [_spread_text(spread, share) for spread in seeds.spreads]
+            spreads = [_spread_text(spread, _is_share(metric)) for spread in seeds.spreads]
             rows.append([f"{seeds.evaluation} {seeds.name}", *spreads])
         header = ["", *(_group_text(report, group) for group in report.groups)]
         yield "over seeds: mean ± std [95% t interval of the mean]", header, rows
+    if report.efficiency:
+        yield efficiency_table(report.efficiency, report.labels)
+
+
+def _judged(report: ComparisonReport) -> Iterator[tuple[str, Difference, bool]]:
+    """Yield what was compared with what, the difference, and whether it is one of shares."""
+    for metric in report.metrics:
+        first = report.runs[metric.reference].label
+        for run, difference in zip(report.runs, metric.differences):
+            if difference is not None and not (report.seeds and difference.p_value is None):
+                yield f"{run.label} against {first}, {metric.evaluation} {metric.name}", difference, _is_share(metric)
+    for seeds, metric in zip(report.seeds, report.metrics):
+        for group, difference in zip(report.groups, seeds.differences):
+            if difference is not None:
+                name = f"seeds of {_group_text(report, group)}, {seeds.evaluation} {seeds.name}"
+                yield name, difference, _is_share(metric)
+
+
+def _is_share(metric: ComparedMetric) -> bool:
+    return any(row is not None and row.is_share for row in metric.rows)
 
 
 def verdicts(report: ComparisonReport) -> list[str]:
     """Return one sentence for each run and figure: how it compares with the first run."""
-    found = []
-    for metric in report.metrics:
-        first = report.runs[metric.reference].label
-        for run, difference in zip(report.runs, metric.differences):
-            if difference is not None:
-                found.append(f"{run.label} against {first}, {metric.evaluation} {metric.name}: {difference.verdict}")
-    for seeds in report.seeds:
-        for group, verdict in zip(report.groups, seeds.verdicts):
-            if verdict:
-                found.append(f"seeds of {_group_text(report, group)}, {seeds.evaluation} {seeds.name}: {verdict}")
-    return found
+    return [f"{name}: {difference.verdict}" for name, difference, _ in _judged(report)]
 
 
 def short_verdicts(report: ComparisonReport) -> list[str]:
-    """Return the verdicts; where there are more than `MANY`, those that name no winner are only counted."""
-    found = verdicts(report)
-    shown = [sentence for sentence in found if len(found) <= MANY or "not distinguishable" not in sentence]
+    """Return the verdicts, each with what its test could have found in a line below.
+
+    Where there are more than `MANY`, those that name no winner are only counted.
+    """
+    found = list(_judged(report))
+    shown = [
+        _lines(f"{name}: {difference.verdict}", enough_text(difference.enough, difference.difference, share))
+        for name, difference, share in found
+        if len(found) <= MANY or "not distinguishable" not in difference.verdict
+    ]
     if len(shown) < len(found):
         shown.append(f"{len(found) - len(shown)} further figures: not distinguishable")
     return shown
+
+
+def _enough_table(report: ComparisonReport) -> TextTable | None:
+    """Return what each test could have found, and how many questions or seeds the difference seen takes."""
+    rows = [
+        (name, size_text(difference.difference, share), f"{difference.corrected:.3g}", *enough_cells(enough, share))
+        for name, difference, share in _judged(report)
+        if (enough := difference.enough) is not None
+    ]
+    head = ("", "seen", "p (Holm)", "measured on", "found 4 times in 5", "enough for what was seen")
+    return TextTable(head, tuple(rows)) if rows else None
 
 
 def _lines(*parts: str) -> str:
@@ -324,6 +366,12 @@ def _blocks(report: ComparisonReport, over_stages: Sequence[Block]) -> Iterator[
     for title, header, rows in tables(report):
         yield Heading(2, title)
         yield TextTable(tuple(header), tuple(map(tuple, rows)))
+    if report.efficiency:
+        yield efficiency_figure(report.efficiency, report.labels)
+        yield Bullets(tuple(efficiency_sentences(report.efficiency, report.labels)))
+    if enough := _enough_table(report):
+        yield Heading(2, "How much is enough: differences that the tests find in 4 of 5 cases (80% power)")
+        yield enough
     for title, sentences in (("Verdicts", verdicts(report)), ("Notes", report.notes)):
         if sentences:
             yield Heading(2, title)
@@ -350,8 +398,22 @@ def comparison_html(report: ComparisonReport) -> str:
     return render_html(list(_blocks(report, list(_stage_figures(report)))))
 
 
+def _multipliers(report: ComparisonReport) -> list[dict[str, Any]]:
+    if report.efficiency is None:
+        return []
+    return [
+        {
+            "runs": [report.runs[index].label for index in own],
+            "baseline": [[report.runs[index].label for index in runs] for runs in report.efficiency.baseline],
+            "bpb": report.efficiency.final(own),
+            **{key: asdict(multiplier) for key, multiplier in found.items()},
+        }
+        for own, found in zip(report.efficiency.variants, report.efficiency.multipliers)
+    ]
+
+
 def comparison_json(report: ComparisonReport) -> str:
-    """Return the comparison as JSON: `entrants`, `lines`, `seed_groups`, `seeds`, `verdicts`, `notes`, `answers`."""
+    """Return the comparison as JSON: `entrants`, `lines`, `seed_groups`, `seeds`, `multipliers`, …"""
 
     def line(metric: ComparedMetric) -> dict[str, Any]:
         fields = asdict(metric)
@@ -364,7 +426,8 @@ def comparison_json(report: ComparisonReport) -> str:
         ],
         "lines": [line(metric) for metric in report.metrics],
         "seed_groups": [[report.runs[index].label for index in group] for group in report.groups],
-        "seeds": [asdict(seeds) for seeds in report.seeds],
+        "seeds": [asdict(seeds) | {"verdicts": seeds.verdicts} for seeds in report.seeds],
+        "multipliers": _multipliers(report),
         "verdicts": verdicts(report),
         "notes": list(report.notes),
         "answers": {

@@ -6,26 +6,32 @@ results are missing, the message has the command for them. Nothing is evaluated.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nanochat_pl.config.stages import training_order
-from nanochat_pl.eval.results import SCHEMA
-from nanochat_pl.paths import checkpoint_file, first_distinct, reason, run_folder, run_label
+from nanochat_pl.eval.results import SCHEMA, MetricRow
+from nanochat_pl.paths import checkpoint_file, first_distinct, read_record, reason, run_folder, run_label
 from nanochat_pl.report.read import (
     PREFERRED,
+    Curve,
     EvaluationResult,
     Record,
     checkpoint_order,
     json_lines,
     parse_result,
     read_config,
+    read_metrics,
     result_files,
+    setting,
 )
 
 __all__ = [
+    "TRAINING",
+    "VALIDATED_ON",
     "EvaluatedRun",
     "evaluate_command",
     "evaluation_names",
@@ -37,6 +43,14 @@ __all__ = [
 ]
 
 
+TRAINING = "training"
+"""What the validation of training is called among the evaluations."""
+VALIDATED_ON = (
+    "stage.val_tokens", "stage.val_rows", "data.source", "data.root", "data.val_shard", "data.column",
+)  # fmt: skip
+"""Settings that say what a run was validated on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedRun:
     """One checkpoint in a comparison, with its results."""
@@ -46,6 +60,8 @@ class EvaluatedRun:
     """Results by the name of the evaluation; at least one."""
     config: Mapping[str, Any] | None = None
     """The config that its run was started with; None where it is not known."""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """What the run logged; empty where a checkpoint or a results.json was given."""
 
     @property
     def stage(self) -> str:
@@ -139,6 +155,9 @@ def read_result(file: Path) -> EvaluationResult:
 def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
     """Read the results that each path stands for, under a short label that no other has.
 
+    The validation of training counts as one more evaluation, `training`, of run folders whose bits per byte can be
+    compared: at least two, of one stage. So a run that was never evaluated can be compared by it.
+
     Args:
         paths: As for `find_results`, one for each checkpoint.
 
@@ -146,10 +165,7 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
         FileNotFoundError, ValueError: As `find_results` and `read_result`; or a checkpoint is given twice, or the
             config of a run is no YAML.
     """
-    opened = []
-    for path in paths:
-        results = {result.name: result for result in map(read_result, find_results(path))}
-        opened.append(EvaluatedRun(label=str(path), results=results, config=_run_config(next(iter(results.values())))))
+    opened = _without_lone_training([_opened(path) for path in paths])
     files = [Path(run.checkpoint) for run in opened]
     short = [run_label(file) for file in files]
     longer = [f"{label}:{file.stem}" for label, file in zip(short, files)]
@@ -159,6 +175,55 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
         again = next(label for label in own if own.count(label) > 1)
         raise ValueError(f"{again} is given twice; name each checkpoint once")
     return [replace(run, label=label) for run, label in zip(opened, labels)]
+
+
+def _opened(path: str | Path) -> EvaluatedRun:
+    """Read the results of one path and, where it is a run folder, what it logged."""
+    folder = Path(path)
+    curves = read_metrics(folder / "metrics.csv", []) if (folder / "metrics.csv").is_file() else {}
+    trained = _training_result(folder, curves) if curves.get("val/bpb") else None
+    try:
+        results = {result.name: result for result in map(read_result, find_results(path))}
+    except FileNotFoundError:
+        if trained is None:
+            raise
+        results = {}
+    if trained is not None:
+        results[TRAINING] = trained
+    return EvaluatedRun(
+        label=str(path), results=results, config=_run_config(next(iter(results.values()))), curves=curves
+    )
+
+
+def _training_result(folder: Path, curves: Mapping[str, Curve]) -> EvaluationResult | None:
+    """Return the last validation of a run as a result; None where it is not finite."""
+    step, value = curves["val/bpb"][-1]
+    if not math.isfinite(value):
+        return None
+    config, summary = read_config(folder, [])[0], read_record(folder / "summary.json") or {}
+    stage = str(summary.get("stage") or setting(config, "stage.name") or "")
+    tokens = setting(config, "stage.val_tokens") or 20 * (setting(config, "stage.total_batch_tokens") or 0)
+    row = MetricRow(task=TRAINING, metric="val/bpb", value=value, n=tokens or setting(config, "stage.val_rows") or 0)
+    settings = {"steps": step, "status": str(summary.get("status") or "unknown")}
+    settings |= {key: setting(config, key) for key in VALIDATED_ON}
+    checkpoint = {"path": str(folder / "checkpoints" / "last.ckpt"), "stage": stage, "step": step}
+    return EvaluationResult(
+        file=folder / "metrics.csv", name=TRAINING, checkpoint=checkpoint, settings=settings, rows=[row]
+    )
+
+
+def _without_lone_training(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """Leave the validation of training out unless several runs of one stage have it; other stages read other texts."""
+    trained = [run for run in runs if TRAINING in run.results]
+    if len(trained) > 1 and len({run.results[TRAINING].checkpoint["stage"] for run in trained}) == 1:
+        return list(runs)
+    kept = []
+    for run in runs:
+        evaluated = {name: result for name, result in run.results.items() if name != TRAINING}
+        if not evaluated:
+            find_results(run.label)  # raises, with the command that evaluates it
+        kept.append(replace(run, results=evaluated))
+    return kept
 
 
 def evaluation_names(runs: Sequence[EvaluatedRun]) -> list[str]:
@@ -178,16 +243,18 @@ def question_key(record: Record) -> tuple[str, str]:
 
 def evaluate_command(runs: Sequence[EvaluatedRun], name: str) -> str:
     """Return the command that asks all the runs the same questions of the evaluation `name`."""
+    name = "bpb" if name == TRAINING else name  # which measures the same, and can be asked for
     return f"python evaluate.py 'ckpt=[{','.join(run.checkpoint for run in runs)}]' eval={name}"
 
 
 def _run_config(result: EvaluationResult) -> Mapping[str, Any] | None:
     """Read the config of the run in which a result lies: <run>/eval/<name>/<checkpoint>/results.json."""
     evaluated = result.file.resolve().parent.parent.parent
-    if evaluated.name != "eval" or not (evaluated.parent / "config.yaml").is_file():
+    folder = result.file.resolve().parent if result.name == TRAINING else evaluated.parent
+    if (result.name != TRAINING and evaluated.name != "eval") or not (folder / "config.yaml").is_file():
         return None
     problems: list[str] = []
-    config, _ = read_config(evaluated.parent, problems)
+    config, _ = read_config(folder, problems)
     if problems:
-        raise ValueError(f"{evaluated.parent / 'config.yaml'} is no YAML; mend it or move it away")
+        raise ValueError(f"{folder / 'config.yaml'} is no YAML; mend it or move it away")
     return config or None
