@@ -12,7 +12,11 @@ from nanochat_pl.eval.stats import (
     paired_bootstrap,
     seed_spread,
     sign_flip_test,
+    std_interval,
+    t_quantile,
+    t_tail,
     weighted_sum_interval,
+    welch_test,
     wilson_interval,
 )
 
@@ -165,6 +169,36 @@ def test_the_spread_over_seeds_equals_scipys_t_interval(count, level):
         pytest.approx(np.std(values, ddof=1)),
         count,
     )
+
+
+@pytest.mark.parametrize("freedom", [1, 1.37, 2, 4.5, 30, 4000.5])
+def test_students_distribution_equals_scipys_for_any_degrees_of_freedom(freedom):
+    for t in (0.0, 1e-6, 0.3, 1.0, 2.5, 12.0, 300.0):
+        assert t_tail(t, freedom) == pytest.approx(2 * scipy.stats.t.sf(t, freedom), rel=1e-9)
+    for level in (0.5, 0.95, 0.9999):
+        assert t_quantile(level, freedom) == pytest.approx(scipy.stats.t.ppf(0.5 + level / 2, freedom), rel=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (3, 5), (12, 4)])
+def test_welch_equals_scipy(first, second):
+    draw = np.random.default_rng(first)
+    before, after = draw.normal(0.7, 0.01, first).tolist(), draw.normal(0.71, 0.03, second).tolist()
+    p, interval = welch_test(before, after)
+    expected = scipy.stats.ttest_ind(after, before, equal_var=False)
+    assert p == pytest.approx(expected.pvalue, rel=1e-9)
+    bounds = expected.confidence_interval()
+    assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
+    assert welch_test([0.5, 0.5], [0.5, 0.5, 0.5])[0] == 1
+    assert welch_test([0.5, 0.5], [0.75, 0.75])[0] == 0
+    with pytest.raises(ValueError, match="two finite values"):
+        welch_test([0.5], [0.5, 0.6])
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 9, 200])
+def test_the_interval_of_a_standard_deviation_equals_scipys(freedom):
+    interval = std_interval(0.02, freedom)
+    low, high = (0.02 * (freedom / scipy.stats.chi2.ppf(share, freedom)) ** 0.5 for share in (0.975, 0.025))
+    assert (interval.low, interval.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
 
 
 def test_spread_of_one_seed_is_none_and_of_equal_seeds_zero():

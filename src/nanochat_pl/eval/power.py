@@ -64,6 +64,8 @@ class PairedQuestions:
     """Share of the questions that one of the two answers better."""
     size: float | None = None
     """Root mean square of the differences at those questions, whatever their sign; None = 1 each: right or wrong."""
+    grid: float = 0.0
+    """What all differences are whole multiples of, as 0.25 of four samples a question; 0 = nothing."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shares.
@@ -94,8 +96,8 @@ class PairedQuestions:
         The number of questions that tell the two apart varies with the questions drawn: power is the mean over it. A
         difference that is larger than the share of disagreement takes so many more of them.
 
-        McNemar's is exact up to 400 such questions on average. The sign-flip test of d scores is taken for their t
-        test, to which it comes near from few scores on (Fisher, 1935), and finds nothing where 2 / 2**d reaches alpha.
+        McNemar's is exact up to 400 such questions on average. The sign-flip test's is an approximation to about five
+        hundredths, and nothing where the smallest p of so few scores, 2 / 2**d, reaches alpha.
         """
         effect = abs(effect) / self.largest_effect
         share = max(self.disagreement, effect)
@@ -108,7 +110,7 @@ class PairedQuestions:
         if self.size is None:
             found = _mcnemar(counts, 0.5 + 0.5 * effect / share, alpha)
         else:
-            found = _sign_flip(counts, effect / share, alpha)
+            found = _sign_flip(counts, effect / share, self.grid / self.size, alpha)
         return float(shares @ found)
 
 
@@ -165,7 +167,9 @@ def paired_design(first: Sequence[float] | np.ndarray, second: Sequence[float] |
         return PairedQuestions(disagreement=share)
     if apart.size == differences.size:
         share = 1.0  # scores that are equal nowhere, such as likelihoods, are equal nowhere else either
-    return PairedQuestions(disagreement=share, size=float(np.sqrt((apart**2).mean())))
+    step = float(np.abs(apart).min())
+    grid = step if np.allclose(apart / step, np.round(apart / step), rtol=0, atol=1e-6) else 0.0
+    return PairedQuestions(disagreement=share, size=float(np.sqrt((apart**2).mean())), grid=grid)
 
 
 def detectable_effect(design: Design, n: int, alpha: float = 0.05, power: float = POWER) -> float | None:
@@ -305,8 +309,13 @@ def _mcnemar_limit(count: int, alpha: float) -> int:
     return int(np.searchsorted(2 * below, alpha * (1 - 1e-12))) - 1
 
 
-def _sign_flip(counts: np.ndarray, mean: float, alpha: float) -> np.ndarray:
-    """Return the power for each number of scores that are not equal, of this mean and a mean square of 1."""
+def _sign_flip(counts: np.ndarray, mean: float, grid: float, alpha: float) -> np.ndarray:
+    """Return the power for each number of scores that are not equal, of this mean and a mean square of 1.
+
+    On a grid the test is McNemar's of more than two sizes: the sum of squares hardly varies, and since sums as far from
+    0 as the one seen count as further, half a step is lost. Other scores are taken for normal, and their sign flips for
+    the t test.
+    """
     found = np.zeros(counts.size)
     enough = np.flatnonzero((counts > 1) & (2.0 ** (1 - counts) < alpha))
     if not enough.size:
@@ -314,7 +323,11 @@ def _sign_flip(counts: np.ndarray, mean: float, alpha: float) -> np.ndarray:
     # Power changes slowly with the number: 64 of many are computed, the others interpolated.
     chosen = np.unique(np.linspace(enough[0], enough[-1], 64).round().astype(int))
     freedom = (counts[chosen] - 1).astype(np.float64)
-    if mean < 1 - 1e-9:
+    if mean < 1 - 1e-9 and grid:
+        roots, spread = np.sqrt(counts[chosen]), sqrt(1 - mean**2)
+        critical = grid / roots + NormalDist().inv_cdf(1 - alpha / 2)
+        power = _normal((mean * roots - critical) / spread) + _normal((-mean * roots - critical) / spread)
+    elif mean < 1 - 1e-9:
         nodes, weights = _chi(freedom)
         reach = _critical(alpha, freedom)[:, None] * nodes / np.sqrt(freedom)[:, None]
         away = (mean / sqrt(1 - mean**2) * np.sqrt(counts[chosen]))[:, None]

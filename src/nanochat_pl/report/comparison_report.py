@@ -139,7 +139,7 @@ def build_comparison(
         groups=groups,
         seeds=compare_seeds(runs, compared, groups) if groups else [],
         answers=side_by_side(runs, limit),
-        efficiency=compare_efficiency(runs, groups),
+        efficiency=compare_efficiency(runs, groups, notes),
         notes=notes,
     )
 

@@ -37,7 +37,6 @@ class Efficiency:
     """Validation curves by what was spent (a key of `SPENT`) and by the index of the run."""
     multipliers: Sequence[Mapping[str, Multiplier]]
     """One for each variant, by what was spent."""
-    notes: Sequence[str]
 
     @property
     def lengths(self) -> bool:
@@ -49,16 +48,18 @@ class Efficiency:
         return fmean(self.curves["tokens"][index][-1][1] for index in runs)
 
 
-def compare_efficiency(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]) -> Efficiency | None:
+def compare_efficiency(
+    runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]], notes: list[str]
+) -> Efficiency | None:
     """Compare the validation curves of runs with those of the first; None where there are no two of one stage.
 
     Args:
         runs: The first belongs to the baseline.
         groups: Indices of runs that differ in their seed; empty = each run alone.
+        notes: What was left out is appended to it.
     """
     if not runs or any(TRAINING not in run.results for run in runs[:1]):
         return None
-    notes: list[str] = []
     curves: dict[int, dict[str, SpentCurve]] = {}
     for index, run in enumerate(runs):
         if TRAINING not in run.results:
@@ -88,7 +89,7 @@ def compare_efficiency(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[i
         }
         for variant in variants
     ]
-    return Efficiency(baseline=baseline, variants=variants, curves=by_spent, multipliers=multipliers, notes=notes)
+    return Efficiency(baseline=baseline, variants=variants, curves=by_spent, multipliers=multipliers)
 
 
 def spent_curves(curves: Mapping[str, Curve]) -> dict[str, SpentCurve]:
@@ -154,7 +155,7 @@ def multiplier_text(multiplier: Multiplier) -> str:
 
 
 def efficiency_sentences(efficiency: Efficiency, labels: Sequence[str]) -> Iterator[str]:
-    """Yield what the multipliers mean, and why there is none: a sentence or two for each variant, then the notes."""
+    """Yield what the multipliers mean, and why there is none: a sentence or two for each variant."""
     first = labels[efficiency.baseline[0][0]]
     for own, multipliers in zip(efficiency.variants, efficiency.multipliers):
         label, bits = labels[own[0]], _bits(efficiency.final(own))
@@ -168,7 +169,6 @@ def efficiency_sentences(efficiency: Efficiency, labels: Sequence[str]) -> Itera
                 reasons.setdefault(multipliers[key].reason, []).append(name)
         for reason, names in reasons.items():
             yield f"{label}, {bits} bits per byte: no multiplier of {', '.join(names)}: {reason}"
-    yield from efficiency.notes
 
 
 def _bits(value: float) -> str:
