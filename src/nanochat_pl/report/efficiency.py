@@ -197,12 +197,15 @@ def _drawing(efficiency: Efficiency, labels: Sequence[str]) -> Drawing:
 
         figure = Canvas(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
+        own = [
+            curves[index][-1:] if efficiency.lengths else curves[index]
+            for runs in efficiency.baseline
+            for index in runs
+        ]
+        baseline = mean_curve(own)
         if efficiency.lengths:
-            ends = sorted(mean_curve([curves[i][-1:] for i in own])[0] for own in efficiency.baseline)
-            _draw_set(axes, [curves[i][-1:] for own in efficiency.baseline for i in own], tuple(ends), labels[0], 0)
-        else:
-            own = [curves[index] for index in efficiency.baseline[0]]
-            _draw_set(axes, own, mean_curve(own), labels[efficiency.baseline[0][0]], 0)
+            baseline = tuple(sorted(mean_curve([curves[i][-1:] for i in runs])[0] for runs in efficiency.baseline))
+        _draw_set(axes, own, baseline, labels[efficiency.baseline[0][0]], 0)
         drawn_sets = list(zip(efficiency.variants, efficiency.multipliers))[: _MOST_SETS - 1]
         for number, (indices, multipliers) in enumerate(drawn_sets, start=1):
             own = [curves[index][-1:] if efficiency.lengths else curves[index] for index in indices]
@@ -214,6 +217,9 @@ def _drawing(efficiency: Efficiency, labels: Sequence[str]) -> Drawing:
                 style = ":" if found.extrapolated > 1 else "--"
                 axes.plot([spent, needed], [loss, loss], style, color="#333333", linewidth=1, zorder=1)
                 axes.plot([needed], [loss], "|", color="#333333", markersize=9, zorder=4)
+                if found.extrapolated > 1:
+                    (x, y) = baseline[-1] if loss < baseline[-1][1] else baseline[0]
+                    axes.plot([x, needed], [y, loss], ":", color=OKABE_ITO[0], linewidth=1.6, zorder=1)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("FLOPs of training")
