@@ -202,8 +202,9 @@ def _training_result(folder: Path, curves: Mapping[str, Curve]) -> EvaluationRes
         return None
     config, summary = read_config(folder, [])[0], read_record(folder / "summary.json") or {}
     stage = str(summary.get("stage") or setting(config, "stage.name") or "")
-    tokens = setting(config, "stage.val_tokens") or 20 * (setting(config, "stage.total_batch_tokens") or 0)
-    row = MetricRow(task=TRAINING, metric="val/bpb", value=value, n=tokens or setting(config, "stage.val_rows") or 0)
+    sizes = (setting(config, key) for key in ("stage.val_tokens", "stage.val_rows", "stage.total_batch_tokens"))
+    read = next((size for size in sizes if isinstance(size, int)), 0)  # what says how much is read, if anything does
+    row = MetricRow(task=TRAINING, metric="val/bpb", value=value, n=read)
     settings = {"steps": step, "status": str(summary.get("status") or "unknown")}
     settings |= {key: setting(config, key) for key in VALIDATED_ON}
     checkpoint = {"path": str(folder / "checkpoints" / "last.ckpt"), "stage": stage, "step": step}
