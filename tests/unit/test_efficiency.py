@@ -101,6 +101,7 @@ def test_runs_that_were_never_evaluated_are_compared_by_their_training(tmp_path,
         assert multiplier[key]["extrapolated"] == 1
     assert "base/a0 takes 0.8" in text and "times the FLOPs" in text
     assert "data:image/svg+xml" in (tmp_path / "html").read_text()
+    assert "![" not in (tmp_path / "markdown").read_text()  # a picture of its own would be missing
     for kind in ("markdown", "html"):
         page = html.unescape((tmp_path / kind).read_text())
         assert "How much is enough" in page
@@ -120,10 +121,11 @@ def test_the_better_recipe_is_extrapolated_and_marked(tmp_path, capsys):
 
 def test_single_runs_have_a_multiplier_without_an_interval(tmp_path, capsys):
     a, *_, b = recipes(tmp_path, seeds=1)
-    said(capsys, a, b, f"--json={tmp_path / 'json'}")
+    text = said(capsys, a, b, f"--json={tmp_path / 'json'}")
     [multiplier] = json.loads((tmp_path / "json").read_text())["multipliers"]
     assert multiplier["tokens"]["value"] == pytest.approx(0.8, rel=0.01)
     assert multiplier["tokens"]["interval"] is None
+    assert "another seed may say otherwise" in text
 
 
 def test_a_baseline_of_several_lengths_is_the_curve_of_their_ends(tmp_path, capsys):
@@ -273,9 +275,10 @@ def test_power_learns_from_seeds_and_from_two_checkpoints(tmp_path, capsys):
         (["--std", "1", "--seeds", "2.5"], "whole number"),
         (["--rate", "0.3", "--effect", "5"], "from 0 to 1"),
         (["--rate", "0.3", "--disagree", "0.9"], "0.6 differently at most"),
-        (["{a}", "--effect", "0.1"], "measure it with|give two or more runs|how it varies"),
+        (["{a}", "--effect", "0.1"], "alone does not say"),
         (["{a}", "{b}", "--metric", "fluency"], "no figure is called fluency"),
-        (["nowhere"], "nowhere"),
+        (["{a}", "nowhere"], "nowhere"),
+        (["{a}", "{b}"], "does not say how it varies"),
     ],
 )
 def test_what_power_cannot_answer_is_one_line(arguments, said, tmp_path, capsys):

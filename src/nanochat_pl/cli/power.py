@@ -66,6 +66,11 @@ def _plan(options: argparse.Namespace) -> Plan:
             "it from, or --std for seeds, or --disagree (or --rate) for questions"
         )
     asked: dict[str, Any] = {key: getattr(options, key) for key in ("effect", "comparisons", "alpha", "power")}
+    if len(options.runs) == 1:
+        raise ValueError(
+            f"{options.runs[0]} alone does not say how figures vary: give two or more runs that differ in their seed, "
+            "or two checkpoints that answered the same questions"
+        )
     if options.runs:
         plan = learn_plan(load_evaluated_runs(options.runs), options.metric, **asked)
     elif options.std is not None:

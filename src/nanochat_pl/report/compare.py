@@ -214,8 +214,14 @@ def _differences(
 
 
 def _design(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> PairedQuestions:
+    """Learn how two models differ; where questions weigh differently, weight times score is what adds up."""
     scores = {record["id"]: record["score"] for record in second}
-    return paired_design([record["score"] for record in first], [scores[record["id"]] for record in first])
+    weights = [float(record.get("weight", 1)) for record in first]
+    scale = [weight / fmean(weights) for weight in weights]
+    return paired_design(
+        [own * record["score"] for own, record in zip(scale, first)],
+        [own * scores[record["id"]] for own, record in zip(scale, first)],
+    )
 
 
 def learn_design(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[Seeds | PairedQuestions, int]:

@@ -31,7 +31,14 @@ from nanochat_pl.report.efficiency import (
     efficiency_table,
 )
 from nanochat_pl.report.enough import enough_cells, enough_text, size_text
-from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key, stage_order
+from nanochat_pl.report.evaluated import (
+    TRAINING,
+    EvaluatedRun,
+    evaluate_command,
+    evaluation_names,
+    question_key,
+    stage_order,
+)
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.read import Record
 from nanochat_pl.report.scores import figure_text, format_value
@@ -139,7 +146,7 @@ def build_comparison(
         groups=groups,
         seeds=compare_seeds(runs, compared, groups) if groups else [],
         answers=side_by_side(runs, limit),
-        efficiency=compare_efficiency(runs, groups, notes),
+        efficiency=compare_efficiency(runs, groups, notes) if any(m.task == TRAINING for m in compared) else None,
         notes=notes,
     )
 
@@ -370,7 +377,7 @@ def _blocks(report: ComparisonReport, over_stages: Sequence[Block]) -> Iterator[
         yield efficiency_figure(report.efficiency, report.labels)
         yield Bullets(tuple(efficiency_sentences(report.efficiency, report.labels)))
     if enough := _enough_table(report):
-        yield Heading(2, "How much is enough: differences that the tests find in 4 of 5 cases (80% power)")
+        yield Heading(2, "How much is enough")
         yield enough
     for title, sentences in (("Verdicts", verdicts(report)), ("Notes", report.notes)):
         if sentences:
@@ -388,9 +395,10 @@ def _blocks(report: ComparisonReport, over_stages: Sequence[Block]) -> Iterator[
 
 
 def comparison_markdown(report: ComparisonReport) -> str:
-    """Return the comparison as Markdown; what models wrote is in fences that it cannot close."""
+    """Return the comparison as Markdown, without pictures; what models wrote is in fences that it cannot close."""
     chart = text_chart(report)
-    return render_markdown(list(_blocks(report, [Code(chart)] if chart else [])), escaped=False)
+    blocks = [block for block in _blocks(report, [Code(chart)] if chart else []) if not isinstance(block, Figure)]
+    return render_markdown(blocks, escaped=False)
 
 
 def comparison_html(report: ComparisonReport) -> str:

@@ -162,7 +162,9 @@ def efficiency_sentences(efficiency: Efficiency, labels: Sequence[str]) -> Itera
         known = {name: found for key, name in SPENT.items() if (found := multipliers[key]).value is not None}
         if known:
             times = ", ".join(f"{found.value:.3g} times the {name}" for name, found in known.items())
-            yield f"{first} takes {times} of {label} to reach its {bits} bits per byte"
+            alone = any(found.interval is None for found in known.values())
+            hint = " (no interval: another seed may say otherwise)" if alone else ""
+            yield f"{first} takes {times} of {label} to reach its {bits} bits per byte{hint}"
         reasons: dict[str, list[str]] = {}
         for key, name in SPENT.items():
             if multipliers[key].reason:
