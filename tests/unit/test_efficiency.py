@@ -11,11 +11,13 @@ import yaml
 
 from nanochat_pl.cli.compare import main as compare
 from nanochat_pl.cli.power import main as power
-from nanochat_pl.eval.power import Seeds, detectable_effect, number_needed
+from nanochat_pl.eval.power import Seeds, detectable_effect, number_needed, paired_design
+from nanochat_pl.eval.results import proportion_row
 from nanochat_pl.eval.stats import welch_test
+from nanochat_pl.report.compare import compare_runs
 from nanochat_pl.report.efficiency import SPENT, spent_curves
-from nanochat_pl.report.read import read_metrics
-from tests.unit.evaluated import pattern, write
+from nanochat_pl.report.read import EvaluationResult, read_metrics
+from tests.unit.evaluated import answers, entrant, pattern, result, write
 
 FLOPS_PER_TOKEN, TOKENS = 100, 64
 STEPS = range(10, 101, 10)
@@ -220,6 +222,24 @@ def test_every_tested_figure_says_what_its_questions_could_have_found(tmp_path, 
     first, second = pattern(1, 1, 1, 1)
     text = said(capsys, write(tmp_path, "sft/e", first), write(tmp_path, "sft/f", second))
     assert "4 questions are too few to find any difference" in text
+
+
+def test_of_several_tests_each_says_what_it_finds_when_all_are_corrected():
+    first, second = pattern(15, 5, 5, 15)
+
+    def chat(right: list[bool]) -> EvaluationResult:
+        tasks = [f"task{n}" for n in range(4)]
+        rows = [proportion_row(task, "accuracy", right) for task in tasks]
+        return result(rows, [record for task in tasks for record in answers(right, task)], "chat")
+
+    lines = compare_runs([entrant("a", chat(first)), entrant("b", chat(second))])
+    assert len(lines) == 4
+    for line in lines:
+        difference = line.differences[1]
+        assert difference is not None and difference.enough is not None
+        design = paired_design(first, second)
+        assert difference.enough.detectable == detectable_effect(design, 40, 0.05 / 4)
+        assert difference.enough.detectable > detectable_effect(design, 40)
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
