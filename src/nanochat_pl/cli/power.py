@@ -11,7 +11,7 @@ from typing import Any
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.eval.power import PairedQuestions, Seeds
 from nanochat_pl.paths import write_atomically
-from nanochat_pl.report.enough import Plan, learn_plan, plan_json, plan_sentences, plan_table, size_text
+from nanochat_pl.report.enough import PowerPlan, learn_plan, plan_json, plan_sentences, plan_table, size_text
 from nanochat_pl.report.evaluated import load_evaluated_runs
 from nanochat_pl.report.terminal import print_table
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace) -> PowerPlan:
     given = {
         "run folders": bool(options.runs),
         "--std": options.std is not None,
@@ -74,7 +74,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if options.runs:
         plan = learn_plan(load_evaluated_runs(options.runs), options.metric, **asked)
     elif options.std is not None:
-        plan = Plan(design=Seeds(std=options.std), source=f"std {options.std:g} over seeds", share=False, **asked)
+        plan = PowerPlan(design=Seeds(std=options.std), source=f"std {options.std:g} over seeds", share=False, **asked)
     else:
         plan = _by_questions(options, asked)
     wrong = "questions" if isinstance(plan.design, Seeds) else "seeds"
@@ -83,10 +83,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     if plan.effect is not None and plan.effect > plan.design.largest_effect:
         raise ValueError(f"--effect {plan.effect:g} is more than {size_text(1, True)}; a share is a number from 0 to 1")
     number = options.seeds if isinstance(plan.design, Seeds) else options.questions
-    return Plan(**{**plan.__dict__, "n": number})
+    return PowerPlan(**{**plan.__dict__, "n": number})
 
 
-def _by_questions(options: argparse.Namespace, asked: dict[str, Any]) -> Plan:
+def _by_questions(options: argparse.Namespace, asked: dict[str, Any]) -> PowerPlan:
     """Return the plan for right and wrong answers; independent answers disagree most often among equal models."""
     share, rate = options.disagree, options.rate
     if share is None:
@@ -98,7 +98,7 @@ def _by_questions(options: argparse.Namespace, asked: dict[str, Any]) -> Plan:
                 f"--disagree {share:g} cannot be: models that are right on {rate:g} answer {most:g} differently at most"
             )
     source = f"two models that answer {share:.1%} of the questions differently, {known}"
-    return Plan(design=PairedQuestions(disagreement=share), source=source, share=True, **asked)
+    return PowerPlan(design=PairedQuestions(disagreement=share), source=source, share=True, **asked)
 
 
 def _share(text: str) -> float:

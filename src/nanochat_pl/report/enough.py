@@ -10,7 +10,7 @@ from nanochat_pl.report.compare import compare_runs, learn_design
 from nanochat_pl.report.evaluated import EvaluatedRun
 
 __all__ = [
-    "Plan",
+    "PowerPlan",
     "enough_cells",
     "enough_text",
     "learn_plan",
@@ -49,7 +49,7 @@ def enough_cells(enough: Enough, share: bool) -> tuple[str, str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PowerPlan:
     """What is asked before anything is measured."""
 
     design: Seeds | PairedQuestions
@@ -87,12 +87,12 @@ class Plan:
         return detectable_effect(self.design, n, self.level, self.power)
 
 
-def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Plan:
+def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> PowerPlan:
     """Learn from runs how a figure varies.
 
     Args:
         metric: Its name, with its task or evaluation in front where several have the name.
-        asked: Further fields of `Plan`.
+        asked: Further fields of `PowerPlan`.
 
     Raises:
         ValueError: There is no such figure, or several, or the runs do not show how it varies.
@@ -112,13 +112,13 @@ def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Plan:
     share = any(row is not None and row.is_share for row in figure.rows)
     if isinstance(design, PairedQuestions):
         source = f"{name}: {_share_text(design)} of {count:,} questions, as {runs[0].label} and {runs[1].label} do"
-        return Plan(design=design, source=source, share=share, **asked)
+        return PowerPlan(design=design, source=source, share=share, **asked)
     bounds = std_interval(design.std, count)
     low, high = (size_text(bound, share) for bound in (bounds.low, bounds.high))
     source = (
         f"{name}: std {size_text(design.std, share)} over the seeds of {len(runs)} runs (95% interval {low} to {high})"
     )
-    return Plan(design=design, source=source, share=share, freedom=count, **asked)
+    return PowerPlan(design=design, source=source, share=share, freedom=count, **asked)
 
 
 def _share_text(design: PairedQuestions) -> str:
@@ -126,7 +126,7 @@ def _share_text(design: PairedQuestions) -> str:
     return f"two models that answer {design.disagreement:.1%} differently{size}"
 
 
-def plan_table(plan: Plan) -> tuple[str, list[str], list[list[str]]]:
+def plan_table(plan: PowerPlan) -> tuple[str, list[str], list[list[str]]]:
     """Return title, header and rows: what numbers of questions or seeds find, and how often they find the effect."""
     needed = plan.needed() if plan.effect is not None else None
     numbers = _SEEDS if isinstance(plan.design, Seeds) else _QUESTIONS
@@ -143,7 +143,7 @@ def plan_table(plan: Plan) -> tuple[str, list[str], list[list[str]]]:
     return plan.source, header, rows
 
 
-def plan_sentences(plan: Plan) -> list[str]:
+def plan_sentences(plan: PowerPlan) -> list[str]:
     """Return the answers: how many for the effect, which effect for the number, and how the tests are corrected."""
     sentences = []
     if plan.effect is not None:
@@ -170,7 +170,7 @@ def plan_sentences(plan: Plan) -> list[str]:
     return sentences
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: PowerPlan) -> dict[str, Any]:
     """Return the plan and its answers."""
     known = asdict(plan.design)
     return {
