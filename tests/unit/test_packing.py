@@ -196,6 +196,13 @@ def test_another_seed_of_the_order_gives_other_batches_and_goes_on_with_no_other
     assert "order_seed" not in orders[None][1], "the cursors of runs without one are as they were"
 
 
+def test_a_fraction_of_the_text_goes_on_with_no_other(files):
+    whole, part = run(files, 12), run(files, 12, frac=0.5)
+    assert "text_frac" not in whole[1] and part[1]["text_frac"] == 0.5
+    with pytest.raises(ValueError, match=r"data\.text_frac=0\.5, not 1\.0; set it back"):
+        make(files, cursor=part[1])
+
+
 def test_another_number_of_micro_batches_goes_on_in_the_same_order(files):
     straight, _ = run(files, 9)
     first, cursor = run(files, 3, micro_batches=2, world_size=2)

@@ -268,6 +268,27 @@ def test_a_shuffled_stream_resumes_at_any_document_and_reads_single_ones(tmp_pat
     assert read[:80] == [text for text, _ in straight]
 
 
+@pytest.mark.parametrize("order_seed", [None, 5])
+@pytest.mark.parametrize("logical_shards", [1, 2])
+def test_a_fraction_of_the_text_is_the_same_documents_of_every_file_in_every_epoch(
+    tmp_path, order_seed, logical_shards
+):
+    files = [write(tmp_path / f"{name}.parquet", [f"{name}{i}" for i in range(40)], group_rows=10) for name in "ab"]
+    whole, part = set(), []
+    for shard in range(logical_shards):
+        stream = DocumentStream(files, logical_shards, shard, order_seed=order_seed, frac=0.2)
+        read = list(itertools.islice(stream, 3 * stream.rows))
+        texts = [text for text, _ in read]
+        assert len({*texts}) == stream.rows, "three epochs of the same"
+        assert [position["epoch"] for _, position in read] == [e for e in range(3) for _ in range(stream.rows)]
+        resumed = DocumentStream(files, logical_shards, shard, read[7][1], order_seed=order_seed, frac=0.2)
+        assert list(itertools.islice(resumed, 9)) == read[7:16]
+        whole.update(texts)
+        part.append(stream.rows)
+    assert whole == {f"{name}{group + i}" for name in "ab" for group in (0, 10, 20, 30) for i in (0, 1)}
+    assert sum(part) == 16
+
+
 def test_single_documents_are_read_in_the_order_asked_for(folder):
     stream = DocumentStream(list_shards(folder).train, 1, 0)
     addresses = dict(itertools.islice(stream, 8))

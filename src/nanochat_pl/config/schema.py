@@ -257,10 +257,14 @@ class DataConfig:
     """Seed of the generated world (microworld)."""
     order_seed: int | None = None
     """Seed of the order of the training data alone; null = texts in the order of their files, the rest by `seed`."""
+    text_frac: float = 1.0
+    """Fraction of the training text that is read, epoch after epoch: the first documents of every row group (base)."""
 
     def __post_init__(self) -> None:
         check_seed("data.seed", self.seed)
         check_seed("data.order_seed", self.order_seed or 0)
+        if not 0 < self.text_frac <= 1:
+            raise ValueError(f"data.text_frac={self.text_frac} must be a fraction in (0, 1]; 1 = all of the text")
         positive(self, "data", "text_shards", "logical_shards", "train_rows", "val_rows", "test_rows")
         if self.text_shards > 100_000:
             raise ValueError(f"data.text_shards={self.text_shards} is more than names of five digits can number")

@@ -79,6 +79,7 @@ class TextCorpus:
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
         cursor: that of the run to resume; a run from before documents were dealt evenly continues as it began.
         order_seed: seed of the order of the documents; None = that of the files.
+        frac: fraction of the documents that are read.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TextCorpus:
         tokenizer: Encoder,
         cursor: Cursor | None = None,
         order_seed: int | None = None,
+        frac: float = 1.0,
     ) -> None:
         self._files = [read_footer(path) for path in files]
         self._tokenizer = tokenizer
@@ -98,16 +100,19 @@ class TextCorpus:
         self._order_seed = order_seed
         if order_seed is not None:
             self.identity["order_seed"] = order_seed
+        self._frac = frac
+        if frac != 1:
+            self.identity["text_frac"] = frac
 
     def check(self, cursor: Cursor) -> None:
         """Refuse a cursor of another order, or of other files, naming the first that differs."""
-        if cursor.get("order_seed") != self._order_seed:
-            seeds = (cursor.get("order_seed"), self._order_seed)
-            before, after = ("null" if seed is None else seed for seed in seeds)
-            raise ValueError(
-                f"the run to resume was made with data.order_seed={before}, not {after}; set it back, or start a new "
-                "run with resume=null"
-            )
+        for key, now, default in (("order_seed", self._order_seed, None), ("text_frac", self._frac, 1.0)):
+            if (then := cursor.get(key, default)) != now:
+                before, after = ("null" if value is None else value for value in (then, now))
+                raise ValueError(
+                    f"the run to resume was made with data.{key}={before}, not {after}; set it back, or start a new "
+                    "run with resume=null"
+                )
         then, now = cursor.get("files", []), self.identity["files"]
         if then == now:
             return
@@ -122,7 +127,13 @@ class TextCorpus:
     def stream(self, logical_shards: int, shard: int, position: Mapping[str, Any] | None) -> DocumentStream:
         """Return the documents of one logical shard (see `nanochat_pl.data.parquet.deal`)."""
         return DocumentStream(
-            self._files, logical_shards, shard, position, even=self._even, order_seed=self._order_seed
+            self._files,
+            logical_shards,
+            shard,
+            position,
+            even=self._even,
+            order_seed=self._order_seed,
+            frac=self._frac,
         )
 
     def encode(self, documents: list[str]) -> list[Tokens]:

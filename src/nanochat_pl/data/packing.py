@@ -144,13 +144,19 @@ class TokenBatches(PackedBatches):
         files: parquet files of documents, in order.
         tokenizer: any object with `bos_id` and `encode` (see `nanochat_pl.tokenizer.Tokenizer`).
         order_seed: seed of the order of the documents; None = that of the files.
+        frac: fraction of the documents that are read.
         options: see `PackedBatches`.
     """
 
     def __init__(
-        self, files: Sequence[str | Path], tokenizer: Encoder, order_seed: int | None = None, **options: Any
+        self,
+        files: Sequence[str | Path],
+        tokenizer: Encoder,
+        order_seed: int | None = None,
+        frac: float = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(TextCorpus(files, tokenizer, options.get("cursor"), order_seed), **options)
+        super().__init__(TextCorpus(files, tokenizer, options.get("cursor"), order_seed, frac), **options)
 
 
 def fixed_batches(

@@ -13,6 +13,7 @@ import filecmp
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -288,6 +289,7 @@ class DocumentStream:
         position: document to begin with; None = the first.
         even: see `deal`.
         order_seed: seed of the order of the documents; None = that of the files, in every epoch.
+        frac: fraction of the documents that are there for this stream, the first of each of its parts of a row group.
 
     Raises:
         ValueError: if this shard gets no document at all, or `position` is not one of its documents.
@@ -302,6 +304,7 @@ class DocumentStream:
         *,
         even: bool = True,
         order_seed: int | None = None,
+        frac: float = 1.0,
     ) -> None:
         self.files = [file if isinstance(file, TextFile) else read_footer(file) for file in files]
         if not 0 <= shard < logical_shards:
@@ -313,6 +316,8 @@ class DocumentStream:
                 f"logical shard {shard} of {logical_shards} gets no document: the {len(self.files)} files hold "
                 f"{rows:,}; set data.logical_shards (and the number of devices) to {max(rows, 1)} or lower, or add text"
             )
+        if frac < 1:
+            parts = [part._replace(last=part.first + math.ceil((part.last - part.first) * frac)) for part in parts]
         self._order_seed = order_seed
         self._in_files = Order.of(parts)
         self._shuffled_order = functools.lru_cache(maxsize=2)(self._shuffle_parts)  # buffers reach an epoch back

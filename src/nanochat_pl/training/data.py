@@ -97,7 +97,8 @@ def text_data(cfg: TrainConfig, tokenizer: Tokenizer, config: GPTConfig, shards:
     packed: list[Batch] = []  # made once, at the first validation, and kept as int32 in half the memory
 
     def train(cursor: Cursor | None) -> TokenBatches:
-        batches = TokenBatches(shards.train, tokenizer, cfg.data.order_seed, **packed_shape(cfg, cursor))
+        which = {"order_seed": cfg.data.order_seed, "frac": cfg.data.text_frac}
+        batches = TokenBatches(shards.train, tokenizer, **which, **packed_shape(cfg, cursor))
         log_streams(batches.stream_rows, "documents")
         return batches
 
