@@ -101,7 +101,7 @@ def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any])
     arguments = quote_texts([*overrides, *(f"{key}={in_hydra(value)}" for key, value in _flat(settings))])
     line = CommandLine.parse(arguments)
     jobs = compose_jobs(name, line)
-    if jobs[0].of_sweep:
+    if jobs[0].sweep is not None:
         raise ConfigError(f"a sweep runs many jobs; start it with python {name}.py -m, or call {name} once for each")
     return arguments, jobs[0]
 

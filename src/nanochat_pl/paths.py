@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+JOB_FILE = "job.json"
+"""The file that makes a run one of a sweep, in the folder around it: variant, swept values, seeds, command."""
 MAX_NAME_BYTES = 200
 """The longest name of a run: file systems allow 255 bytes, and temporary files add some to their names."""
 
 __all__ = [
+    "JOB_FILE",
     "WriteError",
     "atomic_file",
     "check_place",
@@ -36,6 +39,7 @@ __all__ = [
     "run_folder",
     "run_label",
     "run_name",
+    "runs_of_sweep",
     "worded",
     "write_atomically",
     "writing",
@@ -82,6 +86,16 @@ def run_label(checkpoint: Path) -> str:
     """Return ``<stage>/<run_name>`` for the checkpoint file of a run."""
     run = run_folder(checkpoint)
     return f"{run.parent.name}/{run.name}".strip("/") or checkpoint.stem
+
+
+def runs_of_sweep(folder: str | Path) -> list[Path]:
+    """Return the run folders of a sweep's folder by name, numbers by their size; empty for any other path."""
+
+    def natural(run: Path) -> list[tuple[int, float, str]]:
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", run.name)
+        return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
+
+    return sorted((note.parent for note in Path(folder).glob(f"*/{JOB_FILE}")), key=natural)
 
 
 def first_distinct(*choices: Sequence[str]) -> list[str] | None:

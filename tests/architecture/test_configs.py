@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat_pl.cli.chain import plan_chain
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, leaves
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, compose_jobs, config_dir, leaves
 from nanochat_pl.config.schema import EvaluateConfig, TrainConfig
 
 CONFIGS = config_dir()
@@ -45,6 +45,10 @@ def test_the_folder_is_the_one_of_this_checkout():
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("sizes/")])
 def test_every_option_composes_with_the_defaults(file: str):
     group, name = file.split("/")
+    if group == "sweep":
+        jobs = compose_jobs("train", CommandLine(choose(sweep=name), False, CONFIGS))
+        assert len(jobs) > 1 and all(job.sweep is not None and job.sweep.is_fixed for job in jobs)
+        return
     config = check(compose(choose(**{group: name})), TrainConfig)
     if config.chain:
         assert len(plan_chain(config, choose(**{group: name}))) >= len(config.chain)

@@ -93,7 +93,7 @@ LIGHT = (
     "model.config", "model.accounting", "optim.config", "rl.config", "eval.metrics", "optim.schedules",
     "data.parquet", "data.microworld", "world.chats", "world.documents", "world.facts", "world.problems",
     "world.questions", "world.write", "training.claim", "training.signals", "cli.arguments", "cli.chain",
-    "cli.evaluate", "cli.main", "cli.sweep", "cli.train",
+    "cli.evaluate", "cli.main", "cli.sweep", "cli.sweep_table", "cli.train",
 )  # fmt: skip
 """What a command line passes through, beside `config/`, before it is known to be right: no torch at their top."""
 

@@ -40,7 +40,7 @@ METRIC_NAMES = {name for name in METRICS if name.replace("/", "").replace("@", "
 PICTURES = {
     "cli.workspace": "charts of a dashboard, each with its curves",
     "report.closing": "rows of the closing table, each of one evaluation",
-    "cli.sweep": "columns of the table of a sweep",
+    "cli.sweep_table": "columns of the table of a sweep",
     "report.charts": "charts of a run, each with its curves",
 }
 """Modules that choose what to draw of what there is: what they do not name is left out, not misjudged."""

@@ -1,7 +1,6 @@
 """Runs as users start them: killed, stopped by a signal, swept, on two processes, without a network."""
 
 import contextlib
-import csv
 import os
 import pty
 import random
@@ -29,15 +28,15 @@ def command(world: Path, outputs: Path, *overrides: str, script: str = "train.py
 
 def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300, env=env)
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=900, env=env)
 
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
-    deadline = time.time() + 120
+def wait_for_step(process: subprocess.Popen, log: Path, step: int, seconds: float = 120) -> None:
+    deadline = time.time() + seconds
     while time.time() < deadline and process.poll() is None:
         if log.is_file() and f"step {step:05d}/" in log.read_text():
             return
@@ -116,23 +115,6 @@ def test_two_processes_train_as_one(world: Path, tmp_path: Path, stage: str):
     # and what two ranks saved continues on one
     done = run(command(world, tmp_path, *config, "run_name=n2", "trainer.devices=1", "resume=auto"), tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_sweep_keeps_a_folder_for_each_job_that_ran_and_a_table_of_all_even_when_one_is_refused(
-    world: Path, tmp_path: Path
-):
-    arguments = command(
-        world, tmp_path, *BASE, "stage.num_steps=3", "data.val_shard=missing.parquet,shard_00002.parquet"
-    )
-    arguments.insert(2, "-m")
-    assert run(arguments, tmp_path).returncode == 1
-    (table,) = (tmp_path / "multirun").rglob("results.csv")
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["data.val_shard"] for row in rows] == ["missing.parquet", "shard_00002.parquet"]
-    assert [row["status"] for row in rows] == ["failed", "finished"]
-    assert "missing.parquet" in rows[0]["error"]
-    assert [(table.parent / row["job"] / "config.yaml").is_file() for row in rows] == [False, True]
 
 
 @pytest.mark.dist

@@ -17,12 +17,12 @@ from nanochat_pl.config.compose import (
     check,
     compose_checked,
     config_dir,
-    job_overrides,
     quote,
     quote_texts,
     text_keys,
 )
 from nanochat_pl.config.schema import TrainConfig
+from nanochat_pl.config.sweep import swept_runs
 from nanochat_pl.paths import MAX_NAME_BYTES, run_dir
 
 NAMES = [
@@ -106,7 +106,7 @@ def test_several_values_of_a_sweep_are_texts_each():
         "data.text=choice(a,b)",
     ]
     parsed = OverridesParser.create().parse_overrides(arguments[1:2])
-    assert [read(*job) for job in job_overrides(parsed)] == ["1e-3", "it's", "true"]
+    assert [read(*run.overrides) for run in swept_runs(parsed, [], {})] == ["1e-3", "it's", "true"]
 
 
 def test_one_name_with_commas_is_refused_with_what_to_type():
@@ -175,34 +175,13 @@ def test_a_name_that_makes_no_good_folder_is_refused_in_one_line(name: str, reas
     assert "set a" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_sweep_s_table_shows_texts_without_the_quotes_of_a_grammar(tmp_path: Path):
-    from nanochat_pl.cli.sweep import read_jobs
-
-    folder = tmp_path / "0" / ".hydra"
-    folder.mkdir(parents=True)
-    (folder / "overrides.yaml").write_text("- run_name='1e-3'\n- \"data.text='it\\\\'s'\"\n- depth=2\n")
-    assert read_jobs(tmp_path) == [{"job": "0", "run_name": "1e-3", "data.text": "it's", "depth": "2"}]
-    (folder / "overrides.yaml").write_text('- run_name=a\\ b\n- data.text="c,d"\n- tokenizer.path=null\n')
-    assert read_jobs(tmp_path) == [{"job": "0", "run_name": "a b", "data.text": "c,d", "tokenizer.path": "null"}]
-
-
-def test_a_job_of_a_sweep_that_failed_shows_no_figures_of_an_earlier_session(tmp_path: Path):
-    from nanochat_pl.cli.sweep import read_jobs
-
-    (tmp_path / "0" / ".hydra").mkdir(parents=True)
-    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=2\n")
-    (tmp_path / "0" / "summary.json").write_text('{"status": "finished", "step": 4, "val/loss": 1.0}')
-    (tmp_path / "0" / "error.txt").write_text("the folder is in use\n")
-    assert read_jobs(tmp_path) == [{"job": "0", "seed": "2", "status": "failed", "error": "the folder is in use"}]
-
-
 @pytest.mark.parametrize("name", ["", "a/b", ".."])
 def test_a_sweep_checks_names_as_single_runs_do(name: str):
     from nanochat_pl.config.checks import preflight
 
     cfg = check(compose_checked("train", CommandLine([f"run_name='{name}'"], True, config_dir()))[0], TrainConfig)
     with pytest.raises(ValueError, match="must be a plain folder name"):
-        preflight(cfg, Path("multirun/0"))
+        preflight(cfg, Path("multirun/run"))
 
 
 def test_a_file_in_the_place_of_a_task_is_a_path(monkeypatch: pytest.MonkeyPatch):

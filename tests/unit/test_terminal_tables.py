@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_pl.cli import sweep
+from nanochat_pl.cli import sweep_table
 from nanochat_pl.report.terminal import table_text
 
 INTERVAL = "100.0% [97.1%, 100.0%]"
@@ -58,11 +58,14 @@ def test_the_table_of_a_sweep_fits_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("COLUMNS", "80")
-    keys = ["job", "optim.matrix_lr", "optim.embedding_lr", *sweep.FIGURES]
+    keys = ["job", *sweep_table.FIGURES, "command"]
     with (tmp_path / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([keys, *([str(n), f"0.0{n}", f"0.{n}", *["finished"] * len(sweep.FIGURES)] for n in range(3))])
-    sweep.show(tmp_path / "results.csv")
+        names = [f"modern_without_warmup_and_momentum-seed={n}-text_frac=0.1" for n in range(3)]
+        writer.writerows(
+            [keys, *([name, *[f"1.{n}2345"] * len(sweep_table.FIGURES), "c"] for n, name in enumerate(names))]
+        )
+    sweep_table.show(tmp_path / "results.csv")
     shown = capsys.readouterr().out
-    assert "optim.embedding_lr" in shown and "median_tok_per_sec" in shown
+    assert "modern_without_warmup_and_momentum-seed=2-text_frac=0.1 " in shown and "val/bpb" in shown
     assert max(len(line) for line in shown.splitlines() if str(tmp_path) not in line) <= 80

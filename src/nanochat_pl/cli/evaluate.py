@@ -35,6 +35,7 @@ with loading():
     from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
     from nanochat_pl.config.run_folder import run_config
+    from nanochat_pl.paths import runs_of_sweep
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def data_root(cfg: schema.EvaluateConfig, sources: list[ModelFiles | None], argu
 
 
 def checkpoint_list(ckpt: Any) -> list[str]:
-    """Return `ckpt` as a list of paths.
+    """Return `ckpt` as a list of paths; the folder of a sweep stands for all its runs.
 
     Raises:
         ConfigError: it is not set.
@@ -84,7 +85,7 @@ def checkpoint_list(ckpt: Any) -> list[str]:
             "ckpt is not set; give ckpt=<checkpoint file, run folder, other folder with a model, or hf://owner/repo>, "
             "or 'ckpt=[a,b]' for several"
         )
-    return paths
+    return [str(run) for path in paths for run in runs_of_sweep(path) or [path]]
 
 
 def check_job(cfg: schema.EvaluateConfig, overrides: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ def write_report(
     folders: list[Path], logs: list[Path], *, out: Path | None, usd_per_hour: float | None, alone: bool
 ) -> int:
     """Read runs and logs, write report.md, report.html and their pictures into one folder."""
-    from nanochat_pl.paths import write_atomically
+    from nanochat_pl.paths import runs_of_sweep, write_atomically
     from nanochat_pl.report.blocks import Figure, every_figure, render_markdown
     from nanochat_pl.report.html import render_html
     from nanochat_pl.report.read import find_chain, read_run
@@ -54,7 +54,11 @@ def write_report(
     from nanochat_pl.report.textlog import read_text_log
 
     folders = [path if path.name.strip(".") else path.resolve() for path in folders]  # `.` has no name to go by
-    found = find_chain(folders, whole=not alone)
+    sweeps = [path for path in folders if runs_of_sweep(path)]
+    if len(sweeps) == 1 == len(folders) and out is None:
+        out = folders[0] / "report"
+    folders = [run for path in folders for run in runs_of_sweep(path) or [path]]
+    found = find_chain(folders, whole=not alone and not sweeps)
     runs = [read_run(folder) for folder in found]
     blocks = report_blocks(runs, [read_text_log(path) for path in logs], usd_per_hour=usd_per_hour)
     if out is None:

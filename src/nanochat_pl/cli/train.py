@@ -18,7 +18,7 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import DictConfig, flag_override
+    from omegaconf import DictConfig
 
     from nanochat_pl.cli.arguments import in_words, refuse, share_cores
     from nanochat_pl.cli.explain import asked_for_help
@@ -38,7 +38,7 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
     from nanochat_pl.config.run_folder import forget_run, is_first_process
     from nanochat_pl.config.stages import StageName
     from nanochat_pl.eval.metrics import METRICS
-    from nanochat_pl.paths import WriteError, run_dir, worded
+    from nanochat_pl.paths import WriteError, worded
     from nanochat_pl.training.claim import check_free
 
 
@@ -56,28 +56,33 @@ def train(argv: list[str]) -> int:
     sys.argv[1:] = arguments
     schema.register()
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
+    if "TORCHELASTIC_RUN_ID" in os.environ and any(
+        a in ("-m", "--multirun") or a.startswith("sweep=") for a in arguments
+    ):
+        return fail(ConfigError("a sweep starts its runs itself: python train.py with trainer.devices=, not torchrun"))
     if not started_by_launcher and not about_hydra(arguments):
         try:
             logging.getLogger("nanochat_pl").setLevel(logging.WARNING)  # the run itself logs its choices
             line = CommandLine.parse(arguments)
             jobs = compose_jobs("train", line)
-            sweep = jobs[0].of_sweep
+            sweep = jobs[0].sweep
+            if sweep is not None and any(each.config.chain for each in jobs):
+                raise ConfigError("a chain runs one stage after another and cannot be swept; leave out -m or chain=")
             if line.shows_config:
+                own = [] if sweep is None else jobs[0].run.overrides
+                sys.argv[1:] = [a for a in arguments if sweep is None or a not in line.overrides] + own
                 return run_hydra(job, "train")
             if jobs[0].config.chain:
-                if sweep:
-                    raise ConfigError(
-                        "a chain runs one stage after another and cannot be swept; leave out -m or chain="
-                    )
                 from nanochat_pl.cli.chain import run_chain
 
                 return run_chain(jobs[0].checked, line.overrides, line.config_dir)
-            job_folder = Path("does-not-exist-yet") if sweep else None
-            for each in jobs:
-                config = each.checked
-                if not sweep and is_first_process():
-                    check_free(run_dir(config.stage.name, config.run_name, config.outputs))
-                preflight(config, job_folder)
+            if sweep is not None:
+                from nanochat_pl.cli.sweep import run_sweep
+
+                return run_sweep(jobs, line.config_dir)
+            if is_first_process():
+                check_free(jobs[0].folder)
+            preflight(jobs[0].checked, jobs[0].folder)
         except (ValueError, OSError) as error:
             return fail(error)
     return run_hydra(job, "train")
@@ -106,8 +111,6 @@ def run_hydra(task: Any, name: str) -> int:
                 raise
             remedy = "lower stage.device_batch (or eval.batch_size), then resume=auto"
             outcome.append(fail(MemoryError(f"{error}; {remedy}")))
-        finally:
-            close_process_group()
         return outcome[-1]
 
     with full_errors():  # else Hydra prints a traceback of its own if it cannot make the folder of a job
@@ -140,50 +143,22 @@ def job(cfg: DictConfig) -> int:
     if is_auto and is_first_process() and config.stage.name != StageName.tokenizer:
         print(f"stage.total_batch_tokens=auto is {config.stage.total_batch_tokens:,} tokens a step")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-    arguments, of_sweep = sys.argv.copy(), HydraConfig.get().mode == RunMode.MULTIRUN
-    if of_sweep:
-        isolate_job(folder)
+    arguments = sys.argv.copy()
     try:
         from nanochat_pl.training.run import run
 
         result = run(config, to_plain(cfg), folder, arguments)
     except BaseException:
-        if is_first_process() and not of_sweep:
+        if is_first_process():
             forget_run(folder)
         raise
-    finally:
-        sys.argv[:] = arguments
-    if is_first_process() and not of_sweep:
+    if is_first_process():
         print_next_steps(config, folder, result, arguments[1:])
     number = result.get("signal")
     started_by_lightning = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if started_by_lightning and not is_first_process():
         return 0  # the first process returns the code, and would be killed if one of the others failed
     return 128 + number if number else 0
-
-
-def isolate_job(folder: Path) -> None:
-    """Let Lightning's second process run this one job, not the whole sweep again in another folder.
-
-    Lightning starts it with this process's arguments and `hydra.run.dir` of the config in force.
-    """
-    overrides = list(HydraConfig.get().overrides.task)
-    sys.argv[:] = [sys.argv[0], *overrides, "hydra.mode=RUN"]
-    config = HydraConfig.get()
-    with flag_override(config, ["readonly", "struct"], False):
-        config.run.dir = str(folder.resolve())
-
-
-def close_process_group() -> None:
-    """Leave the process group, so that the next job of a sweep can start one of its own."""
-    if "torch" not in sys.modules:
-        return
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        dist.destroy_process_group()
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK"):
-            os.environ.pop(name, None)
 
 
 def print_next_steps(cfg: schema.TrainConfig, folder: Path, result: dict[str, Any], arguments: list[str]) -> None:

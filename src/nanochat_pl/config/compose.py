@@ -5,7 +5,7 @@ cannot add settings that nothing reads, names and paths need no quoting, the mes
 says what to type, `_target_` stays below an allow-list, and all values are checked before a run begins.
 """
 
-import itertools
+import copy
 import os
 import re
 import warnings
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -39,6 +40,7 @@ from nanochat_pl.config.refusals import (
 from nanochat_pl.config.settings import ROOTS, config_dir, group_options, settings
 from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
 from nanochat_pl.config.stages import StageName
+from nanochat_pl.config.sweep import VARIANT, Sweep, SweptRun, first_values, plan_sweep
 from nanochat_pl.config.targets import arguments_of, defined_names, is_module
 
 PATH_KEYS = (
@@ -47,7 +49,7 @@ PATH_KEYS = (
 )
 OPEN_KEYS = (
     *("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts"),
-    *("optim.role_weight_decay", "optim.role_betas"),
+    *("optim.role_weight_decay", "optim.role_betas", "sweep.variants"),
 )
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 
@@ -230,8 +232,12 @@ class Job:
     """The same as a `TrainConfig` or `EvaluateConfig`."""
     choices: dict[str, str]
     """The option chosen of each config group."""
-    of_sweep: bool
-    """Whether the command line is a sweep: by `-m`, or by a config such as `sweep=matrix_lr`."""
+    folder: Path
+    """Where a job of `train` writes."""
+    run: SweptRun
+    """What to type for it alone, and its name within the sweep."""
+    sweep: Sweep | None
+    """The sweep that it belongs to, by `-m` or by a config such as `sweep=matrix_lr`; else None."""
 
 
 def compose_checked(name: str, line: CommandLine) -> list[DictConfig]:
@@ -248,38 +254,88 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
     schema.register()
     root = ROOTS[name]
     names = known_names(root, line.config_dir)
-    overrides = [parse_override(argument, names) for argument in line.overrides]
     groups = group_options([*dict.fromkeys([line.config_dir, config_dir()])])
-    searched = any(o.key_or_group == "hydra.searchpath" for o in overrides)
-    for override in overrides:
-        check_override(override, names, line.multirun)
+
+    def read(argument: str, several: bool) -> Override:
+        override = parse_override(argument, names)
+        check_override(override, names, several)
         options = None if searched else groups.get(override.key_or_group)
         if options is not None and (message := refuse_option(override, sorted(options))):
             raise ConfigError(message)
-    texts = {key for key, kind in text_keys().items() if kind != "list"}
+        return override
+
+    searched = any(argument.startswith("hydra.searchpath") for argument in line.overrides)
+    several = line.multirun or any(argument.startswith("sweep=") for argument in line.overrides)
+    overrides = [read(argument, several) for argument in line.overrides]
     hydras_own = [o.input_line or "" for o in overrides if o.get_key_element().startswith("hydra")]
-    found = []
-    for job in job_overrides(overrides):
-        try:
-            cfg = compose_one(name, job + hydras_own, line.config_dir)
-            choices = {key: option for key, option in cfg.hydra.runtime.choices.items() if option is not None}
-            of_sweep = line.multirun or cfg.hydra.mode == RunMode.MULTIRUN
-            with open_dict(cfg):
-                del cfg.hydra
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            raise ConfigError(reword_error(error, overrides, settings(root))) from error
-        for group, option in choices.items():
-            file = groups.get(group, {}).get(str(option))
+    typed = [o for o in overrides if not o.get_key_element().startswith("hydra")]
+    composer = _Composer(name, hydras_own, line.config_dir, set() if searched else {*groups})
+    try:
+        first = composer.compose(first_values(typed))
+        if line.multirun or first.hydra.mode == RunMode.MULTIRUN:
+            file = groups.get("sweep", {}).get(str(first.hydra.runtime.choices.get("sweep")))
+            try:
+                sweep, runs = plan_sweep(first, typed, file, read)
+            except ValueError as error:  # our own words
+                raise ConfigError(str(error)) from error
+        else:
+            refuse_sweep(typed, names)
+            sweep, runs = None, [SweptRun("", {}, [o.input_line or "" for o in typed], None)]
+        configs = [composer.compose(run.overrides) for run in runs]
+        folders = [Path(str(cfg.hydra.run.dir)) if sweep is None else sweep.folder for cfg in configs]
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        told = isinstance(error, ConfigError)
+        raise ConfigError(str(error) if told else reword_error(error, overrides, settings(root))) from error
+    texts = {key for key, kind in text_keys().items() if kind != "list"}
+    found, seen = [], set[tuple[str, str]]()
+    for run, cfg, folder in zip(runs, configs, folders):
+        choices = {key: str(option) for key, option in cfg.hydra.runtime.choices.items() if option is not None}
+        with open_dict(cfg):
+            del cfg.hydra
+        for group, option in choices.items() - seen:
+            file = groups.get(group, {}).get(option)
             if file is not None and (message := refuse_altered_text(file, group, texts)):
                 raise ConfigError(message)
+        seen |= choices.items()
         try:
             checked = check(cfg, root)
         except OmegaConfBaseException as error:
             raise ConfigError(reword_error(error, overrides, settings(root))) from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        found.append(Job(cfg, checked, choices, of_sweep))
+        found.append(Job(cfg, checked, choices, folder / run.name, run, sweep))
     return found
+
+
+class _Composer:
+    """Compose configs, with the same groups once: values are put on top, as Hydra does. It is for hundreds of runs."""
+
+    def __init__(self, name: str, hydras_own: list[str], folder: Path, groups: set[str]) -> None:
+        self.name, self.hydras_own, self.folder, self.groups = name, hydras_own, folder, groups
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Return the config, including Hydra's own section."""
+        parsed = OverridesParser.create().parse_overrides([*overrides])
+        late = [o for o in parsed if self._is_value(o)]
+        early = tuple(o.input_line or "" for o in parsed if o not in late)
+        if early not in self.composed:
+            self.composed[early] = compose_one(self.name, [*early, *self.hydras_own], self.folder)
+        cfg = copy.deepcopy(self.composed[early])
+        ConfigLoaderImpl._apply_overrides_to_config(late, cfg)
+        return cfg
+
+    def _is_value(self, override: Override) -> bool:
+        key = override.key_or_group  # no groups: they may lie elsewhere, too
+        return bool(self.groups) and "/" not in key and (key not in self.groups or isinstance(override.value(), dict))
+
+
+def refuse_sweep(typed: Sequence[Override], names: Mapping[str, bool]) -> None:
+    """Raise `ConfigError` for what means something in a sweep only."""
+    for override in typed:
+        check_override(override, names, False)
+        if override.key_or_group in (VARIANT, "sweep.jobs"):
+            raise ConfigError(f"{override.input_line}: this is no sweep; give sweep=<name>, or several values and -m")
 
 
 def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
@@ -305,24 +361,10 @@ def compose_one(name: str, overrides: list[str], folder: Path) -> DictConfig:
         return compose(name, overrides + search, return_hydra_config=True)
 
 
-def job_overrides(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Yield the overrides of each job: the product of all sweep values."""
-    choices = []
-    for override in overrides:
-        if override.get_key_element().startswith("hydra"):
-            continue
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            choices.append([override.input_line or ""])
-    yield from ([*job] for job in itertools.product(*choices))
-
-
 def known_names(root: type, folder: Path) -> dict[str, bool]:
     """Map every key and config group that a command line may name to whether it takes any key below it."""
     names = dict.fromkeys(settings(root), False)
-    names |= dict.fromkeys(OPEN_KEYS, True)
+    names |= dict.fromkeys(OPEN_KEYS, True) | ({VARIANT: False} if root is schema.TrainConfig else {})
     for base in {folder, config_dir()}:
         names |= {path.name: names.get(path.name, False) for path in base.iterdir() if path.is_dir()}
     return names

@@ -331,6 +331,21 @@ class TrainerConfig(DeviceConfig):
 
 
 @dataclass(kw_only=True)
+class SweepConfig:
+    """Several runs by one command: what they are called and how many go at a time (the runs: hydra.sweeper.params)."""
+
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    """Named lists of overrides, of which `variant=` chooses; an entry without = is a variant to begin from."""
+    variant: str | None = None
+    """The name under which a sweep notes its run; choosing one is `variant=`."""
+    jobs: int = 1
+    """How many runs go side by side, each with its share of the cores, or with a GPU of its own."""
+
+    def __post_init__(self) -> None:
+        positive(self, "sweep", "jobs")
+
+
+@dataclass(kw_only=True)
 class PluginsConfig:
     """Which modules a `_target_` may name beside nanochat_pl. and lightning."""
 
@@ -390,6 +405,7 @@ class TrainConfig(RunConfig):
     """Lightning callbacks, each a `_target_` with its arguments."""
     logger: dict[str, Any] = field(default_factory=dict)
     """Loggers beside metrics.csv, each a `_target_` with its arguments."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     chain: list[str] = field(default_factory=list)
     """Stages to run one after another, each a config and a process of its own; `evaluate` may end it."""
     chain_overrides: dict[str, Any] = field(default_factory=dict)

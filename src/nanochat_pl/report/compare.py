@@ -32,6 +32,7 @@ __all__ = [
     "compare_runs",
     "compare_seeds",
     "group_by_seed",
+    "group_label",
     "learn_design",
     "missing_figures",
     "seeds_of",
@@ -352,7 +353,8 @@ def group_by_seed(runs: Sequence[EvaluatedRun], *, any_length: bool = False) -> 
                 f"{run.label} cannot be put into a group of seeds: there is no config.yaml of its run beside "
                 f"{run.any_result.file}; give the run folder"
             )
-        own = {key: value for key, value in run.config.items() if key not in ("seed", "run_name", "resume", "force")}
+        apart = ("seed", "run_name", "resume", "force", "sweep")
+        own = {key: value for key, value in run.config.items() if key not in apart}
         if isinstance(data := own.get("data"), Mapping):
             own["data"] = {key: value for key, value in data.items() if key != "order_seed"}
         if any_length and isinstance(stage := own.get("stage"), Mapping):
@@ -368,6 +370,13 @@ def seeds_of(run: EvaluatedRun) -> tuple[int | None, int | None]:
     """Return the seed of a run and that of the order of its data; None where it has none or its config is not known."""
     config = run.config or {}
     return config.get("seed"), (config.get("data") or {}).get("order_seed")
+
+
+def group_label(runs: Sequence[EvaluatedRun]) -> str:
+    """Return the name of a group: its run's, or its first run's without the seeds that a sweep puts into names."""
+    label = runs[0].label
+    parts = [part for part in re.split(r"-|(?<=/)", label) if not re.fullmatch(r"(data\.)?(order_)?seed=\d+", part)]
+    return label if len(runs) == 1 or len(parts) < 2 else "-".join(parts).replace("/-", "/")
 
 
 def compare_seeds(
@@ -391,7 +400,7 @@ def compare_seeds(
         differences: list[Difference | None] = [None]
         for other, group, difference in zip(own[1:], groups[1:], found[1:]):
             if difference is not None and difference.p_value is not None:
-                names = runs[groups[0][0]].label, runs[group[0]].label
+                names = [group_label([runs[index] for index in one]) for one in (groups[0], group)]
                 share = any(row is not None and row.is_share for row in metric.rows)
                 sign = metric_of(metric.metric).direction
                 p = next(corrected)

@@ -19,6 +19,7 @@ from nanochat_pl.report.compare import (
     compare_runs,
     compare_seeds,
     group_by_seed,
+    group_label,
     missing_figures,
     seeds_of,
     settings_that_differ,
@@ -242,7 +243,7 @@ def _difference_text(difference: Difference | None, row: MetricRow | None) -> st
 def _group_text(report: ComparisonReport, group: Sequence[int]) -> str:
     runs = [report.runs[index] for index in group]
     seeds, orders = zip(*map(seeds_of, runs))
-    text = f"{runs[0].label} (seed {_each(seeds)}"
+    text = f"{group_label(runs)} (seed {_each(seeds)}"
     return text + (f"; data.order_seed {_each(orders)})" if any(order is not None for order in orders) else ")")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat_pl.config.stages import training_order
 from nanochat_pl.eval.results import SCHEMA, MetricRow
-from nanochat_pl.paths import checkpoint_file, first_distinct, read_record, reason, run_folder, run_label
+from nanochat_pl.paths import checkpoint_file, first_distinct, read_record, reason, run_folder, run_label, runs_of_sweep
 from nanochat_pl.report.read import (
     PREFERRED,
     Curve,
@@ -159,13 +159,14 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
     compared: at least two, of one stage. So a run that was never evaluated can be compared by it.
 
     Args:
-        paths: As for `find_results`, one for each checkpoint.
+        paths: As for `find_results`, one for each checkpoint; the folder of a sweep stands for all its runs.
 
     Raises:
         FileNotFoundError, ValueError: As `find_results` and `read_result`; or a checkpoint is given twice, or the
             config of a run is no YAML.
     """
-    opened = _without_lone_training([_opened(path) for path in paths])
+    places = [place for path in paths for place in runs_of_sweep(path) or [path]]
+    opened = _without_lone_training([_opened(place) for place in places])
     files = [Path(run.checkpoint) for run in opened]
     short = [run_label(file) for file in files]
     longer = [f"{label}:{file.stem}" for label, file in zip(short, files)]

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from nanochat_pl.config.run_folder import is_first_process
 from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.eval.results import dashboard_metrics
-from nanochat_pl.paths import write_atomically, writing
+from nanochat_pl.paths import JOB_FILE, write_atomically, writing
 from nanochat_pl.report.evaluated import read_result
 from nanochat_pl.report.read import EvaluationResult, read_config, read_metrics
 
@@ -143,17 +143,18 @@ def _start_run(project: str, name: str | None, offline: bool, folder: Path, run_
             "logger=wandb: no WANDB_API_KEY and no login found; writing offline, see the sync command at the end"
         )
         offline = True
-    note = folder / RUN_ID
+    note, config = folder / RUN_ID, read_config(folder, [])[0]
     if run_id is None and note.is_file():
         run_id = note.read_text().strip()
     run = wandb.init(
         project=project,
-        name=name,
+        name=f"{name} {folder.name}" if (folder / JOB_FILE).is_file() else name,
+        group=(config.get("sweep") or {}).get("variant"),
         dir=folder,
         id=run_id,
         resume="allow" if run_id and not offline else None,  # offline the id alone identifies the run
         mode="offline" if offline else None,
-        config=read_config(folder, [])[0],
+        config=config,
         reinit="finish_previous",
     )
     write_atomically(note, run.id + "\n")

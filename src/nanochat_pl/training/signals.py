@@ -11,11 +11,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["SIGNALS", "Stopped", "end", "guarded", "install", "loading", "say"]
+__all__ = ["PARENT", "SIGNALS", "Stopped", "end", "follow_parent", "guarded", "install", "loading", "say"]
+
+PARENT = "NANOCHAT_PARENT"
+"""The variable by which a process tells those that it starts its number, so that they do not outlive it."""
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -91,6 +95,7 @@ def loading() -> Iterator[None]:
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; if a signal ends it, print one line and return 128 + the number of the signal."""
     before = install(end)
+    follow_parent()
     try:
         return command()
     except Stopped as stopped:
@@ -100,6 +105,22 @@ def guarded(command: Callable[[], int]) -> int:
         return stopped.exit_code
     finally:
         install(None, before)
+
+
+def follow_parent() -> None:
+    """Stop as by SIGTERM once the process is gone that started this one and said so (`PARENT`), even if it was killed.
+
+    Without it a chain or a sweep that is killed would leave its run behind.
+    """
+    parent = os.environ.pop(PARENT, "")  # processes that this one starts have another parent
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def say(text: str) -> None:
