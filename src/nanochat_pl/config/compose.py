@@ -282,13 +282,13 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
             refuse_sweep(typed, names)
             sweep, runs = None, [SweptRun("", {}, [o.input_line or "" for o in typed], None)]
         configs = [composer.compose(run.overrides) for run in runs]
-        folders = [Path(str(cfg.hydra.run.dir)) if sweep is None else sweep.folder for cfg in configs]
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         told = isinstance(error, ConfigError)
         raise ConfigError(str(error) if told else reword_error(error, overrides, settings(root))) from error
     texts = {key for key, kind in text_keys().items() if kind != "list"}
     found, seen = [], set[tuple[str, str]]()
-    for run, cfg, folder in zip(runs, configs, folders):
+    for run, cfg in zip(runs, configs):
+        whole = copy.deepcopy(cfg) if sweep is None else cfg
         choices = {key: str(option) for key, option in cfg.hydra.runtime.choices.items() if option is not None}
         with open_dict(cfg):
             del cfg.hydra
@@ -299,6 +299,8 @@ def compose_jobs(name: str, line: CommandLine) -> list[Job]:
         seen |= choices.items()
         try:
             checked = check(cfg, root)
+            # The folder is made from other settings: what is wrong with these has been said by now.
+            folder = Path(str(whole.hydra.run.dir)) if sweep is None else sweep.folder
         except OmegaConfBaseException as error:
             raise ConfigError(reword_error(error, overrides, settings(root))) from error
         except ValueError as error:
