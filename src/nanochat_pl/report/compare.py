@@ -400,12 +400,13 @@ def compare_seeds(
         differences: list[Difference | None] = [None]
         for other, group, difference in zip(own[1:], groups[1:], found[1:]):
             if difference is not None and difference.p_value is not None:
-                names = [group_label([runs[index] for index in one]) for one in (groups[0], group)]
+                first, second = (group_label([runs[index] for index in one]) for one in (groups[0], group))
                 share = any(row is not None and row.is_share for row in metric.rows)
                 sign = metric_of(metric.metric).direction
                 p = next(corrected)
                 sentence = verdict(
-                    *names,
+                    first,
+                    second,
                     sign * difference.difference,
                     p,
                     f"{len(own[0])} and {len(other)} seeds",

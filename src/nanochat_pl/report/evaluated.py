@@ -165,7 +165,9 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
         FileNotFoundError, ValueError: As `find_results` and `read_result`; or a checkpoint is given twice, or the
             config of a run is no YAML.
     """
-    places = [place for path in paths for place in runs_of_sweep(path) or [path]]
+    places: list[str | Path] = []
+    for path in paths:
+        places += runs_of_sweep(path) or [path]
     opened = _without_lone_training([_opened(place) for place in places])
     files = [Path(run.checkpoint) for run in opened]
     short = [run_label(file) for file in files]
