@@ -5,6 +5,7 @@ How a figure varies is given in numbers or learned from runs; `report/enough.py`
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
     if plan.effect is not None and plan.effect > plan.design.largest_effect:
         raise ValueError(f"--effect {plan.effect:g} is more than {size_text(1, True)}; a share is a number from 0 to 1")
     number = options.seeds if isinstance(plan.design, Seeds) else options.questions
-    return PowerPlan(**{**plan.__dict__, "n": number})
+    return replace(plan, n=number)
 
 
 def _by_questions(options: argparse.Namespace, asked: dict[str, Any]) -> PowerPlan:

@@ -17,7 +17,7 @@ import numpy as np
 
 from nanochat_pl.eval.stats import Interval, t_quantile
 
-__all__ = ["FURTHEST", "Multiplier", "SpentCurve", "compute_multiplier", "mean_curve", "reached"]
+__all__ = ["FURTHEST", "Multiplier", "SpentCurve", "baseline_curve", "compute_multiplier", "mean_curve", "reached"]
 
 FURTHEST = 4.0
 """The factor by which a curve is extrapolated at most, as a power law of its last points; nothing is said beyond."""
@@ -85,6 +85,13 @@ def mean_curve(curves: Sequence[SpentCurve]) -> SpentCurve:
     return tuple((float(spent), float(loss)) for spent, loss in means)
 
 
+def baseline_curve(sets: Sequence[Sequence[SpentCurve]]) -> SpentCurve:
+    """Return the curve of a baseline: the way there of runs of one length, the mean final points of several lengths."""
+    if len(sets) == 1:
+        return mean_curve(sets[0])
+    return tuple(sorted(mean_curve([run[-1:] for run in runs])[0] for runs in sets))
+
+
 def compute_multiplier(
     baseline: Sequence[Sequence[SpentCurve]], variant: Sequence[SpentCurve], level: float = 0.95
 ) -> Multiplier:
@@ -108,12 +115,8 @@ def compute_multiplier(
 
 def _log_multiplier(baseline: Sequence[Sequence[SpentCurve]], variant: Sequence[SpentCurve]) -> tuple[float, float]:
     """Return the logarithm of the multiplier and the factor of extrapolation, NaN where there is none."""
-    if len(baseline) == 1:
-        curve = mean_curve(baseline[0])
-    else:
-        curve = tuple(sorted(mean_curve([run[-1:] for run in runs])[0] for runs in baseline))
     [(spent, loss)] = mean_curve([run[-1:] for run in variant])
-    needed, factor = reached(curve, loss)
+    needed, factor = reached(baseline_curve(baseline), loss)
     return log(needed / spent), factor
 
 

@@ -27,6 +27,7 @@ _EVALUATED = (
     ("answers parsed", "scienceqa", "strict/parse_rate"),
     ("accuracy by likelihood", "scienceqa", "loglikelihood/accuracy"),
     ("accuracy as written", "scienceqa", "strict/accuracy_over_asked"),
+    ("answer, bits per byte", "scienceqa", "answer_bpb"),
     ("checks passed", "checks", "pass_rate"),
 )
 """Rows from evaluations: label, evaluation and metric."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_pl.eval.multiplier import Multiplier, SpentCurve, compute_multiplier, mean_curve
+from nanochat_pl.eval.multiplier import Multiplier, SpentCurve, baseline_curve, compute_multiplier, mean_curve
 from nanochat_pl.report.charts import LEGEND, OKABE_ITO, Drawing, Figure, drawn, plain, styled
 from nanochat_pl.report.compare import group_by_seed
 from nanochat_pl.report.evaluated import TRAINING, VALIDATED_ON, EvaluatedRun
@@ -39,7 +39,7 @@ class Efficiency:
     """One for each variant, by what was spent."""
 
     @property
-    def lengths(self) -> bool:
+    def has_lengths(self) -> bool:
         """Whether the baseline's curve are the final points of several lengths."""
         return len(self.baseline) > 1
 
@@ -184,14 +184,14 @@ def efficiency_figure(efficiency: Efficiency, labels: Sequence[str]) -> Figure:
     """Draw bits per byte against FLOPs, both logarithmic, and where the baseline reaches each variant's last point."""
     caption = (
         "Bits per byte against FLOPs, both logarithmic"
-        + (": final points of runs of each length" if efficiency.lengths else "; faint: single seeds")
+        + (": final points of runs of each length" if efficiency.has_lengths else "; faint: single seeds")
         + ". Dashed: from a variant's last point to where the baseline gets there; dotted: extrapolated."
     )
     return Figure("efficiency", _drawing(efficiency, labels), caption)
 
 
 def _drawing(efficiency: Efficiency, labels: Sequence[str]) -> Drawing:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     curves = efficiency.curves["total_training_flops"]
     with styled():
@@ -199,18 +199,13 @@ def _drawing(efficiency: Efficiency, labels: Sequence[str]) -> Drawing:
 
         figure = Canvas(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        own = [
-            curves[index][-1:] if efficiency.lengths else curves[index]
-            for runs in efficiency.baseline
-            for index in runs
-        ]
-        baseline = mean_curve(own)
-        if efficiency.lengths:
-            baseline = tuple(sorted(mean_curve([curves[i][-1:] for i in runs])[0] for runs in efficiency.baseline))
+        baseline = baseline_curve([[curves[index] for index in runs] for runs in efficiency.baseline])
+        shown = slice(-1, None) if efficiency.has_lengths else slice(None)  # of several lengths only the ends count
+        own = [curves[index][shown] for runs in efficiency.baseline for index in runs]
         _draw_set(axes, own, baseline, labels[efficiency.baseline[0][0]], 0)
         drawn_sets = list(zip(efficiency.variants, efficiency.multipliers))[: _MOST_SETS - 1]
         for number, (indices, multipliers) in enumerate(drawn_sets, start=1):
-            own = [curves[index][-1:] if efficiency.lengths else curves[index] for index in indices]
+            own = [curves[index][shown] for index in indices]
             mean = mean_curve(own)
             _draw_set(axes, own, mean, labels[indices[0]], number)
             found = multipliers["total_training_flops"]
@@ -228,11 +223,7 @@ def _drawing(efficiency: Efficiency, labels: Sequence[str]) -> Drawing:
         axes.set_ylabel("bits per byte")
         low, high = axes.get_ylim()
         steps = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-        axes.yaxis.set_major_locator(LogLocator(subs=steps))
-        if high / low < 1.6:
-            from matplotlib.ticker import MaxNLocator
-
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5) if high / low < 1.6 else LogLocator(subs=steps))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: plain(value)))
         left, right = axes.get_xlim()
