@@ -12,7 +12,7 @@ from nanochat_pl.model.fp8 import BACKWARD, FORWARD, Float8Linear, quantize, use
 from nanochat_pl.model.gpt import GPT, Linear
 from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.runtime import check_fp8
-from nanochat_pl.training.run import build_module
+from nanochat_pl.training.run import fit
 
 ROUNDING = {FORWARD: 2**-4, BACKWARD: 2**-3}
 """The largest relative error of rounding to 3 and to 2 bits behind the first, where numbers are not subnormal."""
@@ -169,7 +169,7 @@ def test_a_model_without_a_large_matrix_is_refused():
         use_fp8(GPT(GPTConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=64, vocab_size=120)))
 
 
-def test_a_device_that_cannot_multiply_so_is_refused_before_anything_is_written(monkeypatch):
+def test_a_device_that_cannot_multiply_so_is_refused_before_anything_is_made(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"a GPU of compute capability 8\.9 .* but the device is cpu; set trainer"):
         check_fp8("cpu", torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
@@ -180,17 +180,15 @@ def test_a_device_that_cannot_multiply_so_is_refused_before_anything_is_written(
     check_fp8("cuda", torch.bfloat16)
     with pytest.raises(ValueError, match=r"but trainer\.compute_dtype is float32"):
         check_fp8("cuda", torch.float32)
-    from nanochat_pl.tokenizer import Tokenizer
-    from nanochat_pl.training.start import Start
-
-    config = GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=128, vocab_size=265)
     cfg = TrainConfig(trainer=TrainerConfig(accelerator="cpu", fp8=True), run_name="r")  # type: ignore[arg-type]
-    start = Start(config, Tokenizer([bytes([byte]) for byte in range(256)]), None, "")
+    monkeypatch.setattr("nanochat_pl.training.run.prepare_data", lambda cfg: pytest.fail("data was prepared first"))
     with pytest.raises(ValueError, match=r"trainer\.fp8=true needs a GPU"):
-        build_module(cfg, {}, start, None)  # type: ignore[arg-type]
+        fit(cfg, {}, tmp_path, [], None)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_products_are_those_that_a_cpu_emulates():
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no FP8 on this GPU")

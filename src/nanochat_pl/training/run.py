@@ -91,6 +91,7 @@ def fit(
     cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str], resume: Path | None
 ) -> dict[str, Any]:
     """Train a stage that has a model; return its summary."""
+    check_device(cfg)  # before anything is fetched or made
     shards = prepare_data(cfg)  # the text of stage=base; made or fetched where it is missing
     start = find_start(cfg, plain, resume)  # tokenizer, shape of the model, weights or none
     data = build_data(cfg, start.tokenizer, start.config, shards)  # batches, and the number of steps
@@ -101,6 +102,18 @@ def fit(
     describe = partial(describe_run, folder, plain, arguments) if resume else None
     trainer = build_trainer(cfg, folder, data.num_steps, [*build_callbacks(cfg, state, start, data, describe), *own])
     return train(trainer, module, data, state, resume)
+
+
+def check_device(cfg: TrainConfig) -> None:
+    """Check that this machine has the device, and the device the arithmetic, that the config asks for.
+
+    Raises:
+        ValueError: as `pick_device`, `pick_compute_dtype` and `check_fp8`.
+    """
+    device = pick_device(cfg.trainer.accelerator)
+    dtype = pick_compute_dtype(cfg.trainer.compute_dtype, device)
+    if cfg.trainer.fp8:
+        check_fp8(device, dtype)
 
 
 def take_folder(
@@ -135,7 +148,6 @@ def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: St
     else:
         model.load_state_dict(start.weights)
     if cfg.trainer.fp8:
-        check_fp8(device, model.compute_dtype)
         from nanochat_pl.model.fp8 import use_fp8  # not every torch has what it needs
 
         use_fp8(model)
