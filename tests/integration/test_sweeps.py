@@ -44,11 +44,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{key: row[key] for key in row if key not in CHANGING} for row in csv.DictReader(file)]
 
 
-def processes() -> Iterator[tuple[int, str]]:
-    """Yield all processes with their commands."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def processes() -> Iterator[tuple[int, Path]]:
+    """Yield all processes, each with the folder that it works in."""
+    for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            yield int(path.parent.name), path.read_bytes().decode(errors="replace")
+            yield int(path.parent.name), path.readlink()
         except OSError:
             continue
 
@@ -64,9 +64,7 @@ def test_a_killed_sweep_goes_on_to_the_table_of_one_in_one_piece(sweep: list[str
         process.wait()
     began = json.loads((tmp_path / "here" / "plain-seed=1" / "run.json").read_text())["started"]
     deadline = time.time() + 60
-    while (left := [pid for pid, text in processes() if "fast-seed=1" in text and str(tmp_path) in text]) and (
-        time.time() < deadline
-    ):
+    while (left := [pid for pid, folder in processes() if folder == tmp_path]) and time.time() < deadline:
         time.sleep(0.2)
     assert not left, "the run of a killed sweep ends by itself"
     assert json.loads((second / "summary.json").read_text())["status"] == "stopped"
@@ -89,6 +87,11 @@ def test_a_killed_sweep_goes_on_to_the_table_of_one_in_one_piece(sweep: list[str
         (job.partition("-")[0], job[-1], "finished") for job in JOBS
     ]
     assert all(float(row["val/bpb"]) > 0 and row["tokens"] and row["command"].startswith("python ") for row in table)
+    # a run by its own command, which is a process from its first import on, comes to the same
+    assert run([*whole, "seed=2", "variant=fast", "hydra.sweep.dir=alone"], tmp_path).returncode == 0
+    assert [row | {"command": "", "job": ""} for row in rows(tmp_path / "alone")] == [
+        row | {"command": "", "job": ""} for row in table if row["job"] == "fast-seed=2"
+    ]
     nothing = run(sweep, tmp_path)  # all is done
     assert nothing.returncode == 0 and "4 of them finished before" in nothing.stdout and "[1/4]" not in nothing.stdout
 

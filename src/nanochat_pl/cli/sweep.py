@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 from nanochat_pl.cli.chain import command_line, environment, typed_command
+from nanochat_pl.cli.fork import Fork
 from nanochat_pl.cli.sweep_table import LOG_FILE, figure_of, show, write_table
 from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.compose import ConfigError, Job, quote
@@ -47,7 +47,7 @@ class Running:
     """A run that this process has started."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     claim: contextlib.ExitStack
     place: dict[str, str]
     began: float = field(default_factory=time.monotonic)
@@ -100,7 +100,7 @@ def run_sweep(jobs: Sequence[Job], config_folder: Path | None) -> int:
         os.environ.pop(f"SLURM_{name}", None)
     check_sweep(jobs)
     places = find_places(jobs, sweep.jobs)
-    board = Board(jobs, config_folder, places)
+    board = Board(jobs, config_folder, places, may_fork(jobs))
     code = board.work()
     if (sweep.folder / "results.csv").is_file():
         table = sweep.folder / "results.csv"
@@ -118,10 +118,14 @@ class Board:
         jobs: all runs, in order.
         config_folder: the folder of `--config-dir`.
         places: variables of the environment for each run that goes on at the same time.
+        forks: runs are copies of this process.
     """
 
-    def __init__(self, jobs: Sequence[Job], config_folder: Path | None, places: Sequence[dict[str, str]]) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], config_folder: Path | None, places: Sequence[dict[str, str]], forks: bool
+    ) -> None:
         self.config_folder = config_folder
+        self.forks = forks
         self.numbers = {job.run.name: number for number, job in enumerate(jobs, 1)}
         self.failed_before = {job.run.name: failure(job.folder) for job in jobs}
         self.waiting = [job for job in jobs if job.checked.force or not is_finished(job)]
@@ -204,24 +208,27 @@ class Board:
         }
         write_atomically(job.folder / JOB_FILE, json.dumps(record, indent=2) + "\n")
         self.say(job, "goes on" if goes_on else "begins")
-        with contextlib.ExitStack() as opened:
-            output: TextIO | None = None
-            if self.alone:
-                print(command, flush=True)
-            else:
-                output = opened.enter_context((job.folder / LOG_FILE).open("a", encoding="utf-8"))
-                print(command, file=output, flush=True)
-            process = subprocess.Popen(
-                own_command(job, self.config_folder),
-                env=environment() | place | {signals.PARENT: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                process_group=0,
-            )
+        process = self.begin(job, command, environment() | place)
         self.running.append(Running(job, process, claim, place))
         if self.signal:  # it came while the run was started
             process.send_signal(self.signal)
+
+    def begin(self, job: Job, typed: str, env: dict[str, str]) -> subprocess.Popen[bytes] | Fork:
+        """Begin the process of a run, which writes its log, or to the terminal if it is the only one."""
+        command, log = own_command(job, self.config_folder), job.folder / LOG_FILE
+        with contextlib.ExitStack() as opened:
+            output = None if self.alone else opened.enter_context(log.open("a", encoding="utf-8"))
+            print(typed, file=output, flush=True)
+            if self.forks:
+                with contextlib.suppress(OSError):
+                    return Fork(command, env, log)
+                self.forks = (
+                    False  # no socket can be made in the folder for temporary files, whose name may be too long
+                )
+            env |= {signals.PARENT: str(os.getpid())}
+            return subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+            )
 
     def reap(self) -> None:
         """Take note of runs that have ended."""
@@ -323,6 +330,17 @@ def find_places(jobs: Sequence[Job], at_once: int) -> list[dict[str, str]]:
         for place in places:
             place["OMP_NUM_THREADS"] = str(max(1, cores // (at_once * needs)))
     return places
+
+
+def may_fork(jobs: Sequence[Job]) -> bool:
+    """Return whether runs may be copies of this process: only on Linux, and where each is one process on a CPU.
+
+    macOS' own libraries do not survive a copy, an open GPU neither, and runs on several devices start processes of
+    their own from their command.
+    """
+    if len(jobs) == 1 or sys.platform != "linux" or any(job.checked.trainer.devices > 1 for job in jobs):
+        return False
+    return all(job.checked.trainer.accelerator == Accelerator.cpu for job in jobs) or not count_devices()
 
 
 def count_devices() -> list[str]:
