@@ -73,6 +73,7 @@ def test_each_seed_varies_its_own_noise_alone(world: Path, stage: str):
 @pytest.mark.parametrize("stage", STAGES)
 def test_without_a_seed_of_its_own_the_order_follows_the_other_or_the_files(world: Path, stage: str):
     first, second = Run(world, stage, 1, None), Run(world, stage, 2, None)
+    assert first.validation() == second.validation()
     assert (first.batches() == second.batches()) == stage.startswith("base")
     if not stage.startswith("base"):
         same = Run(world, stage, 2, 1)

@@ -261,14 +261,13 @@ def check_validation(rows: Mixture, num_rows: int | None, tokenizer: Tokenizer, 
 def build_mixtures(cfg: TrainConfig) -> tuple[Mixture, Mixture]:
     """Build the mixtures of training and validation; log how much they share, and drop it if the config says so.
 
-    With data.order_seed the order of validation, whose first conversations are measured, is one for all seeds.
+    The order of validation, whose first conversations are measured, is one for all seeds.
 
     Raises:
         ValueError: one has no tasks, or nothing is left to train on.
     """
-    val_seed = cfg.seed if cfg.data.order_seed is None else TrainConfig.seed
     rows = build_tasks(cfg.mixture.tasks, cfg, cfg.data_seed)
-    val_rows = build_tasks(cfg.mixture.val_tasks, cfg, val_seed)
+    val_rows = build_tasks(cfg.mixture.val_tasks, cfg, TrainConfig.seed)
     twice, drop = overlap(rows, val_rows), cfg.mixture.drop_train_duplicates
     if not twice:
         log.info("none of the %s training conversations asks what validation asks", f"{len(rows):,}")
