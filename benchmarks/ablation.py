@@ -1,0 +1,186 @@
+"""Make the tables, the CSV and the picture of docs/ablation.md from the folders of `sweep=ablation`.
+
+    python benchmarks/ablation.py multirun/ablation multirun/ablation_passes --csv runs.csv --picture ablation.png
+    python benchmarks/ablation.py runs.csv multirun/ablation --csv runs.csv          # with further seeds
+
+Each variant is held against the recipe that it changes, `classic` or `modern`, over the seeds that both have run to
+their end. Prints Markdown.
+"""
+
+import argparse
+import csv
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat_pl.eval.power import Seeds, detectable_effect
+from nanochat_pl.eval.stats import Interval, holm_correction, welch_test
+
+ALPHA = 0.05
+RECIPES = ("classic", "modern")
+LENGTHS = ("shorter", "longer")
+"""Variants of a recipe that differ in the number of steps alone."""
+COLUMNS = ("variant", "seed", "data.order_seed", "step", "tokens", "total_training_flops", "val/bpb", "command")
+
+
+@dataclass
+class Row:
+    """A variant beside its recipe."""
+
+    name: str
+    runs: int
+    bpb: float
+    difference: float
+    interval: Interval
+    p: float
+    equal_flops: float
+    equal_seconds: float | None
+    holm: float = math.nan
+
+    @property
+    def verdict(self) -> str:
+        """What the test says after Holm's correction."""
+        return "" if self.holm >= ALPHA else "**better**" if self.difference < 0 else "**worse**"
+
+
+def main() -> None:
+    """Read the folders, print a table for each recipe in each, write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of sweeps, or what --csv wrote")
+    parser.add_argument("--seconds", type=Path, help="CSV of variant,ratio: seconds of a step over the recipe's")
+    parser.add_argument("--csv", type=Path, help="write every run here")
+    parser.add_argument("--picture", type=Path)
+    args = parser.parse_args()
+    seconds = {} if args.seconds is None else {row["variant"]: float(row["ratio"]) for row in read(args.seconds)}
+    sweeps = collect(args.runs)
+    found = {name: {recipe: compare(recipe, runs, seconds) for recipe in RECIPES} for name, runs in sweeps.items()}
+    for name, tables in found.items():
+        for recipe, rows in tables.items():
+            print_table(name, recipe, rows, sweeps[name])
+    if args.csv is not None:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ("sweep", *COLUMNS), extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({"sweep": name, **run} for name, runs in sweeps.items() for run in runs)
+    if args.picture is not None:
+        draw(found, args.picture)
+
+
+def collect(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
+    """Return the finished runs of each sweep, by the name of its folder; of two of one variant and seed the later."""
+    sweeps: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    for path in paths:
+        for run in read(path if path.is_file() else path / "results.csv"):
+            if run.get("status", "finished") == "finished":
+                sweeps.setdefault(run.get("sweep") or path.name, {})[run["variant"], run["seed"]] = run
+    return {name: [runs[key] for key in sorted(runs)] for name, runs in sweeps.items()}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def compare(recipe: str, runs: Sequence[Mapping[str, str]], seconds: Mapping[str, float]) -> list[Row]:
+    """Return the variants of a recipe, the best first."""
+    losses: dict[str, list[float]] = {}
+    flops: dict[str, float] = {}
+    for run in runs:
+        losses.setdefault(run["variant"], []).append(float(run["val/bpb"]))
+        flops[run["variant"]] = float(run["total_training_flops"])
+    base = losses.get(recipe, [])
+    slope = steps_are_worth(recipe, losses, flops)
+    rows = []
+    for name, own in losses.items():
+        if not name.startswith(f"{recipe}_with") or min(len(own), len(base)) < 2:
+            continue
+        p, interval = welch_test(base, own)
+        difference = statistics.mean(own) - statistics.mean(base)
+        moved = slope * math.log(flops[recipe] / flops[name])  # what as many FLOPs as the recipe's would still change
+        slower = slope * math.log(1 / seconds[name]) if name in seconds else None
+        rows.append(
+            Row(
+                name.removeprefix(f"{recipe}_"),
+                len(own),
+                statistics.mean(own),
+                difference,
+                interval,
+                p,
+                difference + moved,
+                None if slower is None else difference + slower,
+            )
+        )
+    for row, corrected in zip(rows, holm_correction([row.p for row in rows])):
+        row.holm = corrected
+    return sorted(rows, key=lambda row: row.difference)
+
+
+def steps_are_worth(recipe: str, losses: Mapping[str, list[float]], flops: Mapping[str, float]) -> float:
+    """Return by how much the loss changes for each e-fold of a recipe's FLOPs, from its runs of other lengths."""
+    shorter, longer = (f"{recipe}_{length}" for length in LENGTHS)
+    if shorter not in losses or longer not in losses:
+        return math.nan
+    change = statistics.mean(losses[longer]) - statistics.mean(losses[shorter])
+    return change / math.log(flops[longer] / flops[shorter])
+
+
+def print_table(folder: str, recipe: str, rows: Sequence[Row], runs: Sequence[Mapping[str, str]]) -> None:
+    """Print one table as Markdown."""
+    own = [float(run["val/bpb"]) for run in runs if run["variant"] == recipe]
+    if len(own) < 2 or not rows:
+        print(f"{folder}: too few runs of {recipe}", file=sys.stderr)
+        return
+    least = detectable_effect(Seeds(std=statistics.stdev(own)), len(own), ALPHA / len(rows))
+    print(
+        f"\n{folder}, {recipe}: {statistics.mean(own):.4f} ± {statistics.stdev(own):.4f} over {len(own)} seeds; ",
+        end="",
+    )
+    print(f"smallest difference found with a power of 0.8: {least:.4f}\n" if least else "\n")
+    print("| variant | seeds | bits per byte | difference | p, Holm's | at equal FLOPs | at equal seconds | |")
+    print("|---|---:|---:|---:|---:|---:|---:|---|")
+    for row in rows:
+        low, high = row.interval.low, row.interval.high
+        timed = "" if row.equal_seconds is None else f"{row.equal_seconds:+.4f}"
+        print(
+            f"| {row.name.replace('_', ' ')} | {row.runs} | {row.bpb:.4f} "
+            f"| {row.difference:+.4f} [{low:+.4f}, {high:+.4f}] | {row.holm:.3f} "
+            f"| {row.equal_flops:+.4f} | {timed} | {row.verdict} |"
+        )
+
+
+def draw(found: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
+    """Draw all differences with their intervals: a column for each recipe, a colour for each folder."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    for column, (recipe, axes) in enumerate(zip(RECIPES, figure.subplots(1, len(RECIPES)))):
+        order = [row.name for row in next(iter(found.values()))[recipe]][::-1]
+        for number, (folder, tables) in enumerate(found.items()):
+            for row in tables[recipe]:
+                if row.name not in order:
+                    continue
+                y = order.index(row.name) + 0.15 * (0.5 - number)
+                low, high = row.interval.low, row.interval.high
+                label = folder if row.name == order[-1] else None
+                axes.plot([low, high], [y, y], color=f"C{number}", linewidth=1.5)
+                face = f"C{number}" if row.verdict else "white"
+                axes.plot(
+                    [row.difference], [y], "o", color=f"C{number}", markerfacecolor=face, markersize=5, label=label
+                )
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
+        axes.set_xlabel("change of bits per byte (left is better)")
+        axes.set_title(recipe)
+        if column == 0 and order:
+            figure.legend(
+                *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(found), frameon=False
+            )
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
