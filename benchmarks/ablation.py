@@ -3,7 +3,7 @@
     python benchmarks/ablation.py multirun/ablation multirun/ablation_passes --csv runs.csv --picture ablation.png
     python benchmarks/ablation.py runs.csv multirun/ablation --csv runs.csv          # with further seeds
 
-Each variant is held against the recipe that it changes, `classic` or `modern`, over the seeds that both have run to
+Each variant is held against the recipe that it changes, `classic` or `modern`, over all seeds of both that have run to
 their end. Prints Markdown.
 """
 

@@ -310,7 +310,7 @@ def test_where_no_copy_can_be_made_a_run_begins_by_its_command(tmp_path: Path, m
         job.folder.mkdir()
         board.begin(job, "python train.py", {})
     assert not board.forks
-    assert began == [sweep.own_command(job, None) for job in jobs]
+    assert began == [[*sweep.own_command(job, None), "chain=[]"] for job in jobs]
     assert (jobs[0].folder / "output.txt").read_text() == "python train.py\n"
 
 

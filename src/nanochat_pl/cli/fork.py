@@ -6,7 +6,6 @@ Python's own `multiprocessing` fork server: it has no threads and opens no devic
 
 import atexit
 import multiprocessing
-import multiprocessing.context
 import os
 import signal
 import sys
@@ -33,7 +32,9 @@ class Fork:
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        self._process = _server(env).Process(target=_become, args=(list(command), dict(env), str(log)))
+        _start_server(env)
+        context = multiprocessing.get_context("forkserver")
+        self._process = context.Process(target=_become, args=(list(command), dict(env), str(log)))
         self._process.start()
 
     @property
@@ -60,20 +61,18 @@ class Fork:
         return self.returncode
 
 
-def _server(env: Mapping[str, str]) -> multiprocessing.context.ForkServerContext:
-    """Return the context of the fork server, which starts with the first run and has that run's environment."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LOADED)
+def _start_server(env: Mapping[str, str]) -> None:
+    """Start the fork server, which has the environment of the first run, unless it runs."""
+    from multiprocessing import forkserver  # not on every system
+
+    forkserver.set_forkserver_preload(LOADED)
     before = dict(os.environ)
     os.environ.update(env)
     try:
-        from multiprocessing import forkserver
-
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
-    return context
 
 
 def _become(command: Sequence[str], env: Mapping[str, str], log: str) -> None:

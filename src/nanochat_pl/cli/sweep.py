@@ -216,6 +216,8 @@ class Board:
     def begin(self, job: Job, typed: str, env: dict[str, str]) -> subprocess.Popen[bytes] | Fork:
         """Begin the process of a run, which writes its log, or to the terminal if it is the only one."""
         command, log = own_command(job, self.config_folder), job.folder / LOG_FILE
+        if not self.alone:
+            command.append("chain=[]")  # as for a stage of a chain, what could be typed next is not worked out
         with contextlib.ExitStack() as opened:
             output = None if self.alone else opened.enter_context(log.open("a", encoding="utf-8"))
             print(typed, file=output, flush=True)

@@ -38,7 +38,7 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
     from nanochat_pl.config.run_folder import forget_run, is_first_process
     from nanochat_pl.config.stages import StageName
     from nanochat_pl.eval.metrics import METRICS
-    from nanochat_pl.paths import JOB_FILE, WriteError, worded
+    from nanochat_pl.paths import WriteError, worded
     from nanochat_pl.training.claim import check_free
 
 
@@ -178,8 +178,8 @@ def print_next_steps(cfg: schema.TrainConfig, folder: Path, result: dict[str, An
         found = [name for name in measured if result.get(name) is not None]
         figures = [f"loss {result['train/loss']:.4f}"] if result.get("train/loss") is not None else []
         print(f"done: {folder}, step {result['step']}, {', '.join(figures + [f'{k} {result[k]:.4f}' for k in found])}")
-    if "chain=[]" in arguments or (folder / JOB_FILE).is_file():
-        return  # the chain or the sweep that started this says itself what comes next
+    if "chain=[]" in arguments:  # who started this says itself what comes next
+        return
     flags = config_flags(CommandLine.parse(arguments).config_dir)
     if commands := next_steps(cfg, folder, flags):
         print(listed(commands))
