@@ -28,7 +28,7 @@ COLUMNS = ("variant", "seed", "data.order_seed", "step", "tokens", "total_traini
 
 @dataclass
 class Row:
-    """A variant beside its recipe."""
+    """A variant beside its recipe; what is not known is NaN."""
 
     name: str
     runs: int
@@ -37,7 +37,7 @@ class Row:
     interval: Interval
     p: float
     equal_flops: float
-    equal_seconds: float | None
+    equal_seconds: float
     holm: float = math.nan
 
     @property
@@ -101,7 +101,7 @@ def compare(recipe: str, runs: Sequence[Mapping[str, str]], seconds: Mapping[str
         p, interval = welch_test(base, own)
         difference = statistics.mean(own) - statistics.mean(base)
         moved = slope * math.log(flops[recipe] / flops[name])  # what as many FLOPs as the recipe's would still change
-        slower = slope * math.log(1 / seconds[name]) if name in seconds else None
+        slower = slope * math.log(1 / seconds.get(name, math.nan))
         rows.append(
             Row(
                 name.removeprefix(f"{recipe}_"),
@@ -111,7 +111,7 @@ def compare(recipe: str, runs: Sequence[Mapping[str, str]], seconds: Mapping[str
                 interval,
                 p,
                 difference + moved,
-                None if slower is None else difference + slower,
+                difference + slower,
             )
         )
     for row, corrected in zip(rows, holm_correction([row.p for row in rows])):
@@ -144,11 +144,11 @@ def print_table(folder: str, recipe: str, rows: Sequence[Row], runs: Sequence[Ma
     print("|---|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
         low, high = row.interval.low, row.interval.high
-        timed = "" if row.equal_seconds is None else f"{row.equal_seconds:+.4f}"
+        moved = ["" if math.isnan(at) else f"{at:+.4f}" for at in (row.equal_flops, row.equal_seconds)]
         print(
             f"| {row.name.replace('_', ' ')} | {row.runs} | {row.bpb:.4f} "
             f"| {row.difference:+.4f} [{low:+.4f}, {high:+.4f}] | {row.holm:.3f} "
-            f"| {row.equal_flops:+.4f} | {timed} | {row.verdict} |"
+            f"| {moved[0]} | {moved[1]} | {row.verdict} |"
         )
 
 

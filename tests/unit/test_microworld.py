@@ -1,6 +1,7 @@
 """Laws of the generated world: its facts are well formed, its splits are apart, its files read like real ones."""
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -24,7 +25,14 @@ from nanochat_pl.tasks.recall import Recall
 from nanochat_pl.tasks.scienceqa import ScienceQA
 from nanochat_pl.tasks.spelling import SimpleSpelling, SpellingBee
 from nanochat_pl.world import write
-from nanochat_pl.world.chats import IDENTITY_CONVERSATIONS, fact_matching, identity_conversations, matching
+from nanochat_pl.world.chats import (
+    IDENTITY_CONVERSATIONS,
+    TUTOR,
+    fact_matching,
+    identity_conversations,
+    matching,
+    wordings,
+)
 from nanochat_pl.world.documents import documents
 from nanochat_pl.world.facts import relations, vocabulary
 from nanochat_pl.world.problems import programming_problems, words_to_spell
@@ -129,17 +137,72 @@ def test_reading_rows_are_answered_by_their_own_text():
         assert 2 <= len(row["choices"]) <= 5 and len(set(row["choices"])) == len(row["choices"])
 
 
-def test_matching_chats_name_each_choice_by_its_letter():
-    rng = random.Random(0)
-    for _ in range(200):
-        for row in (matching(rng, vocabulary()), fact_matching(rng)):
-            asked, said = (message["content"] for message in row["messages"])
-            choices = dict(re.findall(r"^([A-E])\. (.+)$", asked, re.MULTILINE))
-            lines = said.removeprefix("Letters: ").split(", ") if said.startswith("Letters: ") else said.split("\n")
-            for line in lines:
-                found = re.fullmatch(r"(?:(.+) ([A-E])|.+ is ([A-E])\. (.+))", line)
-                word, letter = (found[1], found[2]) if found[1] else (found[4], found[3])
-                assert choices[letter] == word
+def listed(text: str) -> dict[str, str]:
+    """The choices of a list by their letters."""
+    return dict(re.findall(r"^([A-E])\. (.+)$", text, re.MULTILINE))
+
+
+def test_matching_chats_give_the_letter_of_the_word_that_was_asked_last():
+    rng, used = random.Random(0), set()
+    for _ in range(300):
+        texts = [message["content"] for message in matching(rng, vocabulary(), wordings())["messages"]]
+        choices, [found] = listed(texts[0]), {said for said in wordings() if matches(said, texts[1])}
+        used.add(found)
+        assert len(texts) == 10 and 2 <= len(choices) <= 5
+        for asked, said in zip(texts[::2], texts[1::2]):
+            word = asked.split("\n")[-1].removeprefix("Find ")
+            [letter] = [letter for letter, choice in choices.items() if choice == word]
+            assert said == found.format(letter=letter, text=word)
+    assert used == set(wordings())
+
+
+def test_a_word_before_its_list_is_asked_for_once():
+    rng, used = random.Random(0), set()
+    for _ in range(300):
+        asked, said = (message["content"] for message in matching(rng, vocabulary(), wordings(), behind=False)["messages"])
+        word, choices = re.match(r"Find (.+)\n\n", asked)[1], listed(asked)
+        [letter] = [letter for letter, choice in choices.items() if choice == word]
+        [found] = {wording for wording in wordings() if said == wording.format(letter=letter, text=word)}
+        used.add(found)
+    assert used == set(wordings())
+
+
+def matches(wording: str, text: str) -> bool:
+    return re.fullmatch(re.escape(wording).replace(r"\{letter\}", "[A-E]").replace(r"\{text\}", ".+"), text) is not None
+
+
+def test_a_growing_answer_is_the_letter_alone_first_and_a_tutor_s_answer_at_last(world):
+    assert wordings()[0] == "{letter}" and wordings()[1] == " {letter}" and wordings()[-1].startswith(wordings()[-2])
+    for shorter, longer in itertools.pairwise(wordings()[1:-1]):
+        assert longer.endswith(shorter.strip()) and len(longer.split()) == len(shorter.split()) + 1
+    said = ScienceQA(world / "scienceqa", "validation", persona=None, solution=False, lecture=False)[0]
+    text = dict(zip(said["letters"], said["choices"]))[said["answer"]]
+    assert said["messages"][-1]["content"] == TUTOR.format(letter=said["answer"], text=text)
+
+
+def test_chats_about_facts_have_one_right_answer_in_their_list_and_ask_no_fact_twice():
+    answers, relation_of = defaultdict(set), {}
+    by_relation: dict[str, list] = defaultdict(list)
+    for question in questions(0):
+        answers[question.text] |= {question.answer, *question.relation.also_true.get(question.fact, ())}
+        relation_of[question.text] = question
+        if question.split == "train":
+            by_relation[question.relation.name].append(question)
+    rng, turns = random.Random(0), Counter()
+    for _ in range(400):
+        texts = [message["content"] for message in fact_matching(rng, by_relation)["messages"]]
+        choices, facts = listed(texts[0]), []
+        for asked, said in zip(texts[::2], texts[1::2]):
+            [text] = [line for line in asked.split("\n") if line in answers]
+            letter = re.fullmatch(r"(?:The correct answer is )?([A-E])(?:\. .+)?", said)[1]
+            assert answers[text] & {*choices.values()} == {choices[letter]} == {relation_of[text].answer}
+            assert relation_of[text].split == "train"
+            facts.append(relation_of[text].fact)
+        assert len(facts) == len({*facts})
+        before = texts[0].startswith(tuple(answers))
+        assert len(facts) == 1 and texts[1].startswith("The correct") if before else len(facts) <= 3
+        turns[len(facts), before] += 1
+    assert 100 < sum(count for (_, before), count in turns.items() if before) < 170 and turns[3, False] > 20
 
 
 def test_files_have_the_columns_and_row_groups_of_the_real_sets(world):
@@ -171,8 +234,10 @@ MEASURED = {
     "scienceqa": "704509acca0d6ee9",
     "reading": "af3ef860cd889c80",
     "recall": "4ea893cf117d0b4e",
-    "matching": "55859f827fe70d9c",
-    "fact_matching": "de1057e07f3b2b28",
+    "matching": "b7dd658d74a702e9",
+    "growing_matching": "365d3b41373c2557",
+    "matching_before": "8e8ba5d718081410",
+    "fact_matching": "f4f73db73d9e3227",
     "gsm8k": "c6af760ecbbe8d7c",
     "smoltalk/train": "8b2384019b028407",
     "text": "a81ccdf17919f5a8",

@@ -7,14 +7,16 @@ every model trained on this world.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nanochat_pl.world.documents import fact_references, labelled
+from nanochat_pl.world.documents import labelled
 from nanochat_pl.world.facts import relations, sentence, table
 from nanochat_pl.world.questions import Question
 
 IDENTITY_CONVERSATIONS = 200
+TUTOR = "The correct answer is {letter}. {text}"
+"""What a tutor says (`tasks.scienceqa`)."""
 
 
 def as_chat(turns: list[str]) -> dict:
@@ -22,23 +24,60 @@ def as_chat(turns: list[str]) -> dict:
     return {"messages": [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]}
 
 
-def matching(rng: random.Random, words: list[str]) -> dict:
-    """Return a chat that names the letter of each word of a list: the first lesson of fine-tuning.
+def wordings() -> list[str]:
+    """Return the answer of a tutor as it grows: the letter alone, with more and more words before it, the whole."""
+    before = TUTOR.partition(" {letter}")[0].split()
+    growing = [f"{' '.join(before[k:])} {{letter}}" for k in range(len(before), -1, -1)]
+    return ["{letter}", *growing, TUTOR]
 
-    Answering multiple choice takes three steps, each useless without the others: carry each letter to its text, compare
-    texts, read off the letter. A small model finds them within some hundred steps where nearly every target depends on
-    them, as here, and not at all (in millions of tokens) where a question has one letter among much else to learn.
+
+def matching(rng: random.Random, words: list[str], answers: Sequence[str], behind: bool = True) -> dict:
+    """Return a chat that asks for the letters of words of one list, and is answered in one of `answers`.
+
+    Five words are asked for `behind` the list, or one before it. Answering multiple choice takes three steps, each
+    useless without the others: find the asked text again, compare, read off the letter. A small model finds them where
+    the asked word is the last thing before the letter, and each later lesson may differ by a little only: a word more
+    between question and letter, the list between them, a fact to be recalled in place of a word (docs/lookup.md).
     """
-    choices = rng.sample(words, rng.randint(3, 5))
-    order = rng.sample(range(len(choices)), len(choices))
-    question = "Give the letter of each word.\n\n" + labelled(choices)
-    return as_chat([question, "Letters: " + ", ".join(f"{choices[i]} {chr(65 + i)}" for i in order)])
+    choices, answer = rng.sample(words, rng.randint(2, 5)), rng.choice(answers)
+    asked = [rng.randrange(len(choices)) for _ in range(5 if behind else 1)]
+    turns = [text for i in asked for text in (f"Find {choices[i]}", lettered(answer, choices, i))]
+    listed = labelled(choices)
+    turns[0] = f"Letters of words.\n\n{listed}\n\n{turns[0]}" if behind else f"{turns[0]}\n\n{listed}"
+    return as_chat(turns)
 
 
-def fact_matching(rng: random.Random) -> dict:
-    """Return a chat that names the letters of several facts: the second lesson, recall before comparing."""
-    choices, lines = fact_references(rng, most_subjects=2)
-    return as_chat(["Give the letter for each.\n\n" + labelled(choices), "\n".join(lines)])
+def fact_matching(rng: random.Random, by_relation: Mapping[str, list[Question]]) -> dict:
+    """Return a chat about a list of answers to questions of one relation.
+
+    Two of three chats ask up to three questions behind the list, about different facts: a question that was answered
+    before would be answered by looking there. The others ask one before the list, as a tutor is asked, and get a
+    tutor's answer.
+    """
+    names = list(by_relation)
+    while True:
+        [name] = rng.choices(names, [len(by_relation[name]) for name in names])
+        objects = sorted({question.answer for question in by_relation[name]})
+        choices = rng.sample(objects, min(len(objects), rng.randint(2, 5)))
+        by_fact: dict[str, list[Question]] = {}
+        for question in by_relation[name]:
+            # Another listed object that is also right would make the letter ambiguous.
+            if question.answer in choices and not {*question.relation.also_true.get(question.fact, ())} & {*choices}:
+                by_fact.setdefault(question.fact, []).append(question)
+        if by_fact and len(choices) > 1:
+            break
+    behind = rng.random() < 2 / 3
+    answer = "{letter}" if behind and rng.random() < 0.5 else TUTOR
+    asked = [rng.choice(by_fact[fact]) for fact in rng.sample(sorted(by_fact), min(len(by_fact), 3 if behind else 1))]
+    turns = [text for one in asked for text in (one.text, lettered(answer, choices, choices.index(one.answer)))]
+    listed = labelled(choices)
+    turns[0] = f"Letters of answers.\n\n{listed}\n\n{turns[0]}" if behind else f"{turns[0]}\n\n{listed}"
+    return as_chat(turns)
+
+
+def lettered(answer: str, choices: list[str], i: int) -> str:
+    """Return `answer` with the letter and the text of a choice."""
+    return answer.format(letter=chr(65 + i), text=choices[i])
 
 
 def chat(rng: random.Random) -> dict:

@@ -7,7 +7,9 @@ that the same loaders and mixtures read both:
     scienceqa/{train,validation,test}     multiple choice about facts, in the ScienceQA schema
     reading/{train,validation}            multiple choice about invented passages and lists: memory cannot answer it
     recall/{train,validation,test}        the same questions about facts, without choices
-    matching/, fact_matching/{train,test} chats that give the letters of listed words or facts
+    matching/, growing_matching/{train,test}  letters of listed words: the letter alone, or behind a growing answer
+    matching_before/{train,test}          the same with the word before the list
+    fact_matching/{train,test}            chats about the letters of listed answers to questions
     gsm8k/{train,test}                    arithmetic word problems with calculator annotations
     smoltalk/{train,test}                 short chats
     manners/{train,test}                  greetings, wanted forms of answers, earlier turns, words that are no question
@@ -32,7 +34,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat_pl.world.chats import chat, fact_matching, identity_conversations, manners, matching
+from nanochat_pl.world.chats import chat, fact_matching, identity_conversations, manners, matching, wordings
 from nanochat_pl.world.documents import documents
 from nanochat_pl.world.facts import vocabulary
 from nanochat_pl.world.problems import calculation, programming_problems, word_problem, words_to_spell
@@ -41,6 +43,7 @@ from nanochat_pl.world.questions import (
     READING_ROWS,
     SPLITS,
     TEXT_COLUMNS,
+    Question,
     arc_rows,
     mmlu_rows,
     questions,
@@ -51,11 +54,13 @@ from nanochat_pl.world.questions import (
 
 __all__ = ["VERSION", "write_microworld"]
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the content of a seed changes: folders written by an older version are then written anew."""
 
-MATCHING = {"train": 22_000, "test": 300}
-FACT_MATCHING = {"train": 12_000, "test": 300}
+MATCHING = {"train": 4_800, "test": 300}
+GROWING_MATCHING = {"train": 7_600, "test": 300}
+MATCHING_BEFORE = {"train": 6_600, "test": 300}
+FACT_MATCHING = {"train": 9_000, "test": 300}
 CHATS = {"train": 600, "test": 100}
 WORD_PROBLEMS = {"train": 3_000, "test": 500}
 MANNERS = {"train": 3_600, "test": 200}
@@ -78,9 +83,14 @@ def _tables(seed: int) -> Iterator[tuple[str, list[dict], int]]:
     for split in READING_ROWS:
         yield f"reading/{split}.parquet", reading_rows(split, seed), 1024
     words, to_learn = vocabulary(), [question for question in questions(seed) if question.split == "train"]
+    by_relation: dict[str, list[Question]] = {}
+    for question in to_learn:
+        by_relation.setdefault(question.relation.name, []).append(question)
     makers: tuple[tuple[str, Callable[[random.Random], dict], dict[str, int]], ...] = (
-        ("matching", lambda rng: matching(rng, words), MATCHING),
-        ("fact_matching", fact_matching, FACT_MATCHING),
+        ("matching", lambda rng: matching(rng, words, wordings()[:1]), MATCHING),
+        ("growing_matching", lambda rng: matching(rng, words, wordings()), GROWING_MATCHING),
+        ("matching_before", lambda rng: matching(rng, words, wordings(), behind=False), MATCHING_BEFORE),
+        ("fact_matching", lambda rng: fact_matching(rng, by_relation), FACT_MATCHING),
         ("gsm8k", word_problem, WORD_PROBLEMS),
         ("smoltalk", chat, CHATS),
         ("manners", lambda rng: manners(rng, to_learn), MANNERS),
@@ -125,7 +135,7 @@ def _schema(path: str):
             return pa.schema([*((name, string) for name in names), ("form", pa.int8())])
         case "gsm8k" | "sums":
             return pa.schema({"question": string, "answer": string})
-        case "smoltalk" | "manners" | "matching" | "fact_matching":
+        case "smoltalk" | "manners" | "matching" | "growing_matching" | "matching_before" | "fact_matching":
             return pa.schema({"messages": pa.list_(pa.struct({"content": string, "role": string}))})
         case "mmlu":
             choices = pa.list_(string)
