@@ -23,7 +23,10 @@ ALPHA = 0.05
 RECIPES = ("classic", "modern")
 LENGTHS = ("shorter", "longer")
 """Variants of a recipe that differ in the number of steps alone."""
-COLUMNS = ("variant", "seed", "data.order_seed", "step", "tokens", "total_training_flops", "val/bpb", "command")
+COLUMNS = (
+    *("variant", "seed", "data.order_seed", "step", "tokens", "total_training_flops", "median_tok_per_sec"),
+    *("val/bpb", "command"),
+)
 
 
 @dataclass
@@ -50,13 +53,11 @@ def main() -> None:
     """Read the folders, print a table for each recipe in each, write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of sweeps, or what --csv wrote")
-    parser.add_argument("--seconds", type=Path, help="CSV of variant,ratio: seconds of a step over the recipe's")
     parser.add_argument("--csv", type=Path, help="write every run here")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    seconds = {} if args.seconds is None else {row["variant"]: float(row["ratio"]) for row in read(args.seconds)}
     sweeps = collect(args.runs)
-    found = {name: {recipe: compare(recipe, runs, seconds) for recipe in RECIPES} for name, runs in sweeps.items()}
+    found = {name: {recipe: compare(recipe, runs) for recipe in RECIPES} for name, runs in sweeps.items()}
     for name, tables in found.items():
         for recipe, rows in tables.items():
             print_table(name, recipe, rows, sweeps[name])
@@ -85,13 +86,17 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def compare(recipe: str, runs: Sequence[Mapping[str, str]], seconds: Mapping[str, float]) -> list[Row]:
+def compare(recipe: str, runs: Sequence[Mapping[str, str]]) -> list[Row]:
     """Return the variants of a recipe, the best first."""
     losses: dict[str, list[float]] = {}
     flops: dict[str, float] = {}
+    speed: dict[str, float] = {}
     for run in runs:
-        losses.setdefault(run["variant"], []).append(float(run["val/bpb"]))
-        flops[run["variant"]] = float(run["total_training_flops"])
+        name = run["variant"]
+        losses.setdefault(name, []).append(float(run["val/bpb"]))
+        flops[name] = float(run["total_training_flops"])
+        # other work only ever slows a run, so the fastest says what a variant takes
+        speed[name] = max(speed.get(name, 0), float(run["median_tok_per_sec"]))
     base = losses.get(recipe, [])
     slope = steps_are_worth(recipe, losses, flops)
     rows = []
@@ -101,7 +106,7 @@ def compare(recipe: str, runs: Sequence[Mapping[str, str]], seconds: Mapping[str
         p, interval = welch_test(base, own)
         difference = statistics.mean(own) - statistics.mean(base)
         moved = slope * math.log(flops[recipe] / flops[name])  # what as many FLOPs as the recipe's would still change
-        slower = slope * math.log(1 / seconds.get(name, math.nan))
+        slower = slope * math.log(speed[name] / speed[recipe])
         rows.append(
             Row(
                 name.removeprefix(f"{recipe}_"),

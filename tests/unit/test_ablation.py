@@ -16,6 +16,7 @@ from nanochat_pl.eval.stats import welch_test
 WORTH = {"modern": 0, "modern_without_smear": 0.05, "modern_with_short_conv": -0.05, "modern_without_backout": 0}
 """What each made-up variant adds to the bits per byte."""
 FLOPS = {"modern_without_smear": 0.8e12, "modern_shorter": 0.8e12, "modern_longer": 1.25e12}
+FASTEST = {"modern_without_smear": 2000}
 PER_FOLD = -0.1
 """What an e-fold of training changes."""
 
@@ -32,13 +33,16 @@ def ablation() -> ModuleType:
 def made_up(seeds: range) -> list[dict[str, str]]:
     """One row a run, as a sweep's results.csv has them."""
     rng, rows = random.Random(0), []
-    lengths = {f"modern_{length}": PER_FOLD * math.log(FLOPS[f"modern_{length}"] / 1e12) for length in ("shorter", "longer")}
+    lengths = {
+        f"modern_{length}": PER_FOLD * math.log(FLOPS[f"modern_{length}"] / 1e12) for length in ("shorter", "longer")
+    }
     for variant, worth in (WORTH | lengths).items():
         for seed in range(20):  # all are drawn, so that a seed's figure does not depend on which are wanted
             bpb = 2.4 + worth + rng.gauss(0, 0.005)
             if seed in seeds:
                 row = {"status": "finished", "variant": variant, "seed": str(seed), "data.order_seed": str(seed)}
                 row |= {"step": "120", "tokens": "245760", "total_training_flops": str(FLOPS.get(variant, 1e12))}
+                row["median_tok_per_sec"] = str(FASTEST.get(variant, 1000) - 10 * seed)
                 rows.append(row | {"val/bpb": str(bpb), "command": f"python train.py seed={seed}"})
     return rows
 
@@ -54,7 +58,7 @@ def write(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 def test_a_variant_is_judged_by_welch_and_holm_over_all_variants_of_its_recipe(ablation: ModuleType):
     runs = made_up(range(10))
-    rows = {row.name: row for row in ablation.compare("modern", runs, {})}
+    rows = {row.name: row for row in ablation.compare("modern", runs)}
     assert list(rows) == ["with_short_conv", "without_backout", "without_smear"]  # the best first; no lengths
     losses = {name: [float(run["val/bpb"]) for run in runs if run["variant"] == name] for name in WORTH}
     for name, row in rows.items():
@@ -67,17 +71,18 @@ def test_a_variant_is_judged_by_welch_and_holm_over_all_variants_of_its_recipe(a
 
 
 def test_at_equal_flops_a_cheaper_variant_gets_what_more_steps_would_give(ablation: ModuleType):
-    rows = {row.name: row for row in ablation.compare("modern", made_up(range(10)), {"modern_without_smear": 0.5})}
+    rows = {row.name: row for row in ablation.compare("modern", made_up(range(10)))}
     smear, conv = rows["without_smear"], rows["with_short_conv"]
-    assert conv.equal_flops == conv.difference and math.isnan(conv.equal_seconds)
+    assert conv.equal_flops == conv.difference == conv.equal_seconds
     assert smear.equal_flops - smear.difference == pytest.approx(PER_FOLD * math.log(1 / 0.8), abs=0.004)
-    # half the seconds a step: twice the steps in the same time
+    # twice as fast: twice the steps in the same time
     assert smear.equal_seconds - smear.difference == pytest.approx(PER_FOLD * math.log(2), abs=0.012)
 
 
-def test_without_runs_of_other_lengths_nothing_is_said_about_equal_flops(ablation: ModuleType):
+def test_without_runs_of_other_lengths_nothing_is_said_about_equal_flops_and_seconds(ablation: ModuleType):
     runs = [run for run in made_up(range(10)) if run["variant"] != "modern_longer"]
-    assert all(math.isnan(row.equal_flops) for row in ablation.compare("modern", runs, {}))
+    rows = ablation.compare("modern", runs)
+    assert all(math.isnan(row.equal_flops) and math.isnan(row.equal_seconds) for row in rows)
 
 
 def test_tables_go_on_from_an_earlier_csv(ablation: ModuleType, tmp_path, monkeypatch, capsys):
@@ -88,7 +93,9 @@ def test_tables_go_on_from_an_earlier_csv(ablation: ModuleType, tmp_path, monkey
 
     whole = write(tmp_path / "whole" / "ablation", made_up(range(10)))
     at_once = run(whole, "--csv", tmp_path / "at_once.csv", "--picture", tmp_path / "ablation.png")
-    early, late = (write(tmp_path / name / "ablation", made_up(seeds)) for name, seeds in (("a", range(4)), ("b", range(4, 10))))
+    early, late = (
+        write(tmp_path / name / "ablation", made_up(seeds)) for name, seeds in (("a", range(4)), ("b", range(4, 10)))
+    )
     run(early, "--csv", tmp_path / "early.csv")
     assert run(tmp_path / "early.csv", late, "--csv", tmp_path / "all.csv") == at_once
     assert (tmp_path / "all.csv").read_text() == (tmp_path / "at_once.csv").read_text()

@@ -159,7 +159,9 @@ def test_matching_chats_give_the_letter_of_the_word_that_was_asked_last():
 def test_a_word_before_its_list_is_asked_for_once():
     rng, used = random.Random(0), set()
     for _ in range(300):
-        asked, said = (message["content"] for message in matching(rng, vocabulary(), wordings(), behind=False)["messages"])
+        asked, said = (
+            message["content"] for message in matching(rng, vocabulary(), wordings(), behind=False)["messages"]
+        )
         word, choices = re.match(r"Find (.+)\n\n", asked)[1], listed(asked)
         [letter] = [letter for letter, choice in choices.items() if choice == word]
         [found] = {wording for wording in wordings() if said == wording.format(letter=letter, text=word)}
