@@ -315,3 +315,8 @@ def test_nothing_in_common_is_refused_with_what_each_has():
 def test_settings_that_differ_are_listed():
     both = [entrant(name, recalled([True], max_new_tokens=n, data={"seed": n})) for name, n in (("a", 16), ("b", 128))]
     assert settings_that_differ(both) == ["recall: max_new_tokens was not the same for all: 16, 128"]
+
+
+def test_figures_that_an_older_evaluation_lacks_are_no_other_setting():
+    older, newer = entrant("a", recalled([True])), entrant("b", recalled([True], answer_bpb=True))
+    assert settings_that_differ([older, newer]) == []

@@ -307,14 +307,17 @@ def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow
 
 
 def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Return one sentence for each setting of an evaluation that was not the same for all runs."""
+    """Return one sentence for each setting of an evaluation that was not the same for all runs.
+
+    Where `answer_bpb` was not wanted, the figures themselves are missing (`missing_figures`).
+    """
     sentences = []
     for name in evaluation_names(runs):
         settings = [run.results[name].settings for run in runs if name in run.results]
         for key in dict.fromkeys(key for own in settings for key in own):
             values = [own.get(key) for own in settings]
             plain = all(value is None or isinstance(value, str | int | float) for value in values)
-            if plain and key not in ("checkpoint", "tokenizer") and any(value != values[0] for value in values):
+            if plain and key not in ("checkpoint", "tokenizer", "answer_bpb") and any(value != values[0] for value in values):
                 sentences.append(f"{name}: {key} was not the same for all: {', '.join(map(str, values))}")
     return sentences
 
