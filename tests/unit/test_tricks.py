@@ -1,10 +1,13 @@
 """Laws that hold for each trick of the architecture alone and for all of them together; cached decoding has its own in
 `test_kv_cache.py`."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nanochat_pl.model import attention
 from nanochat_pl.model.accounting import flops_per_token, num_parameters, parameters_by_role
 from nanochat_pl.model.attention import causal_attention
 from nanochat_pl.model.config import GPTConfig
@@ -124,6 +127,58 @@ def test_a_window_shows_the_last_tokens_and_nothing_else(length: int, window: in
     seen = (t[:, None] >= t) & (t[:, None] - t <= window)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
     torch.testing.assert_close(causal_attention(q, k, v, window), expected)
+
+
+def documents_alone(q, k, v, starts_of_queries, starts_of_keys, most_queries, most_keys, *, window_size):
+    """torch's varlen_attn as its documentation says, on a CPU."""
+    assert starts_of_queries.dtype == torch.int32 and (starts_of_queries == starts_of_keys).all()
+    ends = starts_of_queries.tolist()
+    assert most_queries == most_keys == max(after - before for before, after in itertools.pairwise(ends))
+    assert ends[0] == 0 and ends[-1] == len(q) == len(k) and q.shape == k.shape
+    left, right = window_size
+    parts = []
+    for before, after in itertools.pairwise(ends):
+        t = torch.arange(after - before)
+        seen = (t[None, :] >= t[:, None] - left) & (t[None, :] <= t[:, None] + right)
+        own = (x[before:after].transpose(0, 1) for x in (q, k, v))
+        parts.append(F.scaled_dot_product_attention(*own, attn_mask=seen).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_flash_attention_is_given_the_rows_as_documents_with_their_window(kv_heads: int, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(3, 25, heads, 8, generator=generator).transpose(1, 2).requires_grad_()
+        for heads in (4, kv_heads, kv_heads)
+    )
+    results = [causal_attention(q, k, v, 8)]
+    monkeypatch.setattr(attention, "_is_for_flash", lambda q: True)
+    monkeypatch.setattr(attention, "varlen_attn", documents_alone)
+    results.append(causal_attention(q, k, v, 8))
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(y.square().sum(), (q, k, v)) for y in results]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_on_a_gpu_flash_attention_equals_the_mask(kv_heads: int, compiled: bool):
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, 300, 64, generator=generator, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        for heads in (4, kv_heads, kv_heads)
+    )
+    t = torch.arange(300, device="cuda")
+    seen = (t[:, None] >= t) & (t[:, None] - t <= 128)
+    expected = F.scaled_dot_product_attention(*(x.float() for x in (q, k, v)), attn_mask=seen, enable_gqa=True)
+    ours = (torch.compile(causal_attention) if compiled else causal_attention)(q, k, v, 128)
+    assert attention._is_for_flash(q)
+    torch.testing.assert_close(ours.float(), expected, atol=0.02, rtol=0.02)
+    for mine, theirs in zip(*(torch.autograd.grad(y.float().square().sum(), (q, k, v)) for y in (ours, expected))):
+        torch.testing.assert_close(mine.float(), theirs.float(), atol=0.05, rtol=0.05)
 
 
 def test_windows_follow_the_pattern_and_end_with_a_long_one():

@@ -1,10 +1,20 @@
 """Which keys a query sees: its own document, what came before it, and, in a layer with a window, not too long ago."""
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+
 __all__ = ["causal_attention", "document_mask", "in_window"]
+
+# since torch 2.11
+_FLASH_KNOWS_WINDOWS = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def document_mask(positions: Tensor) -> Tensor:
@@ -31,8 +41,9 @@ def in_window(mask: Tensor, window: int | None) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     """Let query t see the keys t - window to t, or all up to t.
 
-    A window costs only what it shows: the row is cut into blocks as long as the window, and the queries of a block
-    attend to the keys of their own and the previous block, all blocks as one batch.
+    A window costs only what it shows. Flash attention, where there is one, skips what lies outside; elsewhere the row
+    is cut into blocks as long as the window, and the queries of a block attend to the keys of their own and the
+    previous block, all blocks as one batch.
 
     Args:
         q: (B, H, T, D).
@@ -45,6 +56,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
     (B, H, T, D), grouped = q.shape, k.size(1) != q.size(1)
     if window is None or window >= T - 1:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if _is_for_flash(q):
+        return _flash_attention(q, k, v, window)
     # 1) Nothing precedes the first block, so that it is an ordinary row.
     q1, k1, v1 = (x[:, :, :window] for x in (q, k, v))
     first = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True, enable_gqa=grouped)
@@ -61,3 +74,27 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
     rest = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
     rest = rest.view(B, blocks, H, window, D).transpose(1, 2).reshape(B, H, blocks * window, D)
     return torch.cat((first, rest[:, :, : T - window]), dim=2)
+
+
+def _is_for_flash(q: Tensor) -> bool:
+    """Tell whether torch's flash attention takes such queries: Nvidia's GPUs since Ampere, in half precision."""
+    return (
+        _FLASH_KNOWS_WINDOWS
+        and q.is_cuda
+        and torch.version.hip is None
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.size(-1) % 8 == 0
+        and q.size(-1) <= 256
+        and torch.cuda.get_device_properties(q.device).major >= 8
+    )
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Compute `causal_attention` by one kernel, to which the rows of the batch are documents of a single long one."""
+    B, H, T, D = q.shape
+    if k.size(1) != H:  # torch 2.11 shares no keys here
+        k, v = (x.repeat_interleave(H // k.size(1), dim=1) for x in (k, v))
+    q, k, v = (x.transpose(1, 2).reshape(B * T, H, D) for x in (q, k, v))
+    ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+    y = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window, 0))
+    return y.view(B, T, H, D).transpose(1, 2)

@@ -317,7 +317,11 @@ def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
         for key in dict.fromkeys(key for own in settings for key in own):
             values = [own.get(key) for own in settings]
             plain = all(value is None or isinstance(value, str | int | float) for value in values)
-            if plain and key not in ("checkpoint", "tokenizer", "answer_bpb") and any(value != values[0] for value in values):
+            if (
+                plain
+                and key not in ("checkpoint", "tokenizer", "answer_bpb")
+                and any(value != values[0] for value in values)
+            ):
                 sentences.append(f"{name}: {key} was not the same for all: {', '.join(map(str, values))}")
     return sentences
 
