@@ -146,6 +146,17 @@ def test_sizes_and_scaling_of_the_modern_model_are_nanochats(
     assert actual.matrix_weight_decay == pytest.approx(decay, rel=1e-2)
 
 
+def test_the_reference_of_scaling_has_the_aspect_and_the_heads_of_the_model():
+    optim = OptimConfig(reference_batch_tokens=2**19, matrix_weight_decay=0.28, wd_horizon="ratio")
+    for aspect_ratio, head_dim in ((64, 128), (32, 64), (96, 128), (48, 32)):
+        shape = shape_for_depth(12, aspect_ratio, head_dim)
+        config = GPTConfig(vocab_size=8_192, sequence_len=512, **shape, **MODERN)
+        assert batch_for_horizon(config, aspect_ratio) == 2**19
+        assert scale_optim(optim, config, 2**19, 100, aspect_ratio).matrix_weight_decay == pytest.approx(0.28)
+    narrow = ["model=modern", "stage.sequence_len=512", "depth=12", "model.aspect_ratio=32", "model.head_dim=64"]
+    assert composed(*narrow, "stage.total_batch_tokens=auto")[0].stage.total_batch_tokens == 2**19
+
+
 def composed(*overrides: str) -> tuple[TrainConfig, DictConfig]:
     [job] = compose_jobs("train", CommandLine(["run_name=r", *overrides], False, config_dir()))
     return job.checked, job.config

@@ -70,7 +70,7 @@ def auto_batch(cfg: TrainConfig) -> int:
         from nanochat_pl.tokenizer import Tokenizer
 
         vocab_size = Tokenizer.load(cfg.tokenizer.path).vocab_size
-    return batch_for_horizon(model_config(cfg, vocab_size))
+    return batch_for_horizon(model_config(cfg, vocab_size), cfg.model.aspect_ratio)
 
 
 def batch_micro_batches(cfg: TrainConfig) -> int:

@@ -133,7 +133,9 @@ def scaling_parameters(config: GPTConfig) -> int:
     return roles["matrix"] + roles["unembedding"]
 
 
-def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None, num_steps: int) -> OptimConfig:
+def scale_optim(
+    optim: OptimConfig, config: GPTConfig, batch_tokens: int | None, num_steps: int, aspect_ratio: int = 64
+) -> OptimConfig:
     """Return the hyper-parameters for a batch and a horizon, as the scaling rules of `optim` say (nanochat, 2026).
 
     Args:
@@ -141,6 +143,7 @@ def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None,
         config: the model.
         batch_tokens: tokens of one optimizer step; None = the stage does not count them, and nothing is scaled.
         num_steps: steps of the run.
+        aspect_ratio: channels for each layer of the reference, the dial of `shape_for_depth`.
     """
     if batch_tokens is None:
         return optim
@@ -151,7 +154,7 @@ def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None,
         for field in fields(optim):
             if field.name.endswith("_lr") and (field.name != "smear_lr" or optim.scale_smear):
                 changes[field.name] = getattr(optim, field.name) * batch_scale
-    reference = scaling_parameters(_at_reference_depth(config))
+    reference = scaling_parameters(_at_reference_depth(config, aspect_ratio))
     horizon = {
         "none": 1.0,
         "ratio": reference / scaling_parameters(config),
@@ -161,17 +164,18 @@ def scale_optim(optim: OptimConfig, config: GPTConfig, batch_tokens: int | None,
     return replace(optim, **changes)
 
 
-def _at_reference_depth(config: GPTConfig) -> GPTConfig:
-    shape: dict[str, Any] = dict(shape_for_depth(REFERENCE_DEPTH))
+def _at_reference_depth(config: GPTConfig, aspect_ratio: int) -> GPTConfig:
+    shape: dict[str, Any] = dict(shape_for_depth(REFERENCE_DEPTH, aspect_ratio, config.head_dim))
     return replace(config, **shape)
 
 
-def batch_for_horizon(config: GPTConfig) -> int:
+def batch_for_horizon(config: GPTConfig, aspect_ratio: int = 64) -> int:
     """Return the tokens of a step that suit a model trained on a given number of tokens for each parameter.
 
-    It is the power of two next to 2^19 (D / D12)^0.383, D12 the tokens of a model of depth 12 (nanochat, 2026-02).
+    It is the power of two next to 2^19 (D / D12)^0.383, D12 the tokens of a model of depth 12 with the same
+    `aspect_ratio` and width of heads (nanochat, 2026-02).
     """
-    ratio = scaling_parameters(config) / scaling_parameters(_at_reference_depth(config))
+    ratio = scaling_parameters(config) / scaling_parameters(_at_reference_depth(config, aspect_ratio))
     return int(2 ** round(math.log2(REFERENCE_BATCH_TOKENS * ratio**0.383)))
 
 

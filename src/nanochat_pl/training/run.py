@@ -155,7 +155,7 @@ def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: St
     metadata = checkpoint_metadata(str(cfg.stage.name), start.config, plain, start.tokenizer)
     stage = cfg.stage
     batch_tokens = stage.total_batch_tokens or (stage.total_batch_rows or 0) * stage.sequence_len or None
-    optim = scale_optim(cfg.optim, start.config, batch_tokens, data.num_steps)
+    optim = scale_optim(cfg.optim, start.config, batch_tokens, data.num_steps, cfg.model.aspect_ratio)
     what = (model, optim, data.num_steps, cfg.trainer.log_every_steps, metadata)
     if isinstance(data, QuestionData):
         module: LanguageModel = PolicyModel(
