@@ -116,6 +116,16 @@ def test_initial_weights_are_whole_and_the_first_loss_is_near_ln_of_the_vocabula
     )
 
 
+def test_the_lambdas_of_the_layers_begin_as_nanochats_do_to_the_bit():
+    for layers in range(1, 41):
+        shape = {"vocab_size": 2, "sequence_len": 2, "n_layer": layers, "n_head": 1, "n_kv_head": 1, "n_embd": 2}
+        model = GPT(GPTConfig(**shape, residual_lambdas=True, input_lambdas=True))
+        model.init_weights()
+        for lambdas, first, fall in ((model.resid_lambdas, 1.15, 0.10), (model.x0_lambdas, 0.20, 0.15)):
+            theirs = torch.tensor([first - fall * i / max(layers - 1, 1) for i in range(layers)])
+            assert lambdas.tolist() == theirs.tolist()
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
     ("length", "window"), [(1, 3), (4, 3), (5, 3), (6, 3), (7, 3), (24, 8), (25, 8), (31, 8), (9, 1)]

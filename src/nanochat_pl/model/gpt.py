@@ -276,7 +276,7 @@ class GPT(nn.Module):
         for weight in (self.lm_head.weight, *(table.weight for table in tables)):
             weight[self.config.vocab_size :].zero_()
         # The stream begins as what it was and a little of the embedding, less of it the deeper the layer.
-        depth = torch.linspace(0.0, 1.0, self.config.n_layer) if self.config.n_layer > 1 else torch.zeros(1)
+        depth = torch.arange(self.config.n_layer, dtype=torch.float64) / max(self.config.n_layer - 1, 1)
         starts = {
             self.resid_lambdas: 1.15 - 0.10 * depth,
             self.x0_lambdas: 0.20 - 0.15 * depth,
