@@ -1,20 +1,26 @@
 """Which keys a query sees: its own document, what came before it, and, in a layer with a window, not too long ago."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
-
 __all__ = ["causal_attention", "document_mask", "in_window"]
 
-# since torch 2.11
-_FLASH_KNOWS_WINDOWS = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
+
+def _windowed_flash_attention() -> Callable[..., Any] | None:
+    """Return torch's attention over documents in a row, if it knows windows: since torch 2.11."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
+varlen_attn = _windowed_flash_attention()
 
 
 def document_mask(positions: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
 def _is_for_flash(q: Tensor) -> bool:
     """Tell whether torch's flash attention takes such queries: Nvidia's GPUs since Ampere, in half precision."""
     return (
-        _FLASH_KNOWS_WINDOWS
+        varlen_attn is not None
         and q.is_cuda
         and torch.version.hip is None
         and q.dtype in (torch.bfloat16, torch.float16)
@@ -91,10 +97,11 @@ def _is_for_flash(q: Tensor) -> bool:
 
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Compute `causal_attention` by one kernel, to which the rows of the batch are documents of a single long one."""
+    assert varlen_attn is not None
     B, H, T, D = q.shape
     if k.size(1) != H:  # torch 2.11 shares no keys here
         k, v = (x.repeat_interleave(H // k.size(1), dim=1) for x in (k, v))
     q, k, v = (x.transpose(1, 2).reshape(B * T, H, D) for x in (q, k, v))
     ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
-    y = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window, 0))
+    y: Tensor = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window, 0))
     return y.view(B, T, H, D).transpose(1, 2)
