@@ -13,6 +13,7 @@ import pytest
 
 from nanochat_pl.eval.stats import welch_test
 
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablation.py"
 WORTH = {"modern": 0, "modern_without_smear": 0.05, "modern_with_short_conv": -0.05, "modern_without_backout": 0}
 """What each made-up variant adds to the bits per byte."""
 FLOPS = {"modern_without_smear": 0.8e12, "modern_shorter": 0.8e12, "modern_longer": 1.25e12}
@@ -23,7 +24,7 @@ PER_FOLD = -0.1
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", Path("benchmarks/ablation.py"))
+    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["ablation"] = module  # its dataclass asks for the module
     spec.loader.exec_module(module)

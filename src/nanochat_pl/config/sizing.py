@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 
+ASPECT_RATIO = 64
+"""nanochat's channels for each layer."""
 REFERENCE_DEPTH = 12
 """The rules of 2026 were measured at this depth, from which others are scaled."""
 REFERENCE_RATIO = 12
@@ -32,7 +34,7 @@ REFERENCE_BATCH_TOKENS = 2**19
 """Tokens of one of its steps."""
 
 
-def shape_for_depth(depth: int, aspect_ratio: int = 64, head_dim: int = 128) -> dict[str, int]:
+def shape_for_depth(depth: int, aspect_ratio: int = ASPECT_RATIO, head_dim: int = 128) -> dict[str, int]:
     """Return n_layer, n_head, n_kv_head and n_embd of a model `depth` blocks deep.
 
     The width is `aspect_ratio` x depth, rounded up to whole heads. Differs: nanochat's odd depths have heads of other
@@ -134,7 +136,7 @@ def scaling_parameters(config: GPTConfig) -> int:
 
 
 def scale_optim(
-    optim: OptimConfig, config: GPTConfig, batch_tokens: int | None, num_steps: int, aspect_ratio: int = 64
+    optim: OptimConfig, config: GPTConfig, batch_tokens: int | None, num_steps: int, aspect_ratio: int = ASPECT_RATIO
 ) -> OptimConfig:
     """Return the hyper-parameters for a batch and a horizon, as the scaling rules of `optim` say (nanochat, 2026).
 
@@ -169,7 +171,7 @@ def _at_reference_depth(config: GPTConfig, aspect_ratio: int) -> GPTConfig:
     return replace(config, **shape)
 
 
-def batch_for_horizon(config: GPTConfig, aspect_ratio: int = 64) -> int:
+def batch_for_horizon(config: GPTConfig, aspect_ratio: int = ASPECT_RATIO) -> int:
     """Return the tokens of a step that suit a model trained on a given number of tokens for each parameter.
 
     It is the power of two next to 2^19 (D / D12)^0.383, D12 the tokens of a model of depth 12 with the same
