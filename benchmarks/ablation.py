@@ -3,8 +3,8 @@
     python benchmarks/ablation.py multirun/ablation multirun/ablation_passes --csv runs.csv --picture ablation.png
     python benchmarks/ablation.py runs.csv multirun/ablation --csv runs.csv          # with further seeds
 
-Each variant is held against the recipe that it changes, `classic` or `modern`, over all seeds of both that have run to
-their end. Prints Markdown.
+Each variant is held against the recipe that it changes, `classic` or `modern`, in pairs of one seed, over all seeds of
+which both have run to their end. Prints Markdown.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_pl.eval.power import Seeds, detectable_effect
-from nanochat_pl.eval.stats import Interval, holm_correction, welch_test
+from nanochat_pl.eval.stats import Interval, holm_correction, paired_t_test
 
 ALPHA = 0.05
 RECIPES = ("classic", "modern")
+"""What variants change; the second as a whole is also one of the first."""
 LENGTHS = ("shorter", "longer")
 """Variants of a recipe that differ in the number of steps alone."""
 COLUMNS = (
@@ -34,7 +35,8 @@ class Row:
     """A variant beside its recipe; what is not known is NaN."""
 
     name: str
-    runs: int
+    differences: list[float]
+    """To the recipe, by seed."""
     bpb: float
     difference: float
     interval: Interval
@@ -88,30 +90,33 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def compare(recipe: str, runs: Sequence[Mapping[str, str]]) -> list[Row]:
     """Return the variants of a recipe, the best first."""
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, dict[str, float]] = {}
     flops: dict[str, float] = {}
     speed: dict[str, float] = {}
     for run in runs:
         name = run["variant"]
-        losses.setdefault(name, []).append(float(run["val/bpb"]))
+        losses.setdefault(name, {})[run["seed"]] = float(run["val/bpb"])
         flops[name] = float(run["total_training_flops"])
         # other work only ever slows a run, so the fastest says what a variant takes
         speed[name] = max(speed.get(name, 0), float(run["median_tok_per_sec"]))
-    base = losses.get(recipe, [])
+    base = losses.get(recipe, {})
     slope = steps_are_worth(recipe, losses, flops)
     rows = []
     for name, own in losses.items():
-        if not name.startswith(f"{recipe}_with") or min(len(own), len(base)) < 2:
+        seeds = [seed for seed in own if seed in base]
+        if not (name.startswith(f"{recipe}_with") or (recipe, name) == RECIPES) or len(seeds) < 2:
             continue
-        p, interval = welch_test(base, own)
-        difference = statistics.mean(own) - statistics.mean(base)
+        values = [own[seed] for seed in seeds]
+        differences = [own[seed] - base[seed] for seed in seeds]
+        p, interval = paired_t_test([base[seed] for seed in seeds], values)
+        difference = statistics.mean(differences)
         moved = slope * math.log(flops[recipe] / flops[name])  # what as many FLOPs as the recipe's would still change
         slower = slope * math.log(speed[name] / speed[recipe])
         rows.append(
             Row(
                 name.removeprefix(f"{recipe}_"),
-                len(own),
-                statistics.mean(own),
+                differences,
+                statistics.mean(values),
                 difference,
                 interval,
                 p,
@@ -124,34 +129,40 @@ def compare(recipe: str, runs: Sequence[Mapping[str, str]]) -> list[Row]:
     return sorted(rows, key=lambda row: row.difference)
 
 
-def steps_are_worth(recipe: str, losses: Mapping[str, list[float]], flops: Mapping[str, float]) -> float:
+def steps_are_worth(recipe: str, losses: Mapping[str, Mapping[str, float]], flops: Mapping[str, float]) -> float:
     """Return by how much the loss changes for each e-fold of a recipe's FLOPs, from its runs of other lengths."""
     shorter, longer = (f"{recipe}_{length}" for length in LENGTHS)
     if shorter not in losses or longer not in losses:
         return math.nan
-    change = statistics.mean(losses[longer]) - statistics.mean(losses[shorter])
+    seeds = losses[shorter].keys() & losses[longer].keys()
+    if not seeds:
+        return math.nan
+    change = statistics.mean(losses[longer][seed] - losses[shorter][seed] for seed in seeds)
     return change / math.log(flops[longer] / flops[shorter])
 
 
 def print_table(folder: str, recipe: str, rows: Sequence[Row], runs: Sequence[Mapping[str, str]]) -> None:
     """Print one table as Markdown."""
     own = [float(run["val/bpb"]) for run in runs if run["variant"] == recipe]
-    if len(own) < 2 or not rows:
+    if not rows:
         print(f"{folder}: too few runs of {recipe}", file=sys.stderr)
         return
-    least = detectable_effect(Seeds(std=statistics.stdev(own)), len(own), ALPHA / len(rows))
+    # A seed changes some variants more than others: the middle one stands for all.
+    std = statistics.median(statistics.stdev(row.differences) for row in rows)
+    runs_each = min(len(row.differences) for row in rows)
+    least = std and detectable_effect(Seeds(std=std, paired=True), runs_each, ALPHA / len(rows))
     print(
         f"\n{folder}, {recipe}: {statistics.mean(own):.4f} ± {statistics.stdev(own):.4f} over {len(own)} seeds; ",
         end="",
     )
-    print(f"smallest difference found with a power of 0.8: {least:.4f}\n" if least else "\n")
+    print(f"differences vary by {std:.4f}; smallest found with a power of 0.8: {least:.4f}\n" if least else "\n")
     print("| variant | seeds | bits per byte | difference | p, Holm's | at equal FLOPs | at equal seconds | |")
     print("|---|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
         low, high = row.interval.low, row.interval.high
         moved = ["" if math.isnan(at) else f"{at:+.4f}" for at in (row.equal_flops, row.equal_seconds)]
         print(
-            f"| {row.name.replace('_', ' ')} | {row.runs} | {row.bpb:.4f} "
+            f"| {row.name.replace('_', ' ')} | {len(row.differences)} | {row.bpb:.4f} "
             f"| {row.difference:+.4f} [{low:+.4f}, {high:+.4f}] | {row.holm:.3f} "
             f"| {moved[0]} | {moved[1]} | {row.verdict} |"
         )

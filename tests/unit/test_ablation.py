@@ -11,10 +11,17 @@ from types import ModuleType
 
 import pytest
 
-from nanochat_pl.eval.stats import welch_test
+from nanochat_pl.eval.stats import paired_t_test
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablation.py"
-WORTH = {"modern": 0, "modern_without_smear": 0.05, "modern_with_short_conv": -0.05, "modern_without_backout": 0}
+WORTH = {
+    "classic": 0.05,
+    "modern": 0,
+    "classic_with_smear": 0.03,
+    "modern_without_smear": 0.05,
+    "modern_with_short_conv": -0.05,
+    "modern_without_backout": 0,
+}
 """What each made-up variant adds to the bits per byte."""
 FLOPS = {"modern_without_smear": 0.8e12, "modern_shorter": 0.8e12, "modern_longer": 1.25e12}
 FASTEST = {"modern_without_smear": 2000}
@@ -39,7 +46,8 @@ def made_up(seeds: range) -> list[dict[str, str]]:
     }
     for variant, worth in (WORTH | lengths).items():
         for seed in range(20):  # all are drawn, so that a seed's figure does not depend on which are wanted
-            bpb = 2.4 + worth + rng.gauss(0, 0.005)
+            text = random.Random(seed).gauss(0, 0.05)  # what a seed changes for all variants
+            bpb = 2.4 + worth + text + rng.gauss(0, 0.005)
             if seed in seeds:
                 row = {"status": "finished", "variant": variant, "seed": str(seed), "data.order_seed": str(seed)}
                 row |= {"step": "120", "tokens": "245760", "total_training_flops": str(FLOPS.get(variant, 1e12))}
@@ -57,18 +65,31 @@ def write(folder: Path, rows: list[dict[str, str]]) -> Path:
     return folder
 
 
-def test_a_variant_is_judged_by_welch_and_holm_over_all_variants_of_its_recipe(ablation: ModuleType):
+def test_a_variant_is_judged_in_pairs_and_by_holm_over_all_variants_of_its_recipe(ablation: ModuleType):
     runs = made_up(range(10))
     rows = {row.name: row for row in ablation.compare("modern", runs)}
     assert list(rows) == ["with_short_conv", "without_backout", "without_smear"]  # the best first; no lengths
     losses = {name: [float(run["val/bpb"]) for run in runs if run["variant"] == name] for name in WORTH}
     for name, row in rows.items():
         own = losses[f"modern_{name}"]
-        p, interval = welch_test(losses["modern"], own)
-        assert (row.p, row.interval, row.runs) == (p, interval, 10)
+        p, interval = paired_t_test(losses["modern"], own)
+        assert (row.p, row.interval, len(row.differences)) == (p, interval, 10)
         assert row.difference == pytest.approx(statistics.mean(own) - statistics.mean(losses["modern"]))
         assert row.p <= row.holm <= min(1, 3 * row.p)
     assert [row.verdict for row in rows.values()] == ["**better**", "", "**worse**"]
+    whole = {row.name: row.difference for row in ablation.compare("classic", runs)}
+    assert whole == {"with_smear": pytest.approx(-0.02, abs=0.01), "modern": pytest.approx(-0.05, abs=0.01)}
+
+
+def test_only_seeds_of_which_both_have_ended_are_paired(ablation: ModuleType):
+    runs = made_up(range(10))
+    late = [run for run in runs if not (run["variant"] == "modern_without_smear" and run["seed"] in "02468")]
+    row = {row.name: row for row in ablation.compare("modern", late)}["without_smear"]
+    whole = {row.name: row for row in ablation.compare("modern", runs)}["without_smear"]
+    assert row.differences == whole.differences[1::2]
+    assert row.bpb - row.difference == pytest.approx(
+        statistics.mean(float(run["val/bpb"]) for run in late if run["variant"] == "modern" and run["seed"] in "13579")
+    )
 
 
 def test_at_equal_flops_a_cheaper_variant_gets_what_more_steps_would_give(ablation: ModuleType):

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from nanochat_pl.cli.compare import main as compare
 from nanochat_pl.cli.power import main as power
 from nanochat_pl.eval.power import Seeds, detectable_effect, number_needed, paired_design
 from nanochat_pl.eval.results import proportion_row
-from nanochat_pl.eval.stats import welch_test
+from nanochat_pl.eval.stats import paired_t_test, welch_test
 from nanochat_pl.report.compare import compare_runs
 from nanochat_pl.report.efficiency import SPENT, spent_curves
 from nanochat_pl.report.read import EvaluationResult, read_metrics
@@ -26,6 +27,11 @@ WOBBLE = (0.0, 0.004, -0.003, 0.002, -0.005)
 
 def law(tokens: float, times: float = 1.0) -> float:
     return 30 * (tokens * times) ** -0.3
+
+
+def wobble(seed: int, times: float = 1.0) -> float:
+    """What a seed multiplies losses by: most of it is common to all recipes."""
+    return 1 + WOBBLE[seed % len(WOBBLE)] + (0.0 if times == 1 else 2e-4 * (seed % 3 - 1))
 
 
 def trained(
@@ -44,8 +50,7 @@ def trained(
     """Write what a run leaves behind: rows of training and of validation, each with its own columns."""
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
-    offset = 1 + WOBBLE[seed % len(WOBBLE)]
-    losses = losses or [law(step * TOKENS, times) * offset for step in steps]
+    losses = losses or [law(step * TOKENS, times) * wobble(seed, times) for step in steps]
     rows = ["step,val/bpb,tokens,total_training_flops,total_training_time", "0,9.0,,,"]
     for update in (0, *(step - 1 for step in range(3, steps[-1] + 1, 3)), steps[-1] - 1):  # not those of validation
         done = (update + 1) * TOKENS
@@ -64,11 +69,12 @@ def trained(
     return folder
 
 
-def recipes(root: Path, times: float = 0.8, seeds: int = 3) -> list[str]:
+def recipes(root: Path, times: float = 0.8, seeds: int = 3, *, apart: int = 0) -> list[str]:
+    """Runs of two recipes; those of the second have seeds that are larger by `apart`."""
     return [
         str(trained(root, f"base/{name}{seed}", times=own, seed=seed, optim={"lr": own}))
-        for name, own in (("a", 1.0), ("b", times))
-        for seed in range(seeds)
+        for name, own, first in (("a", 1.0, 0), ("b", times, apart))
+        for seed in range(first, first + seeds)
     ]
 
 
@@ -135,10 +141,10 @@ def test_a_baseline_of_several_lengths_is_the_curve_of_their_ends(tmp_path, caps
     for length in (20, 40, 80, 160):
         for seed in range(3):
             steps = range(length // 4, length + 1, length // 4)
-            losses = [2 * law(step * TOKENS) for step in steps][:-1] + [law(length * TOKENS) * (1 + WOBBLE[seed])]
+            losses = [2 * law(step * TOKENS) for step in steps][:-1] + [law(length * TOKENS) * wobble(seed)]
             runs.append(trained(tmp_path, f"base/a{length}_{seed}", losses, seed=seed, steps=steps))
     for seed in range(3):
-        losses = [1.0, law(100 * TOKENS, 0.6) * (1 + WOBBLE[seed])]
+        losses = [1.0, law(100 * TOKENS, 0.6) * wobble(seed, 0.6)]
         runs.append(trained(tmp_path, f"base/b{seed}", losses, seed=seed, steps=(50, 100), optim={"lr": 2}))
     said(capsys, *runs, "--seeds", f"--json={tmp_path / 'json'}", f"--html={tmp_path / 'html'}")
     [multiplier] = json.loads((tmp_path / "json").read_text())["multipliers"]
@@ -189,11 +195,13 @@ def test_stages_that_read_other_texts_are_not_compared_by_their_training(tmp_pat
 
 
 def test_seeds_are_tested_and_say_what_they_could_have_found(tmp_path, capsys):
-    said(capsys, *recipes(tmp_path, 0.995), "--seeds", f"--json={tmp_path / 'json'}")
+    text = said(capsys, *recipes(tmp_path, 0.995, apart=2), "--seeds", f"--json={tmp_path / 'json'}")
+    assert "n = 3 and 3 seeds" in text
     [seeds] = json.loads((tmp_path / "json").read_text())["seeds"]
     values = [
-        [law(6400, times) * (1 + WOBBLE[seed]) for seed in range(3)] for times in (1.0, 0.995)
-    ]  # fmt: skip
+        [law(6400, times) * wobble(seed, times) for seed in range(first, first + 3)]
+        for times, first in ((1.0, 0), (0.995, 2))
+    ]
     p, interval = welch_test(*values)
     difference = seeds["differences"][1]
     assert difference["p_value"] == pytest.approx(p)
@@ -203,6 +211,33 @@ def test_seeds_are_tested_and_say_what_they_could_have_found(tmp_path, capsys):
     enough = difference["enough"]
     assert enough["detectable"] == pytest.approx(detectable_effect(Seeds(std=std), 3), rel=1e-3)
     assert enough["needed"] == number_needed(Seeds(std=std), difference["difference"])
+
+
+def test_runs_of_the_same_seeds_are_tested_in_pairs_whatever_their_order(tmp_path, capsys):
+    a0, a1, a2, b0, b1, b2 = recipes(tmp_path, 0.99)
+    text = said(capsys, a0, a1, a2, b2, b0, b1, "--seeds", f"--json={tmp_path / 'json'}")
+    found = json.loads((tmp_path / "json").read_text())
+    [seeds] = found["seeds"]
+    values = [[law(6400, times) * wobble(seed, times) for seed in range(3)] for times in (1.0, 0.99)]
+    p, interval = paired_t_test(*values)
+    difference = seeds["differences"][1]
+    assert (difference["p_value"], difference["corrected"]) == (pytest.approx(p), pytest.approx(p))
+    assert difference["interval"]["high"] == pytest.approx(interval.high)
+    assert p < 0.01 < welch_test(*values)[0] and "base/a0 is better than base/b" in text
+    assert "n = 3 pairs of seeds" in text
+    std = stdev(b - a for a, b in zip(*values))
+    assert difference["enough"]["detectable"] == pytest.approx(
+        detectable_effect(Seeds(std=std, paired=True), 3), rel=1e-3
+    )
+    [multiplier] = found["multipliers"]
+    assert multiplier["tokens"]["interval"]["high"] < 1
+
+
+def test_seeds_that_only_some_have_are_not_paired(tmp_path, capsys):
+    runs = recipes(tmp_path, 0.99)
+    assert "n = 2 and 3 seeds" in said(capsys, *runs[1:], "--seeds")
+    again = trained(tmp_path, "base/again", times=0.99, seed=2, optim={"lr": 0.99})
+    assert "n = 3 and 3 seeds" in said(capsys, *runs[:4], runs[5], again, "--seeds")
 
 
 def test_every_tested_figure_says_what_its_questions_could_have_found(tmp_path, capsys):
@@ -262,11 +297,16 @@ def test_power_answers_both_questions(tmp_path, capsys):
     assert "48.0% of the questions differently" in text
     assert "takes 1,545 questions" in text
     assert "takes 249 questions" in planned(capsys, "--disagree", 0.3, "--effect", 0.1)
+    pairs = planned(capsys, "--std", 0.004, "--paired", "--effect", 0.005)
+    assert "std 0.004 of the differences of pairs of seeds" in pairs and "takes 8 seeds each" in pairs
 
 
 def test_power_learns_from_seeds_and_from_two_checkpoints(tmp_path, capsys):
     text = planned(capsys, *recipes(tmp_path, seeds=5), "--effect", 0.005)
-    assert "training val/bpb: std 0.0" in text and "over the seeds of 10 runs (95% interval" in text
+    assert "training val/bpb: std 0.0" in text and "of the differences of 5 pairs of seeds (95% interval" in text
+    assert "by the paired t test" in text
+    text = planned(capsys, *recipes(tmp_path, seeds=5, apart=1), "--effect", 0.005)
+    assert "over the seeds of 10 runs (95% interval" in text and "by Welch's t test" in text
     assert re.search(
         r"takes \d+ seeds each to be found 80% of the time. By the interval of the std: \d+ to \d+\.", text
     )
@@ -289,6 +329,7 @@ def test_power_learns_from_seeds_and_from_two_checkpoints(tmp_path, capsys):
         (["--std", "1", "--rate", "0.3"], "said twice, by --std and --disagree or --rate"),
         (["--std", "1", "--questions", "4"], "--questions does not fit"),
         (["--rate", "0.3", "--seeds", "4"], "--seeds does not fit"),
+        (["--rate", "0.3", "--paired"], "give both"),
         (["--rate", "30"], "no share"),
         (["--std", "-1"], "above 0"),
         (["--std", "nan"], "above 0"),

@@ -89,6 +89,31 @@ def test_the_interval_over_seeds_holds_the_true_multiplier_as_often_as_it_says(s
     assert held / trials >= 0.95 - 4 * (0.95 * 0.05 / trials) ** 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_in_pairs_the_interval_holds_the_true_multiplier_as_often_and_is_narrower(seeds):
+    draw = np.random.default_rng(seeds)
+
+    def moved(curve: SpentCurve, by: float) -> SpentCurve:
+        return tuple((spent, loss * exp(by)) for spent, loss in curve)
+
+    true = compute_multiplier([[noisy(draw, std=0.0)]], [noisy(draw, 0.7, std=0.0)]).value
+    assert true is not None
+    held, narrower, trials = 0, 0, 250
+    for _ in range(trials):
+        common = draw.normal(0, 0.01, seeds)  # what a seed changes for both
+        sets = [[moved(noisy(draw, times, 0.001), by) for by in common] for times in (1.0, 0.7)]
+        found, alone = (compute_multiplier(sets[:1], sets[1], paired=paired) for paired in (True, False))
+        assert found.value == alone.value
+        assert found.interval is not None and alone.interval is not None
+        held += found.interval.low <= true <= found.interval.high
+        narrower += found.interval.high - found.interval.low < alone.interval.high - alone.interval.low
+    assert held / trials >= 0.95 - 4 * (0.95 * 0.05 / trials) ** 0.5
+    assert narrower / trials > (0.7 if seeds == 2 else 0.95)
+    assert compute_multiplier(sets[:1], sets[1], paired=True).value is not None
+    assert compute_multiplier([sets[0][:1]], sets[1][:1], paired=True).interval is None
+
+
 def test_runs_of_several_lengths_are_a_curve_of_their_final_points():
     def run(length: float, end: float) -> SpentCurve:
         """A run whose loss on the way says nothing of what a shorter run ends with."""

@@ -15,7 +15,7 @@ from nanochat_pl.eval.power import (
     paired_design,
     what_is_enough,
 )
-from nanochat_pl.eval.stats import holm_correction, mcnemar_exact, sign_flip_test, welch_test
+from nanochat_pl.eval.stats import holm_correction, mcnemar_exact, paired_t_test, sign_flip_test, welch_test
 
 ALPHA = 0.05
 
@@ -117,6 +117,29 @@ def test_welchs_test_finds_a_difference_as_often_as_promised_and_none_rarely(n, 
     assert design.power(n, 0.0) <= 0.052
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_the_paired_t_test_finds_a_difference_as_often_as_promised_whatever_pairs_share(n):
+    design = Seeds(std=0.002, paired=True)
+    effect = detectable_effect(design, n)
+    assert effect is not None
+    draw = np.random.default_rng(0)
+    for true, promised in ((effect, 0.8), (0.0, 0.05)):
+        first = draw.normal(0, 0.02, (3000, n))
+        second = first + draw.normal(true, 0.002, (3000, n))
+        found = np.mean([paired_t_test(a, b)[0] < ALPHA for a, b in zip(first.tolist(), second.tolist())])
+        assert found == pytest.approx(promised, abs=noise(promised, 3000))
+
+
+def test_the_power_of_pairs_is_that_of_students_test():
+    for n, effect in ((3, 2.5), (5, 1.5), (10, 0.9), (200, 0.2)):
+        critical, away = scipy.stats.t.ppf(0.975, n - 1), effect * sqrt(n)
+        expected = scipy.stats.nct.sf(critical, n - 1, away) + scipy.stats.nct.cdf(-critical, n - 1, away)
+        assert Seeds(std=1.0, paired=True).power(n, effect) == pytest.approx(expected, abs=5e-4)
+    with pytest.raises(ValueError, match="equally many"):
+        Seeds(std=1.0, paired=True, reference=3)
+
+
 def test_the_power_of_many_seeds_is_that_of_the_t_test():
     for n, effect in ((40, 0.5), (200, 0.2)):
         freedom = 2 * n - 2
@@ -154,6 +177,7 @@ def test_of_several_recipes_the_one_that_differs_is_found_after_holms_correction
         (Seeds(std=0.004), 0.005),
         (Seeds(std=0.004), 0.0002),
         (Seeds(std=0.004), 4.0),
+        (Seeds(std=0.004, paired=True), 0.005),
     ],
 )
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 16])

@@ -10,6 +10,7 @@ from nanochat_pl.eval.stats import (
     mcnemar_exact,
     p_text,
     paired_bootstrap,
+    paired_t_test,
     seed_spread,
     sign_flip_test,
     std_interval,
@@ -192,6 +193,23 @@ def test_welch_equals_scipy(first, second):
     assert welch_test([0.5, 0.5], [0.75, 0.75])[0] == 0
     with pytest.raises(ValueError, match="two finite values"):
         welch_test([0.5], [0.5, 0.6])
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_paired_t_test_equals_scipy(count):
+    draw = np.random.default_rng(count)
+    before = draw.normal(0.7, 0.05, count)
+    after = (before + draw.normal(0.01, 0.004, count)).tolist()
+    p, interval = paired_t_test(before.tolist(), after, 0.9)
+    expected = scipy.stats.ttest_rel(after, before)
+    bounds = expected.confidence_interval(0.9)
+    assert p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
+    assert paired_t_test([0.5, 0.6], [0.5, 0.6])[0] == 1
+    assert paired_t_test([0.5, 0.625], [0.75, 0.875])[0] == 0
+    for wrong in (([0.5], [0.6]), ([0.5, 0.6], [0.5]), ([0.5, 0.6], [0.5, float("nan")])):
+        with pytest.raises(ValueError, match="t test"):
+            paired_t_test(*wrong)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 9, 200])

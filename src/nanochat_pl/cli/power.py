@@ -24,12 +24,13 @@ def main(arguments: list[str]) -> int:
     parser = Arguments(
         prog="nanochat-pl power",
         description="How many questions or seeds a difference takes, or which difference they find. How the figure "
-        "varies is learned from runs (seeds of one recipe, or two checkpoints that answered the same questions), or "
+        "varies is learned from runs (seeds of recipes, or two checkpoints that answered the same questions), or "
         "given by --std, --disagree or --rate. Shares are numbers from 0 to 1.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders to learn from")
     parser.add_argument("--metric", default="val/bpb", help="figure of the runs (default val/bpb, of their training)")
     parser.add_argument("--std", type=_positive, metavar="X", help="standard deviation from seed to seed")
+    parser.add_argument("--paired", action="store_true", help="--std is that of differences between runs of one seed")
     parser.add_argument("--disagree", type=_share, metavar="P", help="share of questions that one answers better")
     parser.add_argument("--rate", type=_share, metavar="P", help="share of right answers, if the two err independently")
     parser.add_argument("--effect", type=_positive, metavar="X", help="difference that is to be found")
@@ -66,6 +67,8 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
             f"how the figure varies is {f'said twice, by {said}' if said else 'not said'}; give run folders to learn "
             "it from, or --std for seeds, or --disagree (or --rate) for questions"
         )
+    if options.paired and options.std is None:
+        raise ValueError("--paired says what --std is the deviation of; give both, or run folders alone")
     asked: dict[str, Any] = {key: getattr(options, key) for key in ("effect", "comparisons", "alpha", "power")}
     if len(options.runs) == 1:
         raise ValueError(
@@ -75,7 +78,9 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
     if options.runs:
         plan = learn_plan(load_evaluated_runs(options.runs), options.metric, **asked)
     elif options.std is not None:
-        plan = PowerPlan(design=Seeds(std=options.std), source=f"std {options.std:g} over seeds", share=False, **asked)
+        of = "of the differences of pairs of seeds" if options.paired else "over seeds"
+        design = Seeds(std=options.std, paired=options.paired)
+        plan = PowerPlan(design=design, source=f"std {options.std:g} {of}", share=False, **asked)
     else:
         plan = _by_questions(options, asked)
     wrong = "questions" if isinstance(plan.design, Seeds) else "seeds"

@@ -12,6 +12,7 @@ baseline of one length has no other curve than the way there.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, isfinite, log, sqrt
+from statistics import pvariance
 
 import numpy as np
 
@@ -23,6 +24,8 @@ FURTHEST = 4.0
 """The factor by which a curve is extrapolated at most, as a power law of its last points; nothing is said beyond."""
 _EQUAL = 1e-12
 """Logarithms of losses that differ by no more are equal: a mean of equal numbers is off by less."""
+_NOTHING = 1e-24
+"""A variance of logarithms that is no larger is one of rounding."""
 SpentCurve = tuple[tuple[float, float], ...]
 """Points (spent, loss), both above 0, ordered by what was spent: FLOPs, tokens or seconds."""
 
@@ -93,7 +96,11 @@ def baseline_curve(sets: Sequence[Sequence[SpentCurve]]) -> SpentCurve:
 
 
 def compute_multiplier(
-    baseline: Sequence[Sequence[SpentCurve]], variant: Sequence[SpentCurve], level: float = 0.95
+    baseline: Sequence[Sequence[SpentCurve]],
+    variant: Sequence[SpentCurve],
+    level: float = 0.95,
+    *,
+    paired: bool = False,
 ) -> Multiplier:
     """Return what the baseline spends to reach the variant's final loss, in multiples of what the variant spent.
 
@@ -101,6 +108,8 @@ def compute_multiplier(
         baseline: Sets of runs that differ in their seed; several sets are of several lengths, and only their final
             points count.
         variant: Runs of one length, of which the final points count.
+        level: Of the interval.
+        paired: Entry i of all sets has the same seed.
     """
     value, factor = _log_multiplier(baseline, variant)
     if not isfinite(value):
@@ -109,7 +118,7 @@ def compute_multiplier(
         return Multiplier(
             value=None, extrapolated=factor, reason=f"more than {FURTHEST:g} times outside the baseline's curve"
         )
-    interval = _interval(baseline, variant, value, level)
+    interval = (_paired_interval if paired else _interval)(baseline, variant, value, level)
     return Multiplier(value=exp(value), interval=interval, extrapolated=factor)
 
 
@@ -123,7 +132,7 @@ def _log_multiplier(baseline: Sequence[Sequence[SpentCurve]], variant: Sequence[
 def _interval(
     baseline: Sequence[Sequence[SpentCurve]], variant: Sequence[SpentCurve], value: float, level: float
 ) -> Interval | None:
-    """Return Student's interval with the error of the jackknife over the runs of each set (Tukey, 1958).
+    """Return Student's interval with the error of the jackknife over the runs of each set by itself (Tukey, 1958).
 
     For a difference of two means, which the logarithm nearly is, it is Welch's interval.
     """
@@ -138,14 +147,30 @@ def _interval(
         if len(runs) == 1 and _matters(sets, index):
             return None
         if others:
-            mean = sum(others) / len(others)
-            parts.append(((len(runs) - 1) / len(runs) * sum((v - mean) ** 2 for v in others), len(runs) - 1))
+            parts.append(((len(runs) - 1) * pvariance(others), len(runs) - 1))
     variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / own for part, own in parts) if variance > _NOTHING else 1
+    return _students(value, variance, freedom, level)
+
+
+def _paired_interval(
+    baseline: Sequence[Sequence[SpentCurve]], variant: Sequence[SpentCurve], value: float, level: float
+) -> Interval | None:
+    """Return Student's interval with the error of the jackknife, which leaves out one seed of all sets at a time."""
+    sets, n = [*baseline, variant], len(variant)
+    if n < 2:
+        return None
+    kept = [[[*runs[:i], *runs[i + 1 :]] for runs in sets] for i in range(n)]
+    others = [_log_multiplier(own[:-1], own[-1])[0] for own in kept]
+    return _students(value, (n - 1) * pvariance(others), n - 1, level)
+
+
+def _students(value: float, variance: float, freedom: float, level: float) -> Interval | None:
+    """Return the interval of a multiplier whose logarithm is `value`; None where the error is not known."""
     if not isfinite(variance):
         return None
-    if variance <= 1e-24:
+    if variance <= _NOTHING:
         return Interval(exp(value), exp(value), level)
-    freedom = variance**2 / sum(part**2 / own for part, own in parts)
     reach = t_quantile(level, freedom) * sqrt(variance)
     return Interval(exp(value - reach), exp(value + reach), level) if reach < 500 else None
 

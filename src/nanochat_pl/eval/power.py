@@ -1,9 +1,9 @@
 """How much is enough: which difference a test would find, and how many questions or seeds find a given one.
 
 A test that finds nothing says little where it could hardly have found anything. Power is the probability that the very
-test of this project (`mcnemar_exact`, `sign_flip_test`, `welch_test`) is significant when there is a difference of a
-given size; four in five is the usual demand (Cohen, 1988). Where tests are corrected together (Holm), the smallest of m
-p-values is held against alpha / m: at that level power is a lower bound.
+test of this project (`mcnemar_exact`, `sign_flip_test`, `welch_test`, `paired_t_test`) is significant when there is a
+difference of a given size; four in five is the usual demand (Cohen, 1988). Where tests are corrected together (Holm),
+the smallest of m p-values is held against alpha / m: at that level power is a lower bound.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,16 +119,20 @@ class Seeds:
     """Two sets of runs whose figure varies from seed to seed, equally in both."""
 
     std: float
-    """Standard deviation of the figure, above 0."""
+    """Standard deviation of the figure, or of its difference between two runs of one seed; above 0."""
     reference: int | None = None
     """Number of runs of the set that is compared with; None = as many as of the other."""
+    paired: bool = False
+    """Both sets have the same seeds, and each run is compared with the other set's run of its seed."""
 
     def __post_init__(self) -> None:
-        """Refuse figures that do not vary.
+        """Refuse figures that do not vary, and pairs of unequal numbers.
 
         Raises:
-            ValueError: The standard deviation is not above 0.
+            ValueError: The standard deviation is not above 0, or `paired` comes with a number of the reference.
         """
+        if self.paired and self.reference is not None:
+            raise ValueError(f"runs in pairs are equally many of both sets; leave reference={self.reference} out")
         if not self.std > 0:
             raise ValueError(f"std={self.std} must be above 0: a figure that never varies needs no test")
 
@@ -141,15 +145,18 @@ class Seeds:
         return float("inf")
 
     def error(self, n: int) -> float:
-        return self.std * sqrt(1 / n + 1 / (self.reference or n))
+        return self.std * sqrt(1 / n + (0 if self.paired else 1 / (self.reference or n)))
 
     def power(self, n: int, effect: float, alpha: float = 0.05) -> float:
-        """Return the power of Welch's t test for normal figures: exact, by quadrature over both standard deviations."""
+        """Return the power of Welch's t test, or of the paired one, for normal figures.
+
+        It is exact, by quadrature over the standard deviations that may be found.
+        """
         reference = n if self.reference is None else self.reference
         if min(n, reference) < 2:
             return 0.0
-        reach, weights = _welch(n, reference, alpha)
-        scaled = abs(effect) / self.std / sqrt(1 / n + 1 / reference)
+        reach, weights = _paired(n, alpha) if self.paired else _welch(n, reference, alpha)
+        scaled = abs(effect) / self.error(n)
         return float((weights * (_normal(scaled - reach) + _normal(-scaled - reach))).sum())
 
 
@@ -349,6 +356,13 @@ def _welch(n: int, reference: int, alpha: float) -> tuple[np.ndarray, np.ndarray
     freedom = welch_freedom(a, b, n, reference)
     reach = _critical(alpha, freedom) * np.sqrt((a + b) / (1 / n + 1 / reference))
     return reach, first_weights[0][:, None] * second_weights[0][None, :]
+
+
+def _paired(n: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far a mean of n must lie from 0, in true standard errors, for each standard deviation; its weight."""
+    freedom = np.array([n - 1.0])
+    (nodes,), (weights,) = _chi(freedom)
+    return _critical(alpha, freedom) * nodes / sqrt(n - 1), weights
 
 
 def _critical(alpha: float, freedom: np.ndarray) -> np.ndarray:

@@ -348,6 +348,27 @@ def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0
     return t_tail(abs(difference) / error, freedom), Interval(difference - reach, difference + reach, level)
 
 
+def paired_t_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> tuple[float, Interval]:
+    """Test whether two recipes are equally good by runs in pairs: entry i of both has the same seed.
+
+    Where runs of one seed read the same text in the same order, most of what varies from seed to seed is common to both
+    and drops out of their difference.
+
+    Returns:
+        The two-sided p-value of Student's t test of the differences (1908), and the interval of their mean, second
+        minus first.
+
+    Raises:
+        ValueError: The lengths differ, fewer than two pairs, a value that is not finite, or `level` outside (0, 1).
+    """
+    spread = seed_spread(_paired_differences(first, second, "t test").tolist(), level)
+    if spread.std is None or spread.interval is None:
+        raise ValueError("a paired t test needs two pairs of runs at least, got one")
+    if spread.std <= 1e-12 * abs(spread.mean) or spread.std == 0:  # all pairs differ by the same
+        return float(spread.mean == 0), spread.interval
+    return t_tail(abs(spread.mean) / spread.std * sqrt(spread.n), spread.n - 1), spread.interval
+
+
 def welch_freedom(first: Any, second: Any, n_first: int, n_second: int) -> Any:
     """Return the degrees of freedom of the sum of two squared standard errors (Satterthwaite, 1946)."""
     return (first + second) ** 2 / (first**2 / (n_first - 1) + second**2 / (n_second - 1))
@@ -410,5 +431,5 @@ def _paired_differences(
 ) -> np.ndarray:
     before, after = _finite(first, what), _finite(second, what)
     if before.shape != after.shape:
-        raise ValueError(f"a paired {what} needs the same questions in both, got {before.shape} and {after.shape}")
+        raise ValueError(f"a paired {what} needs as many values of both, got {before.shape} and {after.shape}")
     return after - before

@@ -4,9 +4,9 @@ The others are compared with the first checkpoint given. Where both answered the
 answered better decide, and all such tests of one comparison are corrected together (Holm): otherwise one of twenty
 comparisons of equal models would find a winner. Figures without answers to pair are judged by their intervals alone,
 and the verdict says so. Runs that differ only in their seed can be grouped: one run says nothing about a recipe,
-because another seed may give another order; mean and standard deviation over seeds do, and Welch's t test of them.
-Seeds are `seed` (start weights) and `data.order_seed` (order of the data). Every test says as well what it could have
-found.
+because another seed may give another order; mean and standard deviation over seeds do, and a t test of them: of pairs
+where two groups have the same seeds, else Welch's. Seeds are `seed` (start weights) and `data.order_seed` (order of the
+data). Every test says as well what it could have found.
 """
 
 import json
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
-from statistics import fmean, variance
+from statistics import fmean, stdev, variance
 from typing import Any
 
 from nanochat_pl.config.stages import HORIZONS
@@ -22,7 +22,7 @@ from nanochat_pl.eval.compare import compare, scores_behind, verdict, verdict_of
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.power import Enough, PairedQuestions, Seeds, paired_design, what_is_enough
 from nanochat_pl.eval.results import MetricRow
-from nanochat_pl.eval.stats import Interval, Spread, holm_correction, seed_spread, welch_test
+from nanochat_pl.eval.stats import Interval, Spread, holm_correction, paired_t_test, seed_spread, welch_test
 from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "group_label",
     "learn_design",
     "missing_figures",
+    "pair_by_seed",
     "seeds_of",
     "settings_that_differ",
 ]
@@ -47,9 +48,9 @@ class Difference:
     difference: float
     """This figure minus that of the reference."""
     interval: Interval | None = None
-    """Interval of the difference (`eval.compare.compare`, over seeds Welch's); None where there is no test."""
+    """Interval of the difference (`eval.compare.compare`, over seeds that of a t test); None without a test."""
     p_value: float | None = None
-    """The p-value of the paired answers alone (`eval.compare.compare`), over seeds Welch's; None without a test."""
+    """The p-value of the paired answers alone (`eval.compare.compare`), over seeds a t test's; None without a test."""
     corrected: float | None = None
     """The p-value after Holm's correction over all tests of the comparison."""
     verdict: str = ""
@@ -228,6 +229,8 @@ def _design(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
 def learn_design(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[Seeds | PairedQuestions, int]:
     """Learn how a figure varies: over the seeds of one recipe or several, else over questions that two runs answered.
 
+    Of two recipes with the same seeds it is learned how the difference varies from seed to seed.
+
     Returns:
         The design, and the degrees of freedom of its standard deviation, or the number of questions.
 
@@ -235,6 +238,8 @@ def learn_design(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[
         ValueError: The runs show neither.
     """
     groups = group_by_seed(runs) if all(run.config is not None for run in runs) else []
+    if len(groups) == 2 and (two := _two_sets(metric, runs, *groups)).paired:
+        return Seeds(std=stdev(b - a for a, b in zip(two.first, two.other)), paired=True), len(two.first) - 1
     seeds = [values for group in groups if len(values := _values(metric, group)) > 1]
     if freedom := sum(len(values) - 1 for values in seeds):
         return Seeds(std=sqrt(sum((len(own) - 1) * variance(own) for own in seeds) / freedom)), freedom
@@ -379,6 +384,21 @@ def seeds_of(run: EvaluatedRun) -> tuple[int | None, int | None]:
     return config.get("seed"), (config.get("data") or {}).get("order_seed")
 
 
+def pair_by_seed(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]) -> list[list[int]] | None:
+    """Return groups of indices in an order in which entry i of each has the same seeds.
+
+    None where the seeds of two groups differ, a group has two runs of the same, or fewer than two runs: there are no
+    pairs to be made.
+    """
+    by_seed = [{seeds_of(runs[index]): index for index in group} for group in groups]
+    first, *others = by_seed
+    if len(first) < 2 or any(own.keys() != first.keys() for own in others):
+        return None
+    if any(len(own) != len(group) for own, group in zip(by_seed, groups)):
+        return None
+    return [[own[seeds] for seeds in first] for own in by_seed]
+
+
 def group_label(runs: Sequence[EvaluatedRun]) -> str:
     """Return the name of a group: its run's, or its first run's without the seeds that a sweep puts into names."""
     label = runs[0].label
@@ -395,17 +415,19 @@ def compare_seeds(
 ) -> list[SeedMetric]:
     """Summarize each figure over the runs of each group, and compare the groups with the first.
 
-    The test is Welch's, because a recipe may vary more than another from seed to seed; all of them are corrected
-    together (Holm). A group of one run is not tested: it does not say how far another seed would lie.
+    Runs of the same seeds are compared in pairs, because most of what a seed changes, such as the order of the text, it
+    changes for both recipes. Otherwise the test is Welch's, because a recipe may vary more than another from seed to
+    seed. All of them are corrected together (Holm). A group of one run is not tested: it does not say how far another
+    seed would lie.
     """
-    values = [[_values(metric, group) for group in groups] for metric in metrics]
-    tested = [[_seed_difference(metric, own[0], other) for other in own] for metric, own in zip(metrics, values)]
+    sets = [[_two_sets(metric, runs, groups[0], group) for group in groups] for metric in metrics]
+    tested = [[_seed_difference(metric, two) for two in own] for metric, own in zip(metrics, sets)]
     p_values = [d.p_value for found in tested for d in found[1:] if d is not None and d.p_value is not None]
     corrected = iter(holm_correction(p_values))
     compared = []
-    for metric, own, found in zip(metrics, values, tested):
+    for metric, own, found in zip(metrics, sets, tested):
         differences: list[Difference | None] = [None]
-        for other, group, difference in zip(own[1:], groups[1:], found[1:]):
+        for two, group, difference in zip(own[1:], groups[1:], found[1:]):
             if difference is not None and difference.p_value is not None:
                 first, second = (group_label([runs[index] for index in one]) for one in (groups[0], group))
                 share = any(row is not None and row.is_share for row in metric.rows)
@@ -416,40 +438,76 @@ def compare_seeds(
                     second,
                     sign * difference.difference,
                     p,
-                    f"{len(own[0])} and {len(other)} seeds",
+                    two.text,
                     share=share,
                     num_tests=len(p_values),
                     alpha=alpha,
                 )
-                enough = _enough_seeds(own[0], other, difference.difference, alpha / len(p_values), found=p < alpha)
+                enough = two.enough(alpha / len(p_values), found=p < alpha)
                 difference = replace(difference, corrected=p, verdict=sentence, enough=enough)
             differences.append(difference)
         key = {"evaluation": metric.evaluation, "task": metric.task, "metric": metric.metric}
-        spreads = [seed_spread(numbers) if numbers else None for numbers in own]
+        spreads = [seed_spread(two.other) if two.other else None for two in own]
         compared.append(SeedMetric(**key, spreads=spreads, differences=differences))
     return compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TwoSets:
+    """One figure of the runs of two groups; if `paired`, entry i of both has the same seeds."""
+
+    first: list[float]
+    other: list[float]
+    paired: bool
+
+    @property
+    def text(self) -> str:
+        """How many seeds there are, for a verdict."""
+        return f"{len(self.first)} pairs of seeds" if self.paired else f"{len(self.first)} and {len(self.other)} seeds"
+
+    @property
+    def difference(self) -> float:
+        return fmean(self.other) - fmean(self.first)
+
+    def test(self) -> tuple[float, Interval]:
+        """Return p-value and interval of the difference."""
+        return (paired_t_test if self.paired else welch_test)(self.first, self.other)
+
+    def enough(self, alpha: float, *, found: bool) -> Enough | None:
+        """Return what the seeds could have found; None where nothing varies. Sets vary equally if not in pairs."""
+        n, m = len(self.first), len(self.other)
+        if self.paired:
+            std = stdev(b - a for a, b in zip(self.first, self.other))
+        else:
+            std = sqrt(((n - 1) * variance(self.first) + (m - 1) * variance(self.other)) / (n + m - 2))
+        if std <= 1e-12 * abs(fmean(self.first)):
+            return None
+        design = Seeds(std=std, paired=True) if self.paired else Seeds(std=std, reference=n)
+        return what_is_enough(design, m, self.difference, alpha, found=found)
+
+
+def _two_sets(
+    metric: ComparedMetric, runs: Sequence[EvaluatedRun], first: Sequence[int], other: Sequence[int]
+) -> _TwoSets:
+    known = [_with_value(metric, group) for group in (first, other)]
+    pairs = pair_by_seed(runs, known)
+    before, after = (_values(metric, group) for group in pairs or known)
+    return _TwoSets(first=before, other=after, paired=pairs is not None)
+
+
+def _with_value(metric: ComparedMetric, group: Sequence[int]) -> list[int]:
+    return [index for index in group if (row := metric.rows[index]) is not None and row.value is not None]
 
 
 def _values(metric: ComparedMetric, group: Sequence[int]) -> list[float]:
     return [row.value for index in group if (row := metric.rows[index]) is not None and row.value is not None]
 
 
-def _seed_difference(metric: ComparedMetric, first: Sequence[float], other: Sequence[float]) -> Difference | None:
-    if not first or not other or not metric_of(metric.metric).direction:
+def _seed_difference(metric: ComparedMetric, two: _TwoSets) -> Difference | None:
+    if not two.first or not two.other or not metric_of(metric.metric).direction:
         return None
-    difference = Difference(difference=fmean(other) - fmean(first))
-    if min(len(first), len(other)) < 2:
+    difference = Difference(difference=two.difference)
+    if min(len(two.first), len(two.other)) < 2:
         return replace(difference, verdict="one seed is no spread: no verdict")
-    p, interval = welch_test(first, other)
+    p, interval = two.test()
     return replace(difference, interval=interval, p_value=p)
-
-
-def _enough_seeds(
-    first: Sequence[float], other: Sequence[float], difference: float, alpha: float, *, found: bool
-) -> Enough | None:
-    """Return what the seeds could have found if both groups vary equally; None where they do not vary at all."""
-    freedom = len(first) + len(other) - 2
-    std = sqrt(((len(first) - 1) * variance(first) + (len(other) - 1) * variance(other)) / freedom)
-    if std <= 1e-12 * abs(fmean(first)):
-        return None
-    return what_is_enough(Seeds(std=std, reference=len(first)), len(other), difference, alpha, found=found)

@@ -13,7 +13,7 @@ import numpy as np
 
 from nanochat_pl.eval.multiplier import Multiplier, SpentCurve, baseline_curve, compute_multiplier, mean_curve
 from nanochat_pl.report.charts import LEGEND, OKABE_ITO, Drawing, Figure, drawn, plain, styled
-from nanochat_pl.report.compare import group_by_seed
+from nanochat_pl.report.compare import group_by_seed, pair_by_seed
 from nanochat_pl.report.evaluated import TRAINING, VALIDATED_ON, EvaluatedRun
 from nanochat_pl.report.read import Curve, setting
 
@@ -82,14 +82,25 @@ def compare_efficiency(
     if not variants:
         return None
     by_spent = {key: {index: own[key] for index, own in curves.items()} for key in SPENT}
-    multipliers = [
-        {
-            key: compute_multiplier([[own[i] for i in indices] for indices in baseline], [own[i] for i in variant])
-            for key, own in by_spent.items()
-        }
-        for variant in variants
-    ]
+    multipliers = []
+    for variant in variants:
+        sets = [*baseline, variant]
+        pairs = pair_by_seed(runs, sets)
+        multipliers.append(
+            {
+                key: compute_multiplier(*_curves(own, pairs or sets), paired=pairs is not None)
+                for key, own in by_spent.items()
+            }
+        )
     return Efficiency(baseline=baseline, variants=variants, curves=by_spent, multipliers=multipliers)
+
+
+def _curves(
+    own: Mapping[int, SpentCurve], sets: Sequence[Sequence[int]]
+) -> tuple[list[list[SpentCurve]], list[SpentCurve]]:
+    """Return the curves of the baseline's sets and of the variant, the last set."""
+    *baseline, variant = ([own[index] for index in indices] for indices in sets)
+    return baseline, variant
 
 
 def spent_curves(curves: Mapping[str, Curve]) -> dict[str, SpentCurve]:

@@ -1,7 +1,7 @@
 """How much is enough, in words and tables: after a test (`compare`) and before one (`power`)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nanochat_pl.eval.power import Enough, PairedQuestions, Seeds, detectable_effect, number_needed
@@ -115,9 +115,8 @@ def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Power
         return PowerPlan(design=design, source=source, share=share, **asked)
     bounds = std_interval(design.std, count)
     low, high = (size_text(bound, share) for bound in (bounds.low, bounds.high))
-    source = (
-        f"{name}: std {size_text(design.std, share)} over the seeds of {len(runs)} runs (95% interval {low} to {high})"
-    )
+    of = f"of the differences of {count + 1} pairs of seeds" if design.paired else f"over the seeds of {len(runs)} runs"
+    source = f"{name}: std {size_text(design.std, share)} {of} (95% interval {low} to {high})"
     return PowerPlan(design=design, source=source, share=share, freedom=count, **asked)
 
 
@@ -154,7 +153,7 @@ def plan_sentences(plan: PowerPlan) -> list[str]:
         text = f"A difference of {size} takes {many} to be found {plan.power:.0%} of the time."
         if plan.freedom and isinstance(plan.design, Seeds):
             bounds = std_interval(plan.design.std, plan.freedom)
-            ends = [plan.needed(Seeds(std=bound)) for bound in (bounds.low, bounds.high)]
+            ends = [plan.needed(replace(plan.design, std=bound)) for bound in (bounds.low, bounds.high)]
             low, high = ("more than ten million" if end is None else f"{end:,}" for end in ends)
             text += f" By the interval of the std: {low} to {high}."
         sentences.append(text)
@@ -162,7 +161,9 @@ def plan_sentences(plan: PowerPlan) -> list[str]:
         found = plan.detectable(plan.n)
         what = "no difference, however large" if found is None else f"{size_text(found, plan.share)} and more"
         sentences.append(f"{plan.n:,} {plan.unit} find {what}, {plan.power:.0%} of the time.")
-    test = "Welch's t test" if isinstance(plan.design, Seeds) else "the test of compare"
+    test = "the test of compare"
+    if isinstance(plan.design, Seeds):
+        test = "the paired t test" if plan.design.paired else "Welch's t test"
     alpha = f"alpha {plan.alpha:g}"
     if plan.comparisons > 1:
         alpha += f" over {plan.comparisons} comparisons (Holm, by its first step: {plan.level:.2g})"
@@ -177,6 +178,7 @@ def plan_json(plan: PowerPlan) -> dict[str, Any]:
         "source": plan.source,
         "unit": plan.unit.partition(" ")[0],
         "std": known.get("std"),
+        "paired": known.get("paired"),
         "disagreement": known.get("disagreement"),
         "size": known.get("size"),
         "alpha": plan.alpha,
