@@ -1,6 +1,9 @@
 """What several benchmarks share: clocks, the time of one piece of work, and a model with random weights."""
 
 import argparse
+import atexit
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +18,18 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add the options on clock, threads and output to those of a benchmark, and read the command line."""
+    """Add the options on clock, threads, other work and output to those of a benchmark, and read the command line."""
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, on a busy machine"
     )
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--busy", type=int, default=0, help="other processes that keep a core busy each, meanwhile")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    for _ in range(args.busy):
+        atexit.register(subprocess.Popen([sys.executable, "-c", "while True: pass"]).kill)
     return args
 
 
