@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.model.gpt import GPT
-from nanochat_pl.model.inference import InferenceCopy
+from nanochat_pl.model.gpt import GPT, norm
+from nanochat_pl.model.inference import InferenceCopy, quick_norm
 from nanochat_pl.model.kv_cache import KVCache
 from tests.unit.tricks import TRICKS
 
@@ -150,6 +150,17 @@ def test_an_inference_copy_computes_the_same_and_follows_the_weights(model, dtyp
     assert {name for name in theirs if not name.endswith((".c_q.weight", ".c_k.weight", ".c_v.weight"))} == {
         name for name in ours if not name.endswith(".joined.weight")
     }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [32, 256, 1280])
+def test_the_norm_of_decoding_is_the_models(width):
+    for scale in (1.0, 1e-2, 1e-4, 1e-8, 0.0, 1e4, 1e15):  # around and far below the epsilon
+        x = scale * torch.randn(3, 1, width)
+        torch.testing.assert_close(quick_norm(x), norm(x), atol=1e-30, rtol=2e-6)
+    x = torch.randn(2, 1, 4, width)  # heads, too
+    torch.testing.assert_close(quick_norm(x), norm(x), atol=0, rtol=2e-6)
+    assert torch.equal(quick_norm(x.bfloat16()), norm(x.bfloat16()))
 
 
 def test_positions_and_cache_exclude_each_other(model):

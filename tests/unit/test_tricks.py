@@ -107,6 +107,30 @@ def test_every_parameter_gets_a_gradient(model: GPT):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parametrize("n_layer", [1, 2])
+def test_where_the_middle_is_the_end_backing_out_does_nothing_and_nothing_moves_it(n_layer: int):
+    """nanochat's subtracts a share of the very vector that is normed next: the same for every share below 1."""
+    model, idx = trained(backout=True, n_layer=n_layer), tokens(2, 20)
+    with torch.no_grad():
+        model.backout_lambda.fill_(0.2)
+        logits = model(idx)
+        x = model.hidden(idx)
+        torch.testing.assert_close(F.rms_norm(0.8 * x, (32,)), x)  # what nanochat's share gives
+        for share in (0.0, 0.9, 1.1, -3.0):
+            model.backout_lambda.fill_(share)
+            assert torch.equal(model(idx), logits)
+    model(idx, idx.roll(-1, 1)).backward()
+    assert not model.backout_lambda.grad.any()
+
+
+def test_from_three_blocks_on_backing_out_does_something():
+    model, idx = trained(backout=True), tokens(2, 20)
+    with torch.no_grad():
+        logits = model(idx)
+        model.backout_lambda.zero_()
+        assert not torch.allclose(model(idx), logits, atol=1e-2)
+
+
 def test_initial_weights_are_whole_and_the_first_loss_is_near_ln_of_the_vocabulary(model: GPT):
     new = GPT(model.config)
     new.init_weights(torch.Generator().manual_seed(3))

@@ -397,7 +397,12 @@ class GPT(nn.Module):
             if layer == self.config.n_layer // 2:
                 middle = x
         if self.backout_lambda is not None:
-            x = x - self.backout_lambda.to(x.dtype) * middle
+            share = self.backout_lambda.to(x.dtype)
+            if self.config.n_layer <= 2:
+                # The middle is the end: to subtract it would only scale what the norm scales back. All gradient that
+                # leaves is rounding, which AdamW makes as large as any, and past 1 the stream would turn around.
+                share = 0 * share
+            x = x - share * middle
         return norm(x)
 
     def _value_tables(self) -> list[nn.Embedding]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT, NORM_EPS, Block, CausalSelfAttention, Context, Linear, Rotary, norm
 
-__all__ = ["DecodingAttention", "InferenceCopy"]
+__all__ = ["InferenceCopy", "quick_norm"]
 
 MOST_ROWS = 64
 """Up to this many rows `FewRowsLinear` has been seen to be faster."""
