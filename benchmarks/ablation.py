@@ -39,7 +39,8 @@ class Row:
     """To the recipe, by seed."""
     bpb: float
     difference: float
-    interval: Interval
+    interval: Interval | None
+    """None where all differences are equal, so that it is not known how they vary."""
     p: float
     equal_flops: float
     equal_seconds: float
@@ -159,11 +160,11 @@ def print_table(folder: str, recipe: str, rows: Sequence[Row], runs: Sequence[Ma
     print("| variant | seeds | bits per byte | difference | p, Holm's | at equal FLOPs | at equal seconds | |")
     print("|---|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
-        low, high = row.interval.low, row.interval.high
+        interval = f" [{row.interval.low:+.4f}, {row.interval.high:+.4f}]" if row.interval else ""
         moved = ["" if math.isnan(at) else f"{at:+.4f}" for at in (row.equal_flops, row.equal_seconds)]
         print(
             f"| {row.name.replace('_', ' ')} | {len(row.differences)} | {row.bpb:.4f} "
-            f"| {row.difference:+.4f} [{low:+.4f}, {high:+.4f}] | {row.holm:.3f} "
+            f"| {row.difference:+.4f}{interval} | {row.holm:.3f} "
             f"| {moved[0]} | {moved[1]} | {row.verdict} |"
         )
 
@@ -180,9 +181,9 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
                 if row.name not in order:
                     continue
                 y = order.index(row.name) + 0.15 * (0.5 - number)
-                low, high = row.interval.low, row.interval.high
                 label = folder if row.name == order[-1] else None
-                axes.plot([low, high], [y, y], color=f"C{number}", linewidth=1.5)
+                if row.interval:
+                    axes.plot([row.interval.low, row.interval.high], [y, y], color=f"C{number}", linewidth=1.5)
                 face = f"C{number}" if row.verdict else "white"
                 axes.plot(
                     [row.difference], [y], "o", color=f"C{number}", markerfacecolor=face, markersize=5, label=label

@@ -1,8 +1,8 @@
 """Measure what decoding multiplies: the matrices of a model by few rows, in three ways.
 
 This is what `model/inference.py` decides by (fp32 on a CPU): `F.linear` on a matrix row by row and column by column,
-and the matrix on the left of the product. As many copies of each matrix take turns as do not fit a cache. Microseconds,
-medians. Prints Markdown.
+and the matrix on the left of the product. Copies of each matrix take turns, more of them than a cache holds.
+Microseconds, medians. Prints Markdown or JSON.
 
     python benchmarks/bench_products.py --depth 4 --vocab-size 8192
     python benchmarks/bench_products.py --depth 12 --vocab-size 65536 --rows 1 8
@@ -10,6 +10,7 @@ medians. Prints Markdown.
 
 import argparse
 import itertools
+import json
 import statistics
 
 import torch
@@ -21,14 +22,17 @@ from nanochat_pl.config.sizing import shape_for_depth
 
 
 def by_rows(x: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+    """Multiply x (rows, inputs) by a matrix (outputs, inputs) as a model does."""
     return F.linear(x, matrix)
 
 
 def by_columns(x: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+    """Compute the same by the copy of the matrix in which its columns lie in one piece each."""
     return F.linear(x, columns)
 
 
 def on_the_left(x: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+    """Compute the same as the transpose of matrix times x^T."""
     return (matrix @ x.t()).t()
 
 
@@ -73,17 +77,24 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--megabytes", type=float, default=50, help="of copies that take turns")
     args = parse_arguments(parser)
-    print(
-        f"\nd{args.depth}, V={args.vocab_size:,}, {torch.get_num_threads()} threads, {args.turns} turns; microseconds\n"
-    )
-    print(f"| matrix | outputs x inputs | rows | {' | '.join(WAYS)} |\n|---|---|---:|{'---:|' * len(WAYS)}")
+    title = {
+        "depth": args.depth,
+        "vocab_size": args.vocab_size,
+        "threads": torch.get_num_threads(),
+        "turns": args.turns,
+    }
+    if not args.json:
+        print(", ".join(f"{key} {value:,}" for key, value in title.items()), "\n")
+        print(f"| matrix | outputs x inputs | rows | {' | '.join(WAYS)} |\n|---|---|---:|{'---:|' * len(WAYS)}")
     for name, (outputs, inputs) in shapes(args.depth, args.vocab_size).items():
         for rows in args.rows:
-            times = measure(args, outputs, inputs, rows).values()
-            print(
-                f"| {name} | {outputs} x {inputs} | {rows} | {' | '.join(f'{time:,.0f}' for time in times)} |",
-                flush=True,
-            )
+            times = measure(args, outputs, inputs, rows)
+            if args.json:
+                found = {"matrix": name, "shape": [outputs, inputs], "rows": rows, "microseconds": times}
+                print(json.dumps(title | found), flush=True)
+            else:
+                cells = " | ".join(f"{time:,.0f}" for time in times.values())
+                print(f"| {name} | {outputs} x {inputs} | {rows} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

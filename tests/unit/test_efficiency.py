@@ -298,12 +298,12 @@ def test_power_answers_both_questions(tmp_path, capsys):
     assert "takes 1,545 questions" in text
     assert "takes 249 questions" in planned(capsys, "--disagree", 0.3, "--effect", 0.1)
     pairs = planned(capsys, "--std", 0.004, "--paired", "--effect", 0.005)
-    assert "std 0.004 of the differences of pairs of seeds" in pairs and "takes 8 seeds each" in pairs
+    assert "std 0.004 of the differences between runs of one seed" in pairs and "takes 8 seeds each" in pairs
 
 
 def test_power_learns_from_seeds_and_from_two_checkpoints(tmp_path, capsys):
     text = planned(capsys, *recipes(tmp_path, seeds=5), "--effect", 0.005)
-    assert "training val/bpb: std 0.0" in text and "of the differences of 5 pairs of seeds (95% interval" in text
+    assert "training val/bpb: std 0.0" in text and "of the differences between runs of one seed (95% interval" in text
     assert "by the paired t test" in text
     text = planned(capsys, *recipes(tmp_path, seeds=5, apart=1), "--effect", 0.005)
     assert "over the seeds of 10 runs (95% interval" in text and "by Welch's t test" in text
@@ -329,7 +329,7 @@ def test_power_learns_from_seeds_and_from_two_checkpoints(tmp_path, capsys):
         (["--std", "1", "--rate", "0.3"], "said twice, by --std and --disagree or --rate"),
         (["--std", "1", "--questions", "4"], "--questions does not fit"),
         (["--rate", "0.3", "--seeds", "4"], "--seeds does not fit"),
-        (["--rate", "0.3", "--paired"], "give both"),
+        (["--rate", "0.3", "--paired"], "leave it out without --std"),
         (["--rate", "30"], "no share"),
         (["--std", "-1"], "above 0"),
         (["--std", "nan"], "above 0"),

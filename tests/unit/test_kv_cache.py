@@ -132,6 +132,12 @@ def test_an_inference_copy_computes_the_same_and_follows_the_weights(model, dtyp
     def check_equal() -> None:
         for idx in (tokens(2, 20), tokens(2, 1), tokens(1, 1)):  # many rows, few, and one, which reads other layouts
             torch.testing.assert_close(laid_out.follow()(idx), source(idx), atol=atol, rtol=1e-5)
+        for rows in (1, 2):  # one token behind others, as decoding reads
+            idx, cache = tokens(rows, 20), KVCache(source.config, rows, 20, source.device, dtype)
+            laid_out.follow()(idx[:, :19], kv_cache=cache)
+            cache.advance(19)
+            last = laid_out.follow()(idx[:, 19:], kv_cache=cache)
+            torch.testing.assert_close(last, source(idx)[:, 19:], atol=atol, rtol=1e-5)
 
     check_equal()
     before = laid_out.follow()

@@ -110,7 +110,8 @@ def test_in_pairs_the_interval_holds_the_true_multiplier_as_often_and_is_narrowe
         narrower += found.interval.high - found.interval.low < alone.interval.high - alone.interval.low
     assert held / trials >= 0.95 - 4 * (0.95 * 0.05 / trials) ** 0.5
     assert narrower / trials > (0.7 if seeds == 2 else 0.95)
-    assert compute_multiplier(sets[:1], sets[1], paired=True).value is not None
+    with pytest.raises(ValueError, match="as many runs each"):
+        compute_multiplier(sets[:1], sets[1][1:], paired=True)
     assert compute_multiplier([sets[0][:1]], sets[1][:1], paired=True).interval is None
 
 

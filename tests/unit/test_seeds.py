@@ -1,12 +1,18 @@
 """Runs that differ in their seed: which belong together, and what their spread says."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from nanochat_pl.report.compare import compare_runs, compare_seeds, group_by_seed
+from nanochat_pl.eval.power import Seeds
+from nanochat_pl.report.compare import compare_runs
 from nanochat_pl.report.comparison_report import build_comparison, tables
 from nanochat_pl.report.evaluated import EvaluatedRun
+from nanochat_pl.report.seeds import compare_seeds, group_by_seed, learn_design
 from tests.unit.evaluated import entrant, recalled
 
 
@@ -51,4 +57,37 @@ def test_groups_of_seeds_have_mean_and_std_and_win_only_outside_the_noise():
     assert spread.interval is not None
     assert (spread.interval.low, spread.interval.high) == (pytest.approx(low), pytest.approx(high))
     assert line.verdicts[1].startswith("not distinguishable")
-    assert line.verdicts[2].startswith("z0 is better than x0")
+    # All pairs of these differ by 14 of 40 questions: how pairs vary is not known, but how runs do.
+    assert re.fullmatch(r"z0 is better than x0 by 35\.0 points \(p < 0\.001, .*n = 3 and 3 seeds\)", line.verdicts[2])
+    assert "3 pairs of seeds" in line.verdicts[1]
+
+
+def test_a_figure_that_a_run_of_a_pair_lacks_is_compared_without_pairs():
+    entrants = [seeded(f"{name}{n}", n, lr, 20 + n) for name, lr in (("x", 0.1), ("y", 0.2)) for n in range(3)]
+    metrics = [
+        replace(metric, rows=[*metric.rows[:-1], None], differences=[*metric.differences[:-1], None])
+        for metric in compare_runs(entrants)
+    ]
+    [line] = compare_seeds(entrants, metrics, group_by_seed(entrants))
+    assert "n = 3 and 2 seeds" in line.verdicts[1]
+
+
+def test_how_differences_vary_is_learned_from_all_recipes_with_the_seeds_of_the_first():
+    def recipe(name: str, lr: float, right: Sequence[int]) -> list[EvaluatedRun]:
+        return [seeded(f"{name}{n}", n, lr, count) for n, count in enumerate(right)]
+
+    x, y, z = recipe("x", 0.1, (10, 20, 30)), recipe("y", 0.2, (12, 21, 31)), recipe("z", 0.3, (13, 25, 34))
+    other = recipe("o", 0.4, (35, 5))
+
+    def learned(*groups: list[EvaluatedRun]) -> tuple[Seeds, int]:
+        runs = [run for group in groups for run in group]
+        return learn_design(compare_runs(runs)[0], runs)
+
+    design, freedom = learned(x, y, z, other)
+    variances = [np.var([2, 1, 1], ddof=1), np.var([3, 5, 4], ddof=1)]
+    assert (design.paired, freedom) == (True, 4)
+    assert design.std == pytest.approx(np.sqrt(np.mean(variances)) / 40)
+    alone, freedom = learned(x, other)
+    assert (alone.paired, freedom) == (False, 3)
+    same, freedom = learned(x, recipe("s", 0.5, (11, 21, 31)))  # all differ by one question
+    assert (same.paired, same.std, freedom) == (False, pytest.approx(0.25), 4)

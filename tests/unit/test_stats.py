@@ -190,9 +190,21 @@ def test_welch_equals_scipy(first, second):
     bounds = expected.confidence_interval()
     assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
     assert welch_test([0.5, 0.5], [0.5, 0.5, 0.5])[0] == 1
-    assert welch_test([0.5, 0.5], [0.75, 0.75])[0] == 0
+    assert welch_test([0.5, 0.5], [0.75, 0.75]) == (pytest.approx(2 / 6), None)  # of six ways to deal four runs out
+    assert welch_test([0.5, 0.5], [0.75] * 3) == (pytest.approx(1 / 10), None)
     with pytest.raises(ValueError, match="two finite values"):
         welch_test([0.5], [0.5, 0.6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(("questions", "rate"), [(20, 0.05), (20, 0.3), (40, 0.3), (100, 0.05)])
+def test_shares_of_few_questions_do_not_make_equal_recipes_differ(seeds, questions, rate):
+    draw = np.random.default_rng(questions + seeds)
+    shares = draw.binomial(questions, rate, (2000, 2, seeds)) / questions
+    for test in (paired_t_test, welch_test):
+        wrong = np.mean([test(first.tolist(), second.tolist())[0] < 0.05 for first, second in shares])
+        assert wrong <= 0.05 + 4 * (0.05 * 0.95 / 2000) ** 0.5, test.__name__
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -206,7 +218,8 @@ def test_the_paired_t_test_equals_scipy(count):
     assert p == pytest.approx(expected.pvalue, rel=1e-9)
     assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
     assert paired_t_test([0.5, 0.6], [0.5, 0.6])[0] == 1
-    assert paired_t_test([0.5, 0.625], [0.75, 0.875])[0] == 0
+    assert paired_t_test([0.5, 0.6, 0.7], [0.6, 0.7, 0.8]) == (2 / 2**3, None)
+    assert paired_t_test([2.4, 2.5], [np.nextafter(2.4, 3), np.nextafter(2.5, 3)]) == (1.0, None)
     for wrong in (([0.5], [0.6]), ([0.5, 0.6], [0.5]), ([0.5, 0.6], [0.5, float("nan")])):
         with pytest.raises(ValueError, match="t test"):
             paired_t_test(*wrong)

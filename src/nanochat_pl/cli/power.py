@@ -68,7 +68,7 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
             "it from, or --std for seeds, or --disagree (or --rate) for questions"
         )
     if options.paired and options.std is None:
-        raise ValueError("--paired says what --std is the deviation of; give both, or run folders alone")
+        raise ValueError("--paired says that --std is the deviation of differences; leave it out without --std")
     asked: dict[str, Any] = {key: getattr(options, key) for key in ("effect", "comparisons", "alpha", "power")}
     if len(options.runs) == 1:
         raise ValueError(
@@ -78,7 +78,7 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
     if options.runs:
         plan = learn_plan(load_evaluated_runs(options.runs), options.metric, **asked)
     elif options.std is not None:
-        of = "of the differences of pairs of seeds" if options.paired else "over seeds"
+        of = "of the differences between runs of one seed" if options.paired else "over seeds"
         design = Seeds(std=options.std, paired=options.paired)
         plan = PowerPlan(design=design, source=f"std {options.std:g} {of}", share=False, **asked)
     else:

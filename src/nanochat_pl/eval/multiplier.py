@@ -110,7 +110,12 @@ def compute_multiplier(
         variant: Runs of one length, of which the final points count.
         level: Of the interval.
         paired: Entry i of all sets has the same seed.
+
+    Raises:
+        ValueError: Runs of one set have different numbers of points, or sets in pairs different numbers of runs.
     """
+    if paired and len({len(runs) for runs in (*baseline, variant)}) != 1:
+        raise ValueError(f"sets in pairs need as many runs each, got {[len(runs) for runs in (*baseline, variant)]}")
     value, factor = _log_multiplier(baseline, variant)
     if not isfinite(value):
         return Multiplier(value=None, reason="the baseline's curve has too few points, or does not fall at its end")

@@ -326,11 +326,13 @@ def std_interval(std: float, freedom: int, level: float = 0.95) -> Interval:
     return Interval(std * sqrt(freedom / quantile(1 - tail)), std * sqrt(freedom / quantile(tail)), level)
 
 
-def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> tuple[float, Interval]:
+def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> tuple[float, Interval | None]:
     """Test whether two recipes are equally good by a figure of several runs of each, which may vary unequally.
 
     Returns:
-        The two-sided p-value of Welch's t test (1947), and the interval of mean(second) - mean(first).
+        The two-sided p-value of Welch's t test (1947), and the interval of mean(second) - mean(first). Where no run
+        differs from the others of its recipe, nothing is known of how they vary: p is the share of all ways to deal the
+        runs out that part them as well, and there is no interval.
 
     Raises:
         ValueError: Fewer than two values on a side, a value that is not finite, or `level` outside (0, 1).
@@ -340,15 +342,18 @@ def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0
         raise ValueError(f"a test over seeds needs two finite values of each, got {list(first)} and {list(second)}")
     difference = fmean(second) - fmean(first)
     before, after = (stdev(values) ** 2 / len(values) for values in (first, second))
-    error = sqrt(before + after)
-    if error <= 1e-12 * abs(difference) or error == 0:  # no run differs from the others of its recipe
-        return float(difference == 0), Interval(difference, difference, level)
+    error, rounding = sqrt(before + after), _rounding(first, second)
+    if error <= rounding:
+        ways = comb(len(first) + len(second), len(first)) / (2 if len(first) == len(second) else 1)
+        return 1.0 if abs(difference) <= rounding else 1 / ways, None
     freedom = float(welch_freedom(before, after, len(first), len(second)))
     reach = t_quantile(level, freedom) * error
     return t_tail(abs(difference) / error, freedom), Interval(difference - reach, difference + reach, level)
 
 
-def paired_t_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> tuple[float, Interval]:
+def paired_t_test(
+    first: Sequence[float], second: Sequence[float], level: float = 0.95
+) -> tuple[float, Interval | None]:
     """Test whether two recipes are equally good by runs in pairs: entry i of both has the same seed.
 
     Where runs of one seed read the same text in the same order, most of what varies from seed to seed is common to both
@@ -356,7 +361,8 @@ def paired_t_test(first: Sequence[float], second: Sequence[float], level: float 
 
     Returns:
         The two-sided p-value of Student's t test of the differences (1908), and the interval of their mean, second
-        minus first.
+        minus first. Where all pairs differ by the same, as shares of few questions do, nothing is known of how they
+        vary: p is that of equal signs, 2 / 2**n, and there is no interval.
 
     Raises:
         ValueError: The lengths differ, fewer than two pairs, a value that is not finite, or `level` outside (0, 1).
@@ -364,9 +370,15 @@ def paired_t_test(first: Sequence[float], second: Sequence[float], level: float 
     spread = seed_spread(_paired_differences(first, second, "t test").tolist(), level)
     if spread.std is None or spread.interval is None:
         raise ValueError("a paired t test needs two pairs of runs at least, got one")
-    if spread.std <= 1e-12 * abs(spread.mean) or spread.std == 0:  # all pairs differ by the same
-        return float(spread.mean == 0), spread.interval
+    rounding = _rounding(first, second)
+    if spread.std <= rounding:
+        return 1.0 if abs(spread.mean) <= rounding else 2 / 2**spread.n, None
     return t_tail(abs(spread.mean) / spread.std * sqrt(spread.n), spread.n - 1), spread.interval
+
+
+def _rounding(*samples: Sequence[float]) -> float:
+    """Return what differences of these values may be by rounding alone."""
+    return 1e-12 * max(abs(value) for sample in samples for value in sample)
 
 
 def welch_freedom(first: Any, second: Any, n_first: int, n_second: int) -> Any:

@@ -191,14 +191,16 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each on a normed copy of the residual stream."""
 
+    norm = staticmethod(norm)
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.attn = CausalSelfAttention(config, layer)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
-        x = x + self.attn(norm(x), context, value_embedding)
-        return x + self.mlp(norm(x))
+        x = x + self.attn(self.norm(x), context, value_embedding)
+        return x + self.mlp(self.norm(x))
 
 
 class Trunk(nn.Module):
@@ -399,9 +401,10 @@ class GPT(nn.Module):
         if self.backout_lambda is not None:
             share = self.backout_lambda.to(x.dtype)
             if self.config.n_layer <= 2:
-                # The middle is the end: to subtract it would only scale what the norm scales back. All gradient that
-                # leaves is rounding, which AdamW makes as large as any, and past 1 the stream would turn around.
-                share = 0 * share
+                # The middle is the end: to subtract it only scales what the norm scales back. All gradient that leaves
+                # is rounding, which AdamW makes as large as any, and past 1 the stream turns around: so the gradient
+                # is 0, and not absent, because ranks that train together wait for one.
+                share = share.detach() + 0 * share
             x = x - share * middle
         return norm(x)
 

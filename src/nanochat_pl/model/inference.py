@@ -1,8 +1,8 @@
 """A copy of a model for decoding, where every step reads all weights for a few tokens.
 
-The copy is a `GPT` like any other and computes the same; only its memory differs: matrices in the compute dtype (a cast
-at every use would read them twice), queries, keys and values as one matrix, and for fp32 on a CPU matrices in a second
-layout, and few rows multiplied from the other side. Weights that would be the same are shared, not copied.
+The copy computes what the model does with other layers: matrices in the compute dtype (a cast at every use would read
+them twice), queries, keys and values as one matrix, and for fp32 on a CPU matrices in a second layout, few rows
+multiplied from the other side and a norm of fewer operations. Weights that would be the same are shared, not copied.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat_pl.model.config import GPTConfig
-from nanochat_pl.model.gpt import GPT, NORM_EPS, Block, CausalSelfAttention, Context, Linear, Rotary, norm
+from nanochat_pl.model.gpt import GPT, NORM_EPS, Block, CausalSelfAttention, Linear, Rotary, norm
 
 __all__ = ["InferenceCopy", "quick_norm"]
 
 MOST_ROWS = 64
-"""Up to this many rows `FewRowsLinear` has been seen to be faster."""
+"""Up to this many rows `FewRowsLinear` puts the matrix on the left."""
 
 
 def quick_norm(x: Tensor) -> Tensor:
@@ -39,11 +39,15 @@ def quick_norm(x: Tensor) -> Tensor:
 @cache
 def _norm_constants(width: int) -> tuple[Tensor, Tensor]:
     """Return 0 and sqrt(C eps) as tensors."""
-    return torch.zeros(()), torch.tensor((width * NORM_EPS) ** 0.5)
+    least = (width * NORM_EPS) ** 0.5
+    return torch.zeros((), dtype=torch.float32, device="cpu"), torch.tensor(least, dtype=torch.float32, device="cpu")
 
 
 class FewRowsLinear(Linear):
-    """A matrix that stands on the left of the product if there are few rows: up to five times as fast (fp32, CPU)."""
+    """A matrix that stands on the left of the product if there are few rows (fp32, CPU).
+
+    That is up to 2.7 times as fast, most of all with several threads; a wide matrix by 8 rows loses up to a fifth.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.size(-1)
@@ -55,8 +59,8 @@ class FewRowsLinear(Linear):
 class TallLinear(FewRowsLinear):
     """A matrix with more outputs than inputs that is also stored column by column.
 
-    A CPU reads that layout up to four times as fast for a single row, because it adds up columns that each lie in one
-    piece; from two rows on, and for matrices that are wide, the ordinary one is as fast or faster (fp32).
+    A CPU reads that layout about twice as fast for a single row, because it adds up columns that each lie in one piece;
+    from two rows on, and for matrices that are wide, the ordinary one is as fast or faster (fp32; docs/results.md).
     """
 
     columns: Tensor
@@ -89,9 +93,7 @@ class DecodingAttention(CausalSelfAttention):
 class DecodingBlock(Block):
     """The model's block with the quicker norm."""
 
-    def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
-        x = x + self.attn(quick_norm(x), context, value_embedding)
-        return x + self.mlp(quick_norm(x))
+    norm = staticmethod(quick_norm)
 
 
 def _rotate_whole(x: Tensor, rotary: Rotary) -> Tensor:
@@ -142,7 +144,7 @@ class InferenceCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the source's weights again, into the same memory where the device is the same."""
-        if self.model.device != self.source.device:
+        if self._device != self.source.device:
             self._build()
             return
         if self._own:
@@ -157,6 +159,7 @@ class InferenceCopy:
     @torch.no_grad()
     def _build(self) -> None:
         source, dtype, device = self.source, self.dtype, self.source.device
+        self._device = device  # that of `model` may be the source's own, which moves with it
         few_rows = dtype == torch.float32 and device.type == "cpu"
         # 1) The model without memory, with the layers that decoding computes in another way.
         with torch.device("meta"):

@@ -15,13 +15,8 @@ from nanochat_pl.report.charts import Figure, chance_of, interval_chart
 from nanochat_pl.report.compare import (
     ComparedMetric,
     Difference,
-    SeedMetric,
     compare_runs,
-    compare_seeds,
-    group_by_seed,
-    group_label,
     missing_figures,
-    seeds_of,
     settings_that_differ,
 )
 from nanochat_pl.report.efficiency import (
@@ -43,6 +38,7 @@ from nanochat_pl.report.evaluated import (
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.read import Record
 from nanochat_pl.report.scores import figure_text, format_value
+from nanochat_pl.report.seeds import SeedMetric, compare_seeds, group_by_seed, group_label, seeds_of
 
 __all__ = [
     "ComparisonReport",

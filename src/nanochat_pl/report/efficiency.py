@@ -13,9 +13,9 @@ import numpy as np
 
 from nanochat_pl.eval.multiplier import Multiplier, SpentCurve, baseline_curve, compute_multiplier, mean_curve
 from nanochat_pl.report.charts import LEGEND, OKABE_ITO, Drawing, Figure, drawn, plain, styled
-from nanochat_pl.report.compare import group_by_seed, pair_by_seed
 from nanochat_pl.report.evaluated import TRAINING, VALIDATED_ON, EvaluatedRun
 from nanochat_pl.report.read import Curve, setting
+from nanochat_pl.report.seeds import group_by_seed, pair_by_seed
 
 __all__ = ["SPENT", "Efficiency", "compare_efficiency", "efficiency_figure", "efficiency_sentences", "efficiency_table"]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from nanochat_pl.eval.power import Enough, PairedQuestions, Seeds, detectable_effect, number_needed
 from nanochat_pl.eval.stats import std_interval
-from nanochat_pl.report.compare import compare_runs, learn_design
+from nanochat_pl.report.compare import compare_runs
 from nanochat_pl.report.evaluated import EvaluatedRun
+from nanochat_pl.report.seeds import learn_design
 
 __all__ = [
     "PowerPlan",
@@ -115,7 +116,7 @@ def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Power
         return PowerPlan(design=design, source=source, share=share, **asked)
     bounds = std_interval(design.std, count)
     low, high = (size_text(bound, share) for bound in (bounds.low, bounds.high))
-    of = f"of the differences of {count + 1} pairs of seeds" if design.paired else f"over the seeds of {len(runs)} runs"
+    of = "of the differences between runs of one seed" if design.paired else f"over the seeds of {len(runs)} runs"
     source = f"{name}: std {size_text(design.std, share)} {of} (95% interval {low} to {high})"
     return PowerPlan(design=design, source=source, share=share, freedom=count, **asked)
 
