@@ -61,7 +61,7 @@ def trained(
         "seed": seed,
         "run_name": folder.name,
         "stage": {"name": stage, "num_steps": num_steps or steps[-1], "val_tokens": 512},
-        "data": {"source": "local", "root": "texts"},
+        "data": {"source": "local", "root": "texts", "order_seed": seed},
         **config,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(whole))
@@ -231,6 +231,17 @@ def test_runs_of_the_same_seeds_are_tested_in_pairs_whatever_their_order(tmp_pat
     )
     [multiplier] = found["multipliers"]
     assert multiplier["tokens"]["interval"]["high"] < 1
+
+
+def test_runs_that_read_their_texts_in_one_order_are_not_paired(tmp_path, capsys):
+    for source in recipes(tmp_path, 0.99):
+        file = Path(source) / "config.yaml"
+        config = yaml.safe_load(file.read_text())
+        del config["data"]["order_seed"]
+        file.write_text(yaml.safe_dump(config))
+    runs = sorted((tmp_path / "base").iterdir())
+    assert "n = 3 and 3 seeds" in said(capsys, *runs, "--seeds")
+    assert "over the seeds of 6 runs" in planned(capsys, *runs)
 
 
 def test_seeds_that_only_some_have_are_not_paired(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Compare recipes over seeds: runs that differ in their seed only are one group.
 
 One run says nothing about a recipe, because another seed may give another order; mean and standard deviation over seeds
-do, and a t test of them: of pairs where two groups have the same seeds, else Welch's. Seeds are `seed` (start weights)
-and `data.order_seed` (order of the data).
+do, and a t test of them: of pairs where two groups have the same seeds and these change the order of the data, else
+Welch's. Seeds are `seed` (start weights) and `data.order_seed` (order of the data).
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, variance
 
-from nanochat_pl.config.stages import HORIZONS
+from nanochat_pl.config.stages import HORIZONS, STAGES, StageName
 from nanochat_pl.eval.compare import verdict
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.power import Enough, PairedQuestions, Seeds, what_is_enough
@@ -111,8 +111,9 @@ def seeds_of(run: EvaluatedRun) -> tuple[int | None, int | None]:
 def pair_by_seed(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]) -> list[list[int]] | None:
     """Return groups of indices in an order in which entry i of each has the same seeds.
 
-    None where the seeds of two groups differ, a group has two runs of the same, or fewer than two runs: there are no
-    pairs to be made.
+    None where there are no pairs to be made: the seeds of two groups differ, a group has two runs of the same, or fewer
+    than two runs. None as well where all runs read their data in one order: what start weights change they change for
+    each recipe in its own way, and pairs would only halve the degrees of freedom.
     """
     by_seed = [{seeds_of(runs[index]): index for index in group} for group in groups]
     first, *others = by_seed
@@ -120,7 +121,16 @@ def pair_by_seed(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]) 
         return None
     if any(len(own) != len(group) for own, group in zip(by_seed, groups)):
         return None
+    if len({_order_of(runs[index]) for index in groups[0]}) < 2:
+        return None
     return [[own[seeds] for seeds in first] for own in by_seed]
+
+
+def _order_of(run: EvaluatedRun) -> int | None:
+    """Return the seed of the order in which a run read its data; None = that of the files, in which texts are read."""
+    seed, order_seed = seeds_of(run)
+    reads_texts = run.stage not in STAGES or run.stage == StageName.base
+    return order_seed if reads_texts or order_seed is not None else seed
 
 
 def group_label(runs: Sequence[EvaluatedRun]) -> str:
@@ -139,10 +149,10 @@ def compare_seeds(
 ) -> list[SeedMetric]:
     """Summarize each figure over the runs of each group, and compare the groups with the first.
 
-    Runs of the same seeds are compared in pairs, because most of what a seed changes, such as the order of the text, it
-    changes for both recipes. Otherwise the test is Welch's, because a recipe may vary more than another from seed to
-    seed. All of them are corrected together (Holm). A group of one run is not tested: it does not say how far another
-    seed would lie.
+    Runs of the same seeds are compared in pairs where these change the order of the data, most of which is common to
+    both recipes. Otherwise the test is Welch's, because a recipe may vary more than another from seed to seed. All of
+    them are corrected together (Holm). A group of one run is not tested: it does not say how far another seed would
+    lie.
     """
     sets = [[_two_sets(metric, runs, groups[0], group) for group in groups] for metric in metrics]
     tested = [[_seed_difference(metric, two) for two in own] for metric, own in zip(metrics, sets)]
