@@ -20,7 +20,7 @@ from nanochat_pl.config.sweep import expand_variant
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import ROLES, OptimConfig
 from nanochat_pl.paths import JOB_FILE
-from nanochat_pl.report.compare import group_label
+from nanochat_pl.report.seeds import group_label
 from tests.unit.evaluated import entrant, recalled
 from tests.unit.evaluated import write as evaluated_run
 
