@@ -38,13 +38,17 @@ class Row:
     differences: list[float]
     """To the recipe, by seed."""
     bpb: float
-    difference: float
     interval: Interval | None
     """None where all differences are equal, so that it is not known how they vary."""
     p: float
     equal_flops: float
     equal_seconds: float
     holm: float = math.nan
+
+    @property
+    def difference(self) -> float:
+        """The mean of the differences."""
+        return statistics.mean(self.differences)
 
     @property
     def verdict(self) -> str:
@@ -118,7 +122,6 @@ def compare(recipe: str, runs: Sequence[Mapping[str, str]]) -> list[Row]:
                 name.removeprefix(f"{recipe}_"),
                 differences,
                 statistics.mean(values),
-                difference,
                 interval,
                 p,
                 difference + moved,

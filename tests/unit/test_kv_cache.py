@@ -7,7 +7,7 @@ import torch
 
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT, norm
-from nanochat_pl.model.inference import InferenceCopy, quick_norm
+from nanochat_pl.model.inference import FEW_NUMBERS, InferenceCopy, quick_norm
 from nanochat_pl.model.kv_cache import KVCache
 from tests.unit.tricks import TRICKS
 
@@ -167,6 +167,8 @@ def test_the_norm_of_decoding_is_the_models(width):
     x = torch.randn(2, 1, 4, width)  # heads, too
     torch.testing.assert_close(quick_norm(x), norm(x), atol=0, rtol=2e-6)
     assert torch.equal(quick_norm(x.bfloat16()), norm(x.bfloat16()))
+    prompt = torch.randn(1, FEW_NUMBERS // width + 1, width)
+    assert torch.equal(quick_norm(prompt), norm(prompt))
 
 
 def test_positions_and_cache_exclude_each_other(model):

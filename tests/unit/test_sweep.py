@@ -170,7 +170,7 @@ def test_names_of_runs_are_plain_folder_names_and_never_the_same():
 
 # --- the shipped study ---
 
-ALIKE = {"pad_vocab_to": "padded rows are never predicted"}
+ALIKE = {"pad_vocab_to": "padded rows are never predicted", "backout": "of two blocks the middle is the end"}
 """Fields of the modern recipe that change no prediction, so that no row tries them."""
 
 
@@ -194,6 +194,7 @@ def by_role(cfg: OptimConfig) -> dict[str, Any]:
 def test_every_part_of_the_modern_recipe_is_one_pair_of_rows_of_the_ablation():
     jobs = {job.run.variant: job.checked for job in jobs_of("sweep=ablation", "seed=1")}
     table = OmegaConf.to_container(OmegaConf.load(config_dir() / "sweep" / "ablation.yaml").sweep.variants)
+    assert {cfg.depth for cfg in jobs.values()} == {2}, "at another depth backout is a part like any other"
     fields = {f"model.{k}": v for k, v in differing("model", Architecture).items()}
     fields |= {f"optim.{k}": v for k, v in differing("optim", OptimConfig).items()}
     tried: list[str] = []

@@ -60,7 +60,7 @@ def learn_design(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[
     groups = group_by_seed(runs) if all(run.config is not None for run in runs) else []
     pairs = [_two_sets(metric, runs, groups[0], group) for group in groups[1:]]
     differences = [two.differences for two in pairs if two.paired]
-    values = [own for group in groups if len(own := _values(metric, group)) > 1]
+    values = [[*own.values()] for group in groups if len(own := _values(metric, group)) > 1]
     for sets in (differences, values):
         if std := _pooled_std(sets, [value for own in values for value in own]):
             return Seeds(std=std, paired=sets is differences), sum(len(own) - 1 for own in sets)
@@ -231,20 +231,17 @@ def _pooled_std(sets: Sequence[Sequence[float]], values: Sequence[float]) -> flo
 def _two_sets(
     metric: ComparedMetric, runs: Sequence[EvaluatedRun], first: Sequence[int], other: Sequence[int]
 ) -> _TwoSets:
-    known = [_with_value(metric, group) for group in (first, other)]
-    pairs = pair_by_seed(runs, known)
-    before, after = (_values(metric, group) for group in pairs or known)
+    known = [_values(metric, group) for group in (first, other)]
+    pairs = pair_by_seed(runs, [[*own] for own in known])
+    before, after = ([own[index] for index in order] for own, order in zip(known, pairs or known))
     two = _TwoSets(first=before, other=after, paired=pairs is not None)
     # Where all pairs differ by the same, as shares of few questions do, nothing is known of how they vary.
     return two if not two.paired or _pooled_std([two.differences], before) else replace(two, paired=False)
 
 
-def _with_value(metric: ComparedMetric, group: Sequence[int]) -> list[int]:
-    return [index for index in group if (row := metric.rows[index]) is not None and row.value is not None]
-
-
-def _values(metric: ComparedMetric, group: Sequence[int]) -> list[float]:
-    return [row.value for index in group if (row := metric.rows[index]) is not None and row.value is not None]
+def _values(metric: ComparedMetric, group: Sequence[int]) -> dict[int, float]:
+    """Return the figure of each run of a group that has it, by the index of the run."""
+    return {index: row.value for index in group if (row := metric.rows[index]) is not None and row.value is not None}
 
 
 def _seed_difference(metric: ComparedMetric, two: _TwoSets) -> Difference | None:
