@@ -26,7 +26,7 @@ EDITS = {
             "        self.toy_block = nn.Parameter(torch.empty(config.n_embd)) if config.toy_gains else None\n",
         ),
         (
-            "        return x + self.mlp(norm(x))\n",
+            "        return x + self.mlp(self.norm(x))\n",
             "        if self.toy_block is not None:\n            x = x * self.toy_block.to(x.dtype)\n",
         ),
         (
