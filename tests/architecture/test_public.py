@@ -1,7 +1,10 @@
 """The public surface is what it says: `nanochat_pl`'s names resolve, and every `__all__` is true."""
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +32,21 @@ def test_a_modules_all_is_true(module: str):
     assert len(set(names)) == len(names)
     missing = [name for name in names if not hasattr(loaded, name)]
     assert not missing, f"{module}.__all__ names {', '.join(missing)}, which it does not define"
+
+
+def test_what_other_modules_import_is_in_a_modules_all():
+    used: dict[str, set[str]] = {}
+    for module in MODULES:
+        file = importlib.util.find_spec(module)
+        assert file is not None and file.origin is not None
+        for node in ast.walk(ast.parse(Path(file.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+                names = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in MODULES}
+                used.setdefault(node.module, set()).update(names)
+    hidden = {
+        module: sorted(missing)
+        for module, names in used.items()
+        if (listed := getattr(importlib.import_module(module), "__all__", None)) is not None
+        and (missing := names - {*listed})
+    }
+    assert not hidden

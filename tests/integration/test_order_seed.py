@@ -1,4 +1,4 @@
-"""Two seeds: `seed` draws start weights and samples, `data.order_seed` the order of the data, neither the other."""
+"""Two seeds: `seed` draws initial weights and samples, `data.order_seed` the order of the data, neither the other."""
 
 import itertools
 from pathlib import Path

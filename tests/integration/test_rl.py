@@ -68,7 +68,7 @@ class NeverRight(SayE):
 
 @pytest.fixture
 def start(train: Train, tmp_path: Path) -> str:
-    """Start weights: a base model that has seen next to nothing."""
+    """Initial weights: a base model that has seen next to nothing."""
     train(*BASE, "stage.num_steps=2", "stage.val_every_steps=null")
     return f"init_from={tmp_path / 'base' / 'tiny'}"
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_trained_is_refused_with_the_remedy(train: Train, start: 
 
 def test_a_kl_term_cannot_be_added_to_a_run_that_kept_no_start_weights(train: Train, start: str):
     train(*RL, start, "trainer.stop_after_steps=2")
-    with pytest.raises(ValueError, match=r"rl\.kl_coef=0\.1 needs the start weights"):
+    with pytest.raises(ValueError, match=r"rl\.kl_coef=0\.1 needs the initial weights"):
         train(*RL, start, "rl.kl_coef=0.1", "resume=auto")
 
 

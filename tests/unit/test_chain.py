@@ -261,7 +261,7 @@ def test_a_finished_stage_is_skipped_until_its_config_or_inputs_change(
     assert ran[3:] == ["base force", "mid force"]
     said = capsys.readouterr().out
     assert "but the text shards changed since" in said
-    assert "but the start weights changed since" in said
+    assert "but the initial weights changed since" in said
 
     Tokenizer([bytes([byte]) for byte in range(256)] + [b"ab"]).save(tmp_path / "tokenizer" / "r")
     go(small_world)

@@ -16,7 +16,7 @@ def records(right):
 def test_a_clear_difference_names_the_better_checkpoint():
     outcome = compare(records([0] * 30 + [1] * 10), records([1] * 36 + [0] * 4), first="base", second="tuned")
     assert (outcome.only_first, outcome.only_second, outcome.n) == (4, 30, 40)
-    assert outcome.difference == pytest.approx(outcome.accuracy_second - outcome.accuracy_first) == pytest.approx(0.65)
+    assert outcome.difference == pytest.approx(outcome.mean_second - outcome.mean_first) == pytest.approx(0.65)
     assert outcome.interval.low > 0
     assert outcome.verdict.startswith("tuned is better than base by 65.0 points (p < 0.001")
     swapped = compare(records([1] * 36 + [0] * 4), records([0] * 30 + [1] * 10), first="tuned", second="base")
@@ -41,7 +41,7 @@ def test_scores_are_judged_by_how_far_they_lie_apart():
     outcome = compare(first, second, measure="score")
     assert outcome.p_value == sign_flip_test(before, after)
     assert outcome.difference == pytest.approx(0.09375)
-    assert (outcome.accuracy_first, outcome.only_first, outcome.only_second) == (0.4375, 10, 20)
+    assert (outcome.mean_first, outcome.only_first, outcome.only_second) == (0.4375, 10, 20)
     assert outcome.verdict.startswith("second is better than first by 9.4 points (p = 0.002, n = 40)")
     swapped = compare(second, first[::-1], measure="score")
     assert swapped.verdict.startswith("first is better than second by 9.4 points")
@@ -142,7 +142,7 @@ def test_weighted_scores_of_which_lower_are_better():
     )
     outcome = compare(first, second, measure="score", share=False, direction=-1)
     assert outcome.difference == pytest.approx((-0.5 + 4 * 0.25 - 2) / 7)
-    assert (outcome.accuracy_first, outcome.only_first, outcome.only_second) == (pytest.approx(3.0), 15, 30)
+    assert (outcome.mean_first, outcome.only_first, outcome.only_second) == (pytest.approx(3.0), 15, 30)
     assert outcome.p_value == sign_flip_test(*(np.multiply(own, weights) for own in scores))
     assert outcome.interval.low < outcome.difference < outcome.interval.high
     assert outcome.verdict.startswith("second is better than first by 0.2143 (p")

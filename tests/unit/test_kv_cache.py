@@ -9,26 +9,30 @@ from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT, norm
 from nanochat_pl.model.inference import FEW_NUMBERS, InferenceCopy, quick_norm
 from nanochat_pl.model.kv_cache import KVCache
-from tests.unit.tricks import TRICKS
+from tests.unit.tricks import TRICKS, WINDOWED
 
 VOCAB = 61
 
 
 MODELS: dict[str, dict] = {f"{heads} kv heads": {"n_kv_head": heads} for heads in (4, 2, 1)}
-MODELS |= {name: {"n_kv_head": 2, "sequence_len": 9} | changes for name, changes in TRICKS.items()}  # past all windows
+MODELS |= {name: {"n_kv_head": 2, "sequence_len": 9} | changes for name, changes in TRICKS.items()}
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request) -> GPT:
-    """A model in which nothing is at the value where it does nothing."""
+def trained(**changes) -> GPT:
+    """Return a model in which nothing is at the value where it does nothing."""
     shape = {"sequence_len": 32, "vocab_size": VOCAB, "n_layer": 3, "n_head": 4, "n_embd": 32}
-    model = GPT(GPTConfig(**shape | MODELS[request.param]))
+    model = GPT(GPTConfig(**shape | changes))
     generator = torch.Generator().manual_seed(0)
     model.init_weights(generator)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request) -> GPT:
+    return trained(**MODELS[request.param])
 
 
 def tokens(rows: int, length: int) -> torch.Tensor:
@@ -68,6 +72,33 @@ def test_ragged_rows_equal_each_row_alone(model, chunk):
     for b, n in enumerate(lengths):
         alone = model(idx[b : b + 1, : n + more])[0, n:]
         torch.testing.assert_close(ours[b], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", WINDOWED)
+def test_cached_decode_equals_full_forward_past_every_window(name):
+    model = trained(n_kv_head=2, sequence_len=140, **TRICKS[name] | {"window_pattern": "SL"})
+    assert model.windows == {128, 140}
+    idx, lengths = tokens(3, 190), [180, 135, 2]
+    whole = model(idx)
+    sees_all = trained(n_kv_head=2, sequence_len=140, **TRICKS[name] | {"window_pattern": None})
+    assert not torch.allclose(sees_all(idx)[:, -1], whole[:, -1], atol=1e-3), "the windows hide nothing"
+    for chunks in ([150, 1, 39], [20, 130, 40], [*[1] * 4, 140, *[1] * 46]):
+        cache = cache_for(model, 3, capacity=190)
+        pieces = []
+        for piece in idx.split(chunks, dim=1):
+            pieces.append(model(piece, kv_cache=cache))
+            cache.advance(piece.size(1))
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+    cache = cache_for(model, 3, capacity=190)
+    model(idx[:, : max(lengths)], kv_cache=cache)  # beyond a row's length this is padding
+    cache.advance(lengths)
+    for step in range(10):
+        piece = torch.stack([row[n + step : n + step + 1] for row, n in zip(idx, lengths, strict=True)])
+        ours = model(piece, kv_cache=cache)[:, 0]
+        cache.advance(1)
+        theirs = torch.stack([whole[b, n + step] for b, n in enumerate(lengths)])
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()

@@ -91,7 +91,9 @@ def test_sign_flips_find_a_difference_about_as_often_as_promised(scores, n, gain
     design, effect = paired_design(*many), float((many[1] - many[0]).mean())
     pairs = [scores(draw, n, gain) for _ in range(600)]
     found = np.mean([sign_flip_test(*pair, num_resamples=2000, seed=i) < ALPHA for i, pair in enumerate(pairs)])
-    assert found == pytest.approx(design.power(n, effect), abs=0.05 + noise(0.8, 600) / 2)
+    promised = design.power(n, effect)
+    # The approximation may err by 0.05 where there is something to find, and not upwards where there is nothing.
+    assert found == pytest.approx(promised, abs=0.05 + noise(0.8, 600) / 2 if gain else noise(promised, 600))
 
 
 def test_of_right_and_wrong_answers_both_designs_say_nearly_the_same():
@@ -142,9 +144,9 @@ def test_the_power_of_pairs_is_that_of_students_test():
 
 def test_the_power_of_many_seeds_is_that_of_the_t_test():
     for n, effect in ((40, 0.5), (200, 0.2)):
-        freedom = 2 * n - 2
-        critical, away = scipy.stats.t.ppf(0.975, freedom), effect * sqrt(n / 2)
-        expected = scipy.stats.nct.sf(critical, freedom, away) + scipy.stats.nct.cdf(-critical, freedom, away)
+        df = 2 * n - 2
+        critical, away = scipy.stats.t.ppf(0.975, df), effect * sqrt(n / 2)
+        expected = scipy.stats.nct.sf(critical, df, away) + scipy.stats.nct.cdf(-critical, df, away)
         assert Seeds(std=1.0).power(n, effect) == pytest.approx(expected, abs=5e-4)
 
 

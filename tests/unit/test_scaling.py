@@ -62,8 +62,8 @@ def test_other_dials_are_followed():
 )
 def test_twenty_tokens_a_parameter_equals_nanochats_table(depth, steps, tokens):
     plan = plan_horizon(config_of(depth), BATCH, tokens_per_param=20)
-    assert (plan.num_steps, plan.total_tokens) == (steps, tokens)
-    assert plan.tokens_per_param == pytest.approx(20, rel=1e-3)
+    assert (plan.num_steps, plan.num_steps * plan.total_batch_tokens) == (steps, tokens)
+    assert tokens / plan.num_parameters == pytest.approx(20, rel=1e-3)
 
 
 def test_ratio_rounds_down_and_flops_round_to_the_nearest():
@@ -77,8 +77,7 @@ def test_ratio_rounds_down_and_flops_round_to_the_nearest():
 def test_a_plan_of_steps_is_those_steps():
     plan = plan_horizon(config_of(4), 8192, num_steps=300)
     assert plan.num_steps == 300
-    assert plan.total_tokens == 300 * 8192
-    assert plan.total_flops == 300 * 8192 * 144_703_488
+    assert (plan.total_batch_tokens, plan.flops_per_token) == (8192, 144_703_488)
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,11 @@ def test_how_differences_vary_is_learned_from_all_recipes_with_the_seeds_of_the_
         runs = [run for group in groups for run in group]
         return learn_design(compare_runs(runs)[0], runs)
 
-    design, freedom = learned(x, y, z, other)
+    design, df = learned(x, y, z, other)
     variances = [np.var([2, 1, 1], ddof=1), np.var([3, 5, 4], ddof=1)]
-    assert (design.paired, freedom) == (True, 4)
+    assert (design.paired, df) == (True, 4)
     assert design.std == pytest.approx(np.sqrt(np.mean(variances)) / 40)
-    alone, freedom = learned(x, other)
-    assert (alone.paired, freedom) == (False, 3)
-    same, freedom = learned(x, recipe("s", 0.5, (11, 21, 31)))  # all differ by one question
-    assert (same.paired, same.std, freedom) == (False, pytest.approx(0.25), 4)
+    alone, df = learned(x, other)
+    assert (alone.paired, df) == (False, 3)
+    same, df = learned(x, recipe("s", 0.5, (11, 21, 31)))  # all differ by one question
+    assert (same.paired, same.std, df) == (False, pytest.approx(0.25), 4)

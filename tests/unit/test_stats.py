@@ -172,12 +172,12 @@ def test_the_spread_over_seeds_equals_scipys_t_interval(count, level):
     )
 
 
-@pytest.mark.parametrize("freedom", [1, 1.37, 2, 4.5, 30, 4000.5])
-def test_students_distribution_equals_scipys_for_any_degrees_of_freedom(freedom):
+@pytest.mark.parametrize("df", [1, 1.37, 2, 4.5, 30, 4000.5])
+def test_students_distribution_equals_scipys_for_any_degrees_of_freedom(df):
     for t in (0.0, 1e-6, 0.3, 1.0, 2.5, 12.0, 300.0):
-        assert t_tail(t, freedom) == pytest.approx(2 * scipy.stats.t.sf(t, freedom), rel=1e-9)
+        assert t_tail(t, df) == pytest.approx(2 * scipy.stats.t.sf(t, df), rel=1e-9)
     for level in (0.5, 0.95, 0.9999):
-        assert t_quantile(level, freedom) == pytest.approx(scipy.stats.t.ppf(0.5 + level / 2, freedom), rel=1e-9)
+        assert t_quantile(level, df) == pytest.approx(scipy.stats.t.ppf(0.5 + level / 2, df), rel=1e-9)
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 2), (3, 5), (12, 4)])
@@ -225,10 +225,10 @@ def test_the_paired_t_test_equals_scipy(count):
             paired_t_test(*wrong)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 9, 200])
-def test_the_interval_of_a_standard_deviation_equals_scipys(freedom):
-    interval = std_interval(0.02, freedom)
-    low, high = (0.02 * (freedom / scipy.stats.chi2.ppf(share, freedom)) ** 0.5 for share in (0.975, 0.025))
+@pytest.mark.parametrize("df", [1, 2, 9, 200])
+def test_the_interval_of_a_standard_deviation_equals_scipys(df):
+    interval = std_interval(0.02, df)
+    low, high = (0.02 * (df / scipy.stats.chi2.ppf(share, df)) ** 0.5 for share in (0.975, 0.025))
     assert (interval.low, interval.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
 
 

@@ -122,7 +122,7 @@ def test_a_config_that_is_composed_with_others_is_the_one_that_hydra_makes(own: 
         (["sweep=mine", "optim.matrix_lr=0.1"], "the variant wide sets optim.matrix_lr itself"),
         (["sweep=mine", "model=modern"], "the variant plain sets model itself"),
         (["sweep=mine", "seed=1,1"], "occurs twice"),
-        (["sweep=mine", "hydra/launcher=basic", "sead=1"], "did you mean seed"),
+        (["sweep=mine", "sead=1"], "did you mean seed"),
         (["variant=wide"], "this is no sweep; give sweep=<name>"),
         (["sweep.jobs=2"], "this is no sweep"),
         (["-m", "depth=1,2", "variant=wide"], "there is no table of variants"),
@@ -136,6 +136,14 @@ def test_what_is_no_sweep_is_refused_in_one_line(own: Path, typed: list[str], sa
     with pytest.raises(ConfigError) as error:
         jobs_of(*typed, folder=own)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["launcher", "sweeper"])
+def test_a_launcher_or_sweeper_of_hydra_is_refused_since_the_runs_are_started_here(own: Path, group: str):
+    (own / "hydra" / group).mkdir(parents=True)
+    (own / "hydra" / group / "mine.yaml").write_text("_target_: mine.Own\n")
+    with pytest.raises(ConfigError, match=rf"^hydra/{group}: train\.py starts the runs of a sweep itself"):
+        jobs_of("sweep=mine", f"hydra/{group}=mine", folder=own)
 
 
 @pytest.mark.parametrize(

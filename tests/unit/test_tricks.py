@@ -15,7 +15,7 @@ from nanochat_pl.model.gpt import GPT, Linear
 from nanochat_pl.model.inference import InferenceCopy
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.optim.groups import build_optimizers, check_roles
-from tests.unit.tricks import TRICKS
+from tests.unit.tricks import TRICKS, WINDOWED
 
 VOCAB = 61
 SHAPE = {"vocab_size": VOCAB, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
@@ -23,7 +23,7 @@ SHAPE = {"vocab_size": VOCAB, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd
 
 def trained(**changes) -> GPT:
     """Return a model in which nothing is at the value where it does nothing."""
-    model = GPT(GPTConfig(**{"sequence_len": 9} | SHAPE | changes))  # rows of 20 tokens pass its windows
+    model = GPT(GPTConfig(**{"sequence_len": 9} | SHAPE | changes))
     generator = torch.Generator().manual_seed(0)
     model.init_weights(generator)
     with torch.no_grad():
@@ -59,6 +59,18 @@ def test_packed_documents_equal_each_document_alone(model: GPT):
     idx, lengths = tokens(2, 20), [[3, 12, 5], [1, 1, 18]]
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     packed = model(idx, positions=positions)
+    for row, logits, own in zip(idx, packed, lengths, strict=True):
+        for document, ours in zip(row.split(own), logits.split(own), strict=True):
+            assert_close(ours, model(document[None])[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", WINDOWED)
+def test_packed_documents_longer_than_a_window_equal_each_document_alone(name: str):
+    model = trained(sequence_len=200, **TRICKS[name] | {"window_pattern": "S"})
+    assert model.windows == {128, 200}
+    idx, lengths = tokens(2, 200), [[45, 155], [150, 50]]
+    packed = model(idx, positions=torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths]))
     for row, logits, own in zip(idx, packed, lengths, strict=True):
         for document, ours in zip(row.split(own), logits.split(own), strict=True):
             assert_close(ours, model(document[None])[0])

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["ModelState", "check_shape", "check_tokenizer", "check_weights", "float16_notes", "weight_shapes"]
+__all__ = [
+    "UNKNOWN_STAGE",
+    "ModelState",
+    "check_shape",
+    "check_tokenizer",
+    "check_weights",
+    "float16_notes",
+    "weight_shapes",
+]
 
 MAX_CONFIG_DEPTH = 100
 """Levels of nesting in a run's config; a real one has about six. Writers recurse into it."""

@@ -30,9 +30,13 @@ def main(arguments: list[str]) -> int:
         prog="nanochat-pl compare",
         description="Compare checkpoints by their finished evaluations; the first is what the others are held against.",
     )
-    parser.add_argument("paths", nargs="+", metavar="RUN", help="run folder, checkpoint file or results.json")
-    parser.add_argument("--metric", action="append", help="figures to show, as accuracy_over_asked, or all")
-    parser.add_argument("--seeds", action="store_true", help="mean ± std over runs that differ in their seed only")
+    parser.add_argument(
+        "paths", nargs="+", metavar="RUN", help="run folder, sweep folder, checkpoint file or results.json"
+    )
+    parser.add_argument("--metric", action="append", help="metrics to show, as accuracy_over_asked, or all")
+    parser.add_argument(
+        "--seeds", action="store_true", help="mean ± std over runs that differ in seed and data.order_seed only"
+    )
     parser.add_argument("--limit", type=int, default=30, help="questions shown of each evaluation (default 30)")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--html", type=Path, metavar="FILE")

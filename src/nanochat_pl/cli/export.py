@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanochat_pl.checkpoint.state import ModelState
     from nanochat_pl.report.read import Run
 
-__all__ = ["FORMATS", "export_model", "main", "new_folder"]
+__all__ = ["FORMATS", "check_destination", "export_model", "main", "new_folder"]
 
 _DEFAULT_ROOT = Path("outputs/export")
 

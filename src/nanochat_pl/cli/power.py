@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         "varies is learned from runs (seeds of recipes, or two checkpoints that answered the same questions), or "
         "given by --std, --disagree or --rate. Shares are numbers from 0 to 1.",
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders to learn from")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or folders of sweeps, to learn from")
     parser.add_argument("--metric", default="val/bpb", help="figure of the runs (default val/bpb, of their training)")
     parser.add_argument("--std", type=_positive, metavar="X", help="standard deviation from seed to seed")
     parser.add_argument("--paired", action="store_true", help="--std is that of differences between runs of one seed")
@@ -37,8 +37,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=_count, metavar="N", help="seeds of each recipe that there will be")
     parser.add_argument("--questions", type=_count, metavar="N", help="questions that there will be")
     parser.add_argument("--comparisons", type=_count, default=1, metavar="M", help="tests corrected together (Holm)")
-    parser.add_argument("--power", type=_share, default=0.8, metavar="P", help="how often it is to be found (0.8)")
-    parser.add_argument("--alpha", type=_share, default=0.05, metavar="P", help="how often nothing may be (0.05)")
+    parser.add_argument(
+        "--power", type=_share, default=0.8, metavar="P", help="probability of finding the effect (0.8)"
+    )
+    parser.add_argument(
+        "--alpha", type=_share, default=0.05, metavar="P", help="probability of finding one where there is none (0.05)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     try:
         options = parser.parse_args(arguments)

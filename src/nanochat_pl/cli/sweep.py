@@ -224,9 +224,8 @@ class Board:
             if self.forks:
                 with contextlib.suppress(OSError):
                     return Fork(command, env, log)
-                self.forks = (
-                    False  # no socket can be made in the folder for temporary files, whose name may be too long
-                )
+                # no socket can be made in the folder for temporary files, whose name may be too long
+                self.forks = False
             env |= {signals.PARENT: str(os.getpid())}
             return subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0

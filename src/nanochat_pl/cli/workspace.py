@@ -93,7 +93,7 @@ SECTIONS: dict[str, list[Curves | Table]] = {
         Curves("share of groups without a signal, of answers cut off", ["rl/no_signal_frac", "rl/truncated_frac"]),
         Curves("entropy, nats a token", ["rl/entropy"]),
         Curves("share of tokens clipped", ["rl/clip_frac"]),
-        Curves("divergence from the start weights, nats a token", ["rl/kl"]),
+        Curves("divergence from the initial weights, nats a token", ["rl/kl"]),
         Curves("calculator calls an answer", ["rl/tool_calls", "rl/tool_errors"]),
         Table("answers", "samples"),
     ],

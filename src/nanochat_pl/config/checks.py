@@ -1,7 +1,7 @@
 """Check everything about a run that can be known within a second, without torch.
 
-Run folder, start weights, resume point, shapes, batch arithmetic, input files. A run that passes here fails later only
-for reasons nobody could know.
+Run folder, initial weights, resume point, shapes, batch arithmetic, input files. A run that passes here fails later
+only for reasons nobody could know.
 """
 
 import logging
@@ -343,7 +343,7 @@ def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
 
 
 def check_start(cfg: TrainConfig, folder: Path, resume: Path | None) -> None:
-    """Check start weights and tokenizer of a job that would write to `folder` and goes on from `resume`.
+    """Check initial weights and tokenizer of a job that would write to `folder` and goes on from `resume`.
 
     Raises:
         ValueError, FileNotFoundError: as `preflight`.

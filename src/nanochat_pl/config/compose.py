@@ -490,9 +490,7 @@ def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:
                 f"{key}._target_={target} is outside {', '.join(prefixes)}; if you trust it: plugins.allow=[{package}]"
             )
         if target is not None and not is_module(module := str(target).rpartition(".")[0]):
-            raise ConfigError(
-                f"{key}._target_={target}: there is no module {module}; give <module>.<class or function>"
-            )
+            raise ConfigError(f"{key}._target_={target}: there is no module {module}; give <module>.<callable>")
         if target is not None:
             check_definition(str(target), {*map(str, tree)}, key)
         for name, value in tree.items():

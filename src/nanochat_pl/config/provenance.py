@@ -1,4 +1,4 @@
-"""Fingerprints of what a run is made from: start weights, tokenizer, data files.
+"""Fingerprints of what a run is made from: initial weights, tokenizer, data files.
 
 They are kept in summary.json, so that a chain can distinguish a finished stage that would come out the same from one
 whose inputs have changed since. Nothing here imports torch, and large files are not read whole: a checkpoint's table of
@@ -68,7 +68,7 @@ def run_inputs(cfg: TrainConfig, shards: Shards | None = None, resume: Path | No
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return readable names of what differs between two descriptions."""
-    words = {"start": "the start weights", "tokenizer": "the tokenizer", "text": "the text shards"}
+    words = {"start": "the initial weights", "tokenizer": "the tokenizer", "text": "the text shards"}
     keys = dict.fromkeys([*then, *now])
     return [words.get(key, f"the files of {key}") for key in keys if then.get(key) != now.get(key)]
 

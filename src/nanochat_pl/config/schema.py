@@ -366,7 +366,8 @@ class RunConfig:
     """What training and evaluation share."""
 
     seed: int = 42
-    """Seed of start weights and sampling, and of the order of the data where data.order_seed is null."""
+    """Seed of new weights and of sampling; where data.order_seed is null, also of the order of conversations and
+    questions, while texts keep the order of their files."""
     offline: bool = False
     """No code path may open a socket."""
     outputs: str = "outputs"
@@ -393,7 +394,7 @@ class TrainConfig(RunConfig):
     force: bool = False
     """Throw away what an earlier run left in the run folder."""
     init_from: str | None = None
-    """Start weights: a checkpoint or run folder; null = the previous stage's folder of the same run_name."""
+    """Initial weights: a checkpoint or run folder; null = the previous stage's folder of the same run_name."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

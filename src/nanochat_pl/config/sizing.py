@@ -66,18 +66,6 @@ class Plan:
     flops_per_token: int
     """FLOPs of forward and backward for one token."""
 
-    @property
-    def total_tokens(self) -> int:
-        return self.num_steps * self.total_batch_tokens
-
-    @property
-    def tokens_per_param(self) -> float:
-        return self.total_tokens / self.num_parameters
-
-    @property
-    def total_flops(self) -> int:
-        return self.total_tokens * self.flops_per_token
-
 
 def plan_horizon(
     config: GPTConfig,
@@ -174,8 +162,8 @@ def _at_reference_depth(config: GPTConfig, aspect_ratio: int) -> GPTConfig:
 def batch_for_horizon(config: GPTConfig, aspect_ratio: int = ASPECT_RATIO) -> int:
     """Return the tokens of a step that suit a model trained on a given number of tokens for each parameter.
 
-    It is the power of two next to 2^19 (D / D12)^0.383, D12 the tokens of a model of depth 12 with the same
-    `aspect_ratio` and width of heads (nanochat, 2026-02).
+    It is the power of two next to 2^19 (P / P12)^0.383, P the `scaling_parameters` and P12 those of a model of depth 12
+    with the same `aspect_ratio` and width of heads (nanochat, 2026-02).
     """
     ratio = scaling_parameters(config) / scaling_parameters(_at_reference_depth(config, aspect_ratio))
     return int(2 ** round(math.log2(REFERENCE_BATCH_TOKENS * ratio**0.383)))

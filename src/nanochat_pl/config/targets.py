@@ -21,7 +21,7 @@ from typing import Any
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.tasks.base import Task
 
-__all__ = ["arguments_of", "defined_names", "is_module", "trusted_data", "trusted_tasks"]
+__all__ = ["arguments_of", "defined_names", "is_module", "make", "may_write", "trusted_data", "trusted_tasks"]
 
 log = logging.getLogger(__name__)
 

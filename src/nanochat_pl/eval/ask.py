@@ -20,6 +20,7 @@ from nanochat_pl.tokenizer import Tokenizer
 
 __all__ = [
     "ANSWER_ROOM_TOKENS",
+    "CHUNK_ROWS",
     "Answered",
     "Progress",
     "Question",
@@ -120,9 +121,8 @@ def render_prompts(
         limit = min(limit, max_prompt_tokens)
     if limit < 4 or max_new_tokens < 1:
         raise ValueError(
-            f"eval.max_new_tokens={max_new_tokens} and eval.max_prompt_tokens={max_prompt_tokens} leave no room for a "
-            f"question in the model's context of {context_tokens} tokens; evaluate a model of a longer "
-            "model.sequence_len, or change these two"
+            f"eval.max_new_tokens={max_new_tokens} leaves no room for a question in the model's context of "
+            f"{context_tokens} tokens; lower it, or evaluate a model of a longer model.sequence_len"
         )
     user_start = tokenizer.special_id("<|user_start|>")
     prompts = []

@@ -35,9 +35,9 @@ class Comparison:
     measure: str
     """The field of the records that was compared."""
     n: int
-    accuracy_first: float
+    mean_first: float
     """Share of right answers, or mean of the scores."""
-    accuracy_second: float
+    mean_second: float
     difference: float
     interval: Interval
     """The interval of the difference: `stats.paired_interval` of shares, else `stats.paired_bootstrap`."""
@@ -114,8 +114,8 @@ def compare(
         second=second,
         measure=measure,
         n=n,
-        accuracy_first=mean_first,
-        accuracy_second=mean_second,
+        mean_first=mean_first,
+        mean_second=mean_second,
         difference=mean_second - mean_first,
         interval=paired_interval(before, after, seed=seed)
         if share

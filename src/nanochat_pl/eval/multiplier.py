@@ -154,8 +154,8 @@ def _interval(
         if others:
             parts.append(((len(runs) - 1) * pvariance(others), len(runs) - 1))
     variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / own for part, own in parts) if variance > _NOTHING else 1
-    return _students(value, variance, freedom, level)
+    df = variance**2 / sum(part**2 / own for part, own in parts) if variance > _NOTHING else 1
+    return _students(value, variance, df, level)
 
 
 def _paired_interval(
@@ -170,13 +170,13 @@ def _paired_interval(
     return _students(value, (n - 1) * pvariance(others), n - 1, level)
 
 
-def _students(value: float, variance: float, freedom: float, level: float) -> Interval | None:
+def _students(value: float, variance: float, df: float, level: float) -> Interval | None:
     """Return the interval of a multiplier whose logarithm is `value`; None where the error is not known."""
     if not isfinite(variance):
         return None
     if variance <= _NOTHING:
         return Interval(exp(value), exp(value), level)
-    reach = t_quantile(level, freedom) * sqrt(variance)
+    reach = t_quantile(level, df) * sqrt(variance)
     return Interval(exp(value - reach), exp(value + reach), level) if reach < 500 else None
 
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from nanochat_pl.eval.stats import t_quantile, welch_freedom
+from nanochat_pl.eval.stats import t_quantile, welch_df
 
 __all__ = [
     "POWER",
@@ -96,8 +96,8 @@ class PairedQuestions:
         The number of questions that tell the two apart varies with the questions drawn: power is the mean over it. A
         difference that is larger than the share of disagreement takes so many more of them.
 
-        McNemar's is exact up to 400 such questions on average. The sign-flip test's is an approximation to about five
-        hundredths, and nothing where the smallest p of so few scores, 2 / 2**d, reaches alpha.
+        McNemar's is exact up to 400 such questions on average. The sign-flip test's is an approximation to
+        about 0.05, and nothing where the smallest p of so few scores, 2 / 2**d, reaches alpha.
         """
         effect = abs(effect) / self.largest_effect
         share = max(self.disagreement, effect)
@@ -329,14 +329,14 @@ def _sign_flip(counts: np.ndarray, mean: float, grid: float, alpha: float) -> np
         return found
     # Power changes slowly with the number: 64 of many are computed, the others interpolated.
     chosen = np.unique(np.linspace(enough[0], enough[-1], 64).round().astype(int))
-    freedom = (counts[chosen] - 1).astype(np.float64)
+    df = (counts[chosen] - 1).astype(np.float64)
     if mean < 1 - 1e-9 and grid:
         roots, spread = np.sqrt(counts[chosen]), sqrt(1 - mean**2)
         critical = grid / roots + NormalDist().inv_cdf(1 - alpha / 2)
         power = _normal((mean * roots - critical) / spread) + _normal((-mean * roots - critical) / spread)
     elif mean < 1 - 1e-9:
-        nodes, weights = _chi(freedom)
-        reach = _critical(alpha, freedom)[:, None] * nodes / np.sqrt(freedom)[:, None]
+        nodes, weights = _chi(df)
+        reach = _critical(alpha, df)[:, None] * nodes / np.sqrt(df)[:, None]
         away = (mean / sqrt(1 - mean**2) * np.sqrt(counts[chosen]))[:, None]
         power = (weights * (_normal(away - reach) + _normal(-away - reach))).sum(axis=1)
     else:
@@ -353,38 +353,38 @@ def _welch(n: int, reference: int, alpha: float) -> tuple[np.ndarray, np.ndarray
     """Return how far two means must lie apart, in standard errors, for each pair of standard deviations; its weight."""
     (first, first_weights), (second, second_weights) = (_chi(np.array([size - 1.0])) for size in (n, reference))
     a, b = (first[0] ** 2 / (n - 1) / n)[:, None], (second[0] ** 2 / (reference - 1) / reference)[None, :]
-    freedom = welch_freedom(a, b, n, reference)
-    reach = _critical(alpha, freedom) * np.sqrt((a + b) / (1 / n + 1 / reference))
+    df = welch_df(a, b, n, reference)
+    reach = _critical(alpha, df) * np.sqrt((a + b) / (1 / n + 1 / reference))
     return reach, first_weights[0][:, None] * second_weights[0][None, :]
 
 
 def _paired(n: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Return how far a mean of n must lie from 0, in true standard errors, for each standard deviation; its weight."""
-    freedom = np.array([n - 1.0])
-    (nodes,), (weights,) = _chi(freedom)
-    return _critical(alpha, freedom) * nodes / sqrt(n - 1), weights
+    df = np.array([n - 1.0])
+    (nodes,), (weights,) = _chi(df)
+    return _critical(alpha, df) * nodes / sqrt(n - 1), weights
 
 
-def _critical(alpha: float, freedom: np.ndarray) -> np.ndarray:
+def _critical(alpha: float, df: np.ndarray) -> np.ndarray:
     """Return the t beyond which a test is significant at `alpha`, to four digits."""
     inverse, logs = _critical_table(alpha)
-    return np.exp(np.interp(1 / freedom, inverse, logs))
+    return np.exp(np.interp(1 / df, inverse, logs))
 
 
 @lru_cache(maxsize=64)
 def _critical_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return logarithms of critical values over 1 / freedom, in which they are smooth."""
+    """Return logarithms of critical values over 1 / df, in which they are smooth."""
     inverse = np.linspace(1e-9, 1, 96)
     return inverse, np.log([t_quantile(1 - alpha, 1 / value) for value in inverse])
 
 
-def _chi(freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _chi(df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes and weights (F, 64) that integrate over the chi distribution of each of F degrees of freedom."""
-    centre = np.sqrt(freedom)[:, None]
+    centre = np.sqrt(df)[:, None]
     low, high = np.maximum(centre - 6.5, 0.0), centre + 6.5
     nodes = low + (high - low) * (_NODES + 1) / 2
-    constant = np.array([(value / 2 - 1) * log(2) + lgamma(value / 2) for value in freedom])[:, None]
-    density = np.exp((freedom[:, None] - 1) * np.log(nodes) - nodes**2 / 2 - constant)
+    constant = np.array([(value / 2 - 1) * log(2) + lgamma(value / 2) for value in df])[:, None]
+    density = np.exp((df[:, None] - 1) * np.log(nodes) - nodes**2 / 2 - constant)
     weights = density * _WEIGHTS
     return nodes, weights / weights.sum(axis=1, keepdims=True)
 

@@ -21,6 +21,9 @@ from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.stats import Interval, bootstrap_interval, wilson_interval
 
 __all__ = [
+    "PROMPT_TAIL_CHARS",
+    "REQUESTS",
+    "SCHEMA",
     "Evaluation",
     "ExampleLog",
     "MetricRow",

@@ -22,7 +22,7 @@ from nanochat_pl.model.gpt import GPT
 from nanochat_pl.tasks.answers import strict_letter
 from nanochat_pl.tokenizer import Tokenizer
 
-__all__ = ["ScienceQARecord", "evaluate_scienceqa", "summarize"]
+__all__ = ["ScienceQARecord", "bertscore_row", "evaluate_scienceqa", "summarize"]
 
 
 class ScienceQARecord(TypedDict):

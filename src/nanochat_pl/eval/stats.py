@@ -24,13 +24,14 @@ __all__ = [
     "p_text",
     "paired_bootstrap",
     "paired_interval",
+    "paired_t_test",
     "seed_spread",
     "sign_flip_test",
     "std_interval",
     "t_quantile",
     "t_tail",
     "weighted_sum_interval",
-    "welch_freedom",
+    "welch_df",
     "welch_test",
     "wilson_interval",
 ]
@@ -299,15 +300,15 @@ def seed_spread(values: Sequence[float], level: float = 0.95) -> Spread:
     return Spread(mean, std, n, Interval(mean - reach, mean + reach, level))
 
 
-def std_interval(std: float, freedom: int, level: float = 0.95) -> Interval:
-    """Bound a standard deviation by the chi-square distribution of its square over `freedom` degrees of freedom.
+def std_interval(std: float, df: int, level: float = 0.95) -> Interval:
+    """Bound a standard deviation by the chi-square distribution of its square over `df` degrees of freedom.
 
     Three seeds leave a factor of twelve between the ends.
     """
     _check_level(level)
 
     def within(x: float) -> float:  # the series of the incomplete gamma function (Abramowitz and Stegun, 6.5.29)
-        half = freedom / 2
+        half = df / 2
         term = total = exp(half * log(x / 2) - x / 2 - lgamma(half + 1))
         for k in range(1, 100_000):
             term *= x / 2 / (half + k)
@@ -317,13 +318,13 @@ def std_interval(std: float, freedom: int, level: float = 0.95) -> Interval:
         return total
 
     def quantile(share: float) -> float:
-        low, high = 0.0, 2.0 * freedom + 60
+        low, high = 0.0, 2.0 * df + 60
         while low < (middle := (low + high) / 2) < high:
             low, high = (middle, high) if within(middle) < share else (low, middle)
         return low
 
     tail = (1 - level) / 2
-    return Interval(std * sqrt(freedom / quantile(1 - tail)), std * sqrt(freedom / quantile(tail)), level)
+    return Interval(std * sqrt(df / quantile(1 - tail)), std * sqrt(df / quantile(tail)), level)
 
 
 def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> tuple[float, Interval | None]:
@@ -346,9 +347,9 @@ def welch_test(first: Sequence[float], second: Sequence[float], level: float = 0
     if error <= rounding:
         ways = comb(len(first) + len(second), len(first)) / (2 if len(first) == len(second) else 1)
         return 1.0 if abs(difference) <= rounding else 1 / ways, None
-    freedom = float(welch_freedom(before, after, len(first), len(second)))
-    reach = t_quantile(level, freedom) * error
-    return t_tail(abs(difference) / error, freedom), Interval(difference - reach, difference + reach, level)
+    df = float(welch_df(before, after, len(first), len(second)))
+    reach = t_quantile(level, df) * error
+    return t_tail(abs(difference) / error, df), Interval(difference - reach, difference + reach, level)
 
 
 def paired_t_test(
@@ -381,18 +382,18 @@ def _rounding(*samples: Sequence[float]) -> float:
     return 1e-12 * max(abs(value) for sample in samples for value in sample)
 
 
-def welch_freedom(first: Any, second: Any, n_first: int, n_second: int) -> Any:
+def welch_df(first: Any, second: Any, n_first: int, n_second: int) -> Any:
     """Return the degrees of freedom of the sum of two squared standard errors (Satterthwaite, 1946)."""
     return (first + second) ** 2 / (first**2 / (n_first - 1) + second**2 / (n_second - 1))
 
 
-def t_tail(t: float, freedom: float) -> float:
-    """Return the probability that Student's t is outside [-t, t]; `freedom` need not be whole.
+def t_tail(t: float, df: float) -> float:
+    """Return the probability that Student's t is outside [-t, t]; `df` need not be whole.
 
-    It is the incomplete beta function at freedom / (freedom + t^2) (Abramowitz and Stegun, 26.7.1 and 26.5.8).
+    It is the incomplete beta function at df / (df + t^2) (Abramowitz and Stegun, 26.7.1 and 26.5.8).
     """
-    a, b = freedom / 2, 0.5
-    x, rest = freedom / (freedom + t * t), t * t / (freedom + t * t)
+    a, b = df / 2, 0.5
+    x, rest = df / (df + t * t), t * t / (df + t * t)
     if t <= 0:
         return 1.0
     front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log(rest)) if x > 0 else 0.0
@@ -417,13 +418,13 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
 
 
 @cache
-def t_quantile(level: float, freedom: float) -> float:
+def t_quantile(level: float, df: float) -> float:
     """Return the t for which Student's distribution lies within [-t, t] with probability `level`."""
-    low, high = 0.0, pi / 2  # the angle of t / sqrt(freedom), which has both ends
+    low, high = 0.0, pi / 2  # the angle of t / sqrt(df), which has both ends
     while low < (middle := (low + high) / 2) < high:
-        within = 1 - t_tail(sqrt(freedom) * tan(middle), freedom) < level
+        within = 1 - t_tail(sqrt(df) * tan(middle), df) < level
         low, high = (middle, high) if within else (low, middle)
-    return sqrt(freedom) * tan(low)
+    return sqrt(df) * tan(low)
 
 
 def _check_level(level: float) -> None:

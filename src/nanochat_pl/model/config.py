@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["MODERN", "Architecture", "GPTConfig"]
+__all__ = ["GATE_CHANNELS", "MODERN", "SMEAR_CHANNELS", "Architecture", "GPTConfig"]
 
 MAX_SOFTCAP = 40.0
 """Softcapped logits lie in [-softcap, softcap]; up to here exp(-2 * softcap) is a normal fp32 number, so that the loss
@@ -33,7 +33,7 @@ MAX_SHORT_CONV = 64
 """The widest short convolution; beyond, attention does the same."""
 
 GATE_CHANNELS = 12
-"""The gates of value embeddings read this many channels of a block's input (nanochat, 2026-03)."""
+"""The gates of value embeddings read this many channels of what attention reads (nanochat, 2026-03)."""
 
 SMEAR_CHANNELS = 24
 """The gate of smear reads this many channels of the embedding (nanochat, 2026-03)."""
@@ -267,5 +267,6 @@ MODERN: dict[str, Any] = {
     "init": "modern",
     "pad_vocab_to": 64,
 }
-"""The fields of `Architecture` that nanochat's model of 2026-03 sets, as configs/model/modern.yaml has them. Its smear
-crosses the border of documents as well, which matters in training alone."""
+"""The fields of `Architecture` that nanochat's model of 2026-03 sets. Readers of its checkpoints need them without the
+YAML files; a test holds that configs/model/modern.yaml says the same. Its smear crosses the border of documents as
+well, which matters in training alone."""

@@ -20,7 +20,7 @@ from nanochat_pl.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 from nanochat_pl.model.kv_cache import KVCache
 from nanochat_pl.model.loss import chunked_cross_entropy, softcapped, softcapped_in_place
 
-__all__ = ["GPT", "MLP", "Block", "CausalSelfAttention", "Linear", "Rotary", "norm", "rotary_tables"]
+__all__ = ["GPT", "MLP", "NORM_EPS", "Block", "CausalSelfAttention", "Linear", "Rotary", "norm", "rotary_tables"]
 
 NORM_EPS = torch.finfo(torch.float32).eps
 """The epsilon of fp32 for every input dtype, because the statistics are computed in fp32."""

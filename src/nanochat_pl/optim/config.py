@@ -10,15 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["MATRIX_OPTIMIZERS", "NS_DTYPES", "ROLES", "OptimConfig", "Role"]
+__all__ = ["MATRIX_OPTIMIZERS", "NS_DTYPES", "ORTHOGONALIZERS", "ROLES", "OptimConfig", "Role"]
 
 NS_DTYPES = ("auto", "float32", "bfloat16")
+ORTHOGONALIZERS = ("newton_schulz", "polar_express")
 MATRIX_OPTIMIZERS = ("muon", "adamw")
 """The names of `optim.groups.OPTIMIZERS`, which needs torch."""
 CHOICES = {
     "ns_dtype": NS_DTYPES,
     "matrix_optimizer": MATRIX_OPTIMIZERS,
-    "orthogonalizer": ("newton_schulz", "polar_express"),
+    "orthogonalizer": ORTHOGONALIZERS,
     "matrix_weight_decay_schedule": ("constant", "cosine"),
     "wd_horizon": ("none", "ratio", "actual"),
 }
@@ -66,7 +67,7 @@ class OptimConfig:
     """Tokens of a step at which all learning rates hold; with B tokens they are scaled by (B / this)^0.5, and so is
     `matrix_weight_decay`; null = not scaled (nanochat, 2026-01: 524288)."""
     scale_smear: bool = True
-    """Whether that scale holds for `smear_lr`, too; in nanochat it does not."""
+    """Whether `reference_batch_tokens` scales `smear_lr`, too; in nanochat it does not."""
     momentum: float = 0.95
     """Muon's momentum, once its ramp is over, in [0, 1)."""
     momentum_start: float = 0.85
@@ -74,15 +75,18 @@ class OptimConfig:
     momentum_ramp_steps: int | None = 300
     """Steps over which Muon's momentum rises linearly from `momentum_start` to `momentum`; null = no ramp."""
     momentum_ramp_max_frac: float | None = None
-    """The ramp lasts at most this fraction of the run; null = no such limit."""
+    """Largest fraction of the run that the ramp of Muon's momentum may take; null = no such limit."""
     momentum_final: float | None = None
     """Muon's momentum at the end, towards which it falls while the learning rate does; null = it stays."""
     momentum_ramp_wins: bool = False
-    """Where ramp and fall overlap, take the ramp alone, as nanochat does, though the momentum then jumps at its end."""
+    """Where ramp and fall of Muon's momentum overlap, take the ramp alone, as nanochat does, though the momentum then
+    jumps at its end."""
     nesterov: bool = True
     """Orthogonalize the gradient mixed with the momentum (True) or the momentum alone."""
     ns_steps: int = 5
-    """Newton-Schulz iterations of each update."""
+    """Iterations that make an update orthogonal; at most 5 with orthogonalizer=polar_express."""
+    ns_dtype: str = "auto"
+    """Arithmetic of the `ns_steps` iterations: float32, bfloat16, or auto = bfloat16 where the device is fast at it."""
     orthogonalizer: str = "newton_schulz"
     """What makes an update orthogonal: newton_schulz (2024) or polar_express (2025), which comes nearer."""
     row_equilibration: bool = False
@@ -94,15 +98,14 @@ class OptimConfig:
     matrix_weight_decay: float = 0.0
     """Decoupled weight decay of Muon."""
     matrix_weight_decay_schedule: str = "constant"
-    """How that decay goes on: constant, or cosine = it falls to zero along half a cosine."""
+    """How `matrix_weight_decay` goes on: constant, or cosine = it falls to zero along half a cosine."""
     wd_horizon: str = "none"
-    """Scale that decay by the length of the run (nanochat, 2026-02): `ratio` = by the parameters of a model of depth 12
-    over this one's, as if both saw equally many tokens for each; `actual` = by 12 tokens for each of them over the
-    tokens of this run; none = take it as it is."""
+    """Scale `matrix_weight_decay` by the length of the run (nanochat, 2026-02): `ratio` = by the parameters of a model
+    of depth 12 over this one's, as if both saw equally many tokens for each; `actual` = by 12 tokens for each parameter
+    of that model over the tokens of this run; none = take it as it is. Only block matrices and the unembedding count
+    as parameters here."""
     cautious_weight_decay: bool = False
     """Let a matrix's weight decay only where the update makes it smaller anyway (Liang et al. 2024)."""
-    ns_dtype: str = "auto"
-    """Arithmetic of those iterations: float32, bfloat16, or auto = bfloat16 where the device is fast at it."""
     grad_clip: float | None = 1.0
     """Largest global L2 norm of the averaged gradient; a longer one is scaled down to it; null = only measured."""
     init_lr_frac: float = 1.0
@@ -112,7 +115,7 @@ class OptimConfig:
     warmup_steps: int | None = None
     """Steps over which the learning rate rises linearly, in place of `warmup_frac`."""
     warmup_max_frac: float | None = None
-    """That rise lasts at most this fraction of the run, which short runs need; null = no such limit."""
+    """Largest fraction of the run that `warmup_steps` may take, which short runs need; null = no such limit."""
     warmdown_frac: float = 0.2
     """Fraction of the steps, the last ones, over which the learning rate falls linearly; 1.0 = it falls all the way."""
     final_lr_frac: float = 0.0

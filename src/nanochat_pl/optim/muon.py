@@ -22,7 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat_pl import runtime
+from nanochat_pl.optim.config import ORTHOGONALIZERS
 from nanochat_pl.optim.orthogonalize import (
+    POLAR_EXPRESS,
     SMALLEST_NORM,
     choose_ns_dtype,
     equilibrate_rows,
@@ -45,18 +47,37 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 class Muon(torch.optim.Optimizer):
     """Move weight matrices by orthogonalized momentum.
 
-    For each matrix W with gradient G: `buf += (1 - momentum) (G - buf)`; the direction is `buf`, with Nesterov
-    `G + momentum (buf - G)`; `W -= lr * sqrt(max(1, rows / cols)) * orthogonalize(direction)`.
+    For each matrix W with gradient G:
 
-    `torch.optim.Muon` (2.13) follows the same rule and keeps the same state, one `momentum_buffer` a parameter. It is
-    not used because there every rank updates every matrix, one after the other, and always in bfloat16, norm included,
-    which a CPU without bfloat16 in hardware has to emulate.
+    1. `buf += (1 - momentum) (G - buf)`; the direction is `buf`, with Nesterov `G + momentum (buf - G)`.
+    2. Where asked for, the rows of the direction get one norm (`row_equilibration`).
+    3. The update is `orthogonalize(direction)`. Where asked for, it then gets the Frobenius norm of an orthogonal
+       matrix (`frobenius_snap`), and its rows, or the columns of a wide matrix, are divided by their running root
+       mean square (`second_moment_beta`).
+    4. `W -= lr * sqrt(max(1, rows / cols)) * (update + weight_decay * W)`; with `cautious`, W decays only where the
+       update has its sign.
 
-    With a process group every rank must call `step`, `consolidate_state_dict` and `load_state_dict` alike. A matrix
-    without a gradient on its owner stays as it is. `ns_dtype` is `auto`, `float32` or `bfloat16`.
+    `torch.optim.Muon` (2.13) follows the rule without 2 and what is asked for in 3. It is not used because there every
+    rank updates every matrix, one after the other, and always in bfloat16, norm included, which a CPU without bfloat16
+    in hardware has to emulate.
+
+    The state of a parameter is `momentum_buffer`, and `second_moment` with `second_moment_beta`. With a process group
+    every rank must call `step`, `consolidate_state_dict` and `load_state_dict` alike. A matrix without a gradient on
+    its owner stays as it is.
+
+    Args:
+        params: matrices, or groups of them as for every optimizer of torch.
+        lr: Learning rate.
+        momentum: Share of the old mean of gradients that a step keeps.
+        nesterov: Whether the newest gradient counts once more.
+        ns_steps: Iterations of the orthogonalization; at most five with `polar_express`.
+        ns_dtype: Their arithmetic, `auto`, `float32` or `bfloat16`.
+        orthogonalizer: `newton_schulz` or `polar_express`.
+        row_equilibration, frobenius_snap, second_moment_beta, cautious: See above; off by default.
+        weight_decay: Decoupled weight decay.
 
     Raises:
-        ValueError: If a parameter is not a matrix or is sharded itself (a DTensor).
+        ValueError: If a parameter is not a matrix or is sharded itself (a DTensor), or a setting is none of these.
     """
 
     # What consolidate_state_dict() gathered, by parameter number; None when stale. A class attribute, because
@@ -108,7 +129,14 @@ class Muon(torch.optim.Optimizer):
                     "Muon was given a DTensor; it needs whole matrices and shares the work over ranks by itself: "
                     "leave matrices unsharded (trainer=ddp)"
                 )
-            choose_ns_dtype(group["ns_dtype"], param.device)  # an unknown name fails now, not at the first step
+            # an unknown name fails now, not at the first step
+            choose_ns_dtype(group["ns_dtype"], param.device)
+        name, steps = group["orthogonalizer"], group["ns_steps"]
+        if name not in ORTHOGONALIZERS:
+            raise ValueError(f"orthogonalizer={name!r} is unknown; set it to {' or '.join(ORTHOGONALIZERS)}")
+        if name == "polar_express" and steps > len(POLAR_EXPRESS):
+            most = len(POLAR_EXPRESS)
+            raise ValueError(f"ns_steps={steps}: polar_express has coefficients for {most}; set it to {most} or less")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -307,10 +335,8 @@ class _Exchange:
             owner = owners[param]
             self._places.append((param, owner, counts[owner]))
             counts[owner] += 1
-        shape, self._slots = (
-            shape or bucket[0].shape,
-            max(counts),
-        )  # all ranks send equally much; what is over is never read
+        shape = shape or bucket[0].shape
+        self._slots = max(counts)  # all ranks send equally much; what is over is never read
         self._sent = bucket[0].new_empty((self._slots, *shape))
         if own:
             torch._foreach_copy_(list(self._sent[: len(own)].unbind()), own)

@@ -1,8 +1,9 @@
-"""Learning rate and momentum as pure functions of the step.
+"""Learning rate, momentum and weight decay as pure functions of the step.
 
 Nothing here has a memory: a run that resumes at step s is at once where the straight run was, whatever the number of
 ranks. The shapes are nanochat's of 2025-11: linear warmup, plateau, linear warmdown for the learning rate; a linear
-ramp for Muon's momentum. Fine-tuning is the same function with `warmdown_frac=1` (a straight line down).
+ramp for Muon's momentum; those of 2026 are options. Fine-tuning is the same function with `warmdown_frac=1` (a
+straight line down).
 """
 
 import math
@@ -15,8 +16,10 @@ __all__ = ["lr_multiplier", "muon_momentum", "weight_decay_multiplier"]
 def lr_multiplier(step: int, num_steps: int, cfg: OptimConfig) -> float:
     """Return the factor on every initial learning rate at `step`, in [0, 1].
 
-    Warmup and warmdown last `round(fraction * num_steps)` steps, so the last trained step, `num_steps - 1`, is one
-    notch above `final_lr_frac`; `step` counts the steps already done, and steps beyond `num_steps` keep its value.
+    Warmup lasts `warmup_steps`, at most `warmup_max_frac` of the run, or else `round(warmup_frac * num_steps)` steps;
+    warmdown lasts `round(warmdown_frac * num_steps)`. Where they overlap warmup counts, and the factor jumps at its
+    end. `step` counts the steps already done, so the last trained one, `num_steps - 1`, is one notch above
+    `final_lr_frac`; steps beyond `num_steps` keep the value at `num_steps`.
     """
     if step < 0 or num_steps < 1:
         raise ValueError(f"step={step} of num_steps={num_steps} is not in a run; expected step >= 0 and num_steps >= 1")

@@ -103,7 +103,7 @@ def _what(
     rows = [("stage", f"{stage}, step {step:,}"), ("parameters", f"{num_parameters:,}")]
     rows += [(words, f"{model[key]:,}" if key in _SIZES else str(model[key])) for key, words in _SHAPE.items()]
     if run is not None and run.summary.get("init_from"):
-        rows.append(("start weights", str(run.summary["init_from"])))
+        rows.append(("initial weights", str(run.summary["init_from"])))
     if run is not None and run.record.get("git_commit"):
         rows.append(("commit", str(run.record["git_commit"]) + (", with changes" if run.dirty else "")))
     if made_from != "lightning":

@@ -58,7 +58,7 @@ class PowerPlan:
     """How the figure varies, and how that is known, as a sentence."""
     share: bool
     """Differences are those of shares."""
-    freedom: int | None = None
+    df: int | None = None
     """Degrees of freedom of a standard deviation that was learned from runs; None = it was given."""
     effect: float | None = None
     """The difference to be found."""
@@ -118,7 +118,7 @@ def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Power
     low, high = (size_text(bound, share) for bound in (bounds.low, bounds.high))
     of = "of the differences between runs of one seed" if design.paired else f"over the seeds of {len(runs)} runs"
     source = f"{name}: std {size_text(design.std, share)} {of} (95% interval {low} to {high})"
-    return PowerPlan(design=design, source=source, share=share, freedom=count, **asked)
+    return PowerPlan(design=design, source=source, share=share, df=count, **asked)
 
 
 def _share_text(design: PairedQuestions) -> str:
@@ -152,8 +152,8 @@ def plan_sentences(plan: PowerPlan) -> list[str]:
         if needed is None and plan.effect > plan.design.largest_effect:
             many = f"what cannot be: differences end at {size_text(plan.design.largest_effect, plan.share)}"
         text = f"A difference of {size} takes {many} to be found {plan.power:.0%} of the time."
-        if plan.freedom and isinstance(plan.design, Seeds):
-            bounds = std_interval(plan.design.std, plan.freedom)
+        if plan.df and isinstance(plan.design, Seeds):
+            bounds = std_interval(plan.design.std, plan.df)
             ends = [plan.needed(replace(plan.design, std=bound)) for bound in (bounds.low, bounds.high)]
             low, high = ("more than ten million" if end is None else f"{end:,}" for end in ends)
             text += f" By the interval of the std: {low} to {high}."

@@ -100,7 +100,7 @@ def history_figure(runs: Sequence[Run]) -> Figure | None:
 
 
 def chains(runs: Sequence[Run]) -> list[list[Run]]:
-    """Follow the start weights of runs: one list for each run that no other continues, first stage first.
+    """Follow the initial weights of runs: one list for each run that no other continues, first stage first.
 
     A run that does not say what it started from is taken to continue the stage before it that has the same name.
     """

@@ -169,7 +169,7 @@ def _shown_settings(stage: str) -> tuple[str, ...]:
         return _TOKENIZER_SETTINGS
     shown = tuple(key for key in SETTINGS if key not in _NOT_SHOWN)
     if stage == StageName.base:
-        return ("depth", *shown)  # later stages have the shape of their start weights
+        return ("depth", *shown)  # later stages have the shape of their initial weights
     return shown + (RL_SETTINGS if stage == StageName.rl else ())
 
 
@@ -197,7 +197,7 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
         yield "started", str(run.record["started"])
     if run.step is not None:
         yield "steps", _steps(run)
-    for key, text in (("init_from", "start weights"), ("device", "device"), ("compute_dtype", "compute dtype")):
+    for key, text in (("init_from", "initial weights"), ("device", "device"), ("compute_dtype", "compute dtype")):
         if summary.get(key):
             yield text, str(summary[key])
     bytes_per_token = filter(None, (_number(summary.get(f"{of}_bytes_per_token"), ".2f") for of in ("train", "val")))

@@ -2,7 +2,7 @@
 
 One run says nothing about a recipe, because another seed may give another order; mean and standard deviation over seeds
 do, and a t test of them: of pairs where two groups have the same seeds and these change the order of the data, else
-Welch's. Seeds are `seed` (start weights) and `data.order_seed` (order of the data).
+Welch's. Seeds are `seed` (initial weights) and `data.order_seed` (order of the data).
 """
 
 import json
@@ -96,7 +96,7 @@ def group_by_seed(runs: Sequence[EvaluatedRun], *, any_length: bool = False) -> 
         if any_length and isinstance(stage := own.get("stage"), Mapping):
             own["stage"] = {key: value for key, value in stage.items() if key not in HORIZONS}
         text = json.dumps([own, run.any_result.checkpoint.get("stage")], sort_keys=True, default=str)
-        # Start weights of an earlier stage are in a folder of the run's own name.
+        # Initial weights of an earlier stage are in a folder of the run's own name.
         run_name = re.escape(str(run.config.get("run_name") or ""))
         groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
     return list(groups.values())
@@ -112,7 +112,7 @@ def pair_by_seed(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]) 
     """Return groups of indices in an order in which entry i of each has the same seeds.
 
     None where there are no pairs to be made: the seeds of two groups differ, a group has two runs of the same, or fewer
-    than two runs. None as well where all runs read their data in one order: what start weights change they change for
+    than two runs. None as well where all runs read their data in one order: what initial weights change they change for
     each recipe in its own way, and pairs would only halve the degrees of freedom.
     """
     by_seed = [{seeds_of(runs[index]): index for index in group} for group in groups]
@@ -223,8 +223,8 @@ class _TwoSets:
 
 def _pooled_std(sets: Sequence[Sequence[float]], values: Sequence[float]) -> float:
     """Return the standard deviation within sets, 0 where nothing varies but by the rounding of such values."""
-    freedom = sum(len(own) - 1 for own in sets)
-    std = sqrt(sum((len(own) - 1) * variance(own) for own in sets) / freedom) if freedom else 0.0
+    df = sum(len(own) - 1 for own in sets)
+    std = sqrt(sum((len(own) - 1) * variance(own) for own in sets) / df) if df else 0.0
     return std if std > 1e-12 * max(map(abs, values), default=0.0) else 0.0
 
 

@@ -41,7 +41,7 @@ class RLConfig:
     clip_high: float | None = None
     """null = clip_low for grpo, 0.28 for dapo."""
     kl_coef: float = 0.0
-    """Weight of the KL divergence to the start weights; above 0 a frozen copy of them is kept."""
+    """Weight of the KL divergence to the initial weights; above 0 a frozen copy of them is kept."""
     max_resamples: int = 3
     """dapo: how many more times questions are drawn to replace groups whose answers all score alike."""
     val_questions: int | None = 400

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from nanochat_pl.serve.handle import EndReason, GenerationHandle, QueueFull, WorkerClosed
 from nanochat_pl.serve.responses import ErrorBody
 
-__all__ = ["ApiError", "ClientGone", "add_error_handlers", "error_of_end", "error_response"]
+__all__ = ["CLIENT_GONE", "ApiError", "ClientGone", "add_error_handlers", "error_of_end", "error_response"]
 
 CLIENT_GONE = 499
 """Status that the log shows for a request whose client disconnected."""

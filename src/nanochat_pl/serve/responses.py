@@ -10,7 +10,18 @@ from pydantic import BaseModel, Field
 
 from nanochat_pl.serve.schema import PartBody
 
-__all__ = ["ChatChunk", "ChatCompletion", "ErrorBody", "ModelCard", "ModelList", "TextChunk", "TextCompletion"]
+__all__ = [
+    "ChatChunk",
+    "ChatCompletion",
+    "ErrorBody",
+    "FinishReason",
+    "ModelCard",
+    "ModelList",
+    "Suggestion",
+    "TextChunk",
+    "TextCompletion",
+    "Usage",
+]
 
 FinishReason = Literal["stop", "length"]
 

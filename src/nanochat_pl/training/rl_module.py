@@ -1,7 +1,7 @@
 """Reinforcement learning under Lightning: a batch of questions becomes a rollout, and this one or more updates.
 
 The pure part is `nanochat_pl.rl`. This module samples before it trains, and measures pass@k. The rest of a rollout and,
-with a KL term, the start weights are saved in the checkpoint, so that a run resumes exactly at any step.
+with a KL term, the initial weights are saved in the checkpoint, so that a run resumes exactly at any step.
 """
 
 import time
@@ -109,8 +109,8 @@ class PolicyModel(LanguageModel):
         if self.rl.kl_coef > 0 and not self._reference:
             if self.trainer.global_step > 0:
                 raise ValueError(
-                    f"rl.kl_coef={self.rl.kl_coef} needs the start weights, which this run did not keep because it was "
-                    "started with rl.kl_coef=0; resume with rl.kl_coef=0 or start a new run"
+                    f"rl.kl_coef={self.rl.kl_coef} needs the initial weights, which this run did not keep because it "
+                    "was started with rl.kl_coef=0; resume with rl.kl_coef=0 or start a new run"
                 )
             self._keep_reference(self.model.state_dict())
         for reference in self._reference:
@@ -243,7 +243,7 @@ class PolicyModel(LanguageModel):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the rest of a rollout, for any number of ranks, and the start weights.
+        """Restore the rest of a rollout, for any number of ranks, and the initial weights.
 
         This is not done in `on_train_start`, because validation saves before that.
         """
@@ -254,7 +254,7 @@ class PolicyModel(LanguageModel):
             self._keep_reference(state["reference"])
 
     def _keep_reference(self, weights: Mapping[str, Tensor]) -> None:
-        """Keep a frozen copy of the start weights, in the compute dtype to which the model would cast them."""
+        """Keep a frozen copy of the initial weights, in the compute dtype to which the model would cast them."""
         reference = GPT(self.model.config, self.model.compute_dtype).requires_grad_(False)
         tables = reference.cos, reference.sin
         reference.to(self.model.compute_dtype)

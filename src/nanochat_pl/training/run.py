@@ -135,7 +135,7 @@ def take_folder(
 
 
 def build_module(cfg: TrainConfig, plain: dict[str, Any], start: Start, data: StepBatches) -> LanguageModel:
-    """Build the model with its start weights, compile it if that pays, and wrap it in the module that trains it."""
+    """Build the model with its initial weights, compile it if that pays, and wrap it in the module that trains it."""
     device = pick_device(cfg.trainer.accelerator)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

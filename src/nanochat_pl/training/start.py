@@ -39,7 +39,7 @@ class Start:
 
 
 def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> Start:
-    """Find shape, tokenizer and start weights, from the checkpoint to resume or to start from, or new ones.
+    """Find shape, tokenizer and initial weights, from the checkpoint to resume or to start from, or new ones.
 
     Raises:
         ValueError: tokenizer and checkpoint have different vocabularies, or the checkpoint cannot be resumed.

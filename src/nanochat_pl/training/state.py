@@ -67,7 +67,7 @@ class RunState:
     folder: Path
     checkpoints: CheckpointFolder
     facts: dict[str, Any] = field(default_factory=dict)
-    """What summary.json contains besides the metrics: stage, sizes, start weights, inputs."""
+    """What summary.json contains besides the metrics: stage, sizes, initial weights, inputs."""
 
     flops_per_token: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
