@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat_pl.cli.chain import plan_chain
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, compose_jobs, config_dir, leaves
+from nanochat_pl.config.compose import CommandLine, check, compose_checked, compose_jobs, config_dir
 from nanochat_pl.config.schema import EvaluateConfig, TrainConfig
+from nanochat_pl.config.settings import leaves
 
 CONFIGS = config_dir()
 GROUPS = {

@@ -57,6 +57,8 @@ def test_the_whole_chain_trains_and_the_engine_answers_as_the_model_does(train: 
     train(*TINY, *MODERN, "stage=rl", "mixture=microworld_rl", "stage.sequence_len=256", "stage.num_steps=2", *rl)
     loaded = load_model(tmp_path / "rl" / "tiny")
     assert loaded.model.config.short_conv == 4 and loaded.model.config.smear
+    trained = load_model(tmp_path / "base" / "tiny").model  # with rows of another length
+    assert loaded.model.windows == trained.windows and loaded.model.config.sequence_len != trained.config.sequence_len
     prompt = loaded.tokenizer.encode("The sun is", prepend=loaded.tokenizer.bos_id)
     row = list(prompt)
     for _ in range(100):  # past the length that the layers see

@@ -292,6 +292,23 @@ def test_a_modern_model_goes_to_nanochats_files_and_back(tokenizer: Tokenizer, t
     assert any("assumed" in note and "rope_base=100000" in note and "qk_scale=1.2" in note for note in again.notes)
 
 
+def test_windows_of_a_model_with_shorter_rows_are_those_it_was_trained_with(tokenizer: Tokenizer, tmp_path: Path):
+    config = replace(MODERN_CONFIG, sequence_len=1200).with_sequence_len(600)
+    nanochat.write(stored_model(tokenizer, config), tmp_path)
+    assert json.loads((tmp_path / "meta_000012.json").read_text())["model_config"]["sequence_len"] == 1200
+    again = read_model(tmp_path).config
+    assert [again.window(layer) for layer in range(2)] == [config.window(layer) for layer in range(2)] == [384, 1200]
+
+
+@pytest.mark.parametrize("change", [{"qk_scale": 1.0}, {"window_pattern": None}, {"rope_table_dtype": "float32"}])
+def test_what_keeps_a_modern_model_out_of_nanochats_files_is_listed_alone(
+    tokenizer: Tokenizer, tmp_path: Path, change: dict
+):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=rf"lost would be: model\.{name}={value} \(modern: {MODERN[name]}\)$"):
+        nanochat.write(stored_model(tokenizer, replace(MODERN_CONFIG, **change)), tmp_path)
+
+
 def test_a_modern_model_without_short_windows_has_long_ones(tokenizer: Tokenizer, tmp_path: Path):
     config = replace(MODERN_CONFIG, window_pattern="L")
     nanochat.write(stored_model(tokenizer, config), tmp_path)
@@ -300,7 +317,7 @@ def test_a_modern_model_without_short_windows_has_long_ones(tokenizer: Tokenizer
 
 @pytest.mark.parametrize(
     ("changes", "lost"),
-    [({"short_conv": 4}, "short_conv=4"), ({"qk_scale": 1.1}, "qk_scale=1.1"), ({"smear": False}, "backout=True")],
+    [({"short_conv": 4}, "short_conv=4"), ({"qk_scale": 1.1}, "qk_scale=1.1"), ({"smear": False}, r"model\.smear=False \(modern: True\)")],
 )
 def test_a_model_that_neither_nanochat_computes_is_not_written(tokenizer: Tokenizer, tmp_path: Path, changes, lost):
     with pytest.raises(ValueError, match=rf"lost would be: .*{lost}"):

@@ -176,6 +176,11 @@ def test_an_inference_copy_computes_the_same_and_follows_the_weights(model, dtyp
         parameter.mul_(0.5)
     assert laid_out.follow() is before
     check_equal()
+    source.load_state_dict({name: 2 * tensor for name, tensor in source.state_dict().items()}, assign=True)
+    check_equal()
+    source.transformer.h[1].mlp.c_fc.weight = torch.nn.Parameter(source.transformer.h[1].mlp.c_fc.weight * 0.5)
+    check_equal()
+    before = laid_out.follow()
     source.lm_head.weight.data.zero_()
     laid_out.refresh()
     for idx in (tokens(2, 20), tokens(1, 1)):

@@ -16,6 +16,7 @@ from nanochat_pl.config.compose import (
     ConfigError,
     check,
     compose_checked,
+    compose_jobs,
     config_dir,
     quote,
     quote_texts,
@@ -50,6 +51,30 @@ NAMES = [
 
 def read(argument: str) -> object:
     return OverridesParser.create().parse_override(argument).value()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("optim.role_betas.smear=0.5", "optim.role_betas.smear=0.5: smear takes a list of numbers, as [a,b]"),
+        ("optim.role_betas={smear:0.5}", "optim.role_betas.smear=0.5: smear takes a list of numbers, as [a,b]"),
+        ("optim.role_weight_decay.smear=x", "optim.role_weight_decay.smear=x: smear takes a number"),
+        ("optim.role_weight_decay.smears=1", "optim.role_weight_decay names smears; the roles are matrix, "),
+    ],
+)
+def test_a_wrong_value_of_a_role_is_named_as_it_was_typed(typed: str, said: str):
+    with pytest.raises(ConfigError) as error:
+        compose_jobs("train", CommandLine.parse(quote_texts([typed])))
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("optim", ["classic", "modern"])
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize("typed", ["optim.role_weight_decay.smear=0.1", "optim.role_weight_decay={smear:0.1}"])
+def test_a_role_is_set_with_and_without_a_plus(optim: str, plus: str, typed: str):
+    (job,) = compose_jobs("train", CommandLine.parse(quote_texts([f"optim={optim}", f"{plus}{typed}"])))
+    assert job.checked.optim.role_weight_decay["smear"] == 0.1
+    assert len(job.checked.optim.role_weight_decay) == (1 if optim == "classic" else 5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -77,6 +77,20 @@ def test_packed_documents_longer_than_a_window_equal_each_document_alone(name: s
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("sequence_len", [200, 600, 2000])
+def test_a_model_keeps_its_windows_where_rows_have_another_length(sequence_len: int):
+    model = trained(sequence_len=600, window_pattern="SL", n_layer=4)
+    config = model.config.with_sequence_len(sequence_len)
+    assert (config.sequence_len, config.with_sequence_len(600)) == (sequence_len, model.config)
+    other = GPT(config)
+    other.load_state_dict(model.state_dict())
+    idx = tokens(1, 700)
+    assert_close(other(idx), model(idx))
+    assert flops_per_token(config.with_sequence_len(600)) == flops_per_token(model.config)
+    assert trained(sequence_len=600).config.with_sequence_len(200) == trained(sequence_len=200).config
+
+
+@torch.inference_mode()
 def test_smear_across_documents_is_the_only_thing_that_crosses_them():
     idx, positions = tokens(1, 8), torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
     crossing = trained(smear=True, smear_across_documents=True)

@@ -146,10 +146,13 @@ def read_tokenizer(weights: Path, config: GPTConfig) -> Tokenizer:
 
 
 def unsupported(model: ModelState) -> list[str]:
-    """List the settings of a model that nanochat's classic files cannot express; empty if it can be written.
+    """List the settings of a model that nanochat's classic files cannot express; empty if they can hold it.
 
-    Written nevertheless, the model would compute something else over there.
+    Written nevertheless, the model would compute something else over there. Where it has weights that only nanochat's
+    modern model has, the list is what separates it from that one.
     """
+    if _named(model.state, *MODERN_NAMES):
+        return _modern_differences(model.config) or _differences(model.config, "classic", Architecture())
     return _differences(model.config, "classic", Architecture())
 
 
@@ -167,8 +170,13 @@ def _differences(config: GPTConfig, era: str, nanochats: Architecture) -> list[s
 
 def _is_modern(config: GPTConfig) -> bool:
     """Return whether nanochat's program since March 14, 2026 computes what a model does."""
-    free = {"window_pattern": config.window_pattern or "none", "smear_across_documents": config.smear_across_documents}
-    return config.window_pattern is not None and not _differences(config, "modern", Architecture(**MODERN | free))
+    return not _modern_differences(config)
+
+
+def _modern_differences(config: GPTConfig) -> list[str]:
+    """List the settings that nanochat's modern model has otherwise; its windows are free, but there are some."""
+    free = {"window_pattern": config.window_pattern or "SSSL", "smear_across_documents": config.smear_across_documents}
+    return _differences(config, "modern", Architecture(**MODERN | free))
 
 
 def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None) -> list[Path]:
@@ -183,7 +191,10 @@ def write(model: ModelState, folder: Path, meta: Mapping[str, Any] | None = None
         FileExistsError: if there is such a file already; nothing was written.
     """
     stage = {} if model.stage == UNKNOWN_STAGE else {"stage": model.stage}  # ours: nanochat tells it by the folder
-    windows = {"window_pattern": model.config.window_pattern} if _is_modern(model.config) else {}
+    windows: dict[str, Any] = {}
+    if _is_modern(model.config):  # nanochat derives the windows from sequence_len
+        context = model.config.window_context or model.config.sequence_len
+        windows = {"window_pattern": model.config.window_pattern, "sequence_len": context}
     details = {"step": model.step} | stage | dict(meta or {})
     details["model_config"] = classic_config(model.config) | windows
     lost = [] if _is_modern(model.config) else unsupported(model)

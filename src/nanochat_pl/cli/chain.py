@@ -33,7 +33,6 @@ from nanochat_pl.config.compose import (
     compose_jobs,
     config_dir,
     in_hydra,
-    leaves,
     quote_texts,
     to_plain,
 )
@@ -42,6 +41,7 @@ from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.provenance import changes, run_inputs
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
+from nanochat_pl.config.settings import leaves
 from nanochat_pl.config.stages import STAGES, StageName
 from nanochat_pl.paths import read_record, run_dir
 from nanochat_pl.tasks.tables import find_split

@@ -9,7 +9,7 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ from nanochat_pl.config.refusals import (
     refuse_unreadable,
     reword_error,
 )
-from nanochat_pl.config.settings import ROOTS, config_dir, group_options, settings
+from nanochat_pl.config.settings import ROOTS, config_dir, group_options, leaves, settings
 from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.config.sweep import VARIANT, Sweep, SweptRun, first_values, plan_sweep
@@ -51,6 +51,8 @@ OPEN_KEYS = (
     *("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts"),
     *("optim.role_weight_decay", "optim.role_betas", "sweep.variants"),
 )
+FREE_KEYS = ("chain_overrides", "eval.texts", "optim.role_weight_decay", "optim.role_betas")
+"""Those in which a new key needs no +."""
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 
 
@@ -59,7 +61,7 @@ class ConfigError(ValueError):
 
 
 def quote_texts(argv: Sequence[str]) -> list[str]:
-    """Quote the values of all settings that are text, so that they mean what was typed.
+    """Quote the values of all settings that are text, so that they mean what was typed; mark keys that may be new.
 
     Hydra's grammar reads `5e10123` as infinity and `true` as a truth value, and fails on `it's` and `a=b`; a value that
     it would read as something else is quoted here. Not quoted are `null` where a setting may be null, `${…}`, what is
@@ -75,8 +77,14 @@ def quote_texts(argv: Sequence[str]) -> list[str]:
         kind = "plain" if key.startswith("eval.texts.") else kinds.get(key, "optional" if is_path else None)
         if equals and kind is not None and not typed.startswith("-"):
             argument = f"{typed}={_literal(value, kind, is_path, multirun)}"
-        quoted.append(argument)
+        quoted.append(_free_key(argument))
     return quoted
+
+
+def _free_key(argument: str) -> str:
+    """Mark keys of sections with any names, such as single stages or roles: users need not know which are there."""
+    key = argument.partition("=")[0]
+    return f"++{argument}" if key in FREE_KEYS or key.startswith(tuple(f"{name}." for name in FREE_KEYS)) else argument
 
 
 def takes_path(key: str, value: str) -> bool:
@@ -208,12 +216,8 @@ class CommandLine:
             raise ConfigError(
                 f"--package {parsed.package}: there is no such section{did_you_mean(parsed.package, names)}"
             )
-        # Settings of a single stage are new keys unless the experiment has them; users need not know which.
-        overrides = [
-            f"++{o}" if o.startswith(("chain_overrides.", "chain_overrides={")) else o for o in parsed.overrides
-        ]
         folder = Path(parsed.config_dir) if parsed.config_dir else config_dir()
-        return cls(overrides, parsed.multirun, folder, bool(parsed.cfg or parsed.info))
+        return cls(parsed.overrides, parsed.multirun, folder, bool(parsed.cfg or parsed.info))
 
 
 def about_hydra(arguments: Sequence[str]) -> bool:
@@ -347,7 +351,7 @@ def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
         ConfigError: with how it should have been written.
     """
     try:
-        return OverridesParser.create().parse_overrides([argument])[0]
+        return OverridesParser.create().parse_overrides([_free_key(argument)])[0]
     except HydraException as error:
         key, _, value = argument.partition("=")
         known = settings(schema.EvaluateConfig) | settings(schema.TrainConfig)
@@ -464,15 +468,6 @@ def check_definition(target: str, arguments: set[str], key: str) -> None:
     for argument in sorted(arguments):
         if takes is not None and argument not in takes and not argument.startswith("_"):
             raise ConfigError(f"{key}.{argument}: {target} takes no such argument{did_you_mean(argument, takes)}")
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values of a nested mapping that are not mappings themselves."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        elif not isinstance(value, Mapping):
-            yield f"{prefix}{key}"
 
 
 def check_targets(tree: Any, allow: tuple[str, ...], key: str = "") -> None:

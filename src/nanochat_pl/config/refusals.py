@@ -143,7 +143,9 @@ def reword_error(error: BaseException, overrides: Sequence[Override], known: dic
         if isinstance(cause, MissingConfigException):
             return _missing_option(cause, overrides)
         if isinstance(cause, ConfigException) and cause.full_key:
-            return _wrong_value(cause, str(cause.full_key), overrides, known)
+            name = str(cause.full_key)  # of a value in a mapping of lists it is the last part alone
+            whole = [o.key_or_group for o in overrides if o.key_or_group.endswith(f".{name}")]
+            return _wrong_value(cause, whole[-1] if name not in known and whole else name, overrides, known)
     text = str(error)
     for override in overrides:
         if override.is_delete() and "Could not delete" in text and override.key_or_group in text:
@@ -192,7 +194,8 @@ def _wrong_value(error: ConfigException, key: str, overrides: Sequence[Override]
     lines = [o for o in overrides if o.key_or_group == key]
     file = next((o for o in overrides if o.key_or_group in ("experiment", "sweep")), None)
     shown = _typed(lines[-1], error.value) if lines else _shown(error.value)
-    source = "" if lines else f" (set by {file.input_line})" if file else " (set by a config file)"
+    within = any(key.startswith((f"{o.key_or_group}.", f"{o.key_or_group}[")) for o in overrides)
+    source = "" if lines or within else f" (set by {file.input_line})" if file else " (set by a config file)"
     head = f"{key}={shown}{source}"
     if isinstance(error, GrammarParseError | InterpolationResolutionError):
         names = re.findall(r"\$\{oc\.env:(\w+)\}", shown)

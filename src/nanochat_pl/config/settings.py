@@ -5,7 +5,7 @@ Nothing is written twice: the options of a config group come from the files in i
 
 import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
@@ -17,7 +17,18 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from nanochat_pl.config import schema
 
-__all__ = ["EXAMPLES", "ROOTS", "Setting", "config_dir", "expected", "group_options", "is_enum", "near", "settings"]
+__all__ = [
+    "EXAMPLES",
+    "ROOTS",
+    "Setting",
+    "config_dir",
+    "expected",
+    "group_options",
+    "is_enum",
+    "leaves",
+    "near",
+    "settings",
+]
 
 ROOTS: dict[str, type] = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
 """The root of the config of each script."""
@@ -138,3 +149,12 @@ def near(name: str, names: Sequence[str] | set[str], count: int = 1) -> list[str
 
     scores = {known: likeness(known) for known in sorted(names)}
     return [known for known in sorted(scores, key=lambda k: -scores[k]) if scores[known] >= 0.6][:count]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values of a nested mapping that are not mappings themselves."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        elif not isinstance(value, Mapping):
+            yield f"{prefix}{key}"

@@ -6,7 +6,7 @@ of `Architecture`, off by default: the default is the classic model of nanochat 
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 __all__ = ["GATE_CHANNELS", "MODERN", "SMEAR_CHANNELS", "Architecture", "GPTConfig"]
@@ -25,6 +25,9 @@ LIMITS = {
     "pad_vocab_to": 2**24,
 }
 """The largest values that are accepted: configs come from files too, and no memory may be taken for a wrong one."""
+
+MAX_ROPE_BASE = 1e9
+"""The longest wavelength is then millions of times any context: beyond, channels only stop turning."""
 
 MAX_QK_SCALE = 10.0
 """Scores of 100 x sqrt(D): attention is a maximum long before."""
@@ -90,8 +93,8 @@ class Architecture:
 
     window_pattern: str | None = None
     """One letter a layer, repeated: `S` sees the last quarter of `sequence_len`, rounded up to a multiple of 128, `L`
-    the last `sequence_len` tokens; the last layer is always `L`. null = every layer sees all that came before
-    (nanochat, 2026-01: SSSL)."""
+    the last `sequence_len` tokens; the last layer is always `L`. Later stages keep the windows of pretraining. null =
+    every layer sees all that came before (nanochat, 2026-01: SSSL)."""
 
     value_embeddings: bool = False
     """Every second layer, the last among them, adds to its values a vector that each token has in a table of its own,
@@ -125,7 +128,10 @@ class Architecture:
             _require_number(name, getattr(self, name))
         if self.pad_vocab_to is not None:
             _require_number("pad_vocab_to", self.pad_vocab_to)
-        _require(self.rope_base > 1, f"model.rope_base={self.rope_base} must be above 1; the classic value is 10000")
+        _require(
+            1 < self.rope_base <= MAX_ROPE_BASE,
+            f"model.rope_base={self.rope_base} must lie in (1, {MAX_ROPE_BASE:g}]; the classic value is 10000",
+        )
         _require(
             self.rope_table_dtype in ("bfloat16", "float32", "compute"),
             f"model.rope_table_dtype={self.rope_table_dtype!r} is unknown; set it to bfloat16, float32 or compute",
@@ -191,13 +197,21 @@ class GPTConfig(Architecture):
     n_embd: int = 768
     """Channels of the residual stream."""
 
+    window_context: int | None = None
+    """The `sequence_len` that the windows were trained with, where rows have another length now; null = the same."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
             _require_number(name, value)
-            _require(value >= 1, f"model.{name}={_shown(value)} must be at least 1")
+            _require(value >= 1, f"model.{name}={_shown(value)} must be a whole number of at least 1")
             _require_below_limit(name, value)
+        context = self.window_context
+        _require(
+            context is None or (type(context) is int and 1 <= context <= LIMITS["sequence_len"]),
+            f"model.window_context={str(context)[:40]!r} must be a number of tokens, or null",
+        )
         _require(
             self.n_embd % self.n_head == 0,
             f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}; "
@@ -219,12 +233,12 @@ class GPTConfig(Architecture):
             f"set model.n_kv_head to one of {[n for n in range(1, self.n_head + 1) if self.n_head % n == 0]}",
         )
 
-        channels = SMEAR_CHANNELS if self.smear else GATE_CHANNELS if self.value_embeddings else 1
-        _require(
-            self.n_embd >= channels,
-            f"model.n_embd={self.n_embd} is too small for a gate that reads {channels} channels; "
-            "set model.smear=false and model.value_embeddings=false, or a wider model",
-        )
+        for name, channels in (("smear", SMEAR_CHANNELS), ("value_embeddings", GATE_CHANNELS)):
+            _require(
+                not getattr(self, name) or self.n_embd >= channels,
+                f"model.n_embd={self.n_embd} is too small for the gate of model.{name}, which reads {channels} "
+                f"channels; set model.{name}=false, or model.n_embd={channels} or more",
+            )
 
     @property
     def head_dim(self) -> int:
@@ -247,7 +261,14 @@ class GPTConfig(Architecture):
         if self.window_pattern is None:
             return None
         letter = "L" if layer == self.n_layer - 1 else self.window_pattern[layer % len(self.window_pattern)]
-        return self.sequence_len if letter == "L" else -(-self.sequence_len // 512) * 128
+        context = self.window_context or self.sequence_len
+        return context if letter == "L" else -(-context // 512) * 128
+
+    def with_sequence_len(self, sequence_len: int) -> "GPTConfig":
+        """Return the config of the same model for rows of another length: its windows stay as they were trained."""
+        context = self.window_context or self.sequence_len
+        kept = None if self.window_pattern is None or context == sequence_len else context
+        return replace(self, sequence_len=sequence_len, window_context=kept)
 
     def has_value_embedding(self, layer: int) -> bool:
         """Tell whether a layer adds value embeddings: the last one does, and every second before it."""

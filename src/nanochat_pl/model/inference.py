@@ -140,7 +140,7 @@ class InferenceCopy:
         self._build()
 
     def follow(self) -> GPT:
-        """Return the copy, brought up to date if the source's weights have changed in place or moved."""
+        """Return the copy, brought up to date if the source's weights have changed, moved or been replaced."""
         if self._state() != self._seen:
             self.refresh()
         return self.model
@@ -148,7 +148,8 @@ class InferenceCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the source's weights again, into the same memory where the device is the same."""
-        if self._device != self.source.device:
+        replaced = [*map(id, self.source.parameters())] != [*map(id, self._parameters)]
+        if replaced or self._device != self.source.device:
             self._build()
             return
         if self._own:
@@ -200,5 +201,6 @@ class InferenceCopy:
                 own.append(module.columns)
                 originals.append(module.weight)
         self._own, self._originals = own, originals
+        self._parameters = [*source.parameters()]  # held, so that no other object can have the id of one of them
         self.model = model
         self.refresh()

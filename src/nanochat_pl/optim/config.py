@@ -141,6 +141,8 @@ class OptimConfig:
         for name in ("warmup_max_frac", "momentum_ramp_max_frac"):
             value = getattr(self, name)
             self._require(name, value is None or 0 < value <= 1, "a fraction in (0, 1], or null")
+        if self.momentum_final is not None:
+            self._require("momentum_final", self.momentum_final <= self.momentum, "at most optim.momentum, or null")
         self._require("ns_steps", self.ns_steps >= 1, "a whole number >= 1")
         for name, known in CHOICES.items():
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -162,6 +164,11 @@ class OptimConfig:
         for name in ("role_weight_decay", "role_betas"):
             if unknown := [role for role in getattr(self, name) if role not in ROLES]:
                 raise ValueError(f"optim.{name} names {', '.join(unknown)}; the roles are {', '.join(ROLES)}")
+            if "matrix" in getattr(self, name) and self.matrix_optimizer == "muon":
+                raise ValueError(
+                    f"optim.{name}.matrix is not read by Muon, which moves the matrices; set "
+                    "optim.matrix_weight_decay or optim.momentum, or optim.matrix_optimizer=adamw"
+                )
         for role, decay in self.role_weight_decay.items():
             if not 0 <= decay < math.inf:
                 raise ValueError(f"optim.role_weight_decay.{role}={decay} should be a number >= 0")

@@ -51,7 +51,7 @@ def find_start(cfg: TrainConfig, plain: dict[str, Any], resume: Path | None) -> 
         return Start(model_config(cfg, tokenizer.vocab_size), tokenizer, None, f"seed {cfg.seed}")
     stored = read_model(source, hub_folder(cfg), cfg.offline)
     file, tokenizer = stored.file, stored.tokenizer
-    config = dataclasses.replace(stored.config, sequence_len=cfg.stage.sequence_len)
+    config = stored.config.with_sequence_len(cfg.stage.sequence_len)
     if cfg.tokenizer.path is not None:
         other = Tokenizer.load(cfg.tokenizer.path)
         if other.fingerprint() != tokenizer.fingerprint():
