@@ -317,7 +317,11 @@ def test_a_modern_model_without_short_windows_has_long_ones(tokenizer: Tokenizer
 
 @pytest.mark.parametrize(
     ("changes", "lost"),
-    [({"short_conv": 4}, "short_conv=4"), ({"qk_scale": 1.1}, "qk_scale=1.1"), ({"smear": False}, r"model\.smear=False \(modern: True\)")],
+    [
+        ({"short_conv": 4}, "short_conv=4"),
+        ({"qk_scale": 1.1}, "qk_scale=1.1"),
+        ({"smear": False}, r"model\.smear=False \(modern: True\)"),
+    ],
 )
 def test_a_model_that_neither_nanochat_computes_is_not_written(tokenizer: Tokenizer, tmp_path: Path, changes, lost):
     with pytest.raises(ValueError, match=rf"lost would be: .*{lost}"):

@@ -57,7 +57,8 @@ def read(path: Path) -> ModelState:
 
     Raises:
         FileNotFoundError: if one of the three is missing.
-        ValueError: if one is damaged, carries code, is not of a classic model, or does not fit the others.
+        ValueError: if one is damaged, carries code, is of a nanochat between January 11 and March 14, 2026, or does not
+            fit the others.
     """
     meta_file = Path(metadata_path(path.as_posix()))
     meta = read_json(meta_file)
@@ -88,7 +89,8 @@ def read_weights(path: Path, config: GPTConfig) -> tuple[GPTConfig, dict[str, to
         what was converted.
 
     Raises:
-        ValueError: if it is damaged, carries code, is of a later nanochat, or does not fit the config.
+        ValueError: if it is damaged, carries code, is of a nanochat between classic and modern, or does not fit the
+            config.
     """
     found = read_tensors(path)
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
