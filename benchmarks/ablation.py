@@ -1,6 +1,7 @@
 """Make the tables, the CSV and the picture of docs/ablation.md from the folders of `sweep=ablation`.
 
-    python benchmarks/ablation.py multirun/ablation multirun/ablation_passes --csv runs.csv --picture ablation.png
+    python benchmarks/bench_modern.py --sweep ablation --vocab-size 2048 --threads 1 --json > seconds.json
+    python benchmarks/ablation.py multirun/ablation multirun/ablation_passes --seconds seconds.json --csv runs.csv
     python benchmarks/ablation.py runs.csv multirun/ablation --csv runs.csv          # with further seeds
 
 Each variant is held against the recipe that it changes, `classic` or `modern`, in pairs of one seed, over all seeds of
@@ -9,12 +10,14 @@ which both have run to their end. Prints Markdown.
 
 import argparse
 import csv
+import json
 import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from nanochat_pl.eval.power import Seeds, detectable_effect
 from nanochat_pl.eval.stats import Interval, holm_correction, paired_t_test
@@ -62,9 +65,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of sweeps, or what --csv wrote")
     parser.add_argument("--csv", type=Path, help="write every run here")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--seconds", type=Path, help="what a step of each variant takes, from bench_modern.py")
+    parser.add_argument("--names", nargs="+", default=[], help="what the picture calls the sweeps")
     args = parser.parse_args()
     sweeps = collect(args.runs)
-    found = {name: {recipe: compare(recipe, runs) for recipe in RECIPES} for name, runs in sweeps.items()}
+    steps = {} if args.seconds is None else json.loads(args.seconds.read_text())
+    seconds = {name: step["ratio"] for name, step in steps.items()}
+    found = {name: {recipe: compare(recipe, runs, seconds) for recipe in RECIPES} for name, runs in sweeps.items()}
     for name, tables in found.items():
         for recipe, rows in tables.items():
             print_table(name, recipe, rows, sweeps[name])
@@ -74,7 +81,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows({"sweep": name, **run} for name, runs in sweeps.items() for run in runs)
     if args.picture is not None:
-        draw(found, args.picture)
+        draw(dict(zip([*args.names, *list(found)[len(args.names) :]], found.values())), args.picture)
 
 
 def collect(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
@@ -93,17 +100,16 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def compare(recipe: str, runs: Sequence[Mapping[str, str]]) -> list[Row]:
-    """Return the variants of a recipe, the best first."""
+def compare(
+    recipe: str, runs: Sequence[Mapping[str, str]], seconds: Mapping[str, float] = MappingProxyType({})
+) -> list[Row]:
+    """Return the variants of a recipe, the best first; `seconds` says what a step of each takes, in any unit."""
     losses: dict[str, dict[str, float]] = {}
     flops: dict[str, float] = {}
-    speed: dict[str, float] = {}
     for run in runs:
         name = run["variant"]
         losses.setdefault(name, {})[run["seed"]] = float(run["val/bpb"])
         flops[name] = float(run["total_training_flops"])
-        # other work only ever slows a run, so the fastest says what a variant takes
-        speed[name] = max(speed.get(name, 0), float(run["median_tok_per_sec"]))
     base = losses.get(recipe, {})
     slope = steps_are_worth(recipe, losses, flops)
     rows = []
@@ -116,7 +122,7 @@ def compare(recipe: str, runs: Sequence[Mapping[str, str]]) -> list[Row]:
         p, interval = paired_t_test([base[seed] for seed in seeds], values)
         difference = statistics.mean(differences)
         moved = slope * math.log(flops[recipe] / flops[name])  # what as many FLOPs as the recipe's would still change
-        slower = slope * math.log(speed[name] / speed[recipe])
+        slower = slope * math.log(seconds.get(recipe, math.nan) / seconds.get(name, math.nan))
         rows.append(
             Row(
                 name.removeprefix(f"{recipe}_"),
@@ -193,12 +199,13 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
                 )
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-        axes.set_xlabel("change of bits per byte (left is better)")
+        axes.set_xlabel("change of bits per byte, with 95% intervals (left is better)")
         axes.set_title(recipe)
         if column == 0 and order:
             figure.legend(
                 *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(found), frameon=False
             )
+    figure.supxlabel("filled: significant after Holm's correction", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 

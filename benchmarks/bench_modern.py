@@ -7,22 +7,26 @@ Markdown or JSON.
     python benchmarks/bench_modern.py                                  # d4, 4 rows of 512 tokens, vocabulary 8,192
     python benchmarks/bench_modern.py --threads 1 --clock cpu          # on a machine that others use, too
     python benchmarks/bench_modern.py --only windows --dtype bfloat16
+    python benchmarks/bench_modern.py --sweep ablation --threads 1 --json > seconds.json   # each variant of a sweep
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from timing import CLOCKS, parse_arguments, timed
 
+from nanochat_pl.config.checks import model_config
+from nanochat_pl.config.compose import CommandLine, compose_jobs
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.attention import causal_attention
 from nanochat_pl.model.config import MODERN, GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
-from nanochat_pl.optim.groups import build_optimizers, set_schedule
+from nanochat_pl.optim.groups import build_optimizers, clip_gradients, set_schedule
 from nanochat_pl.runtime import pick_device
 
 OPTIMIZERS = {
@@ -35,24 +39,52 @@ OPTIMIZERS = {
 ALL_OPTIMIZERS = {name: value for settings in OPTIMIZERS.values() for name, value in settings.items()}
 
 
-def training_step(args: argparse.Namespace, model_settings: Mapping, optim_settings: Mapping) -> Callable[[], None]:
-    """Return one whole step: forward, backward, optimizers."""
+def training_step(args: argparse.Namespace, config: GPTConfig, cfg: OptimConfig) -> Callable[[], None]:
+    """Return one whole step: forward, backward, clipping, optimizers."""
     device = pick_device(args.device)
-    shape = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size, **shape_for_depth(args.depth)}
-    model = GPT(GPTConfig(**shape, **model_settings), getattr(torch, args.dtype)).to(device)
+    model = GPT(config, getattr(torch, args.dtype)).to(device)
     model.init_weights()
-    cfg = OptimConfig(**optim_settings)
-    optimizers = build_optimizers(model.param_roles(), model.config.n_embd, cfg)
-    ids = torch.randint(args.vocab_size, (args.rows, args.sequence_len + 1), device=device)
+    optimizers = build_optimizers(model.param_roles(), config.n_embd, cfg)
+    ids = torch.randint(config.vocab_size, (args.rows, config.sequence_len + 1), device=device)
 
     def step() -> None:
         set_schedule(optimizers, 10, 100, cfg)
         model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).backward()
+        clip_gradients(model.parameters(), cfg.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
     return step
+
+
+def tricks(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """Return a step of the classic recipe, of each trick alone, and of all."""
+    shape = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size, **shape_for_depth(args.depth)}
+
+    def step(model: Mapping[str, Any], optim: Mapping[str, Any]) -> Callable[[], None]:
+        return training_step(args, GPTConfig(**shape, **model), OptimConfig(**optim))
+
+    return {
+        "classic": step({}, {}),
+        **{f"model.{name}={value}": step({name: value}, {}) for name, value in (MODERN | {"short_conv": 4}).items()},
+        **{f"optim: {name}": step({}, settings) for name, settings in OPTIMIZERS.items()},
+        "model: all of 2026": step(MODERN, {}),
+        "model and optim: all of 2026": step(MODERN, ALL_OPTIMIZERS),
+    }
+
+
+def variants(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """Return a step of each variant of a sweep, `classic` among them, with the shapes and settings of its runs."""
+    runs = {
+        job.run.variant: job.checked
+        for job in compose_jobs("train", CommandLine.parse([f"sweep={args.sweep}", "seed=1"]))
+    }
+    args.rows = runs["classic"].stage.device_batch
+    return {
+        name: training_step(args, model_config(cfg, args.vocab_size), cfg.optim)
+        for name, cfg in sorted(runs.items(), key=lambda item: item[0] != "classic")
+    }
 
 
 def attention(args: argparse.Namespace, window: int | None) -> Callable[[], None]:
@@ -68,6 +100,7 @@ def attention(args: argparse.Namespace, window: int | None) -> Callable[[], None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("steps", "windows"))
+    parser.add_argument("--sweep", help="time the variants of this sweep, in place of the tricks")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--sequence-len", type=int, default=512)
@@ -78,14 +111,9 @@ def main() -> None:
     args = parse_arguments(parser)
     work: dict[str, Callable[[], None]] = {}
     if args.only != "windows":
-        work["classic"] = training_step(args, {}, {})
-        for name, value in (MODERN | {"short_conv": 4}).items():
-            work[f"model.{name}={value}"] = training_step(args, {name: value}, {})
-        work |= {f"optim: {name}": training_step(args, {}, settings) for name, settings in OPTIMIZERS.items()}
-        work["model: all of 2026"] = training_step(args, MODERN, {})
-        work["model and optim: all of 2026"] = training_step(args, MODERN, ALL_OPTIMIZERS)
+        work = variants(args) if args.sweep else tricks(args)
     groups = {"a step": list(work)} if work else {}
-    if args.only != "steps":
+    if args.only != "steps" and not args.sweep:
         short = -(-args.sequence_len // 512) * 128
         work |= {"every token": attention(args, None), f"window of {short}": attention(args, short)}
         groups["attention alone"] = list(work)[-2:]
@@ -107,6 +135,8 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     size = f"d{args.depth}, V={args.vocab_size:,}, {args.rows} rows of {args.sequence_len}"
+    if args.sweep:
+        size = f"sweep={args.sweep}, V={args.vocab_size:,}, {args.rows} rows"
     print(f"{size}, {args.dtype}, {args.clock} clock\n")
     for title, names in groups.items():
         print(f"| {title} | ms, median | ratio |\n|---|---:|---:|")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import math
 import random
 import statistics
@@ -24,7 +25,8 @@ WORTH = {
 }
 """What each made-up variant adds to the bits per byte."""
 FLOPS = {"modern_without_smear": 0.8e12, "modern_shorter": 0.8e12, "modern_longer": 1.25e12}
-FASTEST = {"modern_without_smear": 2000}
+SECONDS = dict.fromkeys(WORTH, 1.0) | {"modern_without_smear": 0.5}
+"""What a step of each takes."""
 PER_FOLD = -0.1
 """What an e-fold of training changes."""
 
@@ -51,7 +53,6 @@ def made_up(seeds: range) -> list[dict[str, str]]:
             if seed in seeds:
                 row = {"status": "finished", "variant": variant, "seed": str(seed), "data.order_seed": str(seed)}
                 row |= {"step": "120", "tokens": "245760", "total_training_flops": str(FLOPS.get(variant, 1e12))}
-                row["median_tok_per_sec"] = str(FASTEST.get(variant, 1000) - 10 * seed)
                 rows.append(row | {"val/bpb": str(bpb), "command": f"python train.py seed={seed}"})
     return rows
 
@@ -93,7 +94,7 @@ def test_only_seeds_of_which_both_have_ended_are_paired(ablation: ModuleType):
 
 
 def test_at_equal_flops_a_cheaper_variant_gets_what_more_steps_would_give(ablation: ModuleType):
-    rows = {row.name: row for row in ablation.compare("modern", made_up(range(10)))}
+    rows = {row.name: row for row in ablation.compare("modern", made_up(range(10)), SECONDS)}
     smear, conv = rows["without_smear"], rows["with_short_conv"]
     assert conv.equal_flops == conv.difference == conv.equal_seconds
     assert smear.equal_flops - smear.difference == pytest.approx(PER_FOLD * math.log(1 / 0.8), abs=0.004)
@@ -103,7 +104,7 @@ def test_at_equal_flops_a_cheaper_variant_gets_what_more_steps_would_give(ablati
 
 def test_without_runs_of_other_lengths_nothing_is_said_about_equal_flops_and_seconds(ablation: ModuleType):
     runs = [run for run in made_up(range(10)) if run["variant"] != "modern_longer"]
-    rows = ablation.compare("modern", runs)
+    rows = ablation.compare("modern", runs, SECONDS)
     assert all(math.isnan(row.equal_flops) and math.isnan(row.equal_seconds) for row in rows)
 
 
@@ -123,6 +124,13 @@ def test_tables_go_on_from_an_earlier_csv(ablation: ModuleType, tmp_path, monkey
     assert (tmp_path / "all.csv").read_text() == (tmp_path / "at_once.csv").read_text()
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert "| with short conv | 10 | " in at_once and "over 10 seeds" in at_once
+    (tmp_path / "seconds.json").write_text(json.dumps({name: {"ratio": ratio} for name, ratio in SECONDS.items()}))
+    timed = run(whole, "--seconds", tmp_path / "seconds.json")
+    ours, theirs = (
+        [line.split("|")[7].strip() for line in out.splitlines() if "|" in line] for out in (timed, at_once)
+    )
+    assert not any(value.startswith(("+", "-0")) for value in theirs), "nothing is said of seconds that are not known"
+    assert sum(value.startswith(("+", "-0")) for value in ours) == 3
 
 
 def test_runs_that_failed_are_left_out(ablation: ModuleType, tmp_path):
