@@ -33,6 +33,9 @@ COLUMNS = (
 )
 
 
+NEEDED = ("variant", "seed", "val/bpb", "total_training_flops")
+
+
 @dataclass
 class Row:
     """A variant beside its recipe; what is not known is NaN."""
@@ -86,18 +89,43 @@ def main() -> None:
 
 def collect(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
     """Return the finished runs of each sweep, by the name of its folder; of two of one variant and seed the later."""
-    sweeps: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    sweeps: dict[str, dict[tuple[str, ...], dict[str, str]]] = {}
+    folders: dict[str, Path] = {}
     for path in paths:
-        for run in read(path if path.is_file() else path / "results.csv"):
-            if run.get("status", "finished") == "finished":
-                sweeps.setdefault(run.get("sweep") or path.name, {})[run["variant"], run["seed"]] = run
+        file = path if path.is_file() else path / "results.csv"
+        name = path.resolve().name
+        if path.is_dir() and folders.setdefault(name, path.resolve()) != path.resolve():
+            raise SystemExit(f"{path} and {folders[name]} have one name, by which sweeps are told apart; rename one")
+        for number, run in enumerate(read(file), start=2):
+            if run.get("status", "finished") != "finished":
+                continue
+            if not (is_positive(run["val/bpb"]) and is_positive(run["total_training_flops"])):
+                raise SystemExit(
+                    f"{file}, line {number}: {run['variant']} has val/bpb {run['val/bpb']!r}; run it again"
+                )
+            key = (run["variant"], run["seed"], run.get("data.order_seed") or "")
+            sweeps.setdefault(run.get("sweep") or name, {})[key] = run
     return {name: [runs[key] for key in sorted(runs)] for name, runs in sweeps.items()}
 
 
 def read(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error.strerror}); give the folder of a sweep, or its CSV") from error
+    if lacking := [name for name in NEEDED if not rows or name not in rows[0]]:
+        raise SystemExit(f"{path} has no {', '.join(lacking)}; give the folder of a sweep that has run, or its CSV")
+    return rows
+
+
+def is_positive(text: str) -> bool:
+    """Return whether a cell holds a number above 0."""
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def compare(
@@ -108,7 +136,8 @@ def compare(
     flops: dict[str, float] = {}
     for run in runs:
         name = run["variant"]
-        losses.setdefault(name, {})[run["seed"]] = float(run["val/bpb"])
+        seeds = f"{run['seed']} {run.get('data.order_seed') or ''}"
+        losses.setdefault(name, {})[seeds] = float(run["val/bpb"])
         flops[name] = float(run["total_training_flops"])
     base = losses.get(recipe, {})
     slope = steps_are_worth(recipe, losses, flops)
@@ -159,13 +188,14 @@ def print_table(folder: str, recipe: str, rows: Sequence[Row], runs: Sequence[Ma
         return
     # A seed changes some variants more than others: the middle one stands for all.
     std = statistics.median(statistics.stdev(row.differences) for row in rows)
-    runs_each = min(len(row.differences) for row in rows)
+    runs_each = round(statistics.median(len(row.differences) for row in rows))
     least = std and detectable_effect(Seeds(std=std, paired=True), runs_each, ALPHA / len(rows))
     print(
         f"\n{folder}, {recipe}: {statistics.mean(own):.4f} ± {statistics.stdev(own):.4f} over {len(own)} seeds; ",
         end="",
     )
-    print(f"differences vary by {std:.4f}; smallest found with a power of 0.8: {least:.4f}\n" if least else "\n")
+    found = f"smallest found by {runs_each} with a power of 0.8: {least:.4f}"
+    print(f"differences vary by {std:.4f}; {found}\n" if least else "\n")
     print("| variant | seeds | bits per byte | difference | p, Holm's | at equal FLOPs | at equal seconds | |")
     print("|---|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
@@ -184,13 +214,11 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for column, (recipe, axes) in enumerate(zip(RECIPES, figure.subplots(1, len(RECIPES)))):
-        order = [row.name for row in next(iter(found.values()))[recipe]][::-1]
+        order = list(dict.fromkeys(row.name for tables in found.values() for row in tables[recipe]))[::-1]
         for number, (folder, tables) in enumerate(found.items()):
             for row in tables[recipe]:
-                if row.name not in order:
-                    continue
                 y = order.index(row.name) + 0.15 * (0.5 - number)
-                label = folder if row.name == order[-1] else None
+                label = folder if row is tables[recipe][0] else None
                 if row.interval:
                     axes.plot([row.interval.low, row.interval.high], [y, y], color=f"C{number}", linewidth=1.5)
                 face = f"C{number}" if row.verdict else "white"

@@ -216,8 +216,9 @@ def test_too_few_find_nothing_and_the_impossible_takes_no_number():
 
 def test_how_two_models_differ_is_learned_from_their_scores():
     assert paired_design([1, 1, 0, 0], [1, 0, 0, 0]) == PairedQuestions(disagreement=2 / 6)
-    same = paired_design([0.5, 0.25], [0.5, 0.25])
-    assert same == PairedQuestions(disagreement=1 / 4)
+    assert paired_design([1, 0], [1, 0]) == PairedQuestions(disagreement=1 / 4)
+    for first, second in (([0.5, 0.25], [0.5, 0.25]), ([0.5], [0.7]), ([0.5, 0.25], [1.0, 0.75])):
+        assert paired_design(first, second) is None, "equal differences do not say how others vary"
     learned = paired_design([0.0, 0.5, 0.5, 0.25], [0.5, 0.5, 0.25, 0.5])
     assert (learned.disagreement, learned.grid) == (4 / 6, 0.25)
     assert learned.size == pytest.approx(sqrt((0.25 + 0.0625 + 0.0625) / 3))

@@ -66,6 +66,7 @@ _IN_OUR_WORDS = (
     (r"argument ([^:]*): expected .*", "{0} lacks its value"),
     (r"argument ([^:]*): ignored explicit argument (.*)", "{0} takes no value, but {1} was given"),
     (r"ambiguous option: (\S+) could match (.*)", "{0} could be {1}; write it out"),
+    (r"argument ([^:]*): ('.*)", "{0} {1}"),
     (r"argument [^:]*: (.*)", "{0}"),
 )
 """argparse's sentences and their replacements; the last one fits the messages of this project's own types."""

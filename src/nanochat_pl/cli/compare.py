@@ -70,7 +70,7 @@ def _print(report: ComparisonReport) -> None:
         print_table(title, header, rows)
     if chart := text_chart(report):
         print(f"over the stages (full: below the 95% interval, shaded: within it)\n{chart}\n")
-    efficiency = efficiency_sentences(report.efficiency, report.labels) if report.efficiency else ()
+    efficiency = efficiency_sentences(report.efficiency, report.group_labels) if report.efficiency else ()
     for sentence in (*efficiency, *short_verdicts(report), *report.notes):
         print(sentence)
     for name, questions in report.answers.items():

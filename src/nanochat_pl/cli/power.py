@@ -11,7 +11,7 @@ from typing import Any
 
 from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.eval.power import PairedQuestions, Seeds
-from nanochat_pl.paths import write_atomically
+from nanochat_pl.paths import runs_of_sweep, write_atomically
 from nanochat_pl.report.enough import PowerPlan, learn_plan, plan_json, plan_sentences, plan_table, size_text
 from nanochat_pl.report.evaluated import load_evaluated_runs
 from nanochat_pl.report.terminal import print_table
@@ -74,12 +74,17 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
     if options.paired and options.std is None:
         raise ValueError("--paired says that --std is the deviation of differences; leave it out without --std")
     asked: dict[str, Any] = {key: getattr(options, key) for key in ("effect", "comparisons", "alpha", "power")}
-    if len(options.runs) == 1:
+    if not options.alpha < options.power:
         raise ValueError(
-            f"{options.runs[0]} alone does not say how figures vary: give two or more runs that differ in their seed, "
-            "or two checkpoints that answered the same questions"
+            f"--power {options.power:g} must be above --alpha {options.alpha:g}: so often chance alone finds a "
+            "difference"
         )
     if options.runs:
+        if len(options.runs) == 1 and not runs_of_sweep(options.runs[0]):
+            raise ValueError(
+                f"{options.runs[0]} alone does not say how figures vary: give two or more runs that differ in their "
+                "seed, or two checkpoints that answered the same questions"
+            )
         plan = learn_plan(load_evaluated_runs(options.runs), options.metric, **asked)
     elif options.std is not None:
         of = "of the differences between runs of one seed" if options.paired else "over seeds"
@@ -90,8 +95,13 @@ def _plan(options: argparse.Namespace) -> PowerPlan:
     wrong = "questions" if isinstance(plan.design, Seeds) else "seeds"
     if getattr(options, wrong) is not None:
         raise ValueError(f"--{wrong} does not fit: {plan.source}; ask by --{plan.unit.partition(' ')[0]}")
+    if plan.effect is not None and plan.share and plan.effect > plan.design.largest_effect:
+        largest = size_text(plan.design.largest_effect, True)
+        raise ValueError(f"--effect {plan.effect:g} is more than {largest}; a share is a number from 0 to 1")
     if plan.effect is not None and plan.effect > plan.design.largest_effect:
-        raise ValueError(f"--effect {plan.effect:g} is more than {size_text(1, True)}; a share is a number from 0 to 1")
+        raise ValueError(
+            f"--effect {plan.effect:g} is more than single questions differ by: {plan.source}; give a smaller one"
+        )
     number = options.seeds if isinstance(plan.design, Seeds) else options.questions
     return replace(plan, n=number)
 

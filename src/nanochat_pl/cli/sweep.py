@@ -23,6 +23,7 @@ from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.compose import ConfigError, Job, quote
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import Accelerator
+from nanochat_pl.config.stages import UNTRAINED
 from nanochat_pl.config.sweep import key_of
 from nanochat_pl.paths import JOB_FILE, read_record, runs_of_sweep, write_atomically
 from nanochat_pl.training import signals
@@ -32,8 +33,8 @@ __all__ = ["check_sweep", "run_sweep"]
 
 CLAIM = ".sweep"
 """The folder inside that of a run which is claimed by who starts it; the run itself claims its own."""
-FREE_KEYS = ("resume", "force", "logger", "sweep.variant", "trainer.stop_after_steps", "data.num_workers")
-"""What may be another when a sweep goes on: it does not change what is trained."""
+FREE_KEYS = (*UNTRAINED, "sweep.variant")
+"""What may be another when a sweep goes on."""
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at runs that other processes do."""
 MAX_SHOWN = 24

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-__all__ = ["HORIZONS", "MODEL_STAGES", "STAGES", "Stage", "StageName", "training_order"]
+__all__ = ["HORIZONS", "MODEL_STAGES", "STAGES", "UNTRAINED", "Stage", "StageName", "training_order"]
 
 HORIZONS = ("num_steps", "num_epochs", "tokens_per_param", "target_flops")
 """The settings of a stage that say how long it trains; one of them holds."""
+
+UNTRAINED = ("resume", "force", "logger", "trainer.stop_after_steps", "data.num_workers")
+"""Settings of a run that do not change what is trained."""
 
 
 class StageName(StrEnum):

@@ -39,8 +39,9 @@ class Comparison:
     """Share of right answers, or mean of the scores."""
     mean_second: float
     difference: float
-    interval: Interval
-    """The interval of the difference: `stats.paired_interval` of shares, else `stats.paired_bootstrap`."""
+    interval: Interval | None
+    """The interval of the difference: `stats.paired_interval` of shares, else `stats.paired_bootstrap`; None of other
+    scores where all differ by the same, or there is one only: that does not say how others would."""
     only_first: int
     """Number of questions that only the first got right, or answered better."""
     only_second: int
@@ -109,6 +110,11 @@ def compare(
         )
         p_value = sign_flip_test(weighted_before, weighted_after, seed=seed)
     mean_first, mean_second = weighted_mean(before, weights), weighted_mean(after, weights)
+    interval = None
+    if share:
+        interval = paired_interval(before, after, seed=seed)
+    elif len({b - a for a, b in zip(before, after)}) > 1:
+        interval = paired_bootstrap(before, after, seed=seed, weights=weights)
     return Comparison(
         first=first,
         second=second,
@@ -117,9 +123,7 @@ def compare(
         mean_first=mean_first,
         mean_second=mean_second,
         difference=mean_second - mean_first,
-        interval=paired_interval(before, after, seed=seed)
-        if share
-        else paired_bootstrap(before, after, seed=seed, weights=weights),
+        interval=interval,
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,

@@ -118,7 +118,13 @@ def compute_multiplier(
         raise ValueError(f"sets in pairs need as many runs each, got {[len(runs) for runs in (*baseline, variant)]}")
     value, factor = _log_multiplier(baseline, variant)
     if not isfinite(value):
-        return Multiplier(value=None, reason="the baseline's curve has too few points, or does not fall at its end")
+        reason = "the baseline's loss does not fall at the end of its curve"
+        if len(baseline_curve(baseline)) < 2:
+            reason = (
+                "the baseline was validated once only; train it with stage.val_every_steps=<steps>, or give runs of it "
+                "of several lengths and --seeds"
+            )
+        return Multiplier(value=None, reason=reason)
     if factor > FURTHEST * (1 + 1e-9):
         return Multiplier(
             value=None, extrapolated=factor, reason=f"more than {FURTHEST:g} times outside the baseline's curve"
@@ -174,8 +180,8 @@ def _students(value: float, variance: float, df: float, level: float) -> Interva
     """Return the interval of a multiplier whose logarithm is `value`; None where the error is not known."""
     if not isfinite(variance):
         return None
-    if variance <= _NOTHING:
-        return Interval(exp(value), exp(value), level)
+    if variance <= _NOTHING:  # seeds that do not differ say nothing about others
+        return None
     reach = t_quantile(level, df) * sqrt(variance)
     return Interval(exp(value - reach), exp(value + reach), level) if reach < 500 else None
 

@@ -105,7 +105,7 @@ class PairedQuestions:
             return 0.0
         if self.size is None and n * share > _EXACT_UP_TO:
             spread = sqrt(n * max(share - effect**2, 1e-300))
-            return float(_normal((n * effect - 1 - NormalDist().inv_cdf(1 - alpha / 2) * sqrt(n * share)) / spread))
+            return float(_normal((n * effect - 1 + NormalDist().inv_cdf(alpha / 2) * sqrt(n * share)) / spread))
         counts, shares = _binomial(n, share)
         if self.size is None:
             found = _mcnemar(counts, 0.5 + 0.5 * effect / share, alpha)
@@ -160,18 +160,21 @@ class Seeds:
         return float((weights * (_normal(scaled - reach) + _normal(-scaled - reach))).sum())
 
 
-def paired_design(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> PairedQuestions:
+def paired_design(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> PairedQuestions | None:
     """Learn from two models' scores of the same questions how they differ.
 
     Half a question is added on either side, as in the interval of the difference: where nobody disagreed on a few
-    questions, somebody might on the next.
+    questions, somebody might on the next. None where scores are not right or wrong and all differ by the same, or there
+    is one only: that says nothing about how others would.
     """
     before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     differences = after - before
     apart = differences[differences != 0]
     share = (apart.size + 1) / (differences.size + 2)
-    if not apart.size or {*np.unique(before), *np.unique(after)} <= {0.0, 1.0}:
+    if {*np.unique(before), *np.unique(after)} <= {0.0, 1.0}:
         return PairedQuestions(disagreement=share)
+    if np.unique(differences).size < 2:
+        return None
     if apart.size == differences.size:
         share = 1.0  # scores that are equal nowhere, such as likelihoods, are equal nowhere else either
     step = float(np.abs(apart).min())
@@ -180,11 +183,16 @@ def paired_design(first: Sequence[float] | np.ndarray, second: Sequence[float] |
 
 
 def detectable_effect(design: Design, n: int, alpha: float = 0.05, power: float = POWER) -> float | None:
-    """Return the smallest difference that `n` find with the power wanted, to four digits; None where there is none."""
+    """Return the smallest difference that `n` find with the power wanted, to four digits; None where there is none.
+
+    Raises:
+        ValueError: `power` is not above `alpha`, which is how often a difference of nothing is found.
+    """
 
     def enough(effect: float) -> bool:
         return design.power(n, effect, alpha) >= power
 
+    _check(alpha, power)
     if n < design.least or (n * design.largest_effect < MOST and not enough(design.largest_effect)):
         return None
     # Near the difference that a normal test would need.
@@ -207,7 +215,11 @@ def number_needed(design: Design, effect: float, alpha: float = 0.05, power: flo
 
     The power of exact tests rises in small steps back and forth; the number is one that has it while the one before has
     it not. None where more than ten million would be needed, or none would do.
+
+    Raises:
+        ValueError: `power` is not above `alpha`.
     """
+    _check(alpha, power)
 
     def enough(n: int) -> bool:
         return design.power(n, effect, alpha) >= power
@@ -232,9 +244,16 @@ def number_needed(design: Design, effect: float, alpha: float = 0.05, power: flo
     return high
 
 
+def _check(alpha: float, power: float) -> None:
+    if not 0 < alpha < power < 1:
+        raise ValueError(
+            f"power {power:g} must lie between alpha {alpha:g}, with which chance alone finds a difference, and 1"
+        )
+
+
 def _reach(alpha: float, power: float) -> float:
     """Return how many standard errors from 0 a difference lies that a normal test finds."""
-    return max(0.5, NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power))
+    return max(0.5, NormalDist().inv_cdf(power) - NormalDist().inv_cdf(alpha / 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +351,7 @@ def _sign_flip(counts: np.ndarray, mean: float, grid: float, alpha: float) -> np
     df = (counts[chosen] - 1).astype(np.float64)
     if mean < 1 - 1e-9 and grid:
         roots, spread = np.sqrt(counts[chosen]), sqrt(1 - mean**2)
-        critical = grid / roots + NormalDist().inv_cdf(1 - alpha / 2)
+        critical = grid / roots - NormalDist().inv_cdf(alpha / 2)
         power = _normal((mean * roots - critical) / spread) + _normal((-mean * roots - critical) / spread)
     elif mean < 1 - 1e-9:
         nodes, weights = _chi(df)

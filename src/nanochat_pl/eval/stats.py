@@ -58,7 +58,7 @@ class Spread:
     """The sample standard deviation (divisor n - 1); None for a single run, which says nothing about seeds."""
     n: int
     interval: Interval | None
-    """The interval of the mean over all seeds (Student's t); None for a single run."""
+    """The interval of the mean over all seeds (Student's t); None for a single run, and where all runs are equal."""
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
@@ -296,6 +296,8 @@ def seed_spread(values: Sequence[float], level: float = 0.95) -> Spread:
     if n == 1:
         return Spread(mean, None, n, None)
     std = stdev(values)
+    if not std:  # equal values say nothing of how others vary
+        return Spread(mean, 0.0, n, None)
     reach = t_quantile(level, n - 1) * std / sqrt(n)
     return Spread(mean, std, n, Interval(mean - reach, mean + reach, level))
 
@@ -369,10 +371,10 @@ def paired_t_test(
         ValueError: The lengths differ, fewer than two pairs, a value that is not finite, or `level` outside (0, 1).
     """
     spread = seed_spread(_paired_differences(first, second, "t test").tolist(), level)
-    if spread.std is None or spread.interval is None:
+    if spread.std is None:
         raise ValueError("a paired t test needs two pairs of runs at least, got one")
     rounding = _rounding(first, second)
-    if spread.std <= rounding:
+    if spread.interval is None or spread.std <= rounding:
         return 1.0 if abs(spread.mean) <= rounding else 2 / 2**spread.n, None
     return t_tail(abs(spread.mean) / spread.std * sqrt(spread.n), spread.n - 1), spread.interval
 

@@ -18,7 +18,7 @@ from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.power import Enough, PairedQuestions, paired_design, what_is_enough
 from nanochat_pl.eval.results import MetricRow
 from nanochat_pl.eval.stats import Interval, holm_correction
-from nanochat_pl.report.evaluated import EvaluatedRun, evaluate_command, evaluation_names, question_key
+from nanochat_pl.report.evaluated import TRAINING, EvaluatedRun, evaluate_command, evaluation_names, question_key
 
 __all__ = [
     "ComparedMetric",
@@ -109,7 +109,7 @@ def compare_runs(
         there = sorted({row.metric for run in runs for result in run.results.values() for row in result.rows})
         raise ValueError(f"no figure is called {' or '.join(metrics)}; there are {', '.join(there)}")
     # All tests must be known before one of them can be corrected, and only then a verdict can be worded.
-    designs: list[PairedQuestions] = []
+    designs: list[PairedQuestions | None] = []
     tested = [replace(metric, differences=list(_differences(metric, runs, seed, designs))) for metric in found]
     p_values = [d.p_value for metric in tested for d in metric.differences if d is not None and d.p_value is not None]
     corrected = zip(holm_correction(p_values), designs)
@@ -173,7 +173,7 @@ def _left_out(metric: str, others: Sequence[str], several: bool) -> bool:
 
 
 def _differences(
-    metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int, designs: list[PairedQuestions]
+    metric: ComparedMetric, runs: Sequence[EvaluatedRun], seed: int, designs: list[PairedQuestions | None]
 ) -> Iterator[Difference | None]:
     """Yield differences, with tests where the answers can be paired; how these differ is appended to `designs`."""
     scores = [_scores(metric, run, row) for run, row in zip(runs, metric.rows)]
@@ -192,7 +192,7 @@ def _differences(
         yield difference
 
 
-def _design(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> PairedQuestions:
+def _design(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> PairedQuestions | None:
     """Learn how two models differ; where questions weigh differently, weight times score is what adds up."""
     scores = {record["id"]: record["score"] for record in second}
     weights = [float(record.get("weight", 1)) for record in first]
@@ -206,7 +206,9 @@ def _design(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
 def learn_questions(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[PairedQuestions, int] | None:
     """Return how two runs differ in their answers, and to how many questions; None where they cannot be paired."""
     scores = [_scores(metric, run, row) for run, row in zip(runs, metric.rows)]
-    return (_design(*scores), len(scores[0])) if len(runs) == 2 and all(scores) else None
+    if len(runs) != 2 or not all(scores) or (design := _design(*scores)) is None:
+        return None
+    return design, len(scores[0])
 
 
 def _scores(metric: ComparedMetric, run: EvaluatedRun, row: MetricRow | None) -> list[dict[str, Any]]:
@@ -225,7 +227,7 @@ def _weights(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _with_verdicts(
     metric: ComparedMetric,
     runs: Sequence[EvaluatedRun],
-    corrected: Iterator[tuple[float, PairedQuestions]],
+    corrected: Iterator[tuple[float, PairedQuestions | None]],
     num_tests: int,
     alpha: float,
 ) -> Iterator[Difference | None]:
@@ -237,7 +239,9 @@ def _with_verdicts(
             yield replace(difference, verdict=_by_intervals(metric, first, run.label, row))
         else:
             p, design = next(corrected)
-            enough = what_is_enough(design, row.n, difference.difference, alpha / num_tests, found=p < alpha)
+            enough = None
+            if design is not None:
+                enough = what_is_enough(design, row.n, difference.difference, alpha / num_tests, found=p < alpha)
             sentence = verdict(
                 first,
                 run.label,
@@ -264,7 +268,10 @@ def _by_intervals(metric: ComparedMetric, first: str, label: str, row: MetricRow
             return f"not the same questions: {before.n:,} and {row.n:,} measured"
         return f"not the same text: {before.n:,} and {row.n:,} tokens"
     if row.interval is None or before.interval is None:
-        return "no interval, no verdict" if row.value != before.value else "equal"
+        if row.value == before.value:
+            return "equal"
+        several = "; several seeds of each and --seeds give one" if metric.evaluation == TRAINING else ""
+        return f"no interval, no verdict{several}"
     return verdict_of_intervals(first, label, before.interval, row.interval, sign)
 
 
@@ -275,7 +282,8 @@ def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
     """
     sentences = []
     for name in evaluation_names(runs):
-        settings = [run.results[name].settings for run in runs if name in run.results]
+        those = [run for run in runs if name in run.results]
+        settings = [run.results[name].settings for run in those]
         for key in dict.fromkeys(key for own in settings for key in own):
             values = [own.get(key) for own in settings]
             plain = all(value is None or isinstance(value, str | int | float) for value in values)
@@ -284,15 +292,30 @@ def settings_that_differ(runs: Sequence[EvaluatedRun]) -> list[str]:
                 and key not in ("checkpoint", "tokenizer", "answer_bpb")
                 and any(value != values[0] for value in values)
             ):
-                sentences.append(f"{name}: {key} was not the same for all: {', '.join(map(str, values))}")
+                sentences.append(f"{name}: {key} was not the same for all: {_by_value(values, those)}")
     return sentences
+
+
+def _by_value(values: Sequence[Any], runs: Sequence[EvaluatedRun]) -> str:
+    """Say who has which value: the rarest first, each with the few runs that have it, then what the others have."""
+    labels: dict[str, list[str]] = {}
+    for value, run in zip(values, runs):
+        labels.setdefault(str(value), []).append(run.label)
+    if len(runs) <= 4:
+        return ", ".join(map(str, values))
+    *rare, (commonest, _) = sorted(labels.items(), key=lambda item: len(item[1]))
+    shown = [f"{value} of {', '.join(own[:3])}{' …' if len(own) > 3 else ''}" for value, own in rare[:4]]
+    return f"{'; '.join(shown)}{' …' if len(rare) > 4 else ''}; {commonest} of the others"
 
 
 def missing_figures(runs: Sequence[EvaluatedRun], metrics: Sequence[ComparedMetric]) -> list[str]:
     """Return one sentence for each run whose results of an evaluation lack figures of a task that others have."""
     lacking: dict[tuple[str, int], list[str]] = {}
+    empty: dict[tuple[str, int], list[str]] = {}
     for metric in metrics:
         for index, (run, row) in enumerate(zip(runs, metric.rows)):
+            if row is not None and row.value is None and metric.evaluation != TRAINING:
+                empty.setdefault((metric.evaluation, index), []).append(metric.metric)
             asked = run.results[metric.evaluation].rows if metric.evaluation in run.results else ()
             if row is None and any(other.task == metric.task for other in asked):
                 lacking.setdefault((metric.evaluation, index), []).append(metric.metric)
@@ -300,4 +323,8 @@ def missing_figures(runs: Sequence[EvaluatedRun], metrics: Sequence[ComparedMetr
         f"{runs[index].label} has no {', '.join(dict.fromkeys(names))} of {evaluation}: it was evaluated before these "
         f"were measured, or with other settings; {evaluate_command([runs[index]], evaluation)}"
         for (evaluation, index), names in lacking.items()
+    ] + [
+        f"{runs[index].label} has no value of {', '.join(dict.fromkeys(names))} of {evaluation}: not one of its "
+        "questions was measured"
+        for (evaluation, index), names in empty.items()
     ]

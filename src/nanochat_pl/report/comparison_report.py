@@ -38,7 +38,15 @@ from nanochat_pl.report.evaluated import (
 from nanochat_pl.report.html import render_html
 from nanochat_pl.report.read import Record
 from nanochat_pl.report.scores import figure_text, format_value
-from nanochat_pl.report.seeds import SeedMetric, compare_seeds, group_by_seed, group_label, seeds_of
+from nanochat_pl.report.seeds import (
+    SeedMetric,
+    compare_seeds,
+    group_by_seed,
+    group_label,
+    refuse_repeated,
+    seeds_of,
+    validated_alike,
+)
 
 __all__ = [
     "ComparisonReport",
@@ -110,6 +118,15 @@ class ComparisonReport:
     def labels(self) -> list[str]:
         return [run.label for run in self.runs]
 
+    @property
+    def group_labels(self) -> list[str]:
+        """One for each run: the name of its group, if groups of seeds were asked for."""
+        labels = self.labels
+        for group in self.groups:
+            name = group_label([self.runs[index] for index in group])
+            labels = [name if index in group else label for index, label in enumerate(labels)]
+        return labels
+
 
 def build_comparison(
     runs: Sequence[EvaluatedRun], *, metrics: Sequence[str] | None = None, seeds: bool = False, limit: int = 30
@@ -127,7 +144,15 @@ def build_comparison(
     """
     compared = compare_runs(runs, metrics=metrics)
     groups = group_by_seed(runs) if seeds else []
-    notes = [*missing_figures(runs, compared), *settings_that_differ(runs)]
+    refuse_repeated(runs, groups)
+    notes = [f"{run.label}: {problem}" for run in runs for problem in run.problems]
+    notes += [*missing_figures(runs, compared), *settings_that_differ(runs)]
+    if any(metric.evaluation == TRAINING for metric in compared):
+        for index in (index for group in groups for index in validated_alike(group, runs)[1]):
+            notes.append(
+                f"{runs[index].label} was not validated at the same steps as its other seeds: left out of what is said "
+                "of training over seeds"
+            )
     for name in evaluation_names(runs):
         if without := [run for run in runs if name not in run.results]:
             labels = ", ".join(run.label for run in without)
@@ -169,7 +194,7 @@ def tables(report: ComparisonReport) -> Iterator[tuple[str, list[str], list[list
         header = ["", *(_group_text(report, group) for group in report.groups)]
         yield "over seeds: mean ± std [95% t interval of the mean]", header, rows
     if report.efficiency:
-        yield efficiency_table(report.efficiency, report.labels)
+        yield efficiency_table(report.efficiency, report.group_labels)
 
 
 def _judged(report: ComparisonReport) -> Iterator[tuple[str, Difference, bool]]:
@@ -252,9 +277,10 @@ def _spread_text(spread: Spread | None, share: bool) -> str:
     if spread is None:
         return "–"
     text = format_value(spread.mean, share)
-    if spread.std is not None and spread.interval is not None:
-        low, high = format_value(spread.interval.low, share), format_value(spread.interval.high, share)
-        text += f" ± {format_value(spread.std, share)} [{low}, {high}]"
+    if spread.std is not None:
+        text += f" ± {format_value(spread.std, share)}"
+    if spread.interval is not None:
+        text += f" [{format_value(spread.interval.low, share)}, {format_value(spread.interval.high, share)}]"
     return f"{text} (n = {spread.n})"
 
 
@@ -371,8 +397,8 @@ def _blocks(report: ComparisonReport, over_stages: Sequence[Block]) -> Iterator[
         yield Heading(2, title)
         yield TextTable(tuple(header), tuple(map(tuple, rows)))
     if report.efficiency:
-        yield efficiency_figure(report.efficiency, report.labels)
-        yield Bullets(tuple(efficiency_sentences(report.efficiency, report.labels)))
+        yield efficiency_figure(report.efficiency, report.group_labels)
+        yield Bullets(tuple(efficiency_sentences(report.efficiency, report.group_labels)))
     if enough := _enough_table(report):
         yield Heading(2, "How much is enough")
         yield enough

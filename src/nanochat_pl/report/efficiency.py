@@ -15,7 +15,7 @@ from nanochat_pl.eval.multiplier import Multiplier, SpentCurve, baseline_curve, 
 from nanochat_pl.report.charts import LEGEND, OKABE_ITO, Drawing, Figure, drawn, plain, styled
 from nanochat_pl.report.evaluated import TRAINING, VALIDATED_ON, EvaluatedRun
 from nanochat_pl.report.read import Curve, setting
-from nanochat_pl.report.seeds import group_by_seed, pair_by_seed
+from nanochat_pl.report.seeds import group_by_seed, pair_by_seed, validated_alike
 
 __all__ = ["SPENT", "Efficiency", "compare_efficiency", "efficiency_figure", "efficiency_sentences", "efficiency_table"]
 
@@ -71,7 +71,10 @@ def compare_efficiency(
             notes.append(f"{run.label} has no validation after its first step: no multiplier")
         else:
             curves[index] = found
-    sets = [own for group in (groups or [[i] for i in range(len(runs))]) if (own := _alike(group, runs, curves, notes))]
+    sets = []
+    for group in groups or [[index] for index in range(len(runs))]:
+        if own := validated_alike([index for index in group if index in curves], runs)[0]:
+            sets.append(own)
     if not sets or sets[0][0] != 0:
         return None
     of_baseline = {0}
@@ -129,20 +132,6 @@ def _validated_otherwise(first: EvaluatedRun, run: EvaluatedRun) -> str:
     return ", ".join(differ)
 
 
-def _alike(
-    group: Sequence[int], runs: Sequence[EvaluatedRun], curves: Mapping[int, Any], notes: list[str]
-) -> list[int]:
-    """Return the runs of a group that were validated at the same steps as most of them; the others are named."""
-    known = [index for index in group if index in curves]
-    steps = {index: tuple(step for step, _ in runs[index].curves["val/bpb"]) for index in known}
-    counts = [steps[index] for index in known]
-    usual = max(counts, key=lambda own: (counts.count(own), own[-1:]), default=())
-    for index in known:
-        if steps[index] != usual:
-            notes.append(f"{runs[index].label} was not validated at the same steps as its other seeds: left out")
-    return [index for index in known if steps[index] == usual]
-
-
 # --- words ---
 
 
@@ -155,14 +144,19 @@ def efficiency_table(efficiency: Efficiency, labels: Sequence[str]) -> tuple[str
     return TITLE, ["", "bits per byte", *SPENT.values()], rows
 
 
-def multiplier_text(multiplier: Multiplier) -> str:
-    """Return a multiplier with its interval, such as `1.25 [1.10, 1.42]`, marked where it is extrapolated."""
+def multiplier_text(multiplier: Multiplier, mark: str = "\nextrapolated") -> str:
+    """Return a multiplier with its interval, such as `1.25 [1.10, 1.42]`, and a mark where it is extrapolated."""
     if multiplier.value is None:
         return "–"
-    text = f"{multiplier.value:.3g}"
+    text = _times(multiplier.value)
     if multiplier.interval is not None:
-        text += f" [{multiplier.interval.low:.3g}, {multiplier.interval.high:.3g}]"
-    return text + "\nextrapolated" * (multiplier.extrapolated > 1)
+        text += f" [{_times(multiplier.interval.low)}, {_times(multiplier.interval.high)}]"
+    return text + mark * (multiplier.extrapolated > 1)
+
+
+def _times(value: float) -> str:
+    """Write three digits, and 1.00 rather than 1."""
+    return f"{value:.3g}" if value >= 100 or value < 0.001 else f"{value:#.3g}"
 
 
 def efficiency_sentences(efficiency: Efficiency, labels: Sequence[str]) -> Iterator[str]:
@@ -172,7 +166,9 @@ def efficiency_sentences(efficiency: Efficiency, labels: Sequence[str]) -> Itera
         label, bits = labels[own[0]], _bits(efficiency.final(own))
         known = {name: found for key, name in SPENT.items() if (found := multipliers[key]).value is not None}
         if known:
-            times = ", ".join(f"{found.value:.3g} times the {name}" for name, found in known.items())
+            times = ", ".join(
+                f"{multiplier_text(found, ' (extrapolated)')} times the {name}" for name, found in known.items()
+            )
             alone = any(found.interval is None for found in known.values())
             hint = " (no interval: another seed may say otherwise)" if alone else ""
             yield f"{first} takes {times} of {label} to reach its {bits} bits per byte{hint}"
@@ -193,9 +189,11 @@ def _bits(value: float) -> str:
 
 def efficiency_figure(efficiency: Efficiency, labels: Sequence[str]) -> Figure:
     """Draw bits per byte against FLOPs, both logarithmic, and where the baseline reaches each variant's last point."""
+    many = len(efficiency.variants) >= _MOST_SETS
     caption = (
         "Bits per byte against FLOPs, both logarithmic"
         + (": final points of runs of each length" if efficiency.has_lengths else "; faint: single seeds")
+        + (f"; the first {_MOST_SETS - 1} of {len(efficiency.variants)} variants" if many else "")
         + ". Dashed: from a variant's last point to where the baseline gets there; dotted: extrapolated."
     )
     return Figure("efficiency", _drawing(efficiency, labels), caption)

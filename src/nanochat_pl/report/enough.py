@@ -112,7 +112,8 @@ def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Power
     design, count = learn_design(figure, runs)
     share = any(row is not None and row.is_share for row in figure.rows)
     if isinstance(design, PairedQuestions):
-        source = f"{name}: {_share_text(design)} of {count:,} questions, as {runs[0].label} and {runs[1].label} do"
+        of = f"of {count:,} questions, as {runs[0].label} and {runs[1].label} do"
+        source = f"{name}: {_share_text(design, share)} {of}"
         return PowerPlan(design=design, source=source, share=share, **asked)
     bounds = std_interval(design.std, count)
     low, high = (size_text(bound, share) for bound in (bounds.low, bounds.high))
@@ -121,9 +122,21 @@ def learn_plan(runs: Sequence[EvaluatedRun], metric: str, **asked: Any) -> Power
     return PowerPlan(design=design, source=source, share=share, df=count, **asked)
 
 
-def _share_text(design: PairedQuestions) -> str:
-    size = "" if design.size is None else f", by {design.size:.2g}"
-    return f"two models that answer {design.disagreement:.1%} differently{size}"
+def _share_text(design: PairedQuestions, share: bool) -> str:
+    if design.size is None:
+        return f"two models that answer {design.disagreement:.1%} differently"
+    size = f"{size_text(design.size, share)} (root mean square)"
+    return f"two models whose scores differ by {size}, at {design.disagreement:.1%}"
+
+
+def _percent(share: float) -> str:
+    """Write a share below 1 in percent so that it does not read as all: 80%, 99.9999%."""
+    return f"{100 * share:.10g}%"
+
+
+def _count(n: int, unit: str) -> str:
+    """Write a number with its unit, which is `questions` or `seeds each`."""
+    return f"{n:,} {unit}" if n != 1 else f"1 {unit.replace('seeds', 'seed').replace('questions', 'question')}"
 
 
 def plan_table(plan: PowerPlan) -> tuple[str, list[str], list[list[str]]]:
@@ -137,7 +150,7 @@ def plan_table(plan: PowerPlan) -> tuple[str, list[str], list[list[str]]]:
         if plan.effect is not None:
             row.append(f"{plan.design.power(n, plan.effect, plan.level):.0%}")
         rows.append(row)
-    header = [plan.unit, f"found {plan.power:.0%} of the time"]
+    header = [plan.unit, f"found {_percent(plan.power)} of the time"]
     if plan.effect is not None:
         header.append(f"{size_text(plan.effect, plan.share)} is found")
     return plan.source, header, rows
@@ -148,10 +161,10 @@ def plan_sentences(plan: PowerPlan) -> list[str]:
     sentences = []
     if plan.effect is not None:
         size, needed = size_text(plan.effect, plan.share), plan.needed()
-        many = f"more than ten million {plan.unit}" if needed is None else f"{needed:,} {plan.unit}"
+        many = f"more than ten million {plan.unit}" if needed is None else _count(needed, plan.unit)
         if needed is None and plan.effect > plan.design.largest_effect:
             many = f"what cannot be: differences end at {size_text(plan.design.largest_effect, plan.share)}"
-        text = f"A difference of {size} takes {many} to be found {plan.power:.0%} of the time."
+        text = f"A difference of {size} takes {many} to be found {_percent(plan.power)} of the time."
         if plan.df and isinstance(plan.design, Seeds):
             bounds = std_interval(plan.design.std, plan.df)
             ends = [plan.needed(replace(plan.design, std=bound)) for bound in (bounds.low, bounds.high)]
@@ -161,7 +174,8 @@ def plan_sentences(plan: PowerPlan) -> list[str]:
     if plan.n is not None:
         found = plan.detectable(plan.n)
         what = "no difference, however large" if found is None else f"{size_text(found, plan.share)} and more"
-        sentences.append(f"{plan.n:,} {plan.unit} find {what}, {plan.power:.0%} of the time.")
+        many = f"{_count(plan.n, plan.unit)} find{'s' if plan.n == 1 else ''}"
+        sentences.append(f"{many} {what}, {_percent(plan.power)} of the time.")
     test = "the test of compare"
     if isinstance(plan.design, Seeds):
         test = "the paired t test" if plan.design.paired else "Welch's t test"

@@ -49,6 +49,8 @@ VALIDATED_ON = (
     "stage.val_tokens", "stage.val_rows", "data.source", "data.root", "data.val_shard", "data.column",
 )  # fmt: skip
 """Settings that say what a run was validated on."""
+_MOST_BITS = 1000.0
+"""No model has more bits per byte: one that draws tokens evenly has less than 30."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class EvaluatedRun:
     """The config that its run was started with; None where it is not known."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """What the run logged; empty where a checkpoint or a results.json was given."""
+    problems: Sequence[str] = ()
+    """What is wrong with what it logged, in sentences."""
 
     @property
     def stage(self) -> str:
@@ -143,13 +147,38 @@ def read_result(file: Path) -> EvaluationResult:
             raise ValueError(
                 f"{examples}, line {number} is no record of an answer; evaluate again with eval.fresh=true"
             )
+        if fault := record_fault(record):
+            raise ValueError(f"{examples}, line {number}: {fault}; evaluate again with eval.fresh=true")
         records.append(record)
+    if len({question_key(record) for record in records}) < len(records):
+        raise ValueError(f"{examples} holds a question twice; evaluate again with eval.fresh=true")
     if foreign := {str(r["config"]) for r in records if "config" in r} - {str(document.get("config_hash"))}:
         raise ValueError(
             f"{examples} holds answers of other settings (config {', '.join(sorted(foreign))}) than {file.name} "
             f"({document.get('config_hash')}): an evaluation was begun and not finished; {again}"
         )
     return replace(result, records=records)
+
+
+def record_fault(record: Record) -> str:
+    """Say what is wrong with the record of an answer; empty where nothing is."""
+
+    def is_number(value: Any, above: float = -math.inf) -> bool:
+        return isinstance(value, int | float) and above < value < math.inf
+
+    if "id" not in record:
+        return "the answer has no id"
+    for key in ("correct", "likely_correct"):
+        if not is_number(record.get(key, True)):
+            return f"{key} is {record[key]!r}, expected true, false or a score"
+    gold, size = record.get("answer_bits"), record.get("answer_bytes")
+    if not (gold is None or (is_number(gold) and is_number(size, 0))):
+        return f"answer_bits of {gold!r} in answer_bytes of {size!r} are no measure of the answer"
+    bits, sizes = record.get("wrong_bits", ()), record.get("wrong_bytes", ())
+    lists = isinstance(bits, Sequence) and isinstance(sizes, Sequence) and len(bits) == len(sizes)
+    if not lists or not all(b is None or (is_number(b) and is_number(n, 0)) for b, n in zip(bits, sizes)):
+        return "wrong_bits and wrong_bytes are no measures of the wrong choices"
+    return ""
 
 
 def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
@@ -169,6 +198,12 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
     for path in paths:
         places += runs_of_sweep(path) or [path]
     opened = _without_lone_training([_opened(place) for place in places])
+    known: dict[Path, str] = {}
+    for run in opened:
+        for file in {result.file.resolve() for result in run.results.values()}:
+            if file in known:
+                raise ValueError(f"{known[file]} and {run.label} are the same run; name each checkpoint once")
+            known[file] = run.label
     files = [Path(run.checkpoint) for run in opened]
     short = [run_label(file) for file in files]
     longer = [f"{label}:{file.stem}" for label, file in zip(short, files)]
@@ -183,31 +218,36 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
 def _opened(path: str | Path) -> EvaluatedRun:
     """Read the results of one path and, where it is a run folder, what it logged."""
     folder = Path(path)
-    curves = read_metrics(folder / "metrics.csv", []) if (folder / "metrics.csv").is_file() else {}
+    problems: list[str] = []
+    curves = read_metrics(folder / "metrics.csv", problems) if (folder / "metrics.csv").is_file() else {}
     trained = _training_result(folder, curves) if curves.get("val/bpb") else None
     try:
         results = {result.name: result for result in map(read_result, find_results(path))}
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         if trained is None:
-            raise
+            raise FileNotFoundError("; ".join([str(error), *problems[:1]])) from error
         results = {}
     if trained is not None:
         results[TRAINING] = trained
-    return EvaluatedRun(
-        label=str(path), results=results, config=_run_config(next(iter(results.values()))), curves=curves
-    )
+        if trained.rows[0].value is None:
+            step, value = curves["val/bpb"][-1]
+            problems.append(
+                f"its last validation, at step {step}, is {value:g} bits per byte, which no model has: training has "
+                "diverged, or the file is damaged; left out"
+            )
+    config = _run_config(next(iter(results.values())))
+    return EvaluatedRun(label=str(path), results=results, config=config, curves=curves, problems=problems)
 
 
-def _training_result(folder: Path, curves: Mapping[str, Curve]) -> EvaluationResult | None:
-    """Return the last validation of a run as a result; None where it is not finite."""
+def _training_result(folder: Path, curves: Mapping[str, Curve]) -> EvaluationResult:
+    """Return the last validation of a run as a result, without a value where it is none that a model can have."""
     step, value = curves["val/bpb"][-1]
-    if not math.isfinite(value):
-        return None
+    possible = math.isfinite(value) and 0 < value < _MOST_BITS
     config, summary = read_config(folder, [])[0], read_record(folder / "summary.json") or {}
     stage = str(summary.get("stage") or setting(config, "stage.name") or "")
     sizes = (setting(config, key) for key in ("stage.val_tokens", "stage.val_rows", "stage.total_batch_tokens"))
     read = next((size for size in sizes if isinstance(size, int)), 0)  # what says how much is read, if anything does
-    row = MetricRow(task=TRAINING, metric="val/bpb", value=value, n=read)
+    row = MetricRow(task=TRAINING, metric="val/bpb", value=value if possible else None, n=read)
     settings = {"steps": step, "status": str(summary.get("status") or "unknown")}
     settings |= {key: setting(config, key) for key in VALIDATED_ON}
     checkpoint = {"path": str(folder / "checkpoints" / "last.ckpt"), "stage": stage, "step": step}

@@ -282,29 +282,43 @@ def read_run(folder: Path, now: float | None = None) -> Run:
 def read_metrics(path: Path, problems: list[str]) -> dict[str, Curve]:
     """Read metrics.csv into one curve per metric; of two rows of one step the later one counts.
 
+    What is no number becomes NaN, so that an earlier number is not taken for it.
+
     A last line without its line end is left out, even where it parses: `3.1` may be the beginning of `3.14`.
     """
     if not path.is_file():
         problems.append("no metrics.csv: it was imported, or ended before the first logged step")
         return {}
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     whole = text[: text.rfind("\n") + 1]
     if len(whole) < len(text):
         problems.append("the last line of metrics.csv is half written and was left out")
     points: dict[str, dict[int, float]] = {}
-    for row in csv.DictReader(io.StringIO(whole.replace("\0", ""))):
+    # Every cell is a number or a name without commas: a stray quote must not swallow the lines that follow it.
+    reader = csv.DictReader(io.StringIO(whole.replace("\0", "")), quoting=csv.QUOTE_NONE)
+    for row in _rows(reader, problems):
         if not (row.get("step") or "").isdigit():
             continue
         for metric, value in row.items():
             if metric is None or metric == "step" or not value:
                 continue
             try:
-                points.setdefault(metric, {})[int(row["step"])] = float(value)
+                number = float(value)
             except ValueError:
                 problems.append(f"metrics.csv, step {row['step']}: {metric} is {value[:40]!r}, no number; left out")
+                number = math.nan
+            points.setdefault(metric, {})[int(row["step"])] = number
     if not points:
         problems.append("metrics.csv holds no whole row yet")
     return {metric: tuple(sorted(values.items())) for metric, values in points.items()}
+
+
+def _rows(reader: csv.DictReader, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield rows until one cannot be read, which is noted."""
+    try:
+        yield from reader
+    except csv.Error:
+        problems.append(f"metrics.csv is damaged in line {reader.line_num + 1}; what follows was left out")
 
 
 def read_config(folder: Path, problems: list[str]) -> tuple[dict[str, Any], str]:

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, variance
+from typing import Any
 
-from nanochat_pl.config.stages import HORIZONS, STAGES, StageName
+from nanochat_pl.config.stages import HORIZONS, STAGES, UNTRAINED, StageName
 from nanochat_pl.eval.compare import verdict
 from nanochat_pl.eval.metrics import metric_of
 from nanochat_pl.eval.power import Enough, PairedQuestions, Seeds, what_is_enough
 from nanochat_pl.eval.stats import Interval, Spread, holm_correction, paired_t_test, seed_spread, welch_test
 from nanochat_pl.report.compare import ComparedMetric, Difference, NamedMetric, learn_questions
-from nanochat_pl.report.evaluated import EvaluatedRun
+from nanochat_pl.report.evaluated import TRAINING, EvaluatedRun
 
 __all__ = [
     "SeedMetric",
@@ -27,8 +28,14 @@ __all__ = [
     "group_label",
     "learn_design",
     "pair_by_seed",
+    "refuse_repeated",
     "seeds_of",
+    "validated_alike",
 ]
+
+
+APART = ("seed", "data.order_seed", "run_name", "sweep", *UNTRAINED)
+"""Settings in which runs of one group may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ def learn_design(metric: ComparedMetric, runs: Sequence[EvaluatedRun]) -> tuple[
     Raises:
         ValueError: The runs show neither.
     """
-    groups = group_by_seed(runs) if all(run.config is not None for run in runs) else []
+    groups = _counted(metric, runs, group_by_seed(runs) if all(run.config is not None for run in runs) else [])
     pairs = [_two_sets(metric, runs, groups[0], group) for group in groups[1:]]
     differences = [two.differences for two in pairs if two.paired]
     values = [[*own.values()] for group in groups if len(own := _values(metric, group)) > 1]
@@ -89,17 +96,47 @@ def group_by_seed(runs: Sequence[EvaluatedRun], *, any_length: bool = False) -> 
                 f"{run.label} cannot be put into a group of seeds: there is no config.yaml of its run beside "
                 f"{run.any_result.file}; give the run folder"
             )
-        apart = ("seed", "run_name", "resume", "force", "sweep")
-        own = {key: value for key, value in run.config.items() if key not in apart}
-        if isinstance(data := own.get("data"), Mapping):
-            own["data"] = {key: value for key, value in data.items() if key != "order_seed"}
-        if any_length and isinstance(stage := own.get("stage"), Mapping):
-            own["stage"] = {key: value for key, value in stage.items() if key not in HORIZONS}
+        own = _without(run.config, [*APART, *(f"stage.{key}" for key in HORIZONS if any_length)])
         text = json.dumps([own, run.any_result.checkpoint.get("stage")], sort_keys=True, default=str)
         # Initial weights of an earlier stage are in a folder of the run's own name.
         run_name = re.escape(str(run.config.get("run_name") or ""))
         groups.setdefault(re.sub(rf"(?<=[/\"]){run_name}(?=[/\"])", "*", text) if run_name else text, []).append(index)
     return list(groups.values())
+
+
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return a config without some dotted keys."""
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        below = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+        if name not in keys:
+            kept[name] = _without(value, below) if below and isinstance(value, Mapping) else value
+    return kept
+
+
+def validated_alike(group: Sequence[int], runs: Sequence[EvaluatedRun]) -> tuple[list[int], list[int]]:
+    """Split the runs of a group into those that were validated at the same steps as most of them, and the others.
+
+    The others were broken off, or trained longer: their last validation is no figure of the same recipe.
+    """
+    steps = {index: tuple(step for step, _ in runs[index].curves.get("val/bpb", ())) for index in group}
+    validated = [own for own in steps.values() if own]
+    usual = max(validated, key=lambda own: (validated.count(own), own[-1]), default=())
+    return [i for i in group if steps[i] == usual], [i for i in group if steps[i] != usual]
+
+
+def refuse_repeated(runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where two runs of a group have the same seeds: they say nothing about other seeds."""
+    for group in groups:
+        seen: dict[tuple[int | None, int | None], str] = {}
+        for index in group:
+            seeds, label = seeds_of(runs[index]), runs[index].label
+            if seeds[0] is not None and seeds in seen:
+                raise ValueError(
+                    f"{seen[seeds]} and {label} have the same settings and seed={seeds[0]}: a spread over seeds counts "
+                    "each once; leave one of them out"
+                )
+            seen[seeds] = label
 
 
 def seeds_of(run: EvaluatedRun) -> tuple[int | None, int | None]:
@@ -137,7 +174,7 @@ def group_label(runs: Sequence[EvaluatedRun]) -> str:
     """Return the name of a group: its run's, or its first run's without the seeds that a sweep puts into names."""
     label = runs[0].label
     parts = [part for part in re.split(r"-|(?<=/)", label) if not re.fullmatch(r"(data\.)?(order_)?seed=\d+", part)]
-    return label if len(runs) == 1 or len(parts) < 2 else "-".join(parts).replace("/-", "/")
+    return label if len(runs) == 1 or not parts else "-".join(parts).replace("/-", "/").rstrip("/")
 
 
 def compare_seeds(
@@ -154,8 +191,12 @@ def compare_seeds(
     them are corrected together (Holm). A group of one run is not tested: it does not say how far another seed would
     lie.
     """
-    sets = [[_two_sets(metric, runs, groups[0], group) for group in groups] for metric in metrics]
-    tested = [[_seed_difference(metric, two) for two in own] for metric, own in zip(metrics, sets)]
+    counted = [_counted(metric, runs, groups) for metric in metrics]
+    sets = [[_two_sets(metric, runs, own[0], group) for group in own] for metric, own in zip(metrics, counted)]
+    tested = [
+        [_seed_difference(metric, runs, two, own[0], group) for two, group in zip(twos, own)]
+        for metric, twos, own in zip(metrics, sets, counted)
+    ]
     p_values = [d.p_value for found in tested for d in found[1:] if d is not None and d.p_value is not None]
     corrected = iter(holm_correction(p_values))
     compared = []
@@ -228,6 +269,13 @@ def _pooled_std(sets: Sequence[Sequence[float]], values: Sequence[float]) -> flo
     return std if std > 1e-12 * max(map(abs, values), default=0.0) else 0.0
 
 
+def _counted(
+    metric: ComparedMetric, runs: Sequence[EvaluatedRun], groups: Sequence[Sequence[int]]
+) -> Sequence[Sequence[int]]:
+    """Return the runs of each group that count for a figure: of training those that were validated alike."""
+    return [validated_alike(group, runs)[0] for group in groups] if metric.evaluation == TRAINING else groups
+
+
 def _two_sets(
     metric: ComparedMetric, runs: Sequence[EvaluatedRun], first: Sequence[int], other: Sequence[int]
 ) -> _TwoSets:
@@ -244,11 +292,22 @@ def _values(metric: ComparedMetric, group: Sequence[int]) -> dict[int, float]:
     return {index: row.value for index in group if (row := metric.rows[index]) is not None and row.value is not None}
 
 
-def _seed_difference(metric: ComparedMetric, two: _TwoSets) -> Difference | None:
+def _seed_difference(
+    metric: ComparedMetric, runs: Sequence[EvaluatedRun], two: _TwoSets, first: Sequence[int], other: Sequence[int]
+) -> Difference | None:
     if not two.first or not two.other or not metric_of(metric.metric).direction:
         return None
     difference = Difference(difference=two.difference)
-    if min(len(two.first), len(two.other)) < 2:
-        return replace(difference, verdict="one seed is no spread: no verdict")
+    # A seed at which a recipe fails is part of what it does: means over the others would flatter it.
+    failed = [runs[i].label for i in (*first, *other) if (row := metric.rows[i]) is not None and row.value is None]
+    if failed:
+        return replace(difference, verdict=f"no verdict: {', '.join(failed)} has no value")
+    single = [
+        group_label([runs[index] for index in group])
+        for group, values in ((first, two.first), (other, two.other))
+        if len(values) < 2
+    ]
+    if single:
+        return replace(difference, verdict=f"one seed of {' and of '.join(single)} is no spread: no verdict")
     p, interval = two.test()
     return replace(difference, interval=interval, p_value=p)
