@@ -32,8 +32,7 @@ def test_a_curve_shifted_by_a_factor_gives_the_factor(times):
     assert found.interval is None
     several = compute_multiplier([[power_law()] * 3], [power_law(times)] * 2)
     assert several.value == pytest.approx(times, rel=1e-9)
-    assert several.interval is not None
-    assert several.interval.low == pytest.approx(times) == several.interval.high
+    assert several.interval is None, "seeds that do not differ say nothing about others"
 
 
 def test_beyond_a_factor_nothing_is_said():
@@ -66,10 +65,13 @@ def test_of_several_ways_down_the_last_counts():
 
 
 def test_a_curve_that_does_not_fall_or_is_one_point_says_nothing_beyond_itself():
-    for baseline in (((1e12, 2.0), (2e12, 2.0), (4e12, 2.1)), ((4e12, 2.0),)):
+    for baseline, reason in (
+        (((1e12, 2.0), (2e12, 2.0), (4e12, 2.1)), "does not fall at the end"),
+        (((4e12, 2.0),), "was validated once only; train it with stage.val_every_steps="),
+    ):
         found = compute_multiplier([[baseline]], [((4e12, 1.9),)])
         assert found.value is None
-        assert "does not fall" in found.reason
+        assert reason in found.reason
     assert compute_multiplier([[((4e12, 2.0),)]], [((2e12, 2.0),)]).value == pytest.approx(2.0)
 
 

@@ -354,6 +354,7 @@ def test_the_name_of_a_group_is_that_of_its_runs_without_their_seeds():
 
     assert label("mine/wide-seed=1", "mine/wide-seed=2") == "mine/wide"
     assert label("mine/seed=1-lr=1e-3", "mine/seed=2-lr=1e-3") == "mine/lr=1e-3"
-    assert label("mine/seed=1", "mine/seed=2") == "mine/seed=1"
+    assert label("mine/seed=1", "mine/seed=2") == "mine"
+    assert label("seed=1", "seed=2") == "seed=1"
     assert label("mine/wide-seed=1") == "mine/wide-seed=1"
     assert label("base/a-b", "base/a-c") == "base/a-b"
