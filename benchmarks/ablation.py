@@ -227,13 +227,13 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
                 )
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-        axes.set_xlabel("change of bits per byte, with 95% intervals (left is better)")
+        axes.set_xlabel("change of bits per byte (left is better)")
         axes.set_title(recipe)
         if column == 0 and order:
             figure.legend(
                 *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(found), frameon=False
             )
-    figure.supxlabel("filled: significant after Holm's correction", fontsize="medium")
+    figure.supxlabel("bars: 95% intervals; filled: significant after Holm's correction", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 
