@@ -1,5 +1,6 @@
 """Runs that went wrong, were broken off, or are the same: a comparison says so, and counts none of them twice."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -83,7 +84,11 @@ def test_damaged_metrics_are_read_as_far_as_they_go(tmp_path):
         assert read_metrics(tmp_path / "metrics.csv", [])["val/bpb"] == ((1, 3.0), (2, 2.0))
     (tmp_path / "metrics.csv").write_text(f"step,val/bpb\n1,3\n2,{'9' * 200_000}\n3,1\n")
     problems: list[str] = []
-    assert read_metrics(tmp_path / "metrics.csv", problems)["val/bpb"] == ((1, 3.0),)
+    before = csv.field_size_limit(2**17)  # which other readers raise
+    try:
+        assert read_metrics(tmp_path / "metrics.csv", problems)["val/bpb"] == ((1, 3.0),)
+    finally:
+        csv.field_size_limit(before)
     assert problems == ["metrics.csv is damaged in line 3; what follows was left out"]
 
 

@@ -132,7 +132,7 @@ def test_seeds_are_pointed_out_and_grouped_on_request(tmp_path, capsys):
     [
         ([], "RUN"),
         (["nowhere"], "nowhere"),
-        (["{run}", "{run}"], "are the same run"),
+        (["{run}", "{run}"], "given twice"),
         (["{run}", "--limit", "-3"], "--limit"),
         (["{run}", "--metric", "fluency"], "there are exact_match"),
         (["{run}", "--seeds"], "config.yaml"),

@@ -230,7 +230,7 @@ def test_a_prompt_that_fills_the_context_is_cut_and_its_answer_counts_as_truncat
     exact = len(whole.ids)
     (fits,) = render_prompts(tokenizer, [long], context_tokens=2000, max_new_tokens=100, max_prompt_tokens=exact)
     assert (fits.cut, fits.ids) == (False, whole.ids)
-    with pytest.raises(ValueError, match="leave no room"):
+    with pytest.raises(ValueError, match="leaves no room"):
         render_prompts(tokenizer, [long], context_tokens=32, max_new_tokens=100, max_prompt_tokens=2000)
 
 

@@ -202,16 +202,17 @@ def load_evaluated_runs(paths: Sequence[str | Path]) -> list[EvaluatedRun]:
     for run in opened:
         for file in {result.file.resolve() for result in run.results.values()}:
             if file in known:
-                raise ValueError(f"{known[file]} and {run.label} are the same run; name each checkpoint once")
+                twice = f"{known[file]} and {run.label} are the same run"
+                if known[file] == run.label:
+                    twice = f"{run.label} is given twice"
+                raise ValueError(f"{twice}; name each checkpoint once")
             known[file] = run.label
     files = [Path(run.checkpoint) for run in opened]
     short = [run_label(file) for file in files]
     longer = [f"{label}:{file.stem}" for label, file in zip(short, files)]
     own = [run.label for run in opened]
     labels = first_distinct(short, longer, own)
-    if labels is None:
-        again = next(label for label in own if own.count(label) > 1)
-        raise ValueError(f"{again} is given twice; name each checkpoint once")
+    assert labels is not None, "paths of different files differ"
     return [replace(run, label=label) for run, label in zip(opened, labels)]
 
 
