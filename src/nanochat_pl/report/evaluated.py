@@ -39,6 +39,7 @@ __all__ = [
     "load_evaluated_runs",
     "question_key",
     "read_result",
+    "record_fault",
     "stage_order",
 ]
 
