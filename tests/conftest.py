@@ -1,10 +1,13 @@
-"""Fixtures every test may use: where real data and reference files lie, and skips that say what is missing."""
+"""What every test may use: where real data and reference files lie, skips that say what is missing, the benchmarks."""
 
+import importlib.util
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -15,6 +18,16 @@ settings.register_profile("explore", derandomize=False, database=None, print_blo
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """Import a script of `benchmarks/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, REPO / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses ask for the module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

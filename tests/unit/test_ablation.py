@@ -1,7 +1,6 @@
 """Laws of the ablation's tables (benchmarks/ablation.py), on made-up results whose differences are known."""
 
 import csv
-import importlib.util
 import json
 import math
 import random
@@ -13,8 +12,8 @@ from types import ModuleType
 import pytest
 
 from nanochat_pl.eval.stats import paired_t_test
+from tests.conftest import load_benchmark
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablation.py"
 WORTH = {
     "classic": 0.05,
     "modern": 0,
@@ -33,11 +32,7 @@ PER_FOLD = -0.1
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablation"] = module  # its dataclass asks for the module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("ablation")
 
 
 def made_up(seeds: range) -> list[dict[str, str]]:

@@ -1,24 +1,16 @@
 """Laws of the lists that benchmarks/lookup.py makes up: the answers are right, fresh and not to be had otherwise."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "lookup.py"
+from tests.conftest import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lookup_script", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("lookup")
 
 
 def parts(script: ModuleType, lists: Any, ids: list[int]) -> tuple[dict[int, tuple[int, ...]], list[list[int]]]:
