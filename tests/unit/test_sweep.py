@@ -111,6 +111,16 @@ def test_a_config_that_is_composed_with_others_is_the_one_that_hydra_makes(own: 
     assert ours == hydras
 
 
+def test_a_variant_may_be_typed_beside_those_of_a_file_or_alone(own: Path):
+    typed = "sweep.variants.own=[wide,++optim.role_betas.unembedding=[0.8,0.96]]"
+    [job] = jobs_of("sweep=mine", typed, "variant=own", "seed=1", folder=own)
+    assert job.checked.optim.matrix_lr == jobs_of("sweep=mine", "variant=wide", folder=own)[0].checked.optim.matrix_lr
+    assert job.checked.optim.role_betas["unembedding"] == [0.8, 0.96]
+    assert job.run.variant == "own"
+    both = ["sweep.variants.a=[depth=2]", "sweep.variants.b=[depth=3]", "variant=*"]
+    assert [job.checked.depth for job in jobs_of("-m", *both)] == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -129,6 +139,15 @@ def test_a_config_that_is_composed_with_others_is_the_one_that_hydra_makes(own: 
         (["seed=1,2"], "several values need -m"),
         (["sweep=mine", "sweep.jobs=0"], "sweep.jobs=0 must be"),
         (["sweep=mine", "varient=wide"], "did you mean variant"),
+        (
+            ["-m", "sweep.variants={a: [depth=3]}", "variant=a"],
+            "sweep.variants={a: [depth=3]}: the value cannot be read; give each variant by itself: sweep.va",
+        ),
+        (["-m", "sweep.variants.a=depth=3", "variant=a"], "takes a list of texts"),
+        (
+            ["chain_overrides={sft: a=b}"],
+            "chain_overrides={sft: a=b}: the value cannot be read; inside {} a text such as",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

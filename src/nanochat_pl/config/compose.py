@@ -51,7 +51,7 @@ OPEN_KEYS = (
     *("mixture.tasks", "mixture.val_tasks", "callbacks", "logger", "chain_overrides", "eval.texts"),
     *("optim.role_weight_decay", "optim.role_betas", "sweep.variants"),
 )
-FREE_KEYS = ("chain_overrides", "eval.texts", "optim.role_weight_decay", "optim.role_betas")
+FREE_KEYS = ("chain_overrides", "eval.texts", "optim.role_weight_decay", "optim.role_betas", "sweep.variants")
 """Those in which a new key needs no +."""
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 
@@ -74,7 +74,9 @@ def quote_texts(argv: Sequence[str]) -> list[str]:
         typed, equals, value = argument.partition("=")
         key = re.sub(r"^chain_overrides\.\w+\.", "", typed.lstrip("+"))
         is_path = takes_path(key, value)
-        kind = "plain" if key.startswith("eval.texts.") else kinds.get(key, "optional" if is_path else None)
+        kind = kinds.get(key, "optional" if is_path else None)
+        if key.startswith(("eval.texts.", "sweep.variants.")):
+            kind = "plain" if key.startswith("eval.texts.") else "list"
         if equals and kind is not None and not typed.startswith("-"):
             argument = f"{typed}={_literal(value, kind, is_path, multirun)}"
         quoted.append(_free_key(argument))
@@ -353,6 +355,8 @@ def parse_override(argument: str, names: Mapping[str, bool]) -> Override:
     try:
         return OverridesParser.create().parse_overrides([_free_key(argument)])[0]
     except HydraException as error:
+        if _free_key(bare := argument.removeprefix("++")) == argument:
+            argument = bare  # these two signs are ours
         key, _, value = argument.partition("=")
         known = settings(schema.EvaluateConfig) | settings(schema.TrainConfig)
         raise ConfigError(refuse_unreadable(argument, f"{key}={quote(value)}", {*names}, known)) from error

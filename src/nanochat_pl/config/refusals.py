@@ -76,6 +76,12 @@ def refuse_unreadable(argument: str, quoted: str, names: Sequence[str] | set[str
     setting = known.get(key.lstrip("+~"))
     if setting is not None and setting.kind is not Any and str not in (setting.kind, *get_args(setting.kind)):
         return f"{argument}: {setting.key} takes {expected(setting.kind)}"
+    if key.lstrip("+") == "sweep.variants":
+        return f"{argument}: the value cannot be read; give each variant by itself: sweep.variants.mine=[model=modern]"
+    if (brackets := f"{value[:1]}{value[-1:]}") in ("{}", "[]"):
+        return (
+            f"{argument}: the value cannot be read; inside {brackets} a text such as a=b needs quotes of its own: 'a=b'"
+        )
     return f"{argument}: the value cannot be read; if it is meant as it stands, type {for_shell(quoted)}"
 
 

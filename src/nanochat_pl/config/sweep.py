@@ -183,7 +183,10 @@ def _chosen(override: Override, variants: Mapping[str, Sequence[str]]) -> list[s
     """
     typed = [line.partition("=")[2].strip("'\"") for line in values_of(override)]
     if not variants:
-        raise ValueError(f"{override.input_line}: there is no table of variants; give sweep=<name> of a sweep with one")
+        raise ValueError(
+            f"{override.input_line}: there is no table of variants; give sweep=<name> of a sweep with one, or yours: "
+            "sweep.variants.mine=[model=modern]"
+        )
     names: set[str] = set()
     for pattern in typed:
         found = [name for name in variants if fnmatchcase(name, pattern)]
