@@ -1,7 +1,7 @@
 """Measure what the tricks of 2026 cost: an optimizer step with each alone and with all, and attention with a window.
 
-Variants take turns within each round, and ratios are medians over rounds of the rounds' ratios to the classic recipe,
-so that a busy machine slows all alike. Weights are random, rows are whole documents, everything is eager. Prints
+A step of each variant comes right after one of the classic recipe, and ratios are medians over rounds of the time of the
+one over that of the other, so that a busy machine slows both; classic's own ratio shows the scatter. Weights are random, rows are whole documents, everything is eager. Prints
 Markdown or JSON.
 
     python benchmarks/bench_modern.py                                  # d4, 4 rows of 512 tokens, vocabulary 8,192
@@ -118,18 +118,17 @@ def main() -> None:
         work |= {"every token": attention(args, None), f"window of {short}": attention(args, short)}
         groups["attention alone"] = list(work)[-2:]
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    ratios: dict[str, list[float]] = {name: [] for name in work}
+    device, clock = pick_device(args.device), CLOCKS[args.clock]
     for round_number in range(args.rounds + 1):
-        for name, step in work.items():
-            took = timed(step, pick_device(args.device), CLOCKS[args.clock])[1]
-            if round_number:  # the first warms up
-                seconds[name].append(took)
+        for base, names in ((names[0], names) for names in groups.values()):
+            for name in names:  # each right after the first, which is timed against itself, too: that is the scatter
+                before, took = timed(work[base], device, clock)[1], timed(work[name], device, clock)[1]
+                if round_number:  # the first warms up
+                    seconds[name].append(took)
+                    ratios[name].append(took / before)
     found = {
-        name: {
-            "ms": 1000 * statistics.median(seconds[name]),
-            "ratio": statistics.median(one / base for one, base in zip(seconds[name], seconds[names[0]], strict=True)),
-        }
-        for names in groups.values()
-        for name in names
+        name: {"ms": 1000 * statistics.median(seconds[name]), "ratio": statistics.median(ratios[name])} for name in work
     }
     if args.json:
         print(json.dumps(found, indent=2))
