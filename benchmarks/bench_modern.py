@@ -1,8 +1,8 @@
 """Measure what the tricks of 2026 cost: an optimizer step with each alone and with all, and attention with a window.
 
-A step of each variant comes right after one of the classic recipe, and ratios are medians over rounds of the time of the
-one over that of the other, so that a busy machine slows both; classic's own ratio shows the scatter. Weights are random, rows are whole documents, everything is eager. Prints
-Markdown or JSON.
+A step of each variant comes right after one of the classic recipe, and ratios are medians over rounds of its time over
+that one's, so that a busy machine slows both; classic's own ratio shows the scatter. Weights are random, rows are whole
+documents, everything is eager. Prints Markdown or JSON.
 
     python benchmarks/bench_modern.py                                  # d4, 4 rows of 512 tokens, vocabulary 8,192
     python benchmarks/bench_modern.py --threads 1 --clock cpu          # on a machine that others use, too
