@@ -1,8 +1,8 @@
 """Measure what the tricks of 2026 cost: an optimizer step with each alone and with all, and attention with a window.
 
 A step of each variant comes right after one of the classic recipe, and ratios are medians over rounds of its time over
-that one's, so that a busy machine slows both; classic's own ratio shows the scatter. Weights are random, rows are whole
-documents, everything is eager. Prints Markdown or JSON.
+that one's, so that a busy machine slows both. Weights are random, rows are whole documents, everything is eager. Prints
+Markdown or JSON.
 
     python benchmarks/bench_modern.py                                  # d4, 4 rows of 512 tokens, vocabulary 8,192
     python benchmarks/bench_modern.py --threads 1 --clock cpu          # on a machine that others use, too
@@ -121,10 +121,12 @@ def main() -> None:
     ratios: dict[str, list[float]] = {name: [] for name in work}
     device, clock = pick_device(args.device), CLOCKS[args.clock]
     for round_number in range(args.rounds + 1):
-        for base, names in ((names[0], names) for names in groups.values()):
-            for name in names:  # each right after the first, which is timed against itself, too: that is the scatter
-                before, took = timed(work[base], device, clock)[1], timed(work[name], device, clock)[1]
+        for base, *others in groups.values():
+            for name in others:
+                before, took = (timed(work[which], device, clock)[1] for which in (base, name))
                 if round_number:  # the first warms up
+                    seconds[base].append(before)
+                    ratios[base].append(1.0)
                     seconds[name].append(took)
                     ratios[name].append(took / before)
     found = {
