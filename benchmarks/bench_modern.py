@@ -126,11 +126,11 @@ def main() -> None:
                 before, took = (timed(work[which], device, clock)[1] for which in (base, name))
                 if round_number:  # the first warms up
                     seconds[base].append(before)
-                    ratios[base].append(1.0)
                     seconds[name].append(took)
                     ratios[name].append(took / before)
     found = {
-        name: {"ms": 1000 * statistics.median(seconds[name]), "ratio": statistics.median(ratios[name])} for name in work
+        name: {"ms": 1000 * statistics.median(seconds[name]), "ratio": statistics.median(ratios[name] or [1.0])}
+        for name in work
     }
     if args.json:
         print(json.dumps(found, indent=2))

@@ -53,6 +53,8 @@ OPEN_KEYS = (
 )
 FREE_KEYS = ("chain_overrides", "eval.texts", "optim.role_weight_decay", "optim.role_betas", "sweep.variants")
 """Those in which a new key needs no +."""
+NAMED_TEXTS = {"eval.texts": "plain", "sweep.variants": "list"}
+"""Sections whose keys, of any name, hold texts (`text_keys`)."""
 TARGET_PREFIXES = ("nanochat_pl.", "lightning.")
 
 
@@ -74,9 +76,8 @@ def quote_texts(argv: Sequence[str]) -> list[str]:
         typed, equals, value = argument.partition("=")
         key = re.sub(r"^chain_overrides\.\w+\.", "", typed.lstrip("+"))
         is_path = takes_path(key, value)
-        kind = kinds.get(key, "optional" if is_path else None)
-        if key.startswith(("eval.texts.", "sweep.variants.")):
-            kind = "plain" if key.startswith("eval.texts.") else "list"
+        section = ".".join(key.split(".")[:2])
+        kind = kinds.get(key) or NAMED_TEXTS.get(section if key != section else "", "optional" if is_path else None)
         if equals and kind is not None and not typed.startswith("-"):
             argument = f"{typed}={_literal(value, kind, is_path, multirun)}"
         quoted.append(_free_key(argument))
