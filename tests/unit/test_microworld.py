@@ -47,7 +47,7 @@ from nanochat_pl.world.questions import (
     recall_rows,
     scienceqa_rows,
 )
-from nanochat_pl.world.write import write_microworld
+from nanochat_pl.world.write import FIRST_RELATIONS, write_microworld
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +207,16 @@ def test_chats_about_facts_have_one_right_answer_in_their_list_and_ask_no_fact_t
     assert 100 < sum(count for (_, before), count in turns.items() if before) < 170 and turns[3, False] > 20
 
 
+def test_lessons_about_few_facts_ask_for_each_of_them_many_times_and_for_no_other(world):
+    fact_of = {question.text: question for question in questions(0) if question.split == "train"}
+    rows = pq.read_table(world / "few_fact_matching" / "train.parquet").to_pylist()
+    asked = [line for row in rows for turn in row["messages"][::2] for line in turn["content"].split("\n")]
+    times = Counter((fact_of[line].relation.name, fact_of[line].fact) for line in asked if line in fact_of)
+    assert sum(times.values()) == sum(len(row["messages"]) // 2 for row in rows)
+    assert {*times} == {(r.name, fact) for r in relations() if r.name in FIRST_RELATIONS for fact in r.facts}
+    assert len(times) == 140 and min(times.values()) > 20
+
+
 def test_files_have_the_columns_and_row_groups_of_the_real_sets(world):
     shards = sorted((world / "text").glob("shard_*.parquet"))
     assert len(shards) >= 3
@@ -240,6 +250,7 @@ MEASURED = {
     "growing_matching": "365d3b41373c2557",
     "matching_before": "8e8ba5d718081410",
     "fact_matching": "f4f73db73d9e3227",
+    "few_fact_matching": "457542bebc41b7db",
     "gsm8k": "c6af760ecbbe8d7c",
     "smoltalk/train": "8b2384019b028407",
     "text": "a81ccdf17919f5a8",
