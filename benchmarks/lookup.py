@@ -33,6 +33,7 @@ from nanochat_pl.data.batch import IGNORE, Batch
 from nanochat_pl.model.config import GPTConfig
 from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
+from nanochat_pl.runtime import pick_compute_dtype
 from nanochat_pl.training.module import LanguageModel
 
 BOS, ASK, BETWEEN, NEWLINE, IS, *LABELS = range(10)
@@ -155,7 +156,7 @@ def train(form: Form, model: str, seed: int, steps: int, every: int) -> dict[int
         **MODELS[model],
     )  # fmt: skip
     torch.manual_seed(seed)
-    gpt = GPT(config)
+    gpt = GPT(config, pick_compute_dtype("auto", "cpu"))
     gpt.init_weights()
     judge = Judge(gpt, form, every)
     trainer = L.Trainer(
