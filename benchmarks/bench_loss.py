@@ -86,7 +86,7 @@ class PlainGPT(nn.Module):
         x = norm(self.transformer["wte"](idx))
         for block in self.transformer["h"]:
             x = x + block.attn(norm(x), self.cos, self.sin)
-            x = x + block.mlp(block.norm(x))
+            x = x + block.mlp(norm(x))
         logits = self.lm_head(norm(x))
         logits = 15 * torch.tanh(logits / 15)
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten(), ignore_index=-1)
