@@ -54,6 +54,8 @@ WRONG = {
     "stage.name=sftt": r"stage\.name takes one of .*; did you mean sft\?",
     "stage.sample_prompts=abc": r"a list of texts, as \[a,b\]",
     "mixture.tasks=abc": r"mixture\.tasks takes a mapping",
+    "stage=sft mixture=microworld mixture.tasks.reeding=null": r"did you mean mixture\.tasks\.reading\?$",
+    "stage=sft mixture=microworld mixture.tasks.recall.epoch=2": r"did you mean mixture\.tasks\.recall\.epochs\?$",
     "chain_overrides=3": r"chain_overrides takes a mapping",
     "hydra.mode=FOO": r"hydra\.mode=FOO",
     "hydra.foo=1": r"no setting is called hydra\.foo",

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseError, InterpolationResolutionError
 from omegaconf.errors import OmegaConfBaseException as ConfigException
@@ -212,7 +213,9 @@ def _wrong_value(error: ConfigException, key: str, overrides: Sequence[Override]
         return f"{key}: it is made from another setting or variable, ${{…}}, that is not there"
     setting = known.get(key)
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and setting is None:
-        return f"{head}: no setting is called {key}{did_you_mean(key, {*known})}"
+        beside = error.parent_node if isinstance(error.parent_node, DictConfig) else ()  # such as the tasks of a mixture
+        names = {*known, *(f"{key.rpartition('.')[0]}.{name}" for name in beside)}
+        return f"{head}: no setting is called {key}{did_you_mean(key, names)}"
     if setting is None:
         section, _, name = key.rpartition(".")
         kind = get_args(known[section].kind)[-1] if section in known and get_args(known[section].kind) else None
