@@ -213,9 +213,10 @@ def _wrong_value(error: ConfigException, key: str, overrides: Sequence[Override]
         return f"{key}: it is made from another setting or variable, ${{…}}, that is not there"
     setting = known.get(key)
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and setting is None:
-        beside = error.parent_node if isinstance(error.parent_node, DictConfig) else ()  # such as the tasks of a mixture
-        names = {*known, *(f"{key.rpartition('.')[0]}.{name}" for name in beside)}
-        return f"{head}: no setting is called {key}{did_you_mean(key, names)}"
+        # No schema names what stands beside it, such as the tasks of a mixture.
+        beside = error.parent_node if isinstance(error.parent_node, DictConfig) else ()
+        there = {*known, *(f"{key.rpartition('.')[0]}.{name!s}" for name in beside)}
+        return f"{head}: no setting is called {key}{did_you_mean(key, there)}"
     if setting is None:
         section, _, name = key.rpartition(".")
         kind = get_args(known[section].kind)[-1] if section in known and get_args(known[section].kind) else None
