@@ -48,31 +48,27 @@ def matching(rng: random.Random, words: list[str], answers: Sequence[str], behin
 
 
 def fact_matching(rng: random.Random, by_relation: Mapping[str, list[Question]]) -> dict:
-    """Return a chat about a list of answers to questions of one relation.
+    """Return a chat that asks one question before a list of answers to questions of its relation, as a tutor is asked.
 
-    Two of three chats ask up to three questions behind the list, about different facts: a question that was answered
-    before would be answered by looking there. The others ask one before the list, as a tutor is asked, and get a
-    tutor's answer.
+    Asked behind their list, facts are found sooner, by looking directly before the answer, where no tutor's question
+    stands; a model that has learned that no longer finds what is asked before a list (LOG.md).
     """
     names = list(by_relation)
     while True:
         [name] = rng.choices(names, [len(by_relation[name]) for name in names])
         objects = sorted({question.answer for question in by_relation[name]})
         choices = rng.sample(objects, min(len(objects), rng.randint(2, 5)))
-        by_fact: dict[str, list[Question]] = {}
-        for question in by_relation[name]:
-            # Another listed object that is also right would make the letter ambiguous.
-            if question.answer in choices and not {*question.relation.also_true.get(question.fact, ())} & {*choices}:
-                by_fact.setdefault(question.fact, []).append(question)
-        if by_fact and len(choices) > 1:
+        # Another listed object that is also right would make the letter ambiguous.
+        fitting = [
+            question
+            for question in by_relation[name]
+            if question.answer in choices and not {*question.relation.also_true.get(question.fact, ())} & {*choices}
+        ]
+        if fitting and len(choices) > 1:
             break
-    behind = rng.random() < 2 / 3
-    answer = "{letter}" if behind and rng.random() < 0.5 else TUTOR
-    asked = [rng.choice(by_fact[fact]) for fact in rng.sample(sorted(by_fact), min(len(by_fact), 3 if behind else 1))]
-    turns = [text for one in asked for text in (one.text, lettered(answer, choices, choices.index(one.answer)))]
-    listed = labelled(choices)
-    turns[0] = f"Letters of answers.\n\n{listed}\n\n{turns[0]}" if behind else f"{turns[0]}\n\n{listed}"
-    return as_chat(turns)
+    question = rng.choice(fitting)
+    answer = lettered(TUTOR, choices, choices.index(question.answer))
+    return as_chat([f"{question.text}\n\n{labelled(choices)}", answer])
 
 
 def lettered(answer: str, choices: list[str], i: int) -> str:
