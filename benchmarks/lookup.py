@@ -14,12 +14,10 @@ Rows that --csv already holds are not run again. Prints Markdown.
 import argparse
 import csv
 import itertools
-import logging
 import random
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from nanochat_pl.model.gpt import GPT
 from nanochat_pl.optim.config import OptimConfig
 from nanochat_pl.runtime import pick_compute_dtype
 from nanochat_pl.training.module import LanguageModel
+from nanochat_pl.training.run import quiet_lightning
 
 BOS, ASK, BETWEEN, NEWLINE, IS, *LABELS = range(10)
 QUESTIONS, ROWS, LISTS_TO_JUDGE = 4, 48, 384
@@ -159,6 +158,7 @@ def train(form: Form, model: str, seed: int, steps: int, every: int) -> dict[int
     gpt = GPT(config, pick_compute_dtype("auto", "cpu"))
     gpt.init_weights()
     judge = Judge(gpt, form, every)
+    quiet_lightning()
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[judge],
@@ -178,8 +178,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=50, help="steps between two looks")
     parser.add_argument("--csv", type=Path, help="a row for each look is added here")
     args = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")  # Lightning's own
     rows = read(args.csv) if args.csv and args.csv.exists() else []
     for seed, name, model in itertools.product(args.seeds, args.forms, args.models):
         if any((row["form"], row["model"], row["seed"]) == (name, model, str(seed)) for row in rows):

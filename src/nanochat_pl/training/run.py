@@ -310,12 +310,7 @@ def train(
 
 def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Sequence[L.Callback]) -> L.Trainer:
     """Build the Lightning Trainer: one epoch of `num_steps` batches, with everything automatic switched off."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    # A machine with Slurm may also train without it; what a job must ask for is checked in preflight.
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    quiet_lightning()
     device = pick_device(cfg.trainer.accelerator)
     world = cfg.trainer.world_size
     strategy: Any = "auto"
@@ -357,6 +352,16 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
     )
     _reach_the_end(trainer)
     return trainer
+
+
+def quiet_lightning() -> None:
+    """Keep back Lightning's advice, which is about loaders and starts of runs that are chosen here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # A machine with Slurm may also train without it; what a job must ask for is checked in preflight.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
 
 
 def _reach_the_end(trainer: L.Trainer) -> None:
