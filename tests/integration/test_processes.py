@@ -91,6 +91,27 @@ def test_a_signal_saves_and_leaves(world: Path, tmp_path: Path, number: signal.S
 
 
 @pytest.mark.dist
+def test_two_machines_of_torchrun_train_as_one(world: Path, tmp_path: Path):
+    config = [*BASE, "stage.num_steps=6", "stage.val_every_steps=3", "data.logical_shards=2", "optim.ns_dtype=float32"]
+    assert run(command(world, tmp_path, *config, "run_name=one"), tmp_path).returncode == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=test", "--local-addr=127.0.0.1"]
+    _, *rest = command(world, tmp_path, *config, "run_name=two", "trainer.num_nodes=2")
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    machines = [subprocess.Popen([*torchrun, *meet, *rest], cwd=tmp_path, env=env, **pipes) for _ in range(2)]
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "".join(said).count("done: ") == 1, said
+    for name in ("train/loss", "val/loss"):
+        one, two = ([float(v) for v in metrics(tmp_path / "base" / folder, name).values()] for folder in ("one", "two"))
+        assert one == pytest.approx(two, abs=2e-4), name
+
+
+@pytest.mark.dist
 @pytest.mark.parametrize("stage", ["base", "sft_scienceqa"])
 def test_two_processes_train_as_one(world: Path, tmp_path: Path, stage: str):
     config = [*BASE, "stage.num_steps=6", "data.logical_shards=2"]

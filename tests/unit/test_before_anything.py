@@ -1,7 +1,6 @@
 """What can be refused is refused before a run has a folder: nothing is left behind, and no earlier run is lost."""
 
 import logging
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,9 +9,7 @@ import pytest
 
 from nanochat_pl.cli import evaluate as evaluate_command
 from nanochat_pl.cli import train as train_command
-from nanochat_pl.config.checks import check_slurm
 from nanochat_pl.config.run_folder import forget_run
-from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.targets import arguments_of, defined_names
 from nanochat_pl.training.record import write_log
 
@@ -154,28 +151,3 @@ def test_lines_that_were_held_stand_first_in_the_log(tmp_path: Path):
     log.info("after")
     write_log(None, first=True)
     assert (tmp_path / "log.txt").read_text() == "before\nafter\n"
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"NTASKS": "2"}, "SLURM_NTASKS=2 does not say how many tasks a node has"),
-        ({"NTASKS": ""}, "SLURM_NTASKS= does not say"),
-        ({"NTASKS": "2", "NTASKS_PER_NODE": "2"}, r"SLURM_NTASKS_PER_NODE=2, but trainer\.devices=1"),
-        ({"NTASKS": "1", "NNODES": "3"}, r"SLURM_NNODES=3, but trainer\.num_nodes=1"),
-        ({"NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"}, None),
-        ({"NTASKS": "2", "JOB_NAME": "interactive"}, None),
-    ],
-)
-def test_slurm_s_tasks_must_be_the_run_s_processes(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str | None
-):
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    if said is None:
-        check_slurm(TrainConfig())
-    else:
-        with pytest.raises(ValueError, match=said):
-            check_slurm(TrainConfig())

@@ -18,6 +18,7 @@ from nanochat_pl.config.compose import (
     compose_checked,
     compose_jobs,
     config_dir,
+    options_first,
     quote,
     quote_texts,
     text_keys,
@@ -263,3 +264,17 @@ def test_of_a_setting_given_twice_the_last_counts():
     typed = ["stage=base", "depth=4", "run_name=a", "stage=sft_scienceqa", "depth=2", "run_name=b"]
     (cfg,) = compose_checked("train", CommandLine([*typed, "data=microworld"], False, config_dir()))
     assert (cfg.stage.name, cfg.depth, cfg.run_name) == ("sft_scienceqa", 2, "b")
+
+
+@pytest.mark.parametrize(
+    ("typed", "first"),
+    [
+        ("a=1 -m b=2", "-m a=1 b=2"),
+        ("a=1 --config-dir /tmp b=2 -m", "--config-dir /tmp -m a=1 b=2"),
+        ("~a --cfg job +b=2 -p x c=3", "--cfg job -p x ~a +b=2 c=3"),
+        ("a=1 b=2", "a=1 b=2"),
+        ("a=1 --config-dir", "a=1 --config-dir"),  # the parser says what is wrong
+    ],
+)
+def test_options_may_stand_anywhere(typed: str, first: str):
+    assert options_first(typed.split()) == first.split()

@@ -38,6 +38,7 @@ from nanochat_pl.config.compose import (
 )
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
+from nanochat_pl.config.processes import check_alone
 from nanochat_pl.config.provenance import changes, run_inputs
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
@@ -60,8 +61,9 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
         ConfigError: the config of a stage is wrong.
         FileNotFoundError: a stage lacks a file.
         ValueError: a stage's batch does not divide, its folder holds a run or is in use, or answers leave questions no
-            room.
+            room; or several processes were started to do the chain.
     """
+    check_alone("a chain starts the processes of its stages itself")
     commands = plan_chain(cfg, overrides, folder)
     trained: list[TrainConfig] = []
     for stage, arguments in commands:  # evaluations stand last

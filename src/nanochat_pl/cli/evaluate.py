@@ -29,11 +29,13 @@ with loading():
         about_hydra,
         check,
         compose_jobs,
+        options_first,
         quote_texts,
         to_plain,
     )
     from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
+    from nanochat_pl.config.processes import check_alone
     from nanochat_pl.config.run_folder import run_config
     from nanochat_pl.paths import runs_of_sweep
 
@@ -49,10 +51,13 @@ def measure(argv: list[str]) -> int:
     arguments = quote_texts(argv)
     if (code := asked_for_help("evaluate", arguments)) is not None:
         return code
+    if not about_hydra(arguments):
+        arguments = options_first(arguments)
     sys.argv[1:] = arguments
     schema.register()
     if not about_hydra(arguments):
         try:
+            check_alone("an evaluation is the work of one")
             line = CommandLine.parse(arguments)
             jobs = compose_jobs("evaluate", line)
             for each in [] if line.shows_config else jobs:

@@ -21,6 +21,7 @@ from nanochat_pl.cli.fork import Fork
 from nanochat_pl.cli.sweep_table import LOG_FILE, figure_of, show, write_table
 from nanochat_pl.config.checks import preflight
 from nanochat_pl.config.compose import ConfigError, Job, quote
+from nanochat_pl.config.processes import leave_group
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import Accelerator
 from nanochat_pl.config.stages import UNTRAINED
@@ -40,7 +41,6 @@ LOOK_EVERY_S = 2.0
 MAX_SHOWN = 24
 """Sweeps of more runs show the path of their table only."""
 _WIDTH = 80
-_SLURM = ("NTASKS", "NTASKS_PER_NODE", "NNODES", "NODEID", "PROCID", "LOCALID")
 
 
 @dataclass
@@ -97,8 +97,7 @@ def run_sweep(jobs: Sequence[Job], config_folder: Path | None) -> int:
     """
     sweep = jobs[0].sweep
     assert sweep is not None
-    for name in _SLURM:  # several tasks each do runs of their own, which are no ranks of one run
-        os.environ.pop(f"SLURM_{name}", None)
+    leave_group()  # several tasks each do runs of their own
     check_sweep(jobs)
     places = find_places(jobs, sweep.jobs)
     board = Board(jobs, config_folder, places, may_fork(jobs))

@@ -32,10 +32,12 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
         check,
         compose_jobs,
         config_dir,
+        options_first,
         quote_texts,
         to_plain,
     )
-    from nanochat_pl.config.run_folder import forget_run, is_first_process
+    from nanochat_pl.config.processes import check_alone, is_first_process
+    from nanochat_pl.config.run_folder import forget_run
     from nanochat_pl.config.stages import StageName
     from nanochat_pl.eval.metrics import METRICS
     from nanochat_pl.paths import WriteError, worded
@@ -53,6 +55,8 @@ def train(argv: list[str]) -> int:
     arguments = quote_texts(argv)
     if (code := asked_for_help("train", arguments)) is not None:
         return code
+    if not about_hydra(arguments):
+        arguments = options_first(arguments)
     sys.argv[1:] = arguments
     schema.register()
     started_by_launcher = "LOCAL_RANK" in os.environ  # torchrun, or Lightning's own second process
@@ -140,6 +144,8 @@ def job(cfg: DictConfig) -> int:
     """Train one job in its own folder."""
     is_auto = cfg.stage.total_batch_tokens == "auto"
     config = check(cfg, schema.TrainConfig)
+    if config.chain:  # torchrun's processes come here without a look at the command line
+        check_alone("a chain starts the processes of its stages itself")
     if is_auto and is_first_process() and config.stage.name != StageName.tokenizer:
         print(f"stage.total_batch_tokens=auto is {config.stage.total_batch_tokens:,} tokens a step")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))

@@ -5,7 +5,6 @@ only for reasons nobody could know.
 """
 
 import logging
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,7 +15,8 @@ from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.formats import FORMATS, ModelFiles
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
-from nanochat_pl.config.run_folder import imported_run, is_first_process, resume_file, run_config, weights_only_error
+from nanochat_pl.config.processes import check_processes, is_first_process
+from nanochat_pl.config.run_folder import imported_run, resume_file, run_config, weights_only_error
 from nanochat_pl.config.schema import DataSource, EvalConfig, LongConversations, RunConfig, TrainConfig
 from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
 from nanochat_pl.config.sizing import batch_for_horizon, micro_batches, shape_for_depth
@@ -138,27 +138,6 @@ def check_stage(cfg: TrainConfig) -> None:
         measured = named_eval(cfg.eval, stage.name)
         check_measure(measured, cfg.eval, cfg.data.root)
         check_answer_length(measured, cfg.eval.max_new_tokens, stage.sequence_len)
-
-
-def check_slurm(cfg: TrainConfig) -> None:
-    """Check that a job started by Slurm has one task for each device of the run.
-
-    Raises:
-        ValueError: it has another number.
-    """
-    tasks = os.environ.get("SLURM_NTASKS")
-    by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") or "TORCHELASTIC_RUN_ID" in os.environ
-    if tasks is None or by_hand:
-        return
-    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
-    remedy = f"ask Slurm for --nodes={nodes} --ntasks-per-node={devices} and start the command with srun"
-    each = os.environ.get("SLURM_NTASKS_PER_NODE")
-    if each is None and tasks != "1":
-        raise ValueError(f"SLURM_NTASKS={tasks} does not say how many tasks a node has; {remedy}")
-    for name, key, number in (("NTASKS_PER_NODE", "devices", devices), ("NNODES", "num_nodes", nodes)):
-        value = os.environ.get(f"SLURM_{name}")
-        if value is not None and value != str(number):
-            raise ValueError(f"SLURM_{name}={value}, but trainer.{key}={number}; set one to the other: {remedy}")
 
 
 def check_rl(cfg: TrainConfig) -> None:
@@ -336,7 +315,7 @@ def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
         if cfg.trainer.stop_after_steps:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
         return None
-    check_slurm(cfg)
+    check_processes(cfg.trainer)
     check_stage(cfg)
     check_task_files(cfg)
     return resume

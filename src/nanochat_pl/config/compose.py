@@ -223,6 +223,28 @@ class CommandLine:
         return cls(parsed.overrides, parsed.multirun, folder, bool(parsed.cfg or parsed.info))
 
 
+def options_first(argv: Sequence[str]) -> list[str]:
+    """Return `argv` with Hydra's options before the overrides, of which its parser takes one piece only.
+
+    A command line that cannot be parsed is returned as it is, for `CommandLine.parse` to say why.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser, rest = get_args_parser(), list(argv)
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    try:
+        overrides = parser.parse_intermixed_args(rest).overrides
+    except ConfigError:
+        return rest
+    for override in overrides:
+        rest.remove(override)
+    return [*rest, *overrides]
+
+
 def about_hydra(arguments: Sequence[str]) -> bool:
     """Return whether a command line asks for no job at all, but for Hydra's own help or shell completion."""
     if {"--shell-completion", "-sc"} & {*arguments}:

@@ -5,7 +5,6 @@ Nothing here imports torch: checkpoints are looked at by name and by their archi
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,15 +143,3 @@ def clear_run(folder: Path) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
-
-
-def is_first_process() -> bool:
-    """Return whether this process writes the files of the run, whatever launched it and on any number of machines."""
-    if "RANK" in os.environ:  # torchrun
-        return os.environ["RANK"] == "0"
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    if "LOCAL_RANK" not in os.environ and tasks.isdecimal() and int(tasks) > 1:  # srun
-        return os.environ.get("SLURM_PROCID", "0") == "0"
-    if "LOCAL_RANK" in os.environ:  # Lightning's own further processes
-        return os.environ["LOCAL_RANK"] == "0" and os.environ.get("NODE_RANK", "0") == "0"
-    return True

@@ -18,7 +18,7 @@ import lightning as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from nanochat_pl.config.run_folder import is_first_process
+from nanochat_pl.config.processes import is_first_process
 from nanochat_pl.eval.metrics import METRICS
 from nanochat_pl.eval.results import dashboard_metrics
 from nanochat_pl.paths import JOB_FILE, write_atomically, writing

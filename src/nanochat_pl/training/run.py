@@ -7,8 +7,10 @@ pieces are made; each is made by a small function that a notebook may call by it
 import contextlib
 import inspect
 import logging
+import os
 import random
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,19 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy
 
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.run_folder import clear_run, is_first_process, resume_file, warn_of_older_checkpoint
+from nanochat_pl.config.processes import is_first_process, this_group
+from nanochat_pl.config.run_folder import clear_run, resume_file, warn_of_older_checkpoint
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.config.sizing import scale_optim
 from nanochat_pl.config.stages import StageName
@@ -322,10 +330,6 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
         strategy = DDPStrategy(gradient_as_bucket_view=True, process_group_backend=backend, **{keep: False})
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
     loggers += [make(spec, folder=str(folder)) for spec in cfg.logger.values() if spec is not None]
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # the order in which Lightning looks
-        # Lightning's own saving on SIGUSR1, which does not know our cursor, and its requeueing stay off.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=cfg.trainer.devices,
@@ -348,10 +352,64 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
         callbacks=by_priority(callbacks),
         # Under Slurm, Lightning loads any hpc_ckpt_*.ckpt from this folder, so no run may keep files there.
         default_root_dir=str(folder / "lightning"),
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
     )
     _reach_the_end(trainer)
     return trainer
+
+
+class StepEnvironment(ClusterEnvironment):
+    """The processes that one `srun` started, of which `this_group` knows how many there are.
+
+    Lightning's own class goes by the job and its name, saves on SIGUSR1 what knows nothing of our cursor, and requeues.
+    """
+
+    creates_processes_externally = True
+
+    @staticmethod
+    def detect() -> bool:
+        """Return whether this is a process of one."""
+        return this_group().launcher == "srun"
+
+    @property
+    def main_address(self) -> str:
+        """The step's first node, or MASTER_ADDR."""
+        nodes = os.environ["SLURM_STEP_NODELIST"]
+        return os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
+
+    @property
+    def main_port(self) -> int:
+        """A port that neither two steps of a job nor two jobs of a node are likely to share, or MASTER_PORT."""
+        step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+        return int(os.environ.get("MASTER_PORT") or 15_000 + zlib.crc32(step.encode()) % 10_000)
+
+    def world_size(self) -> int:
+        """The number of processes, over all nodes."""
+        return this_group().size
+
+    def global_rank(self) -> int:
+        """The number of this process."""
+        return int(os.environ["SLURM_PROCID"])
+
+    def local_rank(self) -> int:
+        """Its number on its node."""
+        return int(os.environ["SLURM_LOCALID"])
+
+    def node_rank(self) -> int:
+        """The number of its node."""
+        return int(os.environ["SLURM_NODEID"])
+
+    def set_world_size(self, size: int) -> None:
+        """Leave it as Slurm says."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """Leave it as Slurm says."""
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Return how Lightning's processes find each other: those of torchrun, of srun, or those that it starts itself."""
+    environments = {"torchrun": TorchElasticEnvironment, "srun": StepEnvironment}
+    return environments.get(this_group().launcher, LightningEnvironment)()
 
 
 def quiet_lightning() -> None:
@@ -360,8 +418,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    # A machine with Slurm may also train without it; what a job must ask for is checked in preflight.
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a machine with Slurm, and no job
 
 
 def _reach_the_end(trainer: L.Trainer) -> None:
