@@ -139,6 +139,30 @@ def test_two_processes_train_as_one(world: Path, tmp_path: Path, stage: str):
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("killed", ["first", "second"])
+def test_a_process_that_dies_ends_the_run_on_all_and_it_resumes(world: Path, tmp_path: Path, killed: str):
+    config = [*LONG, "stage.num_steps=150", "trainer.devices=2", "data.logical_shards=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said.txt").open("w") as said:
+        first = subprocess.Popen(command(world, tmp_path, *config), cwd=tmp_path, env=env, stdout=said, stderr=said)
+    wait_for_step(first, tmp_path / "base" / "tiny" / "log.txt", 20)
+    second = int(subprocess.check_output(["pgrep", "-P", str(first.pid), "-f", "train.py"], text=True).split()[0])
+    os.kill(first.pid if killed == "first" else second, signal.SIGKILL)
+    assert first.wait(timeout=20) == (-signal.SIGKILL if killed == "first" else 1)
+    deadline = time.time() + 20
+    while Path(f"/proc/{second}").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{second}").exists(), "it would hold its device for ever"
+    text = (tmp_path / "said.txt").read_text()
+    assert text.count("error: another process of the run has ended") == 1 and "Traceback" not in text, text
+    done = run(command(world, tmp_path, *config, "resume=auto"), tmp_path)
+    assert done.returncode == 0 and "resumed from" in done.stderr, done.stderr
+    assert run(command(world, tmp_path, *config, "run_name=straight"), tmp_path).returncode == 0
+    one, two = last_weights(tmp_path / "base" / "tiny"), last_weights(tmp_path / "base" / "straight")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.dist
 def test_a_sweep_on_two_processes_keeps_one_folder_a_job(world: Path, tmp_path: Path):
     arguments = command(world, tmp_path, *BASE, "stage.num_steps=3", "trainer.devices=2", "optim.matrix_lr=0.01,0.02")
     arguments.insert(2, "-m")

@@ -67,6 +67,14 @@ WORTH_COMPILING_STEPS = 50
 """Shorter runs end before compilation has paid for itself; trainer.compile=true compiles them anyway."""
 
 
+LOST_CONNECTION = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "remote process exit")
+"""What gloo and NCCL say of a process that is gone; they have no class of error for it."""
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the run has ended."""
+
+
 def run(cfg: TrainConfig, plain: dict[str, Any], folder: Path, arguments: list[str]) -> dict[str, Any]:
     """Train one stage in `folder` and return its summary.
 
@@ -302,9 +310,15 @@ def train(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except RuntimeError as error:  # a signal may have ended a compiler, a worker or another rank first
-        if state.signal is None:
-            raise
-        raise Stopped(state.signal) from error
+        if state.signal is not None:
+            raise Stopped(state.signal) from error
+        if trainer.world_size > 1 and any(words in str(error) for words in LOST_CONNECTION):
+            raise LostProcessError(
+                "another process of the run has ended, and this one cannot go on without it; why it ended stands in "
+                "what it printed last, if it could print; to continue from the last checkpoint: the same command with "
+                "resume=auto"
+            ) from error
+        raise
     except Stopped:
         if state.signal is None or state.ended_unsaved:
             raise
