@@ -98,9 +98,8 @@ def main(arguments: list[str]) -> int:
     for finding in findings:
         said = f"{finding.found}; {finding.remedy}" if finding.remedy else finding.found
         first = f"{finding.verdict:<5}  {finding.what:<{room}}  "
-        indent = " " * len(first)
-        # A path is never cut: it may be copied.
-        print(textwrap.fill(said, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False))
+        wrapper = textwrap.TextWrapper(WIDTH, first, " " * len(first), break_long_words=False, break_on_hyphens=False)
+        print(wrapper.fill(said))  # a path is never cut: it may be copied
     faults = sum(finding.fault for finding in findings)
     print(f"{faults} {'fault' if faults == 1 else 'faults'}" if faults else "fit to train on")
     return 1 if faults else 0
