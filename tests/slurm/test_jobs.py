@@ -1,6 +1,7 @@
 """Jobs of a real Slurm: requeued ones go on where they were, and the tasks of a job share a sweep."""
 
 import csv
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +40,26 @@ def test_a_job_that_is_requeued_twice_ends_as_a_straight_run(slurm: Slurm, world
     assert metrics(one, "train/loss") == metrics(two, "train/loss")
     a, b = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for each in (one, two))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_written_batch_file_runs_saves_and_goes_on(slurm: Slurm, world: Path, tmp_path: Path):
+    long = ["stage.num_steps=120", "data.logical_shards=2", "trainer.devices=2", "run_name=written"]
+    data = [f"data.root={world / 'data'}", f"tokenizer.path={world / 'tokenizer'}", f"outputs={tmp_path}"]
+    options = ["--cpus", "2", "--mail", "student@school", "--time", "1:00:00", "--setup", "echo set up"]
+    command = Path(sys.executable).with_name("nanochat-pl")
+    wrote = slurm.call(str(command), "sbatch", *BASE, *data, *long, *options)
+    job = slurm.call("sbatch", "--parsable", wrote.splitlines()[0].removeprefix("wrote "))
+    log = tmp_path / "logs" / f"base-written-{job}.out"
+    assert "MailUser=student@school" in slurm.call("scontrol", "show", "job", job)
+    wait_for(lambda: log.is_file() and "step 00020/" in log.read_text(), slurm, job)
+    slurm.call("scancel", "--signal=USR1", job)
+    wait_for(lambda: slurm.state(job) == "PENDING", slurm, job)
+    time.sleep(3)
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    ended, text = slurm.wait(job), log.read_text()
+    assert (ended.state, ended.exit_code) == ("COMPLETED", 0), text
+    assert text.count("set up") == 2 and text.count("stopped at step") == 1 and "step 00120/00120" in text, text
+    assert "resumed from" in text and "Traceback" not in text, text
 
 
 def test_the_tasks_of_a_job_share_the_runs_of_a_sweep(slurm: Slurm, world: Path, tmp_path: Path):

@@ -23,7 +23,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from nanochat_pl.cli.next_steps import config_flags, data_root_override, evaluation, listed, model_commands, program
-from nanochat_pl.config.checks import check_answer_length, check_measure, check_own, check_start, named_eval
+from nanochat_pl.config.checks import (
+    check_answer_length,
+    check_group,
+    check_measure,
+    check_own,
+    check_start,
+    named_eval,
+)
 from nanochat_pl.config.compose import (
     OPEN_KEYS,
     CommandLine,
@@ -64,14 +71,7 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
             room; or several processes were started to do the chain.
     """
     check_alone("a chain starts the processes of its stages itself")
-    commands = plan_chain(cfg, overrides, folder)
-    trained: list[TrainConfig] = []
-    for stage, arguments in commands:  # evaluations stand last
-        if stage == EVALUATE:
-            check_evaluation(arguments, trained, folder)
-        else:
-            config = check_training(cfg, stage, arguments, folder)
-            trained += [] if stage == StageName.tokenizer else [config]
+    commands = checked_chain(cfg, overrides, folder)
     begin = time.perf_counter()
     for number, (stage, arguments) in enumerate(commands, 1):
         print(f"\n[{number}/{len(commands)}] {stage}: {typed_command(stage, arguments, folder)}", flush=True)
@@ -107,6 +107,23 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
     return 0
 
 
+def checked_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None) -> list[tuple[str, list[str]]]:
+    """Return the commands of a chain, all of them checked.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: as `run_chain`.
+    """
+    commands = plan_chain(cfg, overrides, folder)
+    trained: list[TrainConfig] = []
+    for stage, arguments in commands:  # evaluations stand last
+        if stage == EVALUATE:
+            check_evaluation(arguments, trained, folder)
+        else:
+            config = check_training(cfg, stage, arguments, folder)
+            trained += [] if stage == StageName.tokenizer else [config]
+    return commands
+
+
 def compose_stage(stage: str, arguments: Sequence[str], folder: Path | None) -> Job:
     """Compose and check the command line of one stage or evaluation of a chain."""
     name = "evaluate" if stage == EVALUATE else "train"
@@ -127,6 +144,7 @@ def check_training(cfg: TrainConfig, stage: str, arguments: Sequence[str], folde
     finished = not cfg.force and is_finished(job, place)
     if finished:  # it is skipped, or done again where its inputs have changed
         config = dataclasses.replace(config, resume=None, force=True)
+    check_group(config)
     resume = check_own(config, place)
     first = next((s for s in cfg.chain if s not in (StageName.tokenizer, EVALUATE)), None)
     if finished or stage != first:

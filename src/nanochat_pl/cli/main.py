@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("train a stage, a sweep or a chain", "stage=base depth=4"),
     "explain": ("what a setting or config group means", "stage.num_steps"),
     "doctor": ("is this machine fit to train on", "--json doctor.json"),
+    "sbatch": ("a batch file of Slurm for a run", "stage=base depth=12 --time 8:00:00"),
     "evaluate": ("measure checkpoints", "ckpt=outputs/base/d4"),
     "compare": ("checkpoints beside each other, and who won", "outputs/base/d4 outputs/sft/d4"),
     "power": ("how many questions or seeds are enough", "outputs/base/seed* --effect 0.005"),

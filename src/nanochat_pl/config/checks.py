@@ -15,7 +15,7 @@ from nanochat_pl.checkpoint import check_model
 from nanochat_pl.checkpoint.formats import FORMATS, ModelFiles
 from nanochat_pl.config.evaluations import EVALUATIONS, EvalName
 from nanochat_pl.config.inputs import other_text, prepare_root, prepare_text, start_weights
-from nanochat_pl.config.processes import check_processes, is_first_process
+from nanochat_pl.config.processes import check_alone, check_processes, is_first_process
 from nanochat_pl.config.run_folder import imported_run, resume_file, run_config, weights_only_error
 from nanochat_pl.config.schema import DataSource, EvalConfig, LongConversations, RunConfig, TrainConfig
 from nanochat_pl.config.shorthand import CONVERSATION_SUFFIXES
@@ -280,6 +280,28 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
     Raises:
         ValueError, FileNotFoundError: the first thing that would stop it, with the remedy.
     """
+    check_group(cfg)
+    check_job(cfg, folder)
+
+
+def check_group(cfg: TrainConfig) -> None:
+    """Check the processes that were started for a job.
+
+    Raises:
+        ValueError: they are not those that it needs.
+    """
+    if cfg.stage.name == StageName.tokenizer:
+        check_alone("a tokenizer is trained by one")
+    else:
+        check_processes(cfg.trainer)
+
+
+def check_job(cfg: TrainConfig, folder: Path | None = None) -> None:
+    """Check everything about a job except its processes, which something may still have to start.
+
+    Raises:
+        ValueError, FileNotFoundError: as `preflight`.
+    """
     own = run_dir(cfg.stage.name, cfg.run_name, cfg.outputs)  # checks the name, also where a sweep has other folders
     folder = folder or own
     resume = check_own(cfg, folder)
@@ -315,7 +337,6 @@ def check_own(cfg: TrainConfig, folder: Path) -> Path | None:
         if cfg.trainer.stop_after_steps:
             raise ValueError("trainer.stop_after_steps has no effect on stage=tokenizer; leave it null")
         return None
-    check_processes(cfg.trainer)
     check_stage(cfg)
     check_task_files(cfg)
     return resume
