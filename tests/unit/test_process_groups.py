@@ -4,7 +4,14 @@ import os
 
 import pytest
 
-from nanochat_pl.config.processes import check_alone, check_processes, is_first_process, leave_group, this_group
+from nanochat_pl.config.processes import (
+    check_alone,
+    check_processes,
+    idle_gpus,
+    is_first_process,
+    leave_group,
+    this_group,
+)
 from nanochat_pl.config.schema import TrainerConfig
 
 STEP = {"SLURMD_NODENAME": "n1", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}
@@ -91,3 +98,14 @@ def test_what_several_would_do_alike_is_refused(monkeypatch: pytest.MonkeyPatch)
     leave_group()
     check_alone("a chain is one")
     assert this_group().launcher == "none" and this_group().is_first
+
+
+@pytest.mark.parametrize(("held", "devices", "idle"), [("8", 1, 7), ("8", 8, 0), ("", 1, 0), ("gpu:2", 1, 0)])
+def test_gpus_that_a_job_pays_for_and_leaves_idle_are_counted(
+    monkeypatch: pytest.MonkeyPatch, held: str, devices: int, idle: int
+):
+    assert idle_gpus(TrainerConfig(devices=devices)) == 0
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", held)
+    assert idle_gpus(TrainerConfig(devices=devices)) == idle
+    leave_group()  # the runs of a sweep share them
+    assert idle_gpus(TrainerConfig(devices=devices)) == 0

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 from nanochat_pl.config.schema import TrainerConfig
 
-__all__ = ["Processes", "check_alone", "check_processes", "is_first_process", "leave_group", "this_group"]
+__all__ = ["Processes", "check_alone", "check_processes", "idle_gpus", "is_first_process", "leave_group", "this_group"]
 
-_GROUP = ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "NNODES", "NODEID", "PROCID", "LOCALID", "STEP_ID", "STEP_NUM_TASKS")
+_GROUP = (
+    "NTASKS", "NPROCS", "NTASKS_PER_NODE", "NNODES", "NODEID", "PROCID", "LOCALID", "STEP_ID", "STEP_NUM_TASKS",
+    "GPUS_ON_NODE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,12 @@ def check_processes(trainer: TrainerConfig) -> None:
             f"the job has {tasks} tasks, but {own} need {wanted.size}, and without srun this one process starts them; "
             f"set trainer.devices={tasks} if they are of one node, or `#SBATCH --ntasks=1`"
         )
+
+
+def idle_gpus(trainer: TrainerConfig) -> int:
+    """Return how many GPUs of its node a job of Slurm holds that the run leaves idle."""
+    held = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return max(0, int(held) - trainer.devices) if held.isdecimal() else 0
 
 
 def _number(name: str, default: int = 1) -> int:

@@ -30,7 +30,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.processes import is_first_process, this_group
+from nanochat_pl.config.processes import idle_gpus, is_first_process, this_group
 from nanochat_pl.config.run_folder import clear_run, resume_file, warn_of_older_checkpoint
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.config.sizing import scale_optim
@@ -288,7 +288,12 @@ def build_callbacks(
 
 
 def warn_of_no_effect(cfg: TrainConfig) -> None:
-    """Warn of settings that the stage does not read."""
+    """Warn of settings that the stage does not read, and of devices that the run does not use."""
+    if cfg.trainer.accelerator != "cpu" and (idle := idle_gpus(cfg.trainer)):
+        log.warning(
+            "the job holds %d GPUs of this node more than trainer.devices=%d; trainer=ddp trainer.devices=%d uses all",
+            *(idle, cfg.trainer.devices, cfg.trainer.devices + idle),
+        )
     if cfg.stage.name != StageName.rl and cfg.rl != RLConfig():
         log.warning("rl.* has no effect on stage=%s", cfg.stage.name)
     if cfg.stage.sample_every_steps is not None and not cfg.stage.shows_samples:
