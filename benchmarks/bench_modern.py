@@ -20,7 +20,8 @@ import torch
 from timing import CLOCKS, parse_arguments, timed
 
 from nanochat_pl.config.checks import model_config
-from nanochat_pl.config.compose import CommandLine, compose_jobs
+from nanochat_pl.config.command_line import CommandLine
+from nanochat_pl.config.compose import compose_jobs
 from nanochat_pl.config.sizing import shape_for_depth
 from nanochat_pl.model.attention import causal_attention
 from nanochat_pl.model.config import MODERN, GPTConfig

@@ -49,7 +49,8 @@ def train(*overrides: str, **settings: Any) -> RunResult:
         >>> base.summary["val/bpb"]
     """
     from nanochat_pl.config.checks import preflight
-    from nanochat_pl.config.compose import ConfigError, to_plain
+    from nanochat_pl.config.command_line import ConfigError
+    from nanochat_pl.config.compose import to_plain
     from nanochat_pl.paths import run_dir
 
     arguments, job = _one_job("train", overrides, settings)
@@ -96,7 +97,8 @@ def evaluate(*overrides: str, **settings: Any) -> list[RunResult]:
 
 def _one_job(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> tuple[list[str], "Job"]:
     """Compose and check the one job that strings and keywords describe; return them as a command line as well."""
-    from nanochat_pl.config.compose import CommandLine, ConfigError, compose_jobs, in_hydra, quote_texts
+    from nanochat_pl.config.command_line import CommandLine, ConfigError, in_hydra, quote_texts
+    from nanochat_pl.config.compose import compose_jobs
 
     arguments = quote_texts([*overrides, *(f"{key}={in_hydra(value)}" for key, value in _flat(settings))])
     line = CommandLine.parse(arguments)

@@ -1,7 +1,7 @@
 """The hardware: device, compute dtype, rank, peak speed.
 
-This is the only module that queries the hardware; all others get the results as arguments. Nothing is cached, so that a
-process group that is started later is seen.
+This is the only module that chooses by the hardware; all others get the results as arguments, but for `training.record`
+and `cli.doctor`, which describe it. Nothing is cached, so that a process group that is started later is seen.
 """
 
 import platform

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat_pl.cli.chain import plan_chain
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, compose_jobs, config_dir
+from nanochat_pl.config.command_line import CommandLine
+from nanochat_pl.config.compose import check, compose_checked, compose_jobs, config_dir
 from nanochat_pl.config.schema import EvaluateConfig, TrainConfig
 from nanochat_pl.config.settings import leaves
 

@@ -18,15 +18,8 @@ import pytest
 
 from nanochat_pl.cli.explain import asked_for_help
 from nanochat_pl.cli.main import COMMANDS, module_of
-from nanochat_pl.config.compose import (
-    OPEN_KEYS,
-    ROOTS,
-    CommandLine,
-    compose_checked,
-    config_dir,
-    known_names,
-    quote_texts,
-)
+from nanochat_pl.config.command_line import OPEN_KEYS, CommandLine, quote_texts
+from nanochat_pl.config.compose import ROOTS, compose_checked, config_dir, known_names
 
 REPO = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir
+from nanochat_pl.config.command_line import CommandLine
+from nanochat_pl.config.compose import check, compose_checked, config_dir
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.paths import run_dir
 

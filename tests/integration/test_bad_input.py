@@ -76,7 +76,8 @@ def test_a_wrong_command_says_what_to_do(arguments: list[str], message: str, cap
 
 
 def test_a_sweep_of_a_config_does_not_mind_a_run_folder_that_is_taken():
-    from nanochat_pl.config.compose import CommandLine, compose_jobs
+    from nanochat_pl.config.command_line import CommandLine
+    from nanochat_pl.config.compose import compose_jobs
 
     assert compose_jobs("train", CommandLine.parse(["sweep=matrix_lr"]))[0].sweep is not None
     assert compose_jobs("train", CommandLine.parse(["-m", "depth=1,2"]))[0].sweep is not None

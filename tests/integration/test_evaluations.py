@@ -16,7 +16,8 @@ import torch
 
 from nanochat_pl.checkpoint import load_model
 from nanochat_pl.cli import main as command
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir
+from nanochat_pl.config.command_line import CommandLine
+from nanochat_pl.config.compose import check, compose_checked, config_dir
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.schema import EvaluateConfig
 from nanochat_pl.eval.runner import evaluate

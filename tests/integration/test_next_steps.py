@@ -10,7 +10,8 @@ from nanochat_pl.checkpoint import check_model
 from nanochat_pl.cli.main import COMMANDS
 from nanochat_pl.cli.next_steps import evaluation, next_steps, typed
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.compose import CommandLine, check, compose_checked, config_dir, quote_texts
+from nanochat_pl.config.command_line import CommandLine, quote_texts
+from nanochat_pl.config.compose import check, compose_checked, config_dir
 from nanochat_pl.config.schema import EvaluateConfig, TrainConfig
 from nanochat_pl.config.stages import StageName
 from nanochat_pl.paths import run_dir

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.integration.conftest import world  # noqa: F401  a fixture
+from tests.integration.conftest import (
+    BASE,
+    world,  # noqa: F401  a fixture
+)
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 CONFIG = """
@@ -72,11 +75,10 @@ class Slurm:
         return {"SLURM_CONF": str(self.own / "slurm.conf"), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
 
     def submit(self, script: str, *options: str) -> str:
-        """Submit a batch script, in which {train} stands for the command of train.py; return the job's number."""
-        train = f"{sys.executable} {REPO / 'train.py'}"
-        text = f"#!/bin/bash\n{script.replace('{train}', train).replace('{python}', sys.executable)}\n"
+        """Submit a batch script ({python} and {file}: this Python and train.py); return the job's number."""
+        text = script.replace("{python}", sys.executable).replace("{file}", str(REPO / "train.py"))
         file = Path(tempfile.mkstemp(suffix=".sh", dir=self.folder)[1])
-        file.write_text(text)
+        file.write_text(f"#!/bin/bash\n{text}\n")
         return self.call("sbatch", "--parsable", "--output=%j.out", "--open-mode=append", *options, str(file))
 
     def state(self, job: str) -> str:
@@ -99,6 +101,12 @@ class Slurm:
     def _field(self, job: str, name: str) -> str:
         shown = self.call("scontrol", "show", "job", job)
         return next(part.partition("=")[2] for part in shown.split() if part.startswith(f"{name}="))
+
+
+def settings(world: Path, folder: Path, *overrides: str) -> list[str]:  # noqa: F811
+    """Return the overrides of a small run below `folder`."""
+    data = [f"data.root={world / 'data'}", f"tokenizer.path={world / 'tokenizer'}", f"outputs={folder}"]
+    return [*BASE, *data, *overrides]
 
 
 @pytest.fixture(scope="session")

@@ -8,24 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.conftest import BASE, metrics
-from tests.slurm.conftest import Slurm
+from tests.integration.conftest import metrics
+from tests.slurm.conftest import Slurm, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
 
-def train(world: Path, folder: Path, *overrides: str) -> str:
-    """Return the command of a run below `folder`."""
-    data = [f"data.root={world / 'data'}", f"tokenizer.path={world / 'tokenizer'}", f"outputs={folder}"]
-    return " ".join(["{train}", *BASE, *data, *overrides])
-
-
 def test_a_job_that_is_requeued_twice_ends_as_a_straight_run(slurm: Slurm, world: Path, tmp_path: Path):
     long = ["stage.num_steps=120", "data.logical_shards=2", "stage.val_every_steps=40", "trainer.devices=2"]
-    straight = slurm.submit(f"srun {train(world, tmp_path, 'run_name=straight', *long)}", "--ntasks=2", "--nodes=1")
+    straight = slurm.submit(srun(world, tmp_path, *long, "run_name=straight"), "--ntasks=2", "--nodes=1")
     assert slurm.wait(straight).state == "COMPLETED"
     again = "if [ $? -eq 138 ]; then scontrol requeue $SLURM_JOB_ID; fi"
-    line = f"srun {train(world, tmp_path, 'run_name=requeued', *long, 'resume=auto')}\n{again}"
+    line = f"{srun(world, tmp_path, *long, 'run_name=requeued', 'resume=auto')}\n{again}"
     job = slurm.submit(line, "--ntasks=2", "--nodes=1", "--requeue")
     for step in (20, 60):
         wait_for(lambda step=step: f"step {step:05d}/" in slurm.output(job), slurm, job)
@@ -44,10 +38,9 @@ def test_a_job_that_is_requeued_twice_ends_as_a_straight_run(slurm: Slurm, world
 
 def test_a_written_batch_file_runs_saves_and_goes_on(slurm: Slurm, world: Path, tmp_path: Path):
     long = ["stage.num_steps=120", "data.logical_shards=2", "trainer.devices=2", "run_name=written"]
-    data = [f"data.root={world / 'data'}", f"tokenizer.path={world / 'tokenizer'}", f"outputs={tmp_path}"]
     options = ["--cpus", "2", "--mail", "student@school", "--time", "1:00:00", "--setup", "echo set up"]
     command = Path(sys.executable).with_name("nanochat-pl")
-    wrote = slurm.call(str(command), "sbatch", *BASE, *data, *long, *options)
+    wrote = slurm.call(str(command), "sbatch", *settings(world, tmp_path, *long), *options)
     job = slurm.call("sbatch", "--parsable", wrote.splitlines()[0].removeprefix("wrote "))
     log = tmp_path / "logs" / f"base-written-{job}.out"
     assert "MailUser=student@school" in slurm.call("scontrol", "show", "job", job)
@@ -63,13 +56,18 @@ def test_a_written_batch_file_runs_saves_and_goes_on(slurm: Slurm, world: Path, 
 
 
 def test_the_tasks_of_a_job_share_the_runs_of_a_sweep(slurm: Slurm, world: Path, tmp_path: Path):
-    runs = "seed=1,2,3,4 stage.num_steps=3 hydra.sweep.dir=sweep -m"
-    ended = slurm.wait(slurm.submit(f"srun {train(world, tmp_path)} {runs}", "--ntasks=2", "--nodes=1"))
+    runs = ["seed=1,2,3,4", "stage.num_steps=3", "hydra.sweep.dir=sweep", "-m"]
+    ended = slurm.wait(slurm.submit(srun(world, tmp_path, *runs), "--ntasks=2", "--nodes=1"))
     assert (ended.state, ended.exit_code) == ("COMPLETED", 0), ended.output
     with (tmp_path / "sweep" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 and {row["status"] for row in rows} == {"finished"}
     assert sum(ended.output.count(f"[{n}/4]") > 0 for n in range(1, 5)) == 4, ended.output
+
+
+def srun(world: Path, folder: Path, *overrides: str) -> str:
+    """Return the line of a batch script that starts a small run in each task."""
+    return " ".join(["srun {python} {file}", *settings(world, folder, *overrides)])
 
 
 def wait_for(condition, slurm: Slurm, job: str, seconds: float = 120) -> None:

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from nanochat_pl.cli import chain
 from nanochat_pl.cli.chain import EVALUATE, command_line, flat, plan_chain, run_chain, run_command
-from nanochat_pl.config.compose import CommandLine, ConfigError, check, compose_checked, config_dir, in_hydra
+from nanochat_pl.config.command_line import CommandLine, ConfigError, in_hydra
+from nanochat_pl.config.compose import check, compose_checked, config_dir
 from nanochat_pl.config.provenance import READ_WHOLE_BYTES, fingerprint, run_inputs
 from nanochat_pl.config.run_folder import resume_file
 from nanochat_pl.config.schema import TrainConfig

@@ -101,6 +101,7 @@ def test_a_missing_compiler_and_hub_are_notes(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert doctor.main(["--offline", "--outputs", str(tmp_path)]) in (0, 1)
     said = capsys.readouterr().out

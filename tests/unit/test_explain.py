@@ -10,7 +10,8 @@ from nanochat_pl.cli import explain as explain_command
 from nanochat_pl.cli import main as installed_command
 from nanochat_pl.cli import train as train_command
 from nanochat_pl.cli.explain import explain, help_page
-from nanochat_pl.config.compose import CommandLine, compose_checked, config_dir
+from nanochat_pl.config.command_line import CommandLine
+from nanochat_pl.config.compose import compose_checked, config_dir
 from nanochat_pl.config.settings import EXAMPLES, ROOTS, group_options, settings
 
 Capture = pytest.CaptureFixture[str]

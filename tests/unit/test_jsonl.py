@@ -292,7 +292,8 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
 def test_a_file_is_mixed_in_from_the_command_line(tmp_path):
     from hydra.utils import instantiate
 
-    from nanochat_pl.config.compose import CommandLine, compose_checked, quote_texts
+    from nanochat_pl.config.command_line import CommandLine, quote_texts
+    from nanochat_pl.config.compose import compose_checked
 
     path = write(tmp_path, *[chat(f"Question {i}?") for i in range(30)], name="pirate.jsonl")
     task = f"{{_target_: nanochat_pl.tasks.jsonl.JSONL, path: {path}, epochs: 10}}"
@@ -306,7 +307,8 @@ def test_a_file_is_mixed_in_from_the_command_line(tmp_path):
 def test_a_path_in_the_place_of_a_task_reads_its_conversations(tmp_path):
     from hydra.utils import instantiate
 
-    from nanochat_pl.config.compose import CommandLine, compose_checked, quote_texts
+    from nanochat_pl.config.command_line import CommandLine, quote_texts
+    from nanochat_pl.config.compose import compose_checked
     from nanochat_pl.config.schema import MixtureConfig
 
     path = write(tmp_path, *[chat(f"Question {i}?") for i in range(30)], name="pirate (a=1).jsonl")

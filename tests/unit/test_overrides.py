@@ -9,20 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat_pl.cli.chain import in_hydra, plan_chain
-from nanochat_pl.config.compose import (
+from nanochat_pl.config.command_line import (
     PATH_KEYS,
-    ROOTS,
     CommandLine,
     ConfigError,
-    check,
-    compose_checked,
-    compose_jobs,
-    config_dir,
     options_first,
     quote,
     quote_texts,
     text_keys,
 )
+from nanochat_pl.config.compose import ROOTS, check, compose_checked, compose_jobs, config_dir
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.sweep import swept_runs
 from nanochat_pl.paths import MAX_NAME_BYTES, run_dir

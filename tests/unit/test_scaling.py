@@ -9,7 +9,8 @@ import yaml
 from omegaconf import DictConfig
 
 from nanochat_pl.config.checks import check_stage
-from nanochat_pl.config.compose import CommandLine, check, compose_jobs, config_dir, to_plain
+from nanochat_pl.config.command_line import CommandLine
+from nanochat_pl.config.compose import check, compose_jobs, config_dir, to_plain
 from nanochat_pl.config.schema import TrainConfig
 from nanochat_pl.config.sizing import (
     batch_for_horizon,

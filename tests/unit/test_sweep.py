@@ -15,7 +15,8 @@ from nanochat_pl.cli.compare import main as compare
 from nanochat_pl.cli.evaluate import checkpoint_list
 from nanochat_pl.cli.sweep_table import read_jobs, write_table
 from nanochat_pl.config import compose as composing
-from nanochat_pl.config.compose import CommandLine, ConfigError, Job, compose_jobs, compose_one, config_dir, quote_texts
+from nanochat_pl.config.command_line import CommandLine, ConfigError, quote_texts
+from nanochat_pl.config.compose import Job, compose_jobs, compose_one, config_dir
 from nanochat_pl.config.sweep import expand_variant
 from nanochat_pl.model.config import Architecture
 from nanochat_pl.optim.config import ROLES, OptimConfig

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nanochat_pl.config.compose import ConfigError, check_targets
+from nanochat_pl.config.command_line import ConfigError
+from nanochat_pl.config.compose import check_targets
 from nanochat_pl.config.targets import is_module, trusted_data, trusted_tasks
 
 FILE = Path("evil.ckpt")

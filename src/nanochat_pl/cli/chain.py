@@ -31,21 +31,10 @@ from nanochat_pl.config.checks import (
     check_start,
     named_eval,
 )
-from nanochat_pl.config.compose import (
-    OPEN_KEYS,
-    CommandLine,
-    ConfigError,
-    Job,
-    compose_checked,
-    compose_jobs,
-    config_dir,
-    in_hydra,
-    quote_texts,
-    to_plain,
-)
+from nanochat_pl.config.command_line import OPEN_KEYS, CommandLine, ConfigError, in_hydra, quote_texts
+from nanochat_pl.config.compose import Job, compose_checked, compose_jobs, config_dir, to_plain
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
-from nanochat_pl.config.processes import check_alone
 from nanochat_pl.config.provenance import changes, run_inputs
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig
@@ -70,7 +59,7 @@ def run_chain(cfg: TrainConfig, overrides: Sequence[str], folder: Path | None = 
         ValueError: a stage's batch does not divide, its folder holds a run or is in use, or answers leave questions no
             room; or several processes were started to do the chain.
     """
-    check_alone("a chain starts the processes of its stages itself")
+    check_group(cfg)
     commands = checked_chain(cfg, overrides, folder)
     begin = time.perf_counter()
     for number, (stage, arguments) in enumerate(commands, 1):

@@ -23,16 +23,8 @@ with loading():
     from nanochat_pl.cli.train import fail, run_hydra
     from nanochat_pl.config import schema
     from nanochat_pl.config.checks import check_measure, hub_folder, names_no_data, no_data_error
-    from nanochat_pl.config.compose import (
-        CommandLine,
-        ConfigError,
-        about_hydra,
-        check,
-        compose_jobs,
-        options_first,
-        quote_texts,
-        to_plain,
-    )
+    from nanochat_pl.config.command_line import CommandLine, ConfigError, about_hydra, options_first, quote_texts
+    from nanochat_pl.config.compose import check, compose_jobs, to_plain
     from nanochat_pl.config.evaluations import EVALUATIONS
     from nanochat_pl.config.inputs import prepare_root
     from nanochat_pl.config.processes import check_alone

@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.compose import CommandLine, compose_jobs, config_dir, in_hydra, quote, quote_texts
+from nanochat_pl.config.command_line import CommandLine, in_hydra, quote, quote_texts
+from nanochat_pl.config.compose import compose_jobs, config_dir
 from nanochat_pl.config.evaluations import EvalName
 from nanochat_pl.config.inputs import start_weights
 from nanochat_pl.config.schema import DataSource, EvaluateConfig, TrainConfig

@@ -21,14 +21,8 @@ from nanochat_pl.cli.arguments import Arguments, refuse
 from nanochat_pl.cli.chain import checked_chain
 from nanochat_pl.cli.sweep import check_sweep
 from nanochat_pl.config.checks import check_job
-from nanochat_pl.config.compose import (
-    CommandLine,
-    ConfigError,
-    Job,
-    compose_jobs,
-    config_dir,
-    quote_texts,
-)
+from nanochat_pl.config.command_line import CommandLine, ConfigError, quote_texts
+from nanochat_pl.config.compose import Job, compose_jobs, config_dir
 from nanochat_pl.config.schema import Accelerator, register
 from nanochat_pl.paths import write_atomically
 

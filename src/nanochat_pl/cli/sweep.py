@@ -20,7 +20,8 @@ from nanochat_pl.cli.chain import command_line, environment, typed_command
 from nanochat_pl.cli.fork import Fork
 from nanochat_pl.cli.sweep_table import LOG_FILE, figure_of, show, write_table
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.compose import ConfigError, Job, quote
+from nanochat_pl.config.command_line import ConfigError, quote
+from nanochat_pl.config.compose import Job
 from nanochat_pl.config.processes import leave_group
 from nanochat_pl.config.run_folder import unfinished
 from nanochat_pl.config.schema import Accelerator

@@ -25,18 +25,9 @@ with loading():  # this takes a while, and Ctrl-C may come meanwhile
     from nanochat_pl.cli.next_steps import config_flags, listed, next_steps
     from nanochat_pl.config import schema
     from nanochat_pl.config.checks import preflight
-    from nanochat_pl.config.compose import (
-        CommandLine,
-        ConfigError,
-        about_hydra,
-        check,
-        compose_jobs,
-        config_dir,
-        options_first,
-        quote_texts,
-        to_plain,
-    )
-    from nanochat_pl.config.processes import check_alone, is_first_process
+    from nanochat_pl.config.command_line import CommandLine, ConfigError, about_hydra, options_first, quote_texts
+    from nanochat_pl.config.compose import check, compose_jobs, config_dir, to_plain
+    from nanochat_pl.config.processes import is_first_process
     from nanochat_pl.config.run_folder import forget_run
     from nanochat_pl.config.stages import StageName
     from nanochat_pl.eval.metrics import METRICS
@@ -144,8 +135,6 @@ def job(cfg: DictConfig) -> int:
     """Train one job in its own folder."""
     is_auto = cfg.stage.total_batch_tokens == "auto"
     config = check(cfg, schema.TrainConfig)
-    if config.chain:  # torchrun's processes come here without a look at the command line
-        check_alone("a chain starts the processes of its stages itself")
     if is_auto and is_first_process() and config.stage.name != StageName.tokenizer:
         print(f"stage.total_batch_tokens=auto is {config.stage.total_batch_tokens:,} tokens a step")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))

@@ -285,12 +285,14 @@ def preflight(cfg: TrainConfig, folder: Path | None = None) -> None:
 
 
 def check_group(cfg: TrainConfig) -> None:
-    """Check the processes that were started for a job.
+    """Check the processes that were started for a job, or for a chain.
 
     Raises:
         ValueError: they are not those that it needs.
     """
-    if cfg.stage.name == StageName.tokenizer:
+    if cfg.chain:
+        check_alone("a chain starts the processes of its stages itself")
+    elif cfg.stage.name == StageName.tokenizer:
         check_alone("a tokenizer is trained by one")
     else:
         check_processes(cfg.trainer)

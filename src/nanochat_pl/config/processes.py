@@ -37,12 +37,7 @@ class Processes:
         return sum(self.per_node)
 
     def __str__(self) -> str:
-        one, nodes = self.per_node[0], len(self.per_node)
-        if nodes == 1:
-            return f"{one} on one node"
-        if self.per_node == (one,) * nodes:
-            return f"{one} on each of {nodes} nodes"
-        return f"{', '.join(map(str, self.per_node))} on {nodes} nodes"
+        return _in_words(self.per_node)
 
 
 def this_group() -> Processes:
@@ -96,31 +91,32 @@ def check_processes(trainer: TrainerConfig) -> None:
         ValueError: there are others; the message says what to change.
     """
     group, devices, nodes = this_group(), trainer.devices, trainer.num_nodes
-    wanted = Processes("", True, (devices,) * nodes)
+    needed = (devices,) * nodes
     srun = f"srun --nodes={nodes} --ntasks-per-node={devices}"
     own = f"trainer.devices={devices} and trainer.num_nodes={nodes}"
     if group.launcher in ("srun", "torchrun"):
-        if group.per_node == wanted.per_node:
+        if group.per_node == needed:
             return
         one, count = group.per_node[0], len(group.per_node)
         even = group.per_node == (one,) * count
         remedy = f"set trainer.devices={one} trainer.num_nodes={count}, or " if even else ""
         start = srun if group.launcher == "srun" else f"torchrun --nnodes={nodes} --nproc-per-node={devices}"
         raise ValueError(
-            f"{group.launcher} started processes, {group}, and {own} need {wanted}; {remedy}start with `{start}`"
+            f"{group.launcher} started processes, {group}, and {own} need {_in_words(needed)}; {remedy}start with "
+            f"`{start}`"
         )
     if group.launcher == "lightning":
         return
     if nodes > 1 and not {"NODE_RANK", "MASTER_ADDR"} <= {*os.environ}:
         raise ValueError(
-            f"trainer.num_nodes={nodes} needs processes, {wanted}, and nothing starts those of the other nodes; start "
-            f"the command with `{srun}` or with torchrun"
+            f"trainer.num_nodes={nodes} needs processes, {_in_words(needed)}, and nothing starts those of the other "
+            f"nodes; start the command with `{srun}` or with torchrun"
         )
     tasks = os.environ.get("SLURM_NTASKS", "1")
     in_script = "SLURMD_NODENAME" in os.environ and "SLURM_STEP_ID" not in os.environ
-    if in_script and tasks.isdecimal() and int(tasks) not in (1, wanted.size):
+    if in_script and tasks.isdecimal() and int(tasks) not in (1, sum(needed)):
         raise ValueError(
-            f"the job has {tasks} tasks, but {own} need {wanted.size}, and without srun this one process starts them; "
+            f"the job has {tasks} tasks, but {own} need {sum(needed)}, and without srun this one process starts them; "
             f"set trainer.devices={tasks} if they are of one node, or `#SBATCH --ntasks=1`"
         )
 
@@ -129,6 +125,16 @@ def idle_gpus(trainer: TrainerConfig) -> int:
     """Return how many GPUs of its node a job of Slurm holds that the run leaves idle."""
     held = os.environ.get("SLURM_GPUS_ON_NODE", "")
     return max(0, int(held) - trainer.devices) if held.isdecimal() else 0
+
+
+def _in_words(per_node: tuple[int, ...]) -> str:
+    """Word how many processes there are on each node."""
+    one, nodes = per_node[0], len(per_node)
+    if nodes == 1:
+        return f"{one} on one node"
+    if per_node == (one,) * nodes:
+        return f"{one} on each of {nodes} nodes"
+    return f"{', '.join(map(str, per_node))} on {nodes} nodes"
 
 
 def _number(name: str, default: int = 1) -> int:

@@ -7,10 +7,8 @@ pieces are made; each is made by a small function that a notebook may call by it
 import contextlib
 import inspect
 import logging
-import os
 import random
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,18 +17,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from lightning.pytorch.strategies import DDPStrategy
 
 from nanochat_pl.checkpoint.lightning import checkpoint_metadata
 from nanochat_pl.checkpoint.whole import stored_step
 from nanochat_pl.config.checks import preflight
-from nanochat_pl.config.processes import idle_gpus, is_first_process, this_group
+from nanochat_pl.config.processes import idle_gpus, is_first_process
 from nanochat_pl.config.run_folder import clear_run, resume_file, warn_of_older_checkpoint
 from nanochat_pl.config.schema import RLConfig, TrainConfig
 from nanochat_pl.config.sizing import scale_optim
@@ -51,6 +43,7 @@ from nanochat_pl.training.callbacks.validation import Validation, loss_measure
 from nanochat_pl.training.claim import check_free, claimed
 from nanochat_pl.training.data import build_data, prepare_data
 from nanochat_pl.training.datamodules import StepBatches
+from nanochat_pl.training.environment import cluster_environment
 from nanochat_pl.training.loggers import MetricsFile, finish_loggers
 from nanochat_pl.training.module import LanguageModel
 from nanochat_pl.training.questions import QuestionData
@@ -65,9 +58,7 @@ log = logging.getLogger(__name__)
 
 WORTH_COMPILING_STEPS = 50
 """Shorter runs end before compilation has paid for itself; trainer.compile=true compiles them anyway."""
-
-
-LOST_CONNECTION = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "remote process exit")
+LOST_CONNECTION = ("Connection closed", "Connection reset", "Broken pipe", "remote process exit")
 """What gloo and NCCL say of a process that is gone; they have no class of error for it."""
 
 
@@ -375,60 +366,6 @@ def build_trainer(cfg: TrainConfig, folder: Path, num_steps: int, callbacks: Seq
     )
     _reach_the_end(trainer)
     return trainer
-
-
-class StepEnvironment(ClusterEnvironment):
-    """The processes that one `srun` started, of which `this_group` knows how many there are.
-
-    Lightning's own class goes by the job and its name, saves on SIGUSR1 what knows nothing of our cursor, and requeues.
-    """
-
-    creates_processes_externally = True
-
-    @staticmethod
-    def detect() -> bool:
-        """Return whether this is a process of one."""
-        return this_group().launcher == "srun"
-
-    @property
-    def main_address(self) -> str:
-        """The step's first node, or MASTER_ADDR."""
-        nodes = os.environ["SLURM_STEP_NODELIST"]
-        return os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
-
-    @property
-    def main_port(self) -> int:
-        """A port that neither two steps of a job nor two jobs of a node are likely to share, or MASTER_PORT."""
-        step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
-        return int(os.environ.get("MASTER_PORT") or 15_000 + zlib.crc32(step.encode()) % 10_000)
-
-    def world_size(self) -> int:
-        """The number of processes, over all nodes."""
-        return this_group().size
-
-    def global_rank(self) -> int:
-        """The number of this process."""
-        return int(os.environ["SLURM_PROCID"])
-
-    def local_rank(self) -> int:
-        """Its number on its node."""
-        return int(os.environ["SLURM_LOCALID"])
-
-    def node_rank(self) -> int:
-        """The number of its node."""
-        return int(os.environ["SLURM_NODEID"])
-
-    def set_world_size(self, size: int) -> None:
-        """Leave it as Slurm says."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """Leave it as Slurm says."""
-
-
-def cluster_environment() -> ClusterEnvironment:
-    """Return how Lightning's processes find each other: those of torchrun, of srun, or those that it starts itself."""
-    environments = {"torchrun": TorchElasticEnvironment, "srun": StepEnvironment}
-    return environments.get(this_group().launcher, LightningEnvironment)()
 
 
 def quiet_lightning() -> None:

@@ -1,0 +1,69 @@
+"""How the processes of a run find each other: what Lightning calls a cluster environment."""
+
+import os
+import zlib
+
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from nanochat_pl.config.processes import this_group
+
+__all__ = ["cluster_environment"]
+
+
+class StepEnvironment(ClusterEnvironment):
+    """The processes that one `srun` started, of which `this_group` knows how many there are.
+
+    Lightning's own class goes by the job and its name, saves on SIGUSR1 what knows nothing of our cursor, and requeues.
+    """
+
+    creates_processes_externally = True
+
+    @staticmethod
+    def detect() -> bool:
+        """Return whether this is a process of one."""
+        return this_group().launcher == "srun"
+
+    @property
+    def main_address(self) -> str:
+        """The step's first node, or MASTER_ADDR."""
+        nodes = os.environ["SLURM_STEP_NODELIST"]
+        return os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
+
+    @property
+    def main_port(self) -> int:
+        """A port that neither two steps of a job nor two jobs of a node are likely to share, or MASTER_PORT."""
+        step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+        return int(os.environ.get("MASTER_PORT") or 15_000 + zlib.crc32(step.encode()) % 10_000)
+
+    def world_size(self) -> int:
+        """The number of processes, over all nodes."""
+        return this_group().size
+
+    def global_rank(self) -> int:
+        """The number of this process."""
+        return int(os.environ["SLURM_PROCID"])
+
+    def local_rank(self) -> int:
+        """Its number on its node."""
+        return int(os.environ["SLURM_LOCALID"])
+
+    def node_rank(self) -> int:
+        """The number of its node."""
+        return int(os.environ["SLURM_NODEID"])
+
+    def set_world_size(self, size: int) -> None:
+        """Leave it as Slurm says."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """Leave it as Slurm says."""
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Return how Lightning's processes find each other: those of torchrun, of srun, or those that it starts itself."""
+    environments = {"torchrun": TorchElasticEnvironment, "srun": StepEnvironment}
+    return environments.get(this_group().launcher, LightningEnvironment)()
