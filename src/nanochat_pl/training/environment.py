@@ -1,7 +1,11 @@
-"""How the processes of a run find each other: what Lightning calls a cluster environment."""
+"""How the processes of a run find each other, and end together: what Lightning calls a cluster environment."""
 
+import contextlib
 import os
+import threading
+import time
 import zlib
+from typing import Any
 
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
@@ -12,7 +16,10 @@ from lightning.pytorch.plugins.environments import (
 
 from nanochat_pl.config.processes import this_group
 
-__all__ = ["cluster_environment"]
+__all__ = ["cluster_environment", "give_time_to_end"]
+
+GRACE_SECONDS = 10.0
+"""For the first process to end by itself, once another one has; where it hangs in a collective, it is killed then."""
 
 
 class StepEnvironment(ClusterEnvironment):
@@ -67,3 +74,22 @@ def cluster_environment() -> ClusterEnvironment:
     """Return how Lightning's processes find each other: those of torchrun, of srun, or those that it starts itself."""
     environments = {"torchrun": TorchElasticEnvironment, "srun": StepEnvironment}
     return environments.get(this_group().launcher, LightningEnvironment)()
+
+
+def give_time_to_end() -> None:
+    """Let the first process end by itself when one that Lightning has started for it has ended.
+
+    Lightning looks every five seconds and kills the first one at once, which then could not say why the run ends.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            observer: Any = thread
+            with contextlib.suppress(AttributeError):  # private names of Lightning: without them it is as it was
+                look = observer._run
+
+                def look_and_wait(observer: Any = observer, look: Any = look) -> bool:
+                    if any(process.poll() for process in observer._child_processes):
+                        time.sleep(GRACE_SECONDS)
+                    return look()
+
+                observer._run = look_and_wait

@@ -21,6 +21,7 @@ from nanochat_pl.paths import WriteError, atomic_file, first_line
 from nanochat_pl.runtime import gather
 from nanochat_pl.training import signals
 from nanochat_pl.training.callbacks import RunCallback
+from nanochat_pl.training.environment import give_time_to_end
 from nanochat_pl.training.signals import Stopped
 from nanochat_pl.training.state import RunState
 
@@ -103,6 +104,7 @@ class Checkpoints(RunCallback):
             restore_random_state(self._resumed[trainer.global_rank])
         self._trainer = trainer
         self._handlers = signals.install(self._note_signal)  # in place of Lightning's
+        give_time_to_end()
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         assert self._trainer is not None
